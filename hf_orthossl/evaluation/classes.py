@@ -1,0 +1,56 @@
+"""The classes that two splits share, matched by name."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def match_classes(
+    train: Tensor,
+    test: Tensor,
+    train_names: Sequence[str] | None = None,
+    test_names: Sequence[str] | None = None,
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Labels of both splits as indices into the classes that occur in training.
+
+    Where both splits name their classes, they are matched by name, never by order. What has no label, or a class that
+    does not occur in training, becomes −1.
+
+    Args:
+        train, test (`Tensor` of shape `(N,)` and `(M,)`): Class indices, −1 without label.
+        train_names, test_names (`Sequence[str]`, *optional*): Names by index.
+
+    Returns:
+        labels of the training split, labels of the test split, and the names of the classes (their number as text
+        where they have none).
+
+    Raises:
+        ValueError: no labels in a split, fewer than two classes in training, or no class in common.
+    """
+    for split, labels in (("training", train), ("test", test)):
+        if not (labels >= 0).any():
+            raise ValueError(f"the {split} split has no labels: pass --label_column, or another split")
+    present = train[train >= 0].unique().tolist()
+    if len(present) < 2:
+        raise ValueError(f"the training split has one class only ({_name(present[0], train_names)}): probes need two")
+    position = {index: place for place, index in enumerate(present)}
+    if train_names is not None and test_names is not None:
+        known = {train_names[index]: place for index, place in position.items()}
+        meaning = {index: known.get(name, -1) for index, name in enumerate(test_names)}
+    else:
+        meaning = position
+    matched = _translate(test, meaning)
+    if not (matched >= 0).any():
+        raise ValueError("the test split has no class in common with the training split: check both splits' labels")
+    return _translate(train, position), matched, [_name(index, train_names) for index in present]
+
+
+def _name(index: int, names: Sequence[str] | None) -> str:
+    return str(index) if names is None else names[index]
+
+
+def _translate(labels: Tensor, meaning: dict[int, int]) -> Tensor:
+    values = labels.unique().tolist()
+    table = torch.tensor([meaning.get(value, -1) for value in values])
+    return table[torch.searchsorted(torch.tensor(values), labels)]
