@@ -1,6 +1,7 @@
 """Dataclass arguments from the command line and a YAML file, with the nearest name for every misspelt one."""
 
 import argparse
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
         if action.nargs == 0 or isinstance(action.const, bool):
             return action.option_strings[0]
         value = action.metavar or getattr(action.type, "__name__", "text").upper()
@@ -47,6 +50,19 @@ class _Parser(HfArgumentParser):
         # argparse takes "-1e-6" for an option, and the user would not learn that γ must not be negative.
         self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
+    @staticmethod
+    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field):
+        if not field.metadata.get("positional"):
+            HfArgumentParser._parse_dataclass_field(parser, field)
+            return
+        metavar = field.metadata.get("metavar", field.name.upper())
+        nargs = "+" if getattr(field.type, "__origin__", None) is list else None
+        parser.add_argument(field.name, nargs=nargs, metavar=metavar, help=field.metadata["help"])
+
+    @property
+    def positionals(self) -> list[argparse.Action]:
+        return self._get_positional_actions()
+
     def error(self, message: str):
         raise ValueError(message)
 
@@ -55,6 +71,9 @@ def parse(
     prog: str, description: str, dataclasses: list[type], argv: list[str], base: Path | None = None
 ) -> tuple[list[Any], dict[str, Any]]:
     """Fills dataclasses from `--config FILE` first and the flags after it.
+
+    A field with `metadata={"positional": True, "help": …}` is an argument without a flag, on the command line only:
+    `str` takes one, `list[str]` one or more.
 
     Options that take `KEY=VALUE …` are YAML mappings in the file; flags add to them. In the file, a `method:` mapping
     stands for `method` (its `name`) and `method_config` (the rest).
@@ -69,10 +88,11 @@ def parse(
         the dataclasses, and every option that file or flags set to other than its default.
 
     Raises:
-        ValueError: unknown key or flag (with the nearest one), a value of the wrong type, or a file that is no mapping.
+        ValueError: unknown key or flag (with the nearest one), a value of the wrong type, a missing argument, or a file
+            that is no mapping.
     """
     parser = _parser(prog, description, dataclasses)
-    options = {action.dest: action for action in parser._actions}
+    options = {action.dest: action for action in parser._actions if action.option_strings}
     flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
     usual = {dest: parser.get_default(dest) for dest in options if dest not in ("help", "config")}
 
@@ -85,7 +105,11 @@ def parse(
     mappings = {key: settings.pop(key) for key in list(settings) if isinstance(settings[key], dict)}
     parser.set_defaults(**{key: _as_text(value) for key, value in settings.items()})
 
-    known, unknown = parser.parse_known_args(argv)
+    if parser.positionals:
+        argv = _switches_closed(argv, parser)
+    known, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown and not unknown[0].startswith("-"):
+        raise ValueError(f"{unknown[0]!r} is one argument too many: {parser.usage}")
     if unknown:
         raise ValueError(f"unknown option {unknown[0]!r}: {nearest(unknown[0].split('=')[0], flags)}")
     for key, mapping in mappings.items():
@@ -141,12 +165,13 @@ def _parser(prog: str, description: str, dataclasses: list[type]) -> _Parser:
     parser = _Parser(
         dataclasses,
         prog=prog,
-        usage=f"{prog} [options]",
         description=description,
         epilog=epilog,
         formatter_class=_Help,
         allow_abbrev=False,
     )
+    names = (f"{a.metavar} [{a.metavar} …]" if a.nargs else a.metavar for a in parser.positionals)
+    parser.usage = " ".join([prog, *names, "[options]"])
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags override it")
     for group in parser._action_groups:
         # What this package adds comes before what it inherits.
@@ -155,6 +180,20 @@ def _parser(prog: str, description: str, dataclasses: list[type]) -> _Parser:
             if action.dest in WITHOUT_EFFECT:
                 action.help = argparse.SUPPRESS
     return parser
+
+
+def _switches_closed(argv: list[str], parser: _Parser) -> list[str]:
+    """`--switch` as `--switch=true`, where it would take the argument that follows for its value."""
+    switches = {flag for action in parser._actions if action.const is True for flag in action.option_strings}
+    closed = []
+    for word, following in zip(argv, [*argv, "--"][1:], strict=True):
+        try:
+            string_to_bool(following)
+            is_value = True
+        except argparse.ArgumentTypeError:
+            is_value = False
+        closed.append(f"{word}=true" if word in switches and not is_value else word)
+    return closed
 
 
 def _check_form(path: str | Path, key: str, value: Any, option: argparse.Action) -> None:

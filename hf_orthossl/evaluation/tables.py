@@ -1,0 +1,51 @@
+"""Results as text for a terminal: one line per model and protocol, seeds averaged."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import mean, stdev
+
+from .results import Result
+
+# Settings that tell two protocols of one task apart, and how a table words them.
+_WORDS = {
+    "k": "k {}",
+    "temperature": "T {}",
+    "protocol": "{}",
+    "label_noise": "label noise {}",
+    "imbalance": "imbalance {:g}",
+    "step": "step {}",
+}
+
+
+def results_table(results: Sequence[Result]) -> str:
+    """A table of results: model, task, protocol, every metric; over several seeds, mean ± standard deviation."""
+    rows: dict[tuple, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        key = (result.settings.get("model", ""), result.task, result.dataset, protocol(result))
+        rows[key][result.metric].append(result)
+    metrics = list(dict.fromkeys(result.metric for result in results))
+    header = ["model", "task", "data", "protocol", *metrics]
+    lines = [[*key, *(_cell(found.get(metric, [])) for metric in metrics)] for key, found in rows.items()]
+    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+    rule = ["-" * width for width in widths]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in [header, rule, *lines])
+
+
+def protocol(result: Result) -> str:
+    """The settings that decide a result, in a few words."""
+    words = []
+    for name, form in _WORDS.items():
+        if name in result.settings:
+            value = result.settings[name]
+            words.append("plain vote" if name == "temperature" and value is None else form.format(value))
+    return ", ".join(words)
+
+
+def _cell(results: list[Result]) -> str:
+    if not results:
+        return "-"
+    values = [result.value for result in results]
+    if len(values) > 1:
+        return f"{mean(values):.4f} ± {stdev(values):.4f} ({len(values)} seeds)"
+    interval = results[0].settings.get("interval")
+    return f"{values[0]:.4f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
