@@ -1,0 +1,182 @@
+"""Figures of a forecast."""
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..spectra.figures import COLORS, new_figure, save_figure
+from .forecast import Direction, Forecast
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
+
+LIVING, DEAD, MEASURED = COLORS[0], COLORS[1], COLORS[2]
+
+
+def plot_forecast(forecast: Forecast, path: str | PathLike) -> Path:
+    """
+    Draw k with its intervals and the threshold, the predicted spectrum, and what each augmentation costs.
+
+    Args:
+        forecast ([`Forecast`]): Its `measured` spectrum, if there is one, is laid over the predicted one.
+        path (`str` or path): The file to write; its suffix chooses the format.
+
+    Returns:
+        `Path` of the file.
+    """
+    panels = 3 if forecast.left_out else 2
+    figure = new_figure(3.5 * panels, 3.1)
+    axes = figure.subplots(1, panels)
+    _draw_correlations(axes[0], forecast)
+    _draw_spectrum(axes[1], forecast)
+    if forecast.left_out:
+        _draw_left_out(axes[2], forecast)
+    for panel in axes:
+        panel.title.set_fontsize(9)
+        panel.xaxis.label.set_fontsize(8)
+        panel.yaxis.label.set_fontsize(8)
+        panel.tick_params(labelsize=7)
+    return save_figure(figure, path)
+
+
+def plot_directions(
+    forecast: Forecast,
+    path: str | PathLike,
+    *,
+    images: Tensor | None = None,
+    shape: tuple[int, int, int] | None = None,
+) -> Path:
+    """
+    Draw the most endangered directions and the safest: as patterns, and as the images farthest along them.
+
+    Args:
+        forecast ([`Forecast`]): As made, not as read from a file, if patterns are to be drawn.
+        path (`str` or path): The file to write; its suffix chooses the format.
+        images (`Tensor`, *optional*): `(n, 3, H, W)` uint8, those that were forecast.
+        shape (`tuple[int, int, int]`, *optional*): `(3, H, W)` of a view, where the directions are of pixels.
+
+    Returns:
+        `Path` of the file.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    patterns = forecast.patterns if shape is not None else None
+    if patterns is None and images is None:
+        raise ValueError("there is nothing to draw: pass images, or the shape of views that were compared by pixels")
+    groups = [("Most endangered", forecast.endangered), ("Safest", forecast.safest)]
+    rows = max(len(group) for _, group in groups)
+    figure = new_figure(9.6, 0.68 * rows + 0.75)
+    first = 0
+    for part, (title, group) in zip(figure.subfigures(1, 2, wspace=0.04), groups, strict=True):
+        own = None if patterns is None else patterns[first : first + len(group)].reshape(-1, *shape)
+        _draw_group(part, title, group, own, images, rows)
+        first += len(group)
+    return save_figure(figure, path)
+
+
+def _draw_correlations(axes: "Axes", f: Forecast) -> None:
+    ranks = range(1, f.directions + 1)
+    axes.fill_between(ranks, f.low, f.high, color="0.85", linewidth=0, label="95 % interval")
+    if f.threshold is None:
+        axes.plot(ranks, f.correlations, color="black", linewidth=1.4, label="k")
+    else:
+        living = [k > f.threshold for k in f.correlations]
+        split = sum(living)
+        for start, stop, color, name in ((0, split, LIVING, "survive"), (split, f.directions, DEAD, "die")):
+            if stop > start:
+                label = f"{stop - start} {name}"
+                axes.plot(ranks[start:stop], f.correlations[start:stop], color=color, linewidth=1.8, label=label)
+        axes.axhline(max(f.threshold, 0), color="black", linestyle=":", linewidth=1)
+        axes.annotate(
+            f"dies at k ≤ {max(f.threshold, 0):.2g}",
+            (f.directions, max(f.threshold, 0)),
+            (0, 3),
+            fontsize=7,
+            textcoords="offset points",
+            ha="right",
+        )
+    if f.settings["dim"] is not None and f.settings["dim"] < f.directions:
+        axes.axvline(f.settings["dim"], color="0.4", linestyle="--", linewidth=1, label=f"{f.settings['dim']} outputs")
+    axes.set(xscale="log", ylim=(-0.02, 1.02), xlabel="direction", ylabel="k")
+    axes.set_title("What augmentation leaves of each direction")
+    axes.grid(True, color="0.92", linewidth=0.6)
+    axes.legend(fontsize=7, loc="upper right", frameon=False)
+
+
+def _draw_spectrum(axes: "Axes", f: Forecast) -> None:
+    predicted = [value for value in f.eigenvalues if value > 0]
+    if predicted:
+        marks = {"marker": "o", "markersize": 3}
+        axes.plot(
+            range(1, len(predicted) + 1),
+            [value / predicted[0] for value in predicted],
+            color=LIVING,
+            linewidth=1.4,
+            label=f"predicted: {len(predicted)} positive",
+            **marks,
+        )
+    measured = [value for value in f.measured or [] if value > 0]
+    if measured:
+        axes.plot(range(1, len(measured) + 1), measured, color=MEASURED, linewidth=1.4, label="after training")
+    axes.set(xscale="log", yscale="log", xlabel="index", ylabel="normalized eigenvalue")
+    if not predicted and not measured:
+        axes.text(0.5, 0.5, "complete collapse", transform=axes.transAxes, ha="center")
+    else:
+        axes.set_ylim(min(0.005, axes.get_ylim()[0]), 2)
+        axes.legend(fontsize=7, loc="lower left", frameon=False)
+    axes.set_title("Spectrum of the representation")
+    axes.grid(True, color="0.92", linewidth=0.6)
+
+
+def _draw_left_out(axes: "Axes", f: Forecast) -> None:
+    rows = sorted(f.left_out, key=lambda one: one.total)
+    base = f.left_out_base
+    names = [f"no {one.without}" for one in rows] + ["whole pipeline"]
+    bars = axes.barh(names, [one.total for one in (*rows, base)], color=["0.7"] * len(rows) + [LIVING])
+    counts = [f" {one.surviving} survive" for one in (*rows, base)]
+    axes.bar_label(bars, counts, fontsize=7)
+    axes.set_xlim(right=1.35 * max(*(one.total for one in rows), base.total, 1e-9))
+    axes.set_xlabel("sum of k")
+    axes.set_title("With one augmentation left out")
+
+
+def _draw_group(
+    part: "SubFigure",
+    title: str,
+    group: list[Direction],
+    patterns: Tensor | None,
+    images: Tensor | None,
+    rows: int,
+) -> None:
+    examples = 0 if images is None else max(len(direction.examples) for direction in group)
+    part.suptitle(title, fontsize=10, fontweight="bold")
+    columns = 1 + (patterns is not None) + examples
+    grid = part.subplots(rows, columns, squeeze=False, gridspec_kw={"width_ratios": [1.9] + [1] * (columns - 1)})
+    for axes in grid.flat:
+        axes.set_axis_off()
+    heads = (["pattern"] if patterns is not None else []) + (["one end", "", "", "other end"] if examples else [])
+    for axes, head in zip(grid[0, 1:], heads, strict=False):
+        axes.set_title(head, fontsize=7, loc="left" if "end" in head else "center")
+    for number, (cells, direction) in enumerate(zip(grid, group, strict=False)):
+        fate = "alive" if direction.alive else "dies"
+        text = f"#{direction.index + 1}, {fate}\nk {direction.k:.2f} [{direction.low:.2f}, {direction.high:.2f}]\n"
+        text += f"{direction.variance:.1%} of variance"
+        cells[0].text(0, 0.5, text, fontsize=7, va="center", transform=cells[0].transAxes)
+        place = 1
+        if patterns is not None:
+            cells[place].imshow(_as_image(patterns[number]), interpolation="nearest")
+            place += 1
+        for axes, index in zip(cells[place:], direction.examples if examples else [], strict=False):
+            axes.imshow(images[index].permute(1, 2, 0).numpy(), interpolation="nearest")
+
+
+def _as_image(pattern: Tensor) -> Tensor:
+    """A pattern `(3, H, W)` around gray, `(H, W, 3)` in [0, 1]."""
+    largest = pattern.abs().max()
+    scaled = pattern / largest if largest > 0 else torch.zeros_like(pattern)
+    return (0.5 + 0.5 * scaled).permute(1, 2, 0)
