@@ -22,6 +22,7 @@ _HOMES = {
     "OrthoSSLTrainer": "training",
     "OrthoSSLTrainingArguments": "training",
     "OrthogonalityCallback": "training",
+    "SpectraCallback": "training",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -10,9 +10,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from local_hub import LocalHub
 from torch import nn
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -55,3 +57,29 @@ def cifar10():
     if not folder.is_dir():
         pytest.skip(f"needs real CIFAR-10 in {folder}")
     return folder
+
+
+@pytest.fixture
+def local_hub(tmp_path_factory):
+    """A Hub on loopback; clients in other processes take `local_hub.environment(home)`."""
+    with LocalHub(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub_here(local_hub, tmp_path, monkeypatch):
+    """The local Hub as this process's own, with its token, and no waiting between tries."""
+    settings = {
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "ENDPOINT": local_hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": local_hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_TOKEN_PATH": str(tmp_path / "no_token"),
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setenv("HF_TOKEN", local_hub.token)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr("hf_orthossl.hub.remote.RETRY_AFTER", (0, 0))
+    return local_hub

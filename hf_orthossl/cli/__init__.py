@@ -6,6 +6,10 @@ import sys
 # Sub-command → what it does. Each is a module of this package with `main(argv)`, imported only when asked for.
 COMMANDS = {
     "pretrain": "train an encoder on unlabelled images, with an orthogonality penalty",
+    "evaluate": "measure encoders on labelled images: kNN and linear probes",
+    "publish": "put a run's encoder on the Hugging Face Hub",
+    "spectra": "measure how many of its directions an encoder uses, and compare encoders",
+    "forecast": "predict from data and augmentations which directions training will lose",
     "methods": "list methods, regularizers, view recipes and backbones",
 }
 

@@ -1,6 +1,7 @@
 """`orthossl evaluate`: how good any encoder's representations are, as one table."""
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from ..evaluation.frozen import LabelledFeatures, knn_results, labelled_splits, 
 from ..evaluation.linear_probe import PROTOCOLS
 from ..evaluation.tables import results_table
 from ..methods import nearest
+from .evaluate_detection import DetectionArguments, boxed_splits, describe_boxes, measure_detection
 from .parsing import parse
 
-TASKS = ("knn", "linear")
+FROZEN = ("knn", "linear")
+TASKS = (*FROZEN, "detection")
 DESCRIPTION = (
     "Measure frozen encoders on labelled images: kNN and linear probes on features that are extracted once and kept. "
     "MODEL is a run folder, an encoder folder, a timm name or a Hub id; several give one table."
@@ -30,10 +33,12 @@ class EvaluateArguments:
         metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"}
     )
     task: list[str] = field(
-        default_factory=lambda: list(TASKS), metadata={"help": f"one or more of {', '.join(TASKS)} (default: all)"}
+        default_factory=lambda: list(FROZEN),
+        metadata={"help": f"one or more of {', '.join(TASKS)} (default: {' and '.join(FROZEN)})"},
     )
     dataset: str = field(
-        default="digits", metadata={"help": "Hub id, folder of images or of parquet files, or 'digits'"}
+        default="digits",
+        metadata={"help": "Hub id, folder of images or of parquet files, 'digits', or 'shapes' (boxes)"},
     )
     dataset_name: str | None = field(default=None, metadata={"help": "configuration of a Hub data set"})
     train_split: str | None = field(default=None, metadata={"help": "what probes learn from (default: train)"})
@@ -43,7 +48,8 @@ class EvaluateArguments:
     image_column: str | None = field(default=None, metadata={"help": "column of images (default: found by type)"})
     label_column: str | None = field(default=None, metadata={"help": "column of labels (default: found by type)"})
     image_size: int | None = field(
-        default=None, metadata={"help": "side of the input in pixels (default: the model's)"}
+        default=None,
+        metadata={"help": "side of the input in pixels (default: the model's; detection: the images' shorter side)"},
     )
     untrained: bool = field(default=False, metadata={"help": "random weights instead of the model's, to compare with"})
     k: int = field(default=200, metadata={"help": "neighbours that vote"})
@@ -60,7 +66,7 @@ class EvaluateArguments:
         default=1.0,
         metadata={"help": "repeat the linear probe with classes of uneven size, largest over smallest, as in 100"},
     )
-    seeds: int = field(default=1, metadata={"help": "linear probes, each from another seed"})
+    seeds: int = field(default=1, metadata={"help": "linear probes and detectors, each from another seed"})
     seed: int = field(default=0, metadata={"help": "the first seed; also that of untrained weights"})
     batch_size: int = field(default=256, metadata={"help": "images per forward pass"})
     num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
@@ -83,24 +89,37 @@ class EvaluateArguments:
 
 
 def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
-    (args,), _ = parse(prog, DESCRIPTION, [EvaluateArguments], argv)
-    columns = {"name": args.dataset_name, "image_column": args.image_column, "label_column": args.label_column}
-    train, test = labelled_splits(args.dataset, train_split=args.train_split, test_split=args.test_split, **columns)
-    cache = FeatureCache(None if args.cache == "none" else args.cache, enabled=args.cache != "none")
-    print(f"data     {train.name}: {train.num_rows:,} images of {train.split}, {test.num_rows:,} of {test.split}")
+    (args, detection), _ = parse(prog, DESCRIPTION, [EvaluateArguments, DetectionArguments], argv)
+    columns = {"name": args.dataset_name, "image_column": args.image_column}
+    splits = {"train_split": args.train_split, "test_split": args.test_split}
+    frozen = any(task in args.task for task in FROZEN)
     results, notes = [], []
+    if frozen:
+        train, test = labelled_splits(args.dataset, label_column=args.label_column, **splits, **columns)
+        print(f"data     {train.name}: {train.num_rows:,} images of {train.split}, {test.num_rows:,} of {test.split}")
+    if "detection" in args.task:
+        boxed = boxed_splits(args.dataset, args.image_size, **splits, **columns)
+        print("data     " + describe_boxes(boxed))
+    cache = FeatureCache(None if args.cache == "none" else args.cache, enabled=args.cache != "none")
     # All are opened first: a misspelt name must not cost the measurements before it.
     encoders = {name: open_encoder(name, args) for name in args.models}
     for name, encoder in encoders.items():
-        features = LabelledFeatures.extract(
-            encoder, train, test, cache, progress=True, batch_size=args.batch_size, num_workers=args.num_workers
-        )
-        notes += [note for note in features.notes if note not in notes]
+        measured = []
+        if frozen:
+            features = LabelledFeatures.extract(
+                encoder, train, test, cache, progress=True, batch_size=args.batch_size, num_workers=args.num_workers
+            )
+            notes += [note for note in features.notes if note not in notes]
+            measured += measure(features, args)
+        if "detection" in args.task:
+            figures = Path(args.output_dir) / "detections" / re.sub(r"[^\w.-]+", "_", name).strip("_.")
+            seeds = range(args.seed, args.seed + args.seeds)
+            measured += measure_detection(
+                encoder, boxed, detection, seeds=seeds, num_workers=args.num_workers, figures=figures
+            )
+            notes += [note for split in boxed for note in split.notes if note not in notes]
         shown = f"{name} (untrained)" if args.untrained else name
-        results += [
-            dataclasses.replace(result, settings={"model": shown, **result.settings})
-            for result in measure(features, args)
-        ]
+        results += [dataclasses.replace(result, settings={"model": shown, **result.settings}) for result in measured]
     path = write_results(Path(args.output_dir) / "results.json", results)
     print()
     print("\n".join([results_table(results), *(f"Note: {note}" for note in notes), "", f"results  {path}"]))

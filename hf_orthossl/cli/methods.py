@@ -6,36 +6,37 @@ import json
 
 from ..data import RECIPES
 from ..encoders import SMALL_IMAGE_BACKBONES
-from ..methods import METHODS
+from ..methods import METHODS, THEORY_LOSSES, SSLMethod
 from ..regularization import KINDS
 
 COLUMNS = ("method", "family", "heads", "target", "queue", "recipe", "source")
 
 
 def catalogue() -> dict:
-    """Methods with their hyper-parameters, regularizers, view recipes, and the backbones registered here."""
+    """Methods and theory losses with their hyper-parameters, regularizers, view recipes, and own backbones."""
     return {
-        "methods": [
-            {
-                "method": name,
-                "title": method.title,
-                "family": method.family,
-                "heads": method.heads,
-                "target": method.has_target,
-                "queue": method.has_queue,
-                "views": method.recipe.views,
-                "recipe": f"cifar10/{name}.yaml",
-                "source": method.source,
-                "hyper_parameters": [
-                    {"name": field.name, "default": field.default, "help": field.metadata["help"]}
-                    for field in dataclasses.fields(method.config_class)
-                ],
-            }
-            for name, method in METHODS.items()
-        ],
+        "methods": [_entry(method) | {"recipe": f"cifar10/{name}.yaml"} for name, method in METHODS.items()],
+        "theory_losses": [_entry(method) for method in THEORY_LOSSES.values()],
         "regularizers": list(KINDS),
         "views": list(RECIPES),
         "backbones": list(SMALL_IMAGE_BACKBONES),
+    }
+
+
+def _entry(method: type[SSLMethod]) -> dict:
+    return {
+        "method": method.name,
+        "title": method.title,
+        "family": method.family,
+        "heads": method.heads,
+        "target": method.has_target,
+        "queue": method.has_queue,
+        "views": method.recipe.views,
+        "source": method.source,
+        "hyper_parameters": [
+            {"name": field.name, "default": field.default, "help": field.metadata["help"]}
+            for field in dataclasses.fields(method.config_class)
+        ],
     }
 
 
@@ -61,6 +62,8 @@ def main(argv: list[str]) -> None:
         print(json.dumps(everything, indent=2))
         return
     print(table(everything["methods"], COLUMNS))
+    losses = ", ".join(f"{entry['method']} ({entry['title']})" for entry in everything["theory_losses"])
+    print(f"\ntheory losses, on the representation itself, as for --backbone linear: {losses}")
     for name in ("regularizers", "views", "backbones"):
         print(f"\n{name}: {', '.join(everything[name])}")
     print("\nrecipes: scripts/recipes/{cifar10,cifar100,imagenet}/<method>.yaml, used with --config")

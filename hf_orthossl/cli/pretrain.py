@@ -14,13 +14,17 @@ from ..data import ImageSource, available_splits, load_source
 from ..encoders import load_encoder
 from ..evaluation import KNNMonitor, Result, write_results
 from ..hub import write_encoder_folder
+from ..hub.publish import Publication, publish_encoder
 from ..methods import get_method
 from ..modeling import SSLConfig, SSLModel
 from ..training import OrthoSSLTrainer, OrthoSSLTrainingArguments, pretrain_loop
 from ..training.checkpoints import MARK, clear_run, holds_run, is_run
 from ..training.inputs import as_image_dataset, build_dataloader, build_views, default_views
+from ..training.publishing import check_push
+from ..training.record import training_record
 from .options import DataArguments, ModelArguments, PretrainArguments
 from .parsing import parse, read_config, scan
+from .publish import published
 
 # Where a run goes and how it was started is no part of what it is.
 NOT_SETTINGS = ("output_dir", "resume", "overwrite_output", "hub_token")
@@ -53,6 +57,7 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
     folder = Path(args.output_dir)
     if process.is_main_process:
         check_folder(folder, args)
+        check_push(args)
     process.wait_for_everyone()
     set_seed(args.seed)
     # transformers' own bars (one per file written) would tear the training bar apart.
@@ -91,8 +96,12 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
     if model.regularizer:
         penalties.append(float(model.penalty().detach()))
     write_results(folder / "results.json", results)
-    encoder_folder = write_encoder_folder(model, folder / "encoder", source=source, results=results)
+    front = "accelerate loop" if train is train_with_loop else "Trainer"
+    training = training_record(model, dataset, args, front=front) | {"pretrained": chosen.pretrained}
+    encoder_folder = write_encoder_folder(model, folder / "encoder", source=source, results=results, training=training)
     print(summary(folder, encoder_folder, results, penalties, model))
+    if args.push_to_hub:
+        print(published(push(encoder_folder, args)))
 
 
 def read_options(argv: list[str], prog: str) -> tuple[DataArguments, ModelArguments, PretrainArguments, dict]:
@@ -190,6 +199,22 @@ def describe(model: SSLModel, source: ImageSource, args: OrthoSSLTrainingArgumen
         f"data     {source.name}, {count} images, views {args.views} at {encoder.image_size} px\n"
         f"model    {config.backbone} ({size:.1f} M parameters), {get_method(config.method).title}, {penalty}"
     )
+
+
+def push(encoder_folder: Path, args: OrthoSSLTrainingArguments) -> Publication:
+    """Publishes the encoder with its results, which no push during training had.
+
+    Raises:
+        OSError: the Hub does not answer, or refuses; the message says how to publish later.
+    """
+    repo_id, revision, token = args.hub_model_id, args.hub_revision, args.hub_token
+    try:
+        return publish_encoder(encoder_folder, repo_id, private=args.hub_private_repo, revision=revision, token=token)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{error}. Training has ended and {encoder_folder} is complete: orthossl publish {args.output_dir} "
+            f"--repo_id {repo_id} publishes it"
+        ) from error
 
 
 def summary(folder: Path, encoder_folder: Path, results: list[Result], penalties: list[float], model: SSLModel) -> str:

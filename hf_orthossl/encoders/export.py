@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from PIL import Image
@@ -14,17 +15,28 @@ from safetensors import SafetensorError
 from timm.models import save_for_hf
 from transformers import BitImageProcessor
 
-from hf_orthossl.encoders import small_images
+from hf_orthossl.encoders import linear, small_images
 from hf_orthossl.encoders.encoder import Encoder, one_line
 
-# The class that transformers finds through `auto_map`: loading it registers the architectures with timm.
-REMOTE_MODULE = "modeling_small_images"
+
+def _remote_name(module: ModuleType) -> str:
+    return f"modeling_{module.__name__.rpartition('.')[2]}"
+
+
+# Modules whose networks timm does not have, and the class by which transformers finds each through `auto_map`.
+OWN_CODE = {small_images: "SmallImagesModel", linear: "LinearModel"}
+# Loading it registers the architectures with timm.
 REMOTE_MODEL = '''
 
-class SmallImagesModel(TimmWrapperModel):
+class {name}(TimmWrapperModel):
     """A network of this file as a transformers model: `AutoModel.from_pretrained(..., trust_remote_code=True)`."""
 '''
-OWN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", f"{REMOTE_MODULE}.py")
+OWN_FILES = (
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    *(f"{_remote_name(module)}.py" for module in OWN_CODE),
+)
 
 
 def export_encoder(encoder: Encoder, folder: str | Path, *, metadata: dict | None = None) -> Path:
@@ -33,8 +45,8 @@ def export_encoder(encoder: Encoder, folder: str | Path, *, metadata: dict | Non
 
     timm backbones: `timm.create_model("local-dir:…", pretrained=True)`, `AutoModel`, whose `pooler_output` is
     the representation, and `AutoImageProcessor`. Backbones of transformers: `AutoModel` and
-    `AutoImageProcessor`; `encoder.pooling` says which output is the representation. CIFAR-stem networks carry
-    their own code (`AutoModel.from_pretrained(…, trust_remote_code=True)`).
+    `AutoImageProcessor`; `encoder.pooling` says which output is the representation. CIFAR-stem networks and
+    the linear encoder carry their own code (`AutoModel.from_pretrained(…, trust_remote_code=True)`).
 
     The files are written beside `folder` and moved there when all are complete, so what was there before
     survives a full disk. Other files in `folder` are left alone.
@@ -88,14 +100,16 @@ def _write_timm(encoder: Encoder, backbone: torch.nn.Module, folder: Path, metad
     config.get("model_args", {}).pop("num_classes", None)
     for claim in ("tag", "license"):  # of the release that the architecture comes from, not of these weights
         config["pretrained_cfg"].pop(claim, None)
-    if type(backbone).__module__ == small_images.__name__:
-        config["auto_map"] = {"AutoModel": f"{REMOTE_MODULE}.SmallImagesModel"}
-        source = inspect.getsource(small_images).replace(
+    module = inspect.getmodule(type(backbone))
+    if module in OWN_CODE:
+        name, remote = OWN_CODE[module], _remote_name(module)
+        config["auto_map"] = {"AutoModel": f"{remote}.{name}"}
+        source = inspect.getsource(module).replace(
             "from torch import Tensor, nn\n",
             "from torch import Tensor, nn\nfrom transformers import TimmWrapperModel\n",
             1,
         )
-        (folder / f"{REMOTE_MODULE}.py").write_text(source + REMOTE_MODEL)
+        (folder / f"{remote}.py").write_text(source + REMOTE_MODEL.format(name=name))
     _write_config(folder, config, metadata)
 
 

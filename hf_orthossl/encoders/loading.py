@@ -8,7 +8,8 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-# Imported for its registrations: `load_encoder("resnet18_cifar")` works because of it.
+# Imported for their registrations: `load_encoder("resnet18_cifar")` works because of them.
+import hf_orthossl.encoders.linear
 import hf_orthossl.encoders.small_images  # noqa: F401
 from hf_orthossl.encoders.encoder import Encoder, did_you_mean, one_line
 from hf_orthossl.encoders.timm_encoder import build_timm_encoder

@@ -1,4 +1,9 @@
-"""Measuring frozen encoders."""
+"""Measuring encoders: frozen, fine-tuned, on other data sets.
+
+What fine-tuning needs of `transformers` is imported when first used, as nothing else here does.
+"""
+
+import importlib
 
 from .accuracy import Accuracy, accuracy
 from .cache import FeatureCache
@@ -8,18 +13,25 @@ from .knn import knn_accuracy, knn_scores
 from .linear_probe import LinearClassifier, lbfgs_probe, sgd_probe
 from .monitor import KNNMonitor
 from .results import Result, read_results, write_results
-from .tables import results_table
+from .tables import results_table, transfer_table
+from .transfer import Transfer, TransferSet, transfer_sets, transfer_suite
 
 __all__ = [
     "Accuracy",
+    "EncoderClassifier",
     "FeatureCache",
     "Features",
+    "FineTuned",
+    "FineTuningArguments",
     "KNNMonitor",
     "LabelledFeatures",
     "LinearClassifier",
     "Result",
+    "Transfer",
+    "TransferSet",
     "accuracy",
     "extract_features",
+    "finetune_encoder",
     "knn_accuracy",
     "knn_results",
     "knn_scores",
@@ -29,5 +41,27 @@ __all__ = [
     "read_results",
     "results_table",
     "sgd_probe",
+    "transfer_sets",
+    "transfer_suite",
+    "transfer_table",
     "write_results",
 ]
+
+_LAZY = {
+    "EncoderClassifier": "finetune",
+    "FineTuned": "finetune",
+    "FineTuningArguments": "finetuning_arguments",
+    "finetune_encoder": "finetune",
+}
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

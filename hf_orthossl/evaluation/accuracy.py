@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .results import Result
+
 RESAMPLES = 10_000
 
 
@@ -66,3 +68,20 @@ def accuracy(scores: Tensor, labels: Tensor, class_names: list[str], seed: int =
         mean_per_class=sum(per_class.values()) / len(per_class),
         count=len(labels),
     )
+
+
+def accuracy_results(task: str, dataset: str, split: str, measured: Accuracy, about: dict) -> list[Result]:
+    """Top-1 and top-5 as results; top-1 also carries its interval and the accuracy of each class.
+
+    Args:
+        task, dataset, split (`str`): As in [`Result`].
+        measured ([`Accuracy`]): What was measured.
+        about (`dict`): What else decides the numbers.
+    """
+    about = {**about, "test_images": measured.count}
+    top1 = about | {"interval": list(measured.interval), "mean_per_class": measured.mean_per_class}
+    top1["per_class"] = measured.per_class
+    return [
+        Result(task, dataset, split, "top1", measured.top1, top1),
+        Result(task, dataset, split, "top5", measured.top5, about),
+    ]

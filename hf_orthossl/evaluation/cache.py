@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data import ImageDataset
+from ..spectra.layers import evaluation_mode
 from .features import Features, extract_features
 
 # What turns an image into a vector, apart from the weights.
@@ -58,14 +59,38 @@ class FeatureCache:
 def features_key(encoder: nn.Module, dataset: ImageDataset) -> str:
     """Hash of everything that determines an encoder's features of a data set."""
     about = {
-        "form": FORM,
-        "weights": weights_hash(encoder),
-        "transform": {name: getattr(encoder, name, None) for name in _TRANSFORM},
+        "encoder": encoder_key(encoder),
         "data": dataset.source.dataset._fingerprint,
         "columns": [dataset.source.image_column, dataset.source.label_column, dataset.source.class_names],
         "rows": dataset.indices,
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:40]
+
+
+def encoder_key(encoder: nn.Module) -> str:
+    """Hash of everything that determines what an encoder makes of an image: weights, transform and architecture."""
+    about = {
+        "form": FORM,
+        "weights": weights_hash(encoder),
+        "transform": {name: getattr(encoder, name, None) for name in _TRANSFORM},
+        "behaviour": _behaviour(encoder),
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:40]
+
+
+@torch.no_grad()
+def _behaviour(encoder: nn.Module) -> list[int]:
+    """Coarse representation of one fixed image.
+
+    Pooling, heads of attention and activations leave no trace in the weights, and change what they mean.
+    """
+    parameter = next(encoder.parameters())
+    side = torch.linspace(-2, 2, encoder.image_size, device=parameter.device, dtype=parameter.dtype)
+    image = torch.stack([side[:, None] * side, side[:, None].sin() + side, (3 * side).cos() - side[:, None]])
+    with evaluation_mode(encoder):
+        values = encoder(image[None])[0].float().nan_to_num()
+    # Coarse, as the last bits depend on threads and device.
+    return (values / values.abs().max().clamp(min=1e-30) * 100).round().int().tolist()
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..data import ImageSource
+
 
 def match_classes(
     train: Tensor,
@@ -44,6 +46,50 @@ def match_classes(
     if not (matched >= 0).any():
         raise ValueError("the test split has no class in common with the training split: check both splits' labels")
     return _translate(train, position), matched, [_name(index, train_names) for index in present]
+
+
+def match_splits(
+    train: ImageSource, test: ImageSource, train_labels: Tensor, test_labels: Tensor
+) -> tuple[Tensor, Tensor, list[str], list[str]]:
+    """[`match_classes`] for two splits of a data set, with a sentence about what is left out of each.
+
+    Args:
+        train, test ([`ImageSource`]): The splits.
+        train_labels, test_labels (`Tensor` of shape `(N,)` and `(M,)`): Their labels, −1 where there is none.
+
+    Returns:
+        labels of both splits and names of the classes as in [`match_classes`], and the sentences.
+    """
+    matched = match_classes(train_labels, test_labels, train.class_names, test.class_names)
+    notes = []
+    for source, given, found in ((train, train_labels, matched[0]), (test, test_labels, matched[1])):
+        if missing := int((given < 0).sum()):
+            notes.append(f"{missing} images of {source.split} have no label and were left out.")
+        if strange := int(((found < 0) & (given >= 0)).sum()):
+            notes.append(f"{strange} images of {source.split} are of classes absent from training: left out.")
+    return *matched, notes
+
+
+def require_labels(source: ImageSource) -> None:
+    """Raises a ValueError if a split has no column of labels."""
+    if source.label_column is None:
+        raise ValueError(
+            f"data set {source.name}, split {source.split}, has no labels: pass --label_column, or another set"
+        )
+
+
+def row_labels(source: ImageSource) -> Tensor:
+    """Class index of every row of a split `(N,)`, −1 where there is none, without decoding an image.
+
+    Raises:
+        ValueError: the split has no column of labels.
+    """
+    require_labels(source)
+    numbers = {name: number for number, name in enumerate(source.class_names or ())}
+    column = source.dataset.with_format(None)[source.label_column]
+    return torch.tensor(
+        [-1 if label is None else numbers[label] if isinstance(label, str) else int(label) for label in column]
+    )
 
 
 def _name(index: int, names: Sequence[str] | None) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..data import ImageDataset, ImageSource, available_splits, load_source
-from .accuracy import Accuracy, accuracy
+from .accuracy import accuracy, accuracy_results
 from .cache import FeatureCache
-from .classes import match_classes
+from .classes import match_splits, require_labels
 from .corruption import imbalanced_rows, noisy_labels
 from .knn import knn_scores
 from .linear_probe import PROTOCOLS, LinearClassifier, lbfgs_probe, sgd_probe
@@ -56,10 +56,7 @@ class LabelledFeatures:
             ValueError: labels are missing, or the splits do not go together (see [`match_classes`]).
         """
         for source in (train, test):
-            if source.label_column is None:
-                raise ValueError(
-                    f"data set {source.name}, split {source.split}, has no labels: pass --label_column, or another set"
-                )
+            require_labels(source)
         cache = cache or FeatureCache(enabled=False)
         features = [
             cache.features(
@@ -67,14 +64,7 @@ class LabelledFeatures:
             )
             for source in (train, test)
         ]
-        labels = [part.labels for part in features]
-        bank, queries, names = match_classes(*labels, train.class_names, test.class_names)
-        notes = []
-        for source, given, matched in ((train, labels[0], bank), (test, labels[1], queries)):
-            if missing := int((given < 0).sum()):
-                notes.append(f"{missing} images of {source.split} have no label and were left out.")
-            if strange := int(((matched < 0) & (given >= 0)).sum()):
-                notes.append(f"{strange} images of {source.split} are of classes absent from training: left out.")
+        bank, queries, names, notes = match_splits(train, test, *(part.labels for part in features))
         kept = bank >= 0, queries >= 0
         return cls(
             train=features[0].representations[kept[0]],
@@ -138,7 +128,8 @@ def knn_results(
             temperature=temperature,
         )
         measured = accuracy(scores, features.test_labels, features.class_names)
-        results += _results("knn", features, measured, {"k": k, "temperature": temperature})
+        about = {"k": k, "temperature": temperature, "train_images": len(features.train)}
+        results += accuracy_results("knn", features.dataset, features.split, measured, about)
     return results
 
 
@@ -173,18 +164,8 @@ def linear_results(
             worse.train, worse.train_labels, len(worse.class_names), seed=seed, progress=progress, **settings
         )
         measured = accuracy(classifier(worse.test), worse.test_labels, worse.class_names)
-        about = {**classifier.settings, "seed": seed}
+        about = {**classifier.settings, "seed": seed, "train_images": len(worse.train)}
         about |= {"label_noise": label_noise} if label_noise else {}
         about |= {"imbalance": imbalance} if imbalance != 1 else {}
-        results += _results("linear", features, measured, about)
+        results += accuracy_results("linear", features.dataset, features.split, measured, about)
     return results
-
-
-def _results(task: str, features: LabelledFeatures, measured: Accuracy, about: dict) -> list[Result]:
-    about = {**about, "train_images": len(features.train), "test_images": measured.count}
-    top1 = about | {"interval": list(measured.interval), "mean_per_class": measured.mean_per_class}
-    top1["per_class"] = measured.per_class
-    return [
-        Result(task, features.dataset, features.split, "top1", measured.top1, top1),
-        Result(task, features.dataset, features.split, "top5", measured.top5, about),
-    ]

@@ -1,6 +1,7 @@
 """kNN accuracy of an encoder on a small labelled subset, cheap enough to take before and after training."""
 
 import numpy as np
+import torch
 from torch import nn
 
 from ..data import ImageDataset, ImageSource
@@ -50,11 +51,17 @@ class KNNMonitor:
         self.settings = {"k": k, "temperature": temperature, "bank": len(chosen), "queries": len(queries)}
 
     def features(self, encoder: nn.Module) -> tuple[Features, Features]:
-        """Features of bank and queries."""
-        return tuple(
+        """Features of bank and queries; classes that both name are matched by name."""
+        bank, queries = (
             extract_features(encoder, dataset, progress=f"kNN {name}" if self.progress else None)
             for dataset, name in ((self.bank, "bank"), (self.queries, "queries"))
         )
+        known, named = self.bank.source.class_names, self.queries_from.class_names
+        if known and named and known != named:
+            places = torch.tensor([known.index(name) if name in known else -1 for name in named])
+            labels = torch.where(queries.labels < 0, -1, places[queries.labels.clamp(min=0)])
+            queries = Features(queries.representations, labels)
+        return bank, queries
 
     def measure(self, encoder: nn.Module, step: int | str) -> list[Result]:
         """Top-1 and top-5 accuracy now, labelled with the training step."""

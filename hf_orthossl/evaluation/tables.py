@@ -1,7 +1,7 @@
 """Results as text for a terminal: one line per model and protocol, seeds averaged."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 
 from .results import Result
@@ -14,6 +14,8 @@ _WORDS = {
     "label_noise": "label noise {}",
     "imbalance": "imbalance {:g}",
     "step": "step {}",
+    "detector": "{}",
+    "steps": "{} steps",
 }
 
 
@@ -26,6 +28,36 @@ def results_table(results: Sequence[Result]) -> str:
     metrics = list(dict.fromkeys(result.metric for result in results))
     header = ["model", "task", "data", "protocol", *metrics]
     lines = [[*key, *(_cell(found.get(metric, [])) for metric in metrics)] for key, found in rows.items()]
+    return _aligned(header, lines)
+
+
+def transfer_table(results: Sequence[Result], failures: Mapping[tuple[str, str], str] | None = None) -> str:
+    """Transfer results as the papers print them: a line per model and probe, a column per data set.
+
+    Args:
+        results (`Sequence[Result]`): Of the task "transfer".
+        failures (`Mapping`, *optional*): Model and set → why there is no number.
+    """
+    failures = failures or {}
+    rows: dict[tuple, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+    heads: dict[str, str] = {}
+    for result in results:
+        name, metric = result.settings["set"], result.metric
+        heads[name] = name if metric == "top1" else f"{name} ({metric.replace('_', ' ')})"
+        rows[result.settings.get("model", ""), f"{result.settings['probe']}, {protocol(result)}"][name].append(result)
+    heads |= {name: name for _, name in failures if name not in heads}
+    models = {model for model, _ in rows}
+    for model, _ in failures:
+        if model not in models:
+            rows[model, "-"] = defaultdict(list)
+    lines = [
+        [*key, *("failed" if (key[0], name) in failures else _cell(found.get(name, [])) for name in heads)]
+        for key, found in rows.items()
+    ]
+    return _aligned(["model", "probe", *heads.values()], lines)
+
+
+def _aligned(header: list[str], lines: list[list[str]]) -> str:
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
     rule = ["-" * width for width in widths]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in [header, rule, *lines])

@@ -1,82 +1,191 @@
-"""The model card of an encoder."""
+"""The model card of an encoder, rendered from its folder alone."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from jinja2 import Environment, StrictUndefined
 
-from .. import __version__
-from ..evaluation import Result
-from ..methods import get_method
-from ..modeling import SSLModel
+from ..spectra import SpectralReport
+from .card_metadata import as_list, front_matter, parse_front_matter
+from .card_sections import find_sections, merge_sections, offered_line, split_front_matter
+from .escaping import Safe, escape, literal
+from .measurements import load_measurements
+from .reading import feature_rows, plain_reading, weight_rows
+from .record import EncoderRecord
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
+SPECTRA, FIGURE = "spectra.json", "spectra.png"
 REGULARIZERS = {
-    "so": "soft orthogonality (SO)",
-    "srip": "spectral restricted isometry (SRIP)",
-    "dso": "double soft orthogonality (DSO)",
-    "mc": "mutual coherence (MC)",
+    "so": "soft orthogonality, SO",
+    "srip": "spectral restricted isometry, SRIP",
+    "dso": "double soft orthogonality, DSO",
+    "mc": "mutual coherence, MC",
 }
-# `Encoder.pooling` → where transformers keeps the representation.
-POOLED = {
-    "pooler_output": "pooler_output.flatten(1)",
-    "cls": "last_hidden_state[:, 0]",
-    "mean": "last_hidden_state.mean(dim=1)",
+# `EncoderRecord.pooling` → the representation in what AutoModel, and what the pipeline, returns.
+_MEAN = "features.mean(dim=1) if features.ndim == 3 else features.mean(dim=(2, 3))"
+_FROM_OUTPUTS = {
+    "pooler_output": "outputs.pooler_output.flatten(1)",
+    "cls": "outputs.last_hidden_state[:, 0]",
+    "mean": _MEAN,
+}
+_FROM_FEATURES = {"pooler_output": "features.flatten(1)", "cls": "features[:, 0]", "mean": _MEAN}
+# Entries of `training`, in the words of a reader; others go by their own names.
+_LABELS = {
+    "views": "views (augmentations)",
+    "epochs": "passes over the data",
+    "steps": "optimizer steps",
+    "images_per_step": "images per step",
+    "optim": "optimizer",
+    "learning_rate": "learning rate (peak)",
+    "lr_scheduler_type": "learning rate schedule",
+    "weight_decay": "weight decay",
+    "warmup_steps": "warm-up steps",
+    "front": "trained by",
 }
 
 
 def render_card(
-    model: SSLModel,
-    *,
-    dataset: str,
-    results: list[Result],
-    repo_id: str = "path/to/encoder",
-    native: bool = True,
-) -> ModelCard:
-    """A card that says what the encoder is, how to load it, and what was measured.
+    folder: str | Path, *, repo_id: str | None = None, license: str | None = None, previous: str | None = None
+) -> str:
+    """The text of an encoder folder's `README.md`.
+
+    Reads `config.json` and, where they are there, `results.json`, `spectra.json` with `spectra.safetensors`; no
+    weights. Everything in these files is shown as text: none of it can become HTML, a link or metadata.
 
     Args:
-        model ([`SSLModel`]): The trained model.
-        dataset (`str`): What it was trained on.
-        results (`list[Result]`): Measurements, shown in order.
-        repo_id (`str`, defaults to "path/to/encoder"): Where readers will load it from, a Hub id or a folder.
-        native (`bool`, defaults to `True`): Whether timm and transformers know the architecture without remote code.
+        folder (`str` or `Path`): Encoder folder.
+        repo_id (`str`, *optional*): Hub id by which readers will load it; by default they load the folder.
+        license (`str`, *optional*): What the owner chose, such as "apache-2.0"; by default what `previous` says.
+        previous (`str`, *optional*): An earlier card. What its owner wrote in it stays, see [`merge_sections`] and
+            [`front_matter`].
+
+    Raises:
+        FileNotFoundError: the folder has no `config.json`.
+        ValueError: a file of the folder is not of its form, `repo_id` is none, or the markers or the metadata of
+            `previous` are broken.
     """
-    config, encoder = model.config, model.encoder
-    method = get_method(config.method)
-    tags = ["orthossl", "self-supervised-learning", config.method]
-    tags += [config.regularizer] if config.regularizer else []
-    hub_form = repo_id.count("/") == 1 and not Path(repo_id).exists()
-    return ModelCard.from_template(
-        ModelCardData(
-            library_name=encoder.library if native else "transformers",
-            pipeline_tag="image-feature-extraction",
-            tags=tags,
-        ),
-        template_path=str(TEMPLATE),
-        backbone=config.backbone,
-        title=method.title,
-        regularizer=REGULARIZERS.get(config.regularizer),
-        num_features=encoder.num_features,
-        dataset=dataset,
-        method_source=method.source,
-        method_url="https://arxiv.org/abs/" + method.source.removeprefix("arXiv "),
-        gamma=f"{config.gamma:g}",
-        version=__version__,
-        library=encoder.library,
-        native=native,
-        timm_id=f"hf-hub:{repo_id}" if hub_form else f"local-dir:{repo_id}",
-        repo_id=repo_id,
-        pooled=POOLED[encoder.pooling],
-        image_size=encoder.image_size,
-        mean=_rounded(encoder.mean),
-        std=_rounded(encoder.std),
-        results=[
-            {**result.to_dict(), "when": {0: "before training"}.get(result.settings.get("step"), "after")}
-            for result in results
-        ],
-        settings={"backbone": config.backbone, "method": config.method} | config.method_config,
+    folder = Path(folder)
+    if repo_id is not None:
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError as error:
+            raise ValueError(f"repo_id is {repo_id!r}: it must be owner/name ({error})") from error
+    record = EncoderRecord.read(folder)
+    measurements = load_measurements(folder)
+    yaml_before, body_before = split_front_matter(previous or "")
+    owners = parse_front_matter(yaml_before)
+    metadata = front_matter(record, measurements, license=license, previous=owners)
+    body = (
+        _environment()
+        .from_string(TEMPLATE.read_text(encoding="utf-8"))
+        .render(
+            record=record,
+            measurements=measurements,
+            settings=list(_settings(record)),
+            dataset=_dataset(record),
+            regularizer=REGULARIZERS.get(record.regularizer, record.regularizer),
+            gamma="not recorded" if record.gamma is None else record.gamma,
+            license=_licence(metadata),
+            **_usage(record, folder, repo_id),
+            **_spectra(folder),
+        )
+    )
+    body += f"\n{offered_line(find_sections(body))}\n"
+    if previous is not None:
+        body = merge_sections(body_before, body, ours="orthossl" in as_list(owners.get("tags")))
+    head = f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=120)}---\n"
+    return head.replace("\n", "\r\n" if "\r\n" in body else "\n") + body
+
+
+def _usage(record: EncoderRecord, folder: Path, repo_id: str | None) -> dict[str, Any]:
+    """What the snippets and the sentence on the method are made of."""
+    native_timm = record.library == "timm" and not record.remote_code
+    paper = getattr(record.known_method, "source", "")
+    return {
+        "timm_id": literal(f"hf-hub:{repo_id}" if repo_id else f"local-dir:{folder}") if native_timm else None,
+        "location": literal(repo_id or str(folder)),
+        "trust": Safe(", trust_remote_code=True" if record.remote_code else ""),
+        "from_outputs": Safe(_FROM_OUTPUTS[record.pooling]),
+        "from_features": Safe(_FROM_FEATURES[record.pooling]),
+        "mean": ", ".join(f"{value:.4g}" for value in record.mean),
+        "std": ", ".join(f"{value:.4g}" for value in record.std),
+        "paper": paper,
+        "arxiv": paper.removeprefix("arXiv "),
+    }
+
+
+def _spectra(folder: Path) -> dict[str, Any]:
+    """The report of a folder, read out."""
+    if not (folder / SPECTRA).is_file():
+        return {"report": None}
+    report = SpectralReport.load(folder)
+    return {
+        "report": report,
+        "reading": plain_reading(report),
+        "weights": weight_rows(report),
+        "features": feature_rows(report),
+        "measured_on": _measured_on(report),
+        "figure": (folder / FIGURE).is_file(),
+    }
+
+
+def _environment() -> Environment:
+    # Whatever a template shows goes through `escape`, unless it was made safe here: nothing can be forgotten.
+    return Environment(
+        finalize=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
 
 
-def _rounded(values) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)
+def _dataset(record: EncoderRecord) -> str:
+    count = f"{record.num_images:,} images" if record.num_images else "images"
+    return f"{count} of {record.dataset}" if record.dataset else f"{count} that are not named here"
+
+
+def _measured_on(report: SpectralReport) -> str:
+    if not report.features:
+        return ""
+    count = next(iter(report.features.values())).num_images
+    split = report.metadata.get("split")
+    return f"{count:,} images" + (f" of the split {split}" if isinstance(split, str) else "")
+
+
+def _settings(record: EncoderRecord) -> Iterator[tuple[str, Any]]:
+    """What a reader needs to train it again, in rows."""
+    images = f" ({record.num_images:,} images)" if record.num_images else ""
+    split = f", split {record.split}" if record.split else ""
+    yield "data", (record.dataset or "not recorded") + split + images
+    started = record.training.get("pretrained")
+    if record.base_model:
+        started = record.base_model
+    elif isinstance(started, bool):
+        started = "published weights" if started else "random weights"
+    yield "backbone", record.backbone + (f", from {started}" if isinstance(started, str) else "")
+    yield "image size", f"{record.image_size} × {record.image_size} pixels"
+    yield "method", record.title
+    yield from ((f"{name} ({record.title})", value) for name, value in record.method_config.items())
+    if record.regularizer:
+        yield "penalty", REGULARIZERS.get(record.regularizer, record.regularizer)
+        yield "γ", "not recorded" if record.gamma is None else record.gamma
+        yield from ((f"{name} (penalty)", value) for name, value in record.regularizer_config.items())
+    else:
+        yield "penalty", "none"
+    if record.whitening:
+        yield "feature whitening", record.whitening
+    for name, value in record.training.items():
+        if name != "pretrained" and value is not None:
+            yield _LABELS.get(name, name), value
+    version = record.version or "not recorded"
+    yield "hf_orthossl", version + (f", commit {record.commit}" if record.commit else "")
+
+
+def _licence(metadata: dict[str, Any]) -> str | None:
+    named = metadata.get("license_name") or metadata.get("license")
+    return ", ".join(map(str, named)) if isinstance(named, list) else named

@@ -2,6 +2,7 @@
 
 from .base import (
     METHODS,
+    THEORY_LOSSES,
     Progress,
     SSLMethod,
     SSLOutput,
@@ -25,6 +26,7 @@ from .dino import DINO, DINOConfig  # isort: skip
 from .barlow_twins import BarlowTwins, BarlowTwinsConfig  # isort: skip
 from .vicreg import VICReg, VICRegConfig  # isort: skip
 from .swav import SwAV, SwAVConfig  # isort: skip
+from .landscape import InfoNCE, InfoNCEConfig, SpectralConfig, SpectralContrastive  # isort: skip
 from .hyperparameters import MethodConfig, hyper, nearest, parse_assignments  # isort: skip
 
 __all__ = [
@@ -35,12 +37,15 @@ __all__ = [
     "METHODS",
     "NNBYOL",
     "NNCLR",
+    "THEORY_LOSSES",
     "BYOLConfig",
     "BarlowTwins",
     "BarlowTwinsConfig",
     "DCLConfig",
     "DCLWConfig",
     "DINOConfig",
+    "InfoNCE",
+    "InfoNCEConfig",
     "MethodConfig",
     "MoCoV2Plus",
     "MoCoV2PlusConfig",
@@ -55,6 +60,8 @@ __all__ = [
     "SimCLRConfig",
     "SimSiam",
     "SimSiamConfig",
+    "SpectralConfig",
+    "SpectralContrastive",
     "SwAV",
     "SwAVConfig",
     "TrainingRecipe",

@@ -102,7 +102,7 @@ class SSLMethod(nn.Module):
 
     name: ClassVar[str]
     title: ClassVar[str]  # as its authors write it
-    family: ClassVar[str]  # contrastive, distillation, decorrelation or clustering
+    family: ClassVar[str]  # contrastive, distillation, decorrelation, clustering, or theory
     source: ClassVar[str]
     heads: ClassVar[str]
     recipe: ClassVar[TrainingRecipe]
@@ -185,11 +185,13 @@ class SSLMethod(nn.Module):
 
 
 METHODS: dict[str, type[SSLMethod]] = {}
+# Losses of the linear theory: without heads, and without a published recipe to train image encoders by.
+THEORY_LOSSES: dict[str, type[SSLMethod]] = {}
 
 
 def register_method(method: type[SSLMethod]) -> type[SSLMethod]:
-    """Class decorator: makes a method known under its `name`."""
-    METHODS[method.name] = method
+    """Class decorator: makes a method known under its `name`, those of family "theory" in a list of their own."""
+    (THEORY_LOSSES if method.family == "theory" else METHODS)[method.name] = method
     return method
 
 
@@ -199,9 +201,10 @@ def get_method(name: str) -> type[SSLMethod]:
     Raises:
         ValueError: no such method; the nearest name is in the message.
     """
-    if name not in METHODS:
-        raise ValueError(f"method {name!r} is unknown: {nearest(name, list(METHODS))}")
-    return METHODS[name]
+    known = METHODS | THEORY_LOSSES
+    if name not in known:
+        raise ValueError(f"method {name!r} is unknown: {nearest(name, list(known))}")
+    return known[name]
 
 
 def build_method(name: str, encoder: nn.Module, config: dict | None = None) -> SSLMethod:

@@ -9,15 +9,16 @@ from typing import Any, Self
 import yaml
 
 
-def hyper(default, help: str, *, above=None, at_least=None, at_most=None):
+def hyper(default, help: str, *, above=None, at_least=None, at_most=None, one_of=None):
     """A dataclass field with its help text and the range outside which it is refused.
 
     Args:
         default: The recipe's value; its type is the field's type.
         help (`str`): One line for `--help` and the documentation.
         above, at_least, at_most (`float`, *optional*): Exclusive lower, inclusive lower and inclusive upper bound.
+        one_of (`tuple`, *optional*): The only values it takes.
     """
-    limits = {"above": above, "at_least": at_least, "at_most": at_most}
+    limits = {"above": above, "at_least": at_least, "at_most": at_most, "one_of": one_of}
     return dataclasses.field(default=default, metadata={"help": help} | limits)
 
 
@@ -53,6 +54,8 @@ class MethodConfig:
             bound = limits.get(name)
             if bound is not None and broken(bound):
                 raise ValueError(f"{field.name} is {value}: it must be {word} {bound} (default {field.default})")
+        if limits.get("one_of") is not None and value not in limits["one_of"]:
+            raise ValueError(f"{field.name} is {value!r}: {nearest(value, list(limits['one_of']))}")
         return value
 
     @classmethod

@@ -8,7 +8,7 @@ from .eigenvalues import symmetric_eigenvalues
 # Above this dimension the D x D matrix is not formed: 8,192 is 512 MiB in float64.
 MAX_DIM = 8192
 TOP_K = 128
-_BLOCK = 512
+_BLOCK = 128
 
 
 class _Streaming:
@@ -89,7 +89,8 @@ class StreamingCovariance(_Streaming):
     Exact covariance of a stream of `(n, D)` batches: memory O(D²) whatever the number of samples, float64.
 
     Batches are centred on their own mean and merged (Chan, Golub, LeVeque 1979), so nothing cancels and the
-    result does not depend on how the samples were cut into batches or processes.
+    result does not depend on how the samples were cut into batches or processes. Up to D samples, the samples
+    themselves are kept, and eigenvalues come from the smaller matrix of their products.
 
     Args:
         dim (`int`): D.
@@ -109,14 +110,36 @@ class StreamingCovariance(_Streaming):
 
     def __init__(self, dim: int, device: torch.device | str = "cpu"):
         super().__init__(dim, dim, device)
+        # The rows whose products make up the scatter matrix; None once they are in `_sum`.
+        self._rows: list[Tensor] | None = []
+
+    def merge(self, other: "_Streaming") -> None:
+        if isinstance(other, StreamingCovariance):
+            self._multiply_out()
+            other._multiply_out()
+        super().merge(other)
 
     def _accumulate(self, rows: Tensor) -> None:
+        if self._rows is None:
+            self._multiply(rows)
+            return
+        self._rows.append(rows)
+        if sum(map(len, self._rows)) > self.dim:
+            self._multiply_out()
+
+    def _multiply_out(self) -> None:
+        waiting, self._rows = self._rows or [], None
+        for rows in waiting:
+            self._multiply(rows)
+
+    def _multiply(self, rows: Tensor) -> None:
         # Blocks of rows, from the diagonal rightwards: the scatter matrix is symmetric, half the work is enough.
         for start in range(0, self.dim, _BLOCK):
             block = self._sum[start : start + _BLOCK, start:]
             block.addmm_(rows[:, start : start + _BLOCK].T, rows[:, start:])
 
     def _scatter(self) -> Tensor:
+        self._multiply_out()
         return self._sum.triu() + self._sum.triu(1).T
 
     def covariance(self) -> Tensor:
@@ -130,11 +153,22 @@ class StreamingCovariance(_Streaming):
 
     def eigenvalues(self) -> Tensor:
         """Eigenvalues `(D,)` of the covariance, descending, float64."""
-        return symmetric_eigenvalues(self.covariance())
+        self._check_count()
+        if self._rows is None:
+            return symmetric_eigenvalues(self.covariance())
+        return self._eigenvalues_of_products(self._rows) / (self.count - 1)
 
     def uncentred_eigenvalues(self) -> Tensor:
         """Eigenvalues `(D,)` of `ZᵀZ`: squares of the singular values of the matrix Z of all samples."""
-        return symmetric_eigenvalues(self.second_moment())
+        if self._rows is None:
+            return symmetric_eigenvalues(self.second_moment())
+        return self._eigenvalues_of_products([*self._rows, self.count**0.5 * self.mean[None]])
+
+    def _eigenvalues_of_products(self, rows: list[Tensor]) -> Tensor:
+        # Z Zᵀ has the eigenvalues of Zᵀ Z, but for zeros.
+        rows = torch.cat(rows)
+        found = symmetric_eigenvalues(rows @ rows.T)[: self.dim]
+        return torch.cat([found, found.new_zeros(self.dim - len(found))])
 
 
 class SketchedCovariance(_Streaming):

@@ -1,15 +1,13 @@
 """The paper's log-log panels: eigenvalue spectra of weights and features, several runs overlaid."""
 
-import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .layers import EMBEDDING, INPUT, REPRESENTATION
+from .matching import match_features, match_weights
 from .report import SpectralReport
 from .spectrum import FeatureSpectrum, WeightSpectrum
-from .stages import last_weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,28 +84,17 @@ def save_figure(figure: "Figure", path: str | PathLike) -> Path:
 
 
 def _weight_panels(runs: Sequence[SpectralReport]) -> list[tuple[str, _Curves]]:
-    chosen = [last_weights(run.weights) for run in runs]
     panels = []
-    for position in range(max(map(len, chosen))):
-        names = {i: own[position] for i, own in enumerate(chosen) if position < len(own)}
-        curves = [(i, runs[i].weights[name]) for i, name in names.items()]
-        titles = {f"{_short(names[i])}\n({w.shape[0]} × {w.shape[1]})" for i, w in curves}
-        panels.append((titles.pop() if len(titles) == 1 else f"stage {position + 1}", curves))
+    for title, spectra in match_weights([run.weights for run in runs]):
+        shapes = {spectrum.shape for spectrum in spectra.values()}
+        if len(shapes) == 1:
+            title += "\n({} × {})".format(*shapes.pop())
+        panels.append((title, list(spectra.items())))
     return panels
 
 
 def _feature_panels(runs: Sequence[SpectralReport]) -> list[tuple[str, _Curves]]:
-    ends = (INPUT, REPRESENTATION, EMBEDDING)
-    stages = [[layer for layer in run.features if layer not in ends] for run in runs]
-    middle = []
-    for position in range(max(map(len, stages))):
-        names = {i: own[position] for i, own in enumerate(stages) if position < len(own)}
-        titles = {_short(name) for name in names.values()}
-        title = titles.pop() if len(titles) == 1 else f"stage {position + 1}"
-        middle.append((title, [(i, runs[i].features[name]) for i, name in names.items()]))
-    fixed = {end: [(i, run.features[end]) for i, run in enumerate(runs) if end in run.features] for end in ends}
-    panels = [("input pixels", fixed[INPUT]), *middle, *((end, fixed[end]) for end in ends[1:])]
-    return [(title, curves) for title, curves in panels if curves]
+    return [(title, list(spectra.items())) for title, spectra in match_features([run.features for run in runs])]
 
 
 def _features_title(runs: Sequence[SpectralReport]) -> str:
@@ -165,9 +152,3 @@ def _add_key(figure: "Figure", names: Sequence[str]) -> None:
         for style, label in (("-", "all eigenvalues positive"), ("--", "not all positive"))
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), fontsize=8, frameon=False)
-
-
-def _short(name: str, longest: int = 30) -> str:
-    """A parameter's or module's name without what every panel shares."""
-    name = re.sub(r"^backbone\.|\.weight(?=$|\[)", "", name)
-    return name if len(name) <= longest else f"…{name[1 - longest :]}"

@@ -163,7 +163,9 @@ def _bicluster(correlation: np.ndarray, clusters: int) -> np.ndarray:
     size = len(correlation)
     clusters = min(clusters, size - 1)
     # The map is symmetric, so that rows and columns get the same order from the row clusters alone.
-    model = SpectralBiclustering(n_clusters=clusters, n_components=min(6, size), n_best=min(3, size), random_state=0)
+    model = SpectralBiclustering(
+        n_clusters=clusters, n_components=min(6, size), n_best=min(3, size), n_init=3, random_state=0
+    )
     with warnings.catch_warnings():
         # Orthogonal filters have no groups, which is no fault.
         warnings.simplefilter("ignore", ConvergenceWarning)

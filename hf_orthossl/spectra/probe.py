@@ -1,6 +1,8 @@
 """Walks a model once and fills a report."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 # Sideways, and the only such import: the spectra of the weights are those of exactly the matrices regularized.
 from hf_orthossl.regularization import select_matrices
 
-from .covariance import MAX_DIM, covariance_for
+from .covariance import MAX_DIM, SketchedCovariance, StreamingCovariance, covariance_for
 from .layers import EMBEDDING, POOLS, REPRESENTATION, LayerReader, as_vectors, batches, evaluation_mode
 from .measures import lidar
 from .report import SpectralReport
@@ -21,7 +23,7 @@ def spectral_report(
     *,
     layers: Sequence[str] | None = None,
     projector: nn.Module | None = None,
-    views: Tensor | None = None,
+    views: Tensor | Iterable[Tensor] | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     batch_size: int = 256,
@@ -44,8 +46,8 @@ def spectral_report(
             `"representation"`, `"embedding"`. Defaults to the input, all stages, the representation and, with a
             projector, the embedding.
         projector (`nn.Module`, *optional*): maps representations to embeddings.
-        views (`Tensor`, *optional*): `(n, v, 3, H, W)`, v augmented views of each of n images, for LiDAR of the
-            representation and the embedding.
+        views (`Tensor` or iterable, *optional*): `(n, v, 3, H, W)`, v augmented views of each of n images, or batches
+            of such, for LiDAR of the representation and the embedding.
         include, exclude (`str` or sequence of `str`, *optional*): patterns of weights, as in `select_matrices`.
             Defaults to every matrix that is regularized.
         batch_size (`int`, *optional*, defaults to 256): how `images` is cut if it is one tensor.
@@ -79,7 +81,9 @@ def spectral_report(
         raise ValueError(f"batch_size and max_dim must be at least 1, got {batch_size} and {max_dim}")
     if images is None and (layers is not None or views is not None):
         raise ValueError("layers and views need images: pass images, or choose weights with include")
-    report = SpectralReport(weights=weight_spectra(model, include, exclude))
+    # Also for the weights: torch's spectral norm, in training mode, moves its vectors when a weight is read.
+    with evaluation_mode(model):
+        report = SpectralReport(weights=weight_spectra(model, include, exclude))
     if images is not None:
         reader = LayerReader(model, layers, projector)
         try:
@@ -122,41 +126,88 @@ def weight_spectra(
 
 
 def _feature_spectra(
-    reader: LayerReader, images: Tensor | Iterable, views: Tensor | None, batch_size: int, pool: str, max_dim: int
+    reader: LayerReader,
+    images: Tensor | Iterable,
+    views: Tensor | Iterable[Tensor] | None,
+    batch_size: int,
+    pool: str,
+    max_dim: int,
 ) -> dict[str, FeatureSpectrum]:
-    covariances, pools = {}, {}
-    for batch in batches(images, batch_size):
-        for layer, output in reader.read(batch).items():
-            # The paper's input spectrum is that of all pixels, whatever is done to feature maps.
-            vectors, pools[layer] = as_vectors(output, "flatten" if layer == "input" else pool)
-            if layer not in covariances:
-                covariances[layer] = covariance_for(vectors.shape[1], max_dim, vectors.device)
-            try:
-                covariances[layer].update(vectors)
-            except ValueError as error:
-                raise ValueError(f"layer {layer!r} (do all images have the same size?): {error}") from error
+    covariances, pools = feature_covariances(reader, images, batch_size, pool, max_dim)
     count = max((covariance.count for covariance in covariances.values()), default=0)
     if count < 2:
         raise ValueError(f"images must hold at least 2 images for a covariance, got {count}")
     lidars = {} if views is None else _lidars(reader, views, batch_size)
-    spectra = {}
+    spectra, known = {}, {}
     for layer, covariance in covariances.items():
         try:
-            spectra[layer] = FeatureSpectrum.from_covariance(covariance, pools[layer], lidars.get(layer))
+            # Layers that share a covariance share its spectrum.
+            spectrum = known.get(id(covariance)) or FeatureSpectrum.from_covariance(covariance)
         except ValueError as error:
             raise ValueError(f"layer {layer!r}: {error}") from error
+        known[id(covariance)] = spectrum
+        spectra[layer] = replace(spectrum, pool=pools[layer], lidar=lidars.get(layer))
     return spectra
 
 
-def _lidars(reader: LayerReader, views: Tensor, batch_size: int) -> dict[str, float]:
-    if views.ndim != 5 or min(views.shape[:2]) < 2:
-        raise ValueError(f"views must be (n >= 2, v >= 2, 3, H, W), got the shape {tuple(views.shape)}")
-    seen: dict[str, list[Tensor]] = {}
-    for batch in batches(views.flatten(0, 1), batch_size):
+def feature_covariances(
+    reader: LayerReader, images: Tensor | Iterable, batch_size: int, pool: str, max_dim: int
+) -> tuple[dict[str, StreamingCovariance | SketchedCovariance], dict[str, str]]:
+    """The pass over the images: each layer's covariance, and how it was made one vector per image."""
+    covariances, pools = {}, {}
+    for batch in batches(images, batch_size):
+        vectors = {}
         for layer, output in reader.read(batch).items():
-            if layer in (REPRESENTATION, EMBEDDING):
-                seen.setdefault(layer, []).append(as_vectors(output, "avg")[0].cpu())
-    return {layer: lidar(torch.cat(parts).unflatten(0, views.shape[:2])) for layer, parts in seen.items()}
+            # The paper's input spectrum is that of all pixels, whatever is done to feature maps.
+            vectors[layer], pools[layer] = as_vectors(output, "flatten" if layer == "input" else pool)
+        _take_in(vectors, covariances, _layer_before_representation(vectors), max_dim)
+    return covariances, pools
+
+
+def _layer_before_representation(layers: Iterable[str]) -> str | None:
+    """The last stage, in a model whose layers are read in order."""
+    names = list(layers)
+    return names[names.index(REPRESENTATION) - 1] if REPRESENTATION in names[1:] else None
+
+
+def _take_in(vectors: dict[str, Tensor], covariances: dict, before: str | None, max_dim: int) -> None:
+    """
+    Adds one batch to every layer's covariance.
+
+    A ResNet's representation is its last stage averaged: as long as the two agree to the last bit of the
+    representation's type, they share one covariance; at the first batch where they do not, it is copied.
+    """
+    same = before is not None and torch.equal(
+        vectors[before].to(vectors[REPRESENTATION].dtype), vectors[REPRESENTATION]
+    )
+    if before in covariances and covariances[REPRESENTATION] is covariances[before] and not same:
+        covariances[REPRESENTATION] = copy.deepcopy(covariances[before])
+    for layer, rows in vectors.items():
+        if layer not in covariances:
+            shared = layer == REPRESENTATION and same
+            covariances[layer] = covariances[before] if shared else covariance_for(rows.shape[1], max_dim, rows.device)
+        if layer == REPRESENTATION and covariances[layer] is covariances.get(before):
+            continue
+        try:
+            covariances[layer].update(rows)
+        except ValueError as error:
+            raise ValueError(f"layer {layer!r} (do all images have the same size?): {error}") from error
+
+
+def _lidars(reader: LayerReader, views: Tensor | Iterable[Tensor], batch_size: int) -> dict[str, float]:
+    seen: dict[str, list[Tensor]] = {}
+    parts = views.split(batch_size) if isinstance(views, Tensor) and views.ndim else views
+    for part in parts:
+        if part.ndim != 5 or part.shape[1] < 2:
+            raise ValueError(f"views must be (n >= 2, v >= 2, 3, H, W), got the shape {tuple(part.shape)}")
+        found: dict[str, list[Tensor]] = {}
+        for batch in batches(part.flatten(0, 1), batch_size):
+            for layer, output in reader.read(batch).items():
+                if layer in (REPRESENTATION, EMBEDDING):
+                    found.setdefault(layer, []).append(as_vectors(output, "avg")[0].cpu())
+        for layer, vectors in found.items():
+            seen.setdefault(layer, []).append(torch.cat(vectors).unflatten(0, part.shape[:2]))
+    return {layer: lidar(torch.cat(vectors)) for layer, vectors in seen.items()}
 
 
 def _notes(features: dict[str, FeatureSpectrum], max_dim: int, reader: LayerReader) -> list[str]:

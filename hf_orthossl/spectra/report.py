@@ -64,18 +64,30 @@ class SpectralReport:
         """
         return cls(*storage.load(Path(directory)))
 
-    def table(self) -> str:
-        """All scalars as text for a terminal: a table of the weights, one of the features, then the notes."""
-        return tables.table(self.name, self.weights, self.features, self.notes)
-
-    def compare(self, other: "SpectralReport") -> str:
+    def table(self, brief: bool = False) -> str:
         """
-        This report and another side by side, as text: per layer, effective rank, orthogonality and their change.
+        All scalars as text for a terminal: a table of the weights, one of the features, then the notes.
 
         Args:
-            other (`SpectralReport`): of a model of any architecture; layers that only one of the two has are named.
+            brief (`bool`, *optional*, defaults to `False`): only the last weight of each stage, and one line on the
+                others.
         """
-        return tables.compare((self.name, other.name), (self.weights, other.weights), (self.features, other.features))
+        return tables.table(self.name, self.weights, self.features, self.notes, brief)
+
+    def compare(self, *others: "SpectralReport", brief: bool = False) -> str:
+        """
+        This report and others side by side, as text: a table for each measure, a column for each report, and the
+        change where there are two.
+
+        Args:
+            others ([`SpectralReport`]): of models of any architecture, at most 25.
+            brief (`bool`, *optional*, defaults to `False`): the most telling measures of the last weight of each
+                stage and of the features. Stages of different architectures are then matched by position;
+                otherwise every layer that any of the models has is shown by its name.
+        """
+        runs = [self, *others]
+        parts = zip(*((run.name, run.weights, run.features, run.notes) for run in runs), strict=True)
+        return tables.compare(*parts, brief)
 
     def summary(self) -> dict[str, float]:
         """

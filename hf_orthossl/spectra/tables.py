@@ -1,18 +1,29 @@
 """Reports as text for a terminal."""
 
 import math
+import string
+import textwrap
 from collections.abc import Sequence
 
+from .matching import Matched, match_features, match_names, match_weights, short_name
 from .spectrum import FeatureSpectrum, WeightSpectrum
+from .stages import last_weights
 
 
-def table(name: str, weights: dict[str, WeightSpectrum], features: dict[str, FeatureSpectrum], notes: list[str]) -> str:
+def table(
+    name: str,
+    weights: dict[str, WeightSpectrum],
+    features: dict[str, FeatureSpectrum],
+    notes: list[str],
+    brief: bool = False,
+) -> str:
     """One report: weights, features, notes."""
     parts = [f"Spectra of {name}"]
     if weights:
+        shown = last_weights(weights) if brief else list(weights)
         rows = [
             [
-                key,
+                short_name(key),
                 f"{w.shape[0]}x{w.shape[1]}",
                 f"{w.effective_rank:.1f} / {min(w.shape)}",
                 f"{w.stable_rank:.1f}",
@@ -21,23 +32,17 @@ def table(name: str, weights: dict[str, WeightSpectrum], features: dict[str, Fea
                 _number(w.gram_sigma_max),
                 f"{w.num_positive} / {w.dim}",
             ]
-            for key, w in weights.items()
+            for key, w in ((key, weights[key]) for key in shown)
         ]
-        header = [
-            "weight",
-            "in x out",
-            "effective rank",
-            "stable rank",
-            "condition",
-            "‖G-I‖_F",
-            "σ_max(G-I)",
-            "positive",
-        ]
+        header = ["weight", "in x out", "effective rank", "stable", "condition", "‖G-I‖_F", "σ(G-I)", "positive"]
         parts.append(_aligned(header, rows))
+        others = [key for key in weights if key not in shown]
+        if others:
+            parts.append(_in_one_line(others, weights))
     if features:
         rows = [
             [
-                layer,
+                short_name(layer),
                 str(f.dim),
                 f"{_bound(f)}{f.effective_rank:.1f}",
                 f"{_bound(f)}{f.rankme:.1f}",
@@ -51,55 +56,106 @@ def table(name: str, weights: dict[str, WeightSpectrum], features: dict[str, Fea
         header = ["features", "dim", "effective rank", "RankMe", "participation", "α-ReQ", "LiDAR", "positive"]
         parts.append(_aligned(header, rows))
     if notes:
-        parts.append("\n".join(f"Note: {note}" for note in notes))
+        parts.append("\n".join(map(as_note, notes)))
     return "\n\n".join(parts)
+
+
+def as_note(text: str, label: str = "Note") -> str:
+    """A note as a paragraph of at most 100 columns."""
+    return textwrap.fill(f"{label}: {text}", 100, subsequent_indent="      ", break_long_words=False)
 
 
 def compare(
-    names: tuple[str, str],
-    weights: tuple[dict[str, WeightSpectrum], dict[str, WeightSpectrum]],
-    features: tuple[dict[str, FeatureSpectrum], dict[str, FeatureSpectrum]],
+    names: Sequence[str],
+    weights: Sequence[dict[str, WeightSpectrum]],
+    features: Sequence[dict[str, FeatureSpectrum]],
+    notes: Sequence[list[str]],
+    brief: bool = False,
 ) -> str:
-    """Two reports, A and B, side by side."""
-    parts = [f"A: {names[0]}\nB: {names[1]}"]
-    common = [key for key in weights[0] if key in weights[1]]
-    if common:
-        pairs = {key: (weights[0][key], weights[1][key]) for key in common}
-        rows = [
-            [
-                key,
-                *_pair(a.effective_rank, b.effective_rank),
-                *_pair(a.gram_frobenius, b.gram_frobenius),
-                _positives(a, b),
-            ]
-            for key, (a, b) in pairs.items()
-        ]
-        header = ["weight", "rank A", "rank B", "change", "‖G-I‖_F A", "‖G-I‖_F B", "change", "positive A, B"]
-        parts.append(_aligned(header, rows))
-    common = [layer for layer in features[0] if layer in features[1]]
-    if common:
-        pairs = {layer: (features[0][layer], features[1][layer]) for layer in common}
-        rows = [
-            [layer, *_pair(a.effective_rank, b.effective_rank), *_pair(a.rankme, b.rankme), _positives(a, b)]
-            for layer, (a, b) in pairs.items()
-        ]
-        header = ["features", "rank A", "rank B", "change", "RankMe A", "RankMe B", "change", "positive A, B"]
-        parts.append(_aligned(header, rows))
-    for label, kinds in (("A", (0, 1)), ("B", (1, 0))):
-        mine, theirs = kinds
-        for what, spectra in (("weights", weights), ("features", features)):
-            only = [key for key in spectra[mine] if key not in spectra[theirs]]
-            if only:
-                parts.append(f"{what} only in {label}: {', '.join(only)}")
+    """Several reports, A, B, …, side by side: a table for each measure, with the change where there are two."""
+    letters = string.ascii_uppercase[: len(names)]
+    parts = ["\n".join(f"{letter}: {name}" for letter, name in zip(letters, names, strict=True))]
+    rows = match_weights(weights) if brief else match_names(weights)
+    means = [_means(run) for run in weights]
+    measures = {
+        "effective rank": (lambda w: w.effective_rank, lambda w: _of(w.effective_rank, min(w.shape))),
+        "‖G-I‖_F": (lambda w: w.gram_frobenius, lambda w: _number(w.gram_frobenius)),
+        "positive": (lambda w: w.num_positive, lambda w: f"{w.num_positive}/{w.dim}"),
+    }
+    totals = {
+        "effective rank": ["mean share of all", *("-" if m is None else f"{100 * m[0]:.0f} %" for m in means)],
+        "‖G-I‖_F": ["mean of all", *("-" if m is None else _number(m[1]) for m in means)],
+    }
+    parts += _measures("weights", letters, rows, _first(2, measures) if brief else measures, totals)
+    rows = match_features(features) if brief else match_names(features)
+    measures = {
+        "effective rank": (lambda f: f.effective_rank, lambda f: _of(f.effective_rank, _most(f))),
+        "RankMe": (lambda f: f.rankme, lambda f: _number(f.rankme)),
+        "LiDAR": (lambda f: f.lidar, lambda f: _number(f.lidar)),
+        "α-ReQ": (lambda f: f.alpha, lambda f: f"{f.alpha:.2f}"),
+        "positive": (lambda f: f.num_positive, lambda f: f"{f.num_positive}/{f.dim}"),
+    }
+    parts += _measures("features", letters, rows, _first(3, measures) if brief else measures, {})
+    said: dict[str, list[str]] = {}
+    for letter, own in zip(letters, notes, strict=True):
+        for note in own:
+            said.setdefault(note, []).append(letter)
+    parts += ["\n".join(as_note(note, f"Note on {', '.join(which)}") for note, which in said.items())] if said else []
     return "\n\n".join(parts)
 
 
-def _pair(a: float, b: float) -> list[str]:
-    return [_number(a), _number(b), f"{100 * (b - a) / a:+.1f} %" if a else "-"]
+def _first(count: int, measures: dict) -> dict:
+    return dict(list(measures.items())[:count])
 
 
-def _positives(a: WeightSpectrum | FeatureSpectrum, b: WeightSpectrum | FeatureSpectrum) -> str:
-    return f"{a.num_positive} / {a.dim}, {b.num_positive} / {b.dim}"
+def _measures(what: str, letters: str, rows: Matched, measures: dict, totals: dict[str, list[str]]) -> list[str]:
+    """A table for each measure that any of the spectra has."""
+    parts = []
+    for measure, (value, text) in measures.items():
+        lines = []
+        for title, spectra in rows:
+            found = {i: spectrum for i, spectrum in spectra.items() if value(spectrum) is not None}
+            if not found:
+                continue
+            cells = [text(found[i]) if i in found else "-" for i in range(len(letters))]
+            change = [_change(*(value(found[i]) if i in found else 0 for i in (0, 1)))] if len(letters) == 2 else []
+            lines.append([title, *cells, *change])
+        if lines and measure in totals:
+            lines.append(totals[measure] + [""] * (len(letters) == 2))
+        if lines:
+            header = [f"{what}: {measure}", *letters, *(["change"] if len(letters) == 2 else [])]
+            parts.append(_aligned(header, lines))
+    return parts
+
+
+def _means(weights: dict[str, WeightSpectrum]) -> tuple[float, float] | None:
+    """Mean share of the directions used, and mean distance from orthogonality."""
+    if not weights:
+        return None
+    shares = [w.effective_rank / min(w.shape) for w in weights.values()]
+    distances = [w.gram_frobenius for w in weights.values()]
+    return sum(shares) / len(shares), sum(distances) / len(distances)
+
+
+def _in_one_line(names: list[str], weights: dict[str, WeightSpectrum]) -> str:
+    shares = {name: 100 * weights[name].effective_rank / min(weights[name].shape) for name in names}
+    lowest = min(shares, key=shares.get)
+    return (
+        f"and {len(names)} more: effective rank {shares[lowest]:.0f} to {max(shares.values()):.0f} % of the most it "
+        f"can be, lowest in {short_name(lowest)}"
+    )
+
+
+def _change(a: float, b: float) -> str:
+    return f"{100 * (b - a) / a:+.1f} %" if a and b else "-"
+
+
+def _most(spectrum: FeatureSpectrum) -> int:
+    return min(spectrum.dim, spectrum.num_images - 1)
+
+
+def _of(rank: float, most: int) -> str:
+    return f"{rank:.0f}/{most}" if rank >= 100 else f"{rank:.1f}/{most}"
 
 
 def _bound(spectrum: FeatureSpectrum) -> str:

@@ -1,6 +1,7 @@
 """Settings of a pretraining run: `transformers.TrainingArguments` with SSL's defaults and a few of our own."""
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -10,6 +11,29 @@ from ..methods import TrainingRecipe
 
 # Names of `optim` that `transformers` does not know; None stands for the recipe's.
 OWN_OPTIMIZERS = (None, "lars", "adam")
+
+
+def steps_between(value: float, max_steps: int) -> int:
+    """Steps between two events, given as a number or, below 1, as a share of the run."""
+    return max(math.ceil(value * max_steps) if value < 1 else int(value), 1)
+
+
+def is_due(step: int, before: int, every: float, max_steps: int) -> bool:
+    """Whether an event every so many steps has come since step `before`, as it has at the end of the run."""
+    interval = steps_between(every, max_steps)
+    return step > before and (step >= max_steps or step // interval != before // interval)
+
+
+def check_interval(name: str, steps: float) -> None:
+    """Refuses what is no number of steps between two events."""
+    if not (0 <= steps < 1 or (steps >= 1 and float(steps).is_integer())):
+        raise ValueError(f"{name} is {steps}: it must be a whole number of steps, a share below 1, or 0 for none")
+
+
+def check_threshold(name: str, share: float) -> None:
+    """Refuses what is no share to fall below."""
+    if not 0 <= share < 1:
+        raise ValueError(f"{name} is {share}: it must lie in [0, 1), as in 0.1; 0 gives no warnings")
 
 
 @dataclass
@@ -32,6 +56,12 @@ class OrthoSSLTrainingArguments(TrainingArguments):
         momentum (`float`, defaults to 0.9): Momentum of "lars" and "sgd", in [0, 1).
         warmup_steps (`float`, *optional*): Steps of linear warm-up, or a share of the run if below 1; the method's by
             default.
+        spectra_steps (`float`, defaults to 0.1): Steps between two measurements of the weights' spectra, or a share of
+            the run if below 1; 0 for none. They go with the log entries.
+        spectra_threshold (`float`, defaults to 0.1): Warn when a layer's effective rank falls below this share of the
+            most it can be; 0 for no warnings.
+        knn_steps, linear_probe_steps (`float`, defaults to 0): Steps between two measurements of kNN and linear-probe
+            accuracy on labelled training images, or a share of the run if below 1; 0 for none.
         resume (`bool`, defaults to `False`): Continue from the newest checkpoint in `output_dir`.
         overwrite_output (`bool`, defaults to `False`): Replace the run that `output_dir` holds.
     """
@@ -63,6 +93,20 @@ class OrthoSSLTrainingArguments(TrainingArguments):
     # Batches carry image columns that the model's forward does not name, and a NaN must stop the run, not be averaged.
     remove_unused_columns: bool = field(default=False, metadata={"help": "must stay False: columns feed the views"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "must stay False: NaN stops the run"})
+    spectra_steps: float = field(
+        default=0.1,
+        metadata={"help": "steps between two measurements of the weights' spectra, or share of the run; 0 for none"},
+    )
+    spectra_threshold: float = field(
+        default=0.1, metadata={"help": "warn when a layer uses less than this share of its directions"}
+    )
+    knn_steps: float = field(
+        default=0.0,
+        metadata={"help": "steps between two kNN measurements on labelled training images, or share of the run"},
+    )
+    linear_probe_steps: float = field(
+        default=0.0, metadata={"help": "the same for a linear probe on frozen representations"}
+    )
     resume: bool = field(default=False, metadata={"help": "continue from the newest checkpoint in output_dir"})
     overwrite_output: bool = field(default=False, metadata={"help": "replace the run that output_dir holds"})
 
@@ -84,6 +128,9 @@ class OrthoSSLTrainingArguments(TrainingArguments):
                 f"resume_from_checkpoint is {self.resume_from_checkpoint!r}: pass --resume, which takes the newest "
                 "checkpoint in output_dir"
             )
+        for name in ("spectra_steps", "knn_steps", "linear_probe_steps"):
+            check_interval(name, getattr(self, name))
+        check_threshold("spectra_threshold", self.spectra_threshold)
         # The parent knows none of these, nor "as the recipe says": it sees a stand-in while it checks the rest.
         ours = self.optim, self.warmup_steps
         self.optim = "sgd" if self.optim in OWN_OPTIMIZERS else self.optim

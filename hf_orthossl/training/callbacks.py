@@ -10,6 +10,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from ..methods import Progress
 from ..regularization import OrthogonalityRegularizer
+from .reporting import ReportingCallback
 
 # Shown beside the progress bar, in this order; everything logged is in the history file.
 SHOWN = ("loss", "ssl", "orthogonality", "embedding_std")
@@ -36,12 +37,15 @@ class LossBar(ProgressCallback):
             self.training_bar.set_postfix_str(bar_text(logs))
 
 
-def trim_history(folder: str | Path, step: int) -> None:
-    """Drops the log entries after `step`, which a resumed run writes again."""
+def trim_history(folder: str | Path, step: int) -> list[dict]:
+    """Drops the log entries after `step`, which a resumed run writes again, and returns the others."""
     path = Path(folder) / "history.jsonl"
-    if path.exists():
-        entries = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        path.write_text("".join(line + "\n" for line in entries if json.loads(line)["step"] <= step))
+    if not path.exists():
+        return []
+    entries = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    kept = [entry for entry in entries if entry["step"] <= step]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+    return kept
 
 
 class HistoryCallback(TrainerCallback):
@@ -56,7 +60,7 @@ class HistoryCallback(TrainerCallback):
             append_history(args.output_dir, {"step": state.global_step, **logs})
 
 
-class OrthogonalityCallback(TrainerCallback):
+class OrthogonalityCallback(ReportingCallback):
     """Adds γ·Σ OR(W) to the training of any plain `transformers.Trainer`, without subclassing it.
 
     The penalty's gradient is put in place before the first backward pass of each optimizer step, so it counts once
@@ -86,6 +90,7 @@ class OrthogonalityCallback(TrainerCallback):
         self.sum, self.count = torch.zeros(()), 0
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
         self.module = self.module or model
         self.regularizer = OrthogonalityRegularizer(self.module, self.kind, **self.kwargs)
 
@@ -105,8 +110,9 @@ class OrthogonalityCallback(TrainerCallback):
                 parameter.grad = gradient.contiguous() if parameter.grad is None else parameter.grad.add_(gradient)
         self.sum, self.count = self.sum.to(penalty.device) + penalty.detach(), self.count + 1
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.count and logs is not None and "loss" in logs:
-            logs["orthogonality"] = (self.sum / self.count).item()
-            state.log_history[-1]["orthogonality"] = logs["orthogonality"]
-            self.sum, self.count = torch.zeros(()), 0
+    def scalars(self, state, logs):
+        if not self.count or "loss" not in logs:
+            return {}
+        mean = (self.sum / self.count).item()
+        self.sum, self.count = torch.zeros(()), 0
+        return {"orthogonality": mean}

@@ -17,11 +17,14 @@ from transformers import get_scheduler
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
 from ..modeling import SSLModel
-from .arguments import OrthoSSLTrainingArguments
+from .arguments import OrthoSSLTrainingArguments, steps_between
 from .callbacks import append_history, bar_text, trim_history
 from .checkpoints import newest_checkpoint, staged
 from .inputs import as_image_dataset, build_dataloader, build_views, unreadable_log
 from .optimizers import build_optimizer
+from .probe_callbacks import build_probes
+from .publishing import EncoderPush, check_push
+from .spectra_callback import SpectraCallback
 from .step import SSLStep
 
 STATE = "loop_state.json"
@@ -31,7 +34,7 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
     """Pretrains an [`SSLModel`] with accelerate, on whatever `accelerate launch` set up.
 
     Reads the same arguments and writes the same run folder as [`OrthoSSLTrainer`]; from the same seed both give the
-    same losses.
+    same losses. With `push_to_hub=True` the encoder is published at every save, unless `hub_strategy` is "end".
 
     Args:
         model ([`SSLModel`]): What to train; trained in place.
@@ -53,7 +56,11 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
         log_with=args.report_to or None,
     )
     accelerator.init_trackers("orthossl")
+    if accelerator.is_main_process:
+        check_push(args)
     dataset = as_image_dataset(train_dataset, model, args)
+    pushes = args.push_to_hub and accelerator.is_main_process
+    push = EncoderPush(model, dataset, args, front="accelerate loop") if pushes else None
     views = build_views(model, args)
     loader = accelerator.prepare(build_dataloader(dataset, args))
     max_steps, steps_per_epoch, batches_per_epoch = _length(loader, args)
@@ -72,8 +79,12 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
     step = SSLStep(model, views, args.seed, accelerator.process_index, unreadable_log(dataset, args))
 
     done = _resume(accelerator, args) if args.resume else 0
+    spectra = SpectraCallback(args.spectra_steps, threshold=args.spectra_threshold)
+    watching = [spectra, *build_probes(model, dataset, args)]
     if accelerator.is_main_process:
-        trim_history(args.output_dir, done)
+        history = trim_history(args.output_dir, done)
+        for callback in watching:
+            callback.begin(model, history)
     bar = tqdm(
         total=max_steps, initial=done, disable=args.disable_tqdm or not accelerator.is_main_process, dynamic_ncols=True
     )
@@ -110,21 +121,27 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
                 optimizer.zero_grad()
             done += 1
             bar.update()
-            if done % _steps(args.logging_steps, max_steps) == 0 or done == max_steps:
+            if done % steps_between(args.logging_steps, max_steps) == 0 or done == max_steps:
                 mean = accelerator.reduce(running, reduction="mean").item() / (done - logged)
                 passes = epoch + (index + 1) / batches_per_epoch
                 logs = {"loss": mean, **step.drain(), "learning_rate": rate, "epoch": passes}
                 running, logged = torch.zeros_like(running), done
-                accelerator.log(logs, step=done)
                 if accelerator.is_main_process:
+                    for callback in watching:
+                        logs |= callback.measure(done, max_steps)
                     bar.set_postfix_str(bar_text(logs))
                     append_history(args.output_dir, {"step": done, **logs})
+                accelerator.log(logs, step=done)
             if _save_is_due(args, done, max_steps, epoch_ends=index + 1 == batches_per_epoch):
                 _save(accelerator, args, done)
+                if push:
+                    push.at_save(done)
             if done == max_steps:
                 break
         epoch, steps_into_epoch = epoch + 1, 0
     bar.close()
+    if push:
+        push.wait()
     accelerator.end_training()
     return accelerator.unwrap_model(wrapped)
 
@@ -140,16 +157,11 @@ def _length(loader, args: OrthoSSLTrainingArguments) -> tuple[int, int, int]:
     return steps, per_epoch, len(loader)
 
 
-def _steps(value: float, max_steps: int) -> int:
-    """Steps between two events, given as a number or, below 1, as a share of the run."""
-    return max(math.ceil(value * max_steps) if value < 1 else int(value), 1)
-
-
 def _save_is_due(args: OrthoSSLTrainingArguments, done: int, max_steps: int, epoch_ends: bool) -> bool:
     """The Trainer's rule: every so many steps or every epoch, and at the end unless nothing is to be saved."""
     if args.save_strategy == "no":
         return False
-    due = epoch_ends if args.save_strategy == "epoch" else done % _steps(args.save_steps, max_steps) == 0
+    due = epoch_ends if args.save_strategy == "epoch" else done % steps_between(args.save_steps, max_steps) == 0
     return due or done == max_steps
 
 

@@ -11,12 +11,16 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput, has_length, rotate_checkpoints
 
+from ..hub.publish import Publication
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks import HistoryCallback, LossBar
 from .checkpoints import newest_checkpoint, staged
 from .inputs import as_image_dataset, build_dataloader, build_views, unreadable_log
 from .optimizers import build_optimizer
+from .probe_callbacks import build_probes
+from .publishing import EncoderPush, check_push
+from .spectra_callback import SpectraCallback
 from .step import SSLStep
 
 
@@ -26,6 +30,9 @@ class OrthoSSLTrainer(Trainer):
     Views are made on the training device; target networks, queues and the orthogonality penalty move once per
     optimizer step. Checkpoints are written aside and renamed. Loss parts are logged by name: `ssl`, `orthogonality`
     (with γ applied) and `embedding_std`.
+
+    With `push_to_hub=True` the encoder folder, loadable without this package, is what goes to `hub_model_id`: at every
+    save unless `hub_strategy` is "end", and at [`push_to_hub`]. Checkpoints and arguments never do.
 
     Args:
         model ([`SSLModel`]): What to train.
@@ -47,10 +54,15 @@ class OrthoSSLTrainer(Trainer):
         dataset = None if train_dataset is None else as_image_dataset(train_dataset, model, args)
         super().__init__(model=model, args=args, train_dataset=dataset, **kwargs)
         self._staging: Path | None = None
+        self._push = EncoderPush(model, dataset, args, front="Trainer") if args.push_to_hub else None
         views = build_views(model, args)
         self.step = SSLStep(model, views, args.seed, args.process_index, unreadable_log(dataset, args))
         self.add_callback(_StepCallback(self))
         self.add_callback(HistoryCallback())
+        if not any(isinstance(callback, SpectraCallback) for callback in self.callback_handler.callbacks):
+            self.add_callback(SpectraCallback(args.spectra_steps, threshold=args.spectra_threshold))
+        for probe in build_probes(model, dataset, args) if dataset is not None else ():
+            self.add_callback(probe)
         if self.pop_callback(ProgressCallback):
             self.add_callback(LossBar())
 
@@ -104,6 +116,51 @@ class OrthoSSLTrainer(Trainer):
                 self._staging = None
         if self.args.should_save:
             rotate_checkpoints(str(run_folder), self.args.save_total_limit)
+        if self._push and self.is_world_process_zero():
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            self._push.at_save(self.state.global_step)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Finds out whether the encoder can be published; the repository is made with its first commit."""
+        if self.is_world_process_zero():
+            check_push(self.args)
+        self.hub_model_id = self.args.hub_model_id
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        license: str | None = None,
+    ) -> Publication | None:
+        """Publishes the encoder to `hub_model_id` as it is now, with card and spectra, in one commit.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to "End of training"): Message of the commit.
+            blocking (`bool`, defaults to `True`): Has no effect: the call returns when the commit is made.
+            token, revision, private (*optional*): In place of `hub_token`, `hub_revision` and `hub_private_repo`.
+            license (`str`, *optional*): Licence for the card, such as "apache-2.0".
+
+        Returns:
+            [`~hub.Publication`]: What was published; `None` on other processes than the main one.
+
+        Raises:
+            ValueError, OSError: what [`~hub.publish_encoder`] raises.
+        """
+        if not self.is_world_process_zero():
+            return None
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        push = self._push or EncoderPush(self.model, self.train_dataset, self.args, front="Trainer")
+        return push.publish(commit_message, token=token, revision=revision, private=private, license=license)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: checkpoints stay here, and the encoder goes out once the checkpoint has its final name."""
+
+    def _finish_current_push(self) -> None:
+        if self._push:
+            self._push.wait()
 
 
 class _StepCallback(TrainerCallback):

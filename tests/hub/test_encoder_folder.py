@@ -10,8 +10,11 @@ from transformers import ViTConfig, ViTModel
 
 from hf_orthossl import SSLConfig, SSLModel, load_encoder
 from hf_orthossl.data import load_source
-from hf_orthossl.evaluation import Result
-from hf_orthossl.hub import write_encoder_folder
+from hf_orthossl.evaluation import Result, read_results
+from hf_orthossl.hub import render_card, write_encoder_folder
+from hf_orthossl.hub.record import EncoderRecord
+
+SMALL = {"channels": [8, 8, 16, 16]}
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +33,13 @@ def vit_folder(tmp_path_factory):
     return folder
 
 
-def written(backbone, digits, folder, **config):
+def written(backbone, source, folder, *, training=None, results=None, **config):
     torch.manual_seed(0)
     encoder = load_encoder(backbone, image_size=32, **config)
-    model = SSLModel(SSLConfig(backbone, image_size=32, backbone_config=config, regularizer="so"), encoder)
-    results = [Result("knn", "digits", "test", "top1", 0.875, {"step": "end"})]
-    return encoder.eval(), write_encoder_folder(model, folder, source=digits, results=results)
+    settings = {"regularizer": "so", "regularizer_config": {"include": "*"}, "backbone_config": config}
+    model = SSLModel(SSLConfig(backbone, image_size=32, **settings), encoder)
+    results = [Result("knn", "digits", "test", "top1", 0.875, {"step": "end"})] if results is None else results
+    return encoder.eval(), write_encoder_folder(model, folder, source=source, results=results, training=training)
 
 
 def snippets(folder):
@@ -43,34 +47,81 @@ def snippets(folder):
 
 
 @pytest.mark.parametrize("library", ["timm", "transformers", "remote code"])
-def test_the_transformers_snippet_gives_the_encoders_representation(library, digits, vit_folder, tmp_path):
+def test_every_snippet_gives_the_encoders_representation(library, digits, vit_folder, tmp_path):
     backbone = {"timm": "resnet10t", "transformers": str(vit_folder), "remote code": "wide_resnet28_2"}[library]
-    config = {"channels": [8, 8, 16, 16]} if library == "timm" else {}
-    encoder, folder = written(backbone, digits, tmp_path / "encoder", **config)
+    encoder, folder = written(backbone, digits, tmp_path / "encoder", **(SMALL if library == "timm" else {}))
     pixels = torch.randint(256, (32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    scope = {"image": Image.fromarray(pixels.numpy())}
-    exec(snippets(folder)[-1], scope)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.mean, encoder.std))
     with torch.no_grad():
         expected = encoder(((pixels.permute(2, 0, 1) / 255 - mean) / std)[None])
-    torch.testing.assert_close(scope["representation"], expected, rtol=1e-4, atol=1e-5)
-    assert len(snippets(folder)) == (2 if library == "timm" else 1)
+    found = snippets(folder)
+    assert len(found) == (3 if library == "timm" else 2)
+    for snippet in found:
+        scope = {"image": Image.fromarray(pixels.numpy())}
+        exec(snippet, scope)
+        torch.testing.assert_close(scope["representation"].detach(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_card_and_spectra(digits, tmp_path):
-    _, folder = written("resnet10t", digits, tmp_path / "encoder", channels=[8, 8, 16, 16])
+def test_a_path_of_any_characters_is_a_valid_snippet(digits, tmp_path):
+    _, folder = written("resnet10t", digits, tmp_path / 'it\'s <b>"`x`"\n```', **SMALL)
+    for snippet in snippets(folder):
+        exec(snippet, {"image": Image.new("RGB", (32, 32))})
+
+
+def test_the_folder_says_what_was_done(digits, tmp_path):
+    training = {"optim": "lars", "learning_rate": 0.3, "steps": 12, "seed": 5}
+    _, folder = written("resnet10t", digits, tmp_path / "encoder", training=training, **SMALL)
+    record = EncoderRecord.read(folder)
+    assert (record.method, record.regularizer, record.image_size, record.num_images) == ("byol", "so", 32, 60)
+    assert record.training == training
+    assert record.regularizer_config == {"include": "*"}
+    assert (record.library, record.remote_code, record.base_model) == ("timm", False, None)
+    assert read_results(folder / "results.json")[0].value == 0.875
+    spectra = json.loads((folder / "spectra.json").read_text())
+    assert spectra["metadata"]["num_images"] == 60
     card = (folder / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "timm"
     assert {"orthossl", "byol", "so"} <= set(front["tags"])
-    assert "0.875" in card
-    spectra = json.loads((folder / "spectra.json").read_text())
-    assert spectra["metadata"]["method"] == "byol"
-    assert spectra["metadata"]["num_images"] == 60
-    assert json.loads((folder / "config.json").read_text())["orthossl"]["regularizer"] == "so"
+    for text in ("0.875", "| optimizer | lars |", "| optimizer steps | 12 |", "60 images of digits", "spectra.png"):
+        assert text in card
 
 
-def test_a_second_export_replaces_the_first(digits, tmp_path):
-    written("resnet10t", digits, tmp_path / "encoder", channels=[8, 8, 16, 16])
-    encoder, folder = written("resnet10t", digits, tmp_path / "encoder", channels=[8, 8, 16, 32])
+def test_paths_of_this_machine_stay_here(digits, vit_folder, tmp_path):
+    source = load_source("digits", split="train[:60]")
+    source.name = str(tmp_path / "holiday")
+    _, folder = written(str(vit_folder), source, tmp_path / "encoder")
+    record = json.loads((folder / "config.json").read_text())["orthossl"]
+    assert record["dataset"] == "holiday"
+    assert str(tmp_path) not in json.dumps(record) + (folder / "spectra.json").read_text()
+    assert str(tmp_path) not in render_card(folder, repo_id="user/name")
+
+
+def test_a_second_export_replaces_the_first_but_not_what_its_owner_wrote(digits, tmp_path):
+    _, folder = written("resnet10t", digits, tmp_path / "encoder", **SMALL)
+    card = folder / "README.md"
+    mine = b"My own words, caf\xc3\xa9.\r\nAnd more of them.\n"
+    card.write_bytes(card.read_bytes() + mine)
+    config = {"channels": [8, 8, 16, 32]}
+    encoder, folder = written("resnet10t", digits, tmp_path / "encoder", results=[], **config)
     assert load_encoder(str(folder), pretrained=True).num_features == encoder.num_features == 32
+    text = card.read_bytes()
+    assert text.endswith(mine)
+    assert b"a vector of 32 numbers" in text
+    assert b"a vector of 16 numbers" not in text
+    assert not (folder / "results.json").exists(), "numbers of other weights"
+
+
+def test_broken_markers_cost_neither_the_run_nor_the_text(digits, tmp_path):
+    _, folder = written("resnet10t", digits, tmp_path / "encoder", **SMALL)
+    card = folder / "README.md"
+    broken = card.read_text().replace("<!-- /orthossl:usage -->", "")
+    card.write_text(broken)
+    with pytest.warns(UserWarning, match="left as it is.*section results begins before section usage"):
+        written("resnet10t", digits, tmp_path / "encoder", **SMALL)
+    assert card.read_text() == broken
+
+
+def test_no_data_set_gives_spectra_of_the_weights(tmp_path):
+    _, folder = written("resnet10t", None, tmp_path / "encoder", **SMALL)
+    assert "spectra of the weights alone" in (folder / "README.md").read_text()

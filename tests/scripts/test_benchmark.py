@@ -38,3 +38,13 @@ def test_unknown_model_is_one_line(monkeypatch, capsys):
         benchmark("penalty --models resnet10x", monkeypatch)
     assert stop.value.code == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("--models: timm has no 'resnet10x'")
+
+
+def test_spectra(monkeypatch, tmp_path, capsys):
+    arguments = f"spectra --backbone resnet10t --images 16 --batch 8 --repeats 1 --json {tmp_path / 'out.json'}"
+    benchmark(arguments, monkeypatch)
+    (row,) = json.loads((tmp_path / "out.json").read_text())["spectra"]
+    assert set(row["times"]) == {"forward", "features", "eigenvalues", "weights"}
+    assert row["times"]["features"]["ratio"] > 0
+    assert row["peak_bytes"] > 0
+    assert "the forward pass" in capsys.readouterr().out

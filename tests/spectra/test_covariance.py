@@ -61,6 +61,32 @@ def test_dimensions_beyond_one_block_give_numpys_covariance(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("sizes", [[7], [3, 4], [1, 1, 5], [12, 8], [20, 1, 19], [40, 40]])
+def test_fewer_and_more_samples_than_dimensions_give_the_same_spectra(sizes):
+    """Up to as many samples as dimensions they are kept, and the smaller matrix is decomposed."""
+    samples = _samples(sum(sizes), 20, seed=4, offset=2.0)
+    streaming = StreamingCovariance(20)
+    for batch in samples.split(sizes):
+        streaming.update(batch)
+    oracle = np.linalg.eigvalsh(np.cov(samples.numpy(), rowvar=False))[::-1]
+    np.testing.assert_allclose(streaming.eigenvalues(), oracle.clip(min=0), rtol=0, atol=1e-10 * oracle.max())
+    squares = np.linalg.svd(samples.numpy(), compute_uv=False) ** 2
+    squares = np.pad(squares, (0, 20 - len(squares)))
+    np.testing.assert_allclose(streaming.uncentred_eigenvalues(), squares, rtol=0, atol=1e-10 * squares.max())
+    assert len(streaming.eigenvalues()) == len(streaming.uncentred_eigenvalues()) == 20
+
+
+def test_samples_kept_and_samples_multiplied_out_merge():
+    samples = _samples(60, 20, seed=5, offset=1.0)
+    few, many = StreamingCovariance(20), StreamingCovariance(20)
+    few.update(samples[:9])
+    many.update(samples[9:55])
+    few.merge(many)
+    few.update(samples[55:])
+    oracle = np.linalg.eigvalsh(np.cov(samples.numpy(), rowvar=False))[::-1]
+    np.testing.assert_allclose(few.eigenvalues(), oracle, rtol=0, atol=1e-10 * oracle.max())
+
+
 def test_half_precision_features_are_accumulated_in_float64():
     samples = (_samples(64, 6, seed=2) + 50).to(torch.bfloat16)
     streaming = StreamingCovariance(6)

@@ -6,7 +6,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTModel
 
-from hf_orthossl.spectra import guess_stages, last_weights, lidar, spectral_report, weight_spectra
+from hf_orthossl.spectra import (
+    StreamingCovariance,
+    guess_stages,
+    last_weights,
+    lidar,
+    spectral_report,
+    weight_spectra,
+)
 
 
 class Stub(nn.Module):
@@ -101,6 +108,58 @@ def test_embedding_and_lidar_come_from_projector_and_views(images):
     assert report.features["representation"].lidar is not None
     assert report.features["two"].lidar is None
     assert report.features["embedding"].dim == 4
+
+
+class Switching(nn.Module):
+    """A representation that is the last stage averaged, until an image has a negative first pixel."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, 12, 8)
+
+    def stages(self, images):
+        last = self.layer(images)
+        representation = last.flatten(1)
+        negative = images[:, 0, 0, 0] < 0
+        return {"last": last, "representation": torch.where(negative[:, None], 2 * representation + 1, representation)}
+
+
+@pytest.mark.parametrize("from_batch", [None, 0, 1, 2])
+def test_a_representation_equal_to_the_last_stage_is_accumulated_once(images, from_batch, monkeypatch):
+    images = images.abs()
+    if from_batch is not None:
+        images[20 * from_batch :, 0, 0, 0] *= -1
+    updates, update = [], StreamingCovariance.update
+    monkeypatch.setattr(StreamingCovariance, "update", lambda self, rows: (updates.append(rows), update(self, rows)))
+    model = Switching()
+    views = images[:60].reshape(20, 3, 3, 8, 8)
+    report = spectral_report(model, images, batch_size=20, layers=["last", "representation"], views=views)
+    # Four batches, and the representation's own from where it differs.
+    assert len(updates) == 4 + (0 if from_batch is None else 4 - from_batch)
+    with torch.no_grad():
+        outputs = model.stages(images)
+    for layer in ("last", "representation"):
+        found = report.features[layer]
+        np.testing.assert_allclose(found.eigenvalues, _oracle(outputs[layer].flatten(1)), rtol=0, atol=1e-10)
+        assert found.num_images == 70
+    assert (report.features["last"].pool, report.features["representation"].pool) == ("avg", "none")
+    assert report.features["last"].lidar is None
+    assert report.features["representation"].lidar > 0
+
+
+def test_views_in_batches_give_the_same_lidar(images):
+    views = images[:60].reshape(20, 3, 3, 8, 8)
+    whole, parts = (spectral_report(Stub(), images, views=v) for v in (views, iter(views.split(7))))
+    assert parts.features["representation"].lidar == pytest.approx(whole.features["representation"].lidar, rel=1e-6)
+
+
+def test_weights_under_spectral_norm_are_read_without_moving_its_vectors():
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 5))
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    spectral_report(layer)
+    assert all(torch.equal(before[key], value) for key, value in layer.state_dict().items())
+    assert layer.training
 
 
 def test_flattened_maps_beyond_the_limit_are_sketched_and_the_report_says_so(images):

@@ -197,28 +197,63 @@ def test_broken_missing_and_oversized_files_are_refused(report, tmp_path, monkey
 def test_the_table_shows_every_layer_its_numbers_and_the_notes(report):
     table = report.table()
     for name in (*report.weights, *report.features):
-        assert f"\n{name} " in table
-    row = next(line for line in table.splitlines() if line.startswith("4.weight"))
+        assert f"\n{name.removesuffix('.weight')} " in table
+    row = next(line for line in table.splitlines() if line.startswith("4 "))
     # Twelve centred rows span eleven dimensions of twenty.
     assert row.split()[1] == "12x20"
     assert row.endswith("11 / 20")
     assert "Note: 50 images cap the rank of the features at 49" in table
 
 
-def test_comparing_shows_changes_and_what_only_one_has(report):
+def test_the_brief_table_has_the_last_weight_of_each_stage_and_a_line_on_the_others():
+    model = nn.ModuleDict({f"layer{i}": nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 7)) for i in (1, 2, 3)})
+    model["layer1"][0].weight.data = torch.ones(8, 9)
+    report = SpectralReport(weights=weight_spectra(model))
+    brief, whole = report.table(brief=True), report.table()
+    assert [name in brief for name in ("layer1.1 ", "layer2.1 ", "layer3.1 ", "layer2.0 ")] == [True, True, True, False]
+    assert "\nand 3 more: effective rank 12 to " in brief
+    assert brief.endswith("% of the most it can be, lowest in layer1.0")
+    assert all(f"\nlayer{i}.{j} " in whole for i in (1, 2, 3) for j in (0, 1))
+    assert "more:" not in whole
+
+
+def test_comparing_two_shows_changes_and_what_only_one_has(report):
     other = spectral_report(_network(seed=5), metadata={"model": "orthogonal"})
     other.weights["3.weight"] = WeightSpectrum.from_matrix(torch.eye(12, dtype=torch.float64))
     other.weights["extra"] = other.weights.pop("4.weight")
     text = report.compare(other)
     assert text.startswith("A: Sequential\nB: orthogonal\n")
-    row = next(line for line in text.splitlines() if line.startswith("3.weight"))
-    rank = report.weights["3.weight"].effective_rank
-    assert f"{rank:.3g}" in row
-    assert f"{100 * (12 - rank) / rank:+.1f} %" in row
-    assert "12 / 12, 11 / 12" in row
-    assert "weights only in A: 4.weight" in text
-    assert "weights only in B: extra" in text
-    assert "features only in A: input, 0, representation" in text
+    rank, last = report.weights["3.weight"].effective_rank, report.weights["4.weight"].effective_rank
+    lines = text.splitlines()
+    row = next(line for line in lines if line.startswith("3 ")).split()
+    assert row == ["3", f"{rank:.1f}/12", "12.0/12", f"{100 * (12 - rank) / rank:+.1f}", "%"]
+    assert next(line for line in lines if line.startswith("4 ")).split() == ["4", f"{last:.1f}/12", "-", "-"]
+    assert next(line for line in lines if line.startswith("extra ")).split()[1] == "-"
+    # Only one of the two has features, and 50 images cap them.
+    part = text[text.index("features: effective rank") :]
+    assert f"{report.features['input'].effective_rank:.1f}/49" in part
+
+
+def test_comparing_several_matches_stages_by_position():
+    def stages(kind, widths):
+        layers = [nn.Sequential(nn.Linear(9, 9), nn.Linear(9, width)) for width in widths]
+        return SpectralReport(
+            weights=weight_spectra(nn.ModuleDict({f"{kind}{i}": layer for i, layer in enumerate(layers, 1)})),
+            metadata={"model": kind},
+        )
+
+    runs = [stages("layer", (5, 6)), stages("block", (7, 8, 9)), stages("layer", (5, 6))]
+    brief = runs[0].compare(*runs[1:], brief=True)
+    assert brief.startswith("A: layer\nB: block\nC: layer\n")
+    row = next(line for line in brief.splitlines() if line.startswith("stage 2")).split()
+    ranks = [list(run.weights.values())[3].effective_rank for run in runs]
+    assert row[2:] == [f"{rank:.1f}/{most}" for rank, most in zip(ranks, (6, 8, 6), strict=True)]
+    third = next(line for line in brief.splitlines() if line.startswith("block3.1")).split()
+    assert third[1] == third[3] == "-"
+    shares = [100 * sum(w.effective_rank / min(w.shape) for w in r.weights.values()) / len(r.weights) for r in runs]
+    mean = next(line for line in brief.splitlines() if line.startswith("mean share")).split()
+    assert mean[4::2] == [f"{share:.0f}" for share in shares]
+    assert "block1.0" in runs[0].compare(*runs[1:])
 
 
 def test_the_summary_holds_finite_scalars_under_stable_names(report):

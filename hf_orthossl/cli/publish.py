@@ -1,0 +1,81 @@
+"""`orthossl publish`: a run's encoder to the Hub, or a look at what would go there."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..hub.publish import Publication, publish_encoder
+from .parsing import parse
+
+DESCRIPTION = (
+    "Publish the encoder of a run on the Hugging Face Hub, with card and spectra, in one commit. It needs an access "
+    "token with write permission: run hf auth login once, or set HF_TOKEN."
+)
+
+
+@dataclass
+class PublishArguments:
+    """What to publish, and where."""
+
+    run: str = field(metadata={"positional": True, "help": "folder of a run, or its encoder folder"})
+    repo_id: str | None = field(default=None, metadata={"help": "where to, as in user/name", "metavar": "USER/NAME"})
+    private: bool = field(default=False, metadata={"help": "make a new repository private"})
+    revision: str | None = field(default=None, metadata={"help": "branch to commit to (default: main)"})
+    license: str | None = field(default=None, metadata={"help": "licence in the card, as in apache-2.0"})
+    dry_run: bool = field(default=False, metadata={"help": "list files and show the card, without any request"})
+
+
+def main(argv: list[str]) -> None:
+    """Publishes, or with `--dry_run` shows what would be published."""
+    (args,), _ = parse("orthossl publish", DESCRIPTION, [PublishArguments], argv)
+    if args.repo_id is None:
+        raise ValueError("--repo_id is missing: pass one of the form user/name")
+    publication = publish_encoder(
+        encoder_folder(args.run),
+        args.repo_id,
+        private=args.private or None,
+        revision=args.revision,
+        license=args.license,
+        dry_run=args.dry_run,
+    )
+    print(file_table(publication))
+    if args.dry_run:
+        print(f"\nREADME.md\n\n{publication.card}")
+        print(f"\nNothing was sent. Without --dry_run these files go to {publication.repo_id} in one commit.")
+    else:
+        print(published(publication))
+
+
+def encoder_folder(run: str) -> Path:
+    """The encoder of a run folder, or the folder itself if it is an encoder's.
+
+    Raises:
+        FileNotFoundError: it is neither.
+    """
+    folder = Path(run)
+    for candidate in (folder / "encoder", folder):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{run}: no such folder; pass a run of orthossl pretrain, as in runs/default")
+    raise FileNotFoundError(f"{run} has no encoder: pass a run of orthossl pretrain that ended, or its encoder folder")
+
+
+def file_table(publication: Publication) -> str:
+    """Files and their sizes, one a line."""
+    width = max(map(len, publication.files))
+    total = sum(publication.files.values())
+    lines = [f"  {path:<{width}}  {_readable(size):>9}" for path, size in publication.files.items()]
+    return "\n".join([f"{len(lines)} files, {_readable(total)}", *lines])
+
+
+def published(publication: Publication) -> str:
+    """Where an encoder is now and how others load it."""
+    return "\n".join([f"published  {publication.url}", *(f"  {line}" for line in publication.loading)])
+
+
+def _readable(size: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

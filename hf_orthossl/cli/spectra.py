@@ -1,0 +1,206 @@
+"""`orthossl spectra`: how many of its directions an encoder uses, as numbers and as pictures."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .. import __version__
+from ..data import ImageDataset, ImageSource, Views, available_splits, collate, get_recipe, load_source
+from ..encoders import Encoder
+from ..evaluation.features import normalized_batches
+from ..evaluation.frozen import HELD_OUT_SPLITS
+from ..regularization import select_matrices
+from ..spectra import (
+    SpectralReport,
+    last_weights,
+    plot_filter_correlation,
+    plot_representations,
+    plot_spectra,
+    spectral_report,
+)
+from ..spectra.matching import short_name
+from .evaluate import open_encoder
+from .parsing import parse
+from .spectra_options import SpectraArguments
+
+# As in LiDAR's paper.
+LIDAR_IMAGES, LIDAR_VIEWS = 1000, 10
+DESCRIPTION = (
+    "Measure how many of its directions an encoder uses: spectra of its weights and, with --dataset, of its features. "
+    "MODEL is a run folder, an encoder folder, a timm name or a Hub id; several, at most 7, are compared. The terminal "
+    "shows the last weight matrix of each stage; spectra.txt and spectra.json hold all."
+)
+
+
+@dataclass
+class Measured:
+    """One model's report, and what the pictures beside it show."""
+
+    report: SpectralReport
+    filters: dict[str, Tensor]
+    representations: Tensor | None = None
+    labels: Tensor | None = None
+
+
+def main(argv: list[str], prog: str = "orthossl spectra") -> None:
+    """Measures each model, writes reports and figures, and prints a table."""
+    (args,), _ = parse(prog, DESCRIPTION, [SpectraArguments], argv)
+    folder = Path(args.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir {folder} is a file: pass a folder")
+    source = open_images(args) if args.dataset else None
+    if source:
+        count, size = min(args.images, source.num_rows), source.image_size
+        sizes = f"{size[1]}×{size[0]} px" if size else "of different sizes"
+        print(f"data     {source.name}: {count:,} of {source.num_rows:,} images of {source.split}, {sizes}")
+    # All are opened first: a misspelt name must not cost the measurements before it.
+    encoders = {name: open_encoder(model, args) for name, model in zip(names_of(args.models), args.models, strict=True)}
+    reports = {}
+    for name, encoder in encoders.items():
+        measured = measure(name, encoder, source, args)
+        reports[measured.report.name] = measured.report
+        where = folder / name.replace("/", "_") if len(encoders) > 1 else folder
+        write(measured, where, source, args)
+    print(closing(reports, folder))
+
+
+def open_images(args: SpectraArguments) -> ImageSource:
+    """The images, of a held-out split where there is one."""
+    split = args.split
+    if split is None:
+        known = available_splits(args.dataset, args.dataset_name)
+        split = next((name for name in HELD_OUT_SPLITS if name in known), None)
+    return load_source(
+        args.dataset,
+        name=args.dataset_name,
+        split=split,
+        image_column=args.image_column,
+        label_column=args.label_column,
+    )
+
+
+def names_of(models: list[str]) -> list[str]:
+    """The shortest ends of the models' paths that tell them apart."""
+    parts = [[part for part in model.split("/") if part not in ("", ".", "encoder")] or [model] for model in models]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(own[-length:]).rpartition(":")[2] for own in parts]
+        if len(set(names)) == len(names):
+            return names
+    return models
+
+
+def measure(name: str, encoder: Encoder, source: ImageSource | None, args: SpectraArguments) -> Measured:
+    """The report of one encoder, from one pass over the images."""
+    name = f"{name} (untrained)" if args.untrained else name
+    about = {"model": name, "version": __version__, "image_size": encoder.image_size}
+    images, views, labels, representations, hook = None, None, [], [], None
+    if source is not None:
+        about |= {"dataset": source.name, "split": source.split}
+        images = remember(batches_of(encoder, source, name, args), labels)
+        views = views_of(encoder, source, name, args) if args.views else None
+        hook = encoder.register_forward_hook(lambda module, inputs, output: representations.append(output.cpu()))
+    try:
+        report = spectral_report(
+            encoder,
+            images,
+            layers=args.layers,
+            views=views,
+            include=args.include,
+            exclude=args.exclude,
+            batch_size=args.batch_size,
+            pool=args.pool,
+            metadata=about,
+        )
+    finally:
+        # A bar that an error interrupts is cleared before the error is shown.
+        for part in (images, views):
+            if part:
+                part.close()
+        if hook:
+            hook.remove()
+    last = last_weights(report.weights)[-1]
+    matrix = next(matrix for matrix in select_matrices(encoder) if matrix.name == last)
+    measured = Measured(report, {f"{name}, {short_name(last)}": matrix.matrix().detach()})
+    if labels and source.label_column:
+        measured.labels = torch.cat(labels)
+        # Those that follow are of views.
+        measured.representations = torch.cat(representations)[: len(measured.labels)].float()
+    return measured
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Rows evenly spread over a data set: sorted ones keep all their classes."""
+    return np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()
+
+
+def batches_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArguments) -> Iterator[dict]:
+    dataset = ImageDataset(source, image_size=encoder.image_size, indices=spread(source.num_rows, args.images))
+    return normalized_batches(
+        encoder, dataset, batch_size=args.batch_size, num_workers=args.num_workers, progress=f"images of {name}"
+    )
+
+
+def remember(batches: Iterator[dict], labels: list[Tensor]) -> Iterator[dict]:
+    for batch in batches:
+        labels.append(batch["labels"])
+        yield batch
+
+
+def views_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArguments) -> Iterator[Tensor]:
+    """Batches `(n, 10, 3, S, S)` of views of the encoder's input size; smaller crops are left out."""
+    recipe = get_recipe(args.views)
+    rows = spread(source.num_rows, min(LIDAR_IMAGES, args.images))
+    dataset = ImageDataset(source, views=recipe, image_size=encoder.image_size, seed=args.seed, indices=rows)
+    make = Views(recipe, encoder.image_size, encoder.mean, encoder.std)
+    whole = [number for number, size in enumerate(make.sizes) if size == max(make.sizes)]
+    device = next(encoder.parameters()).device
+    parts = torch.arange(len(rows)).split(max(args.batch_size // LIDAR_VIEWS, 1))
+    for number, part in enumerate(tqdm(parts, desc=f"views of {name}", leave=False, dynamic_ncols=True)):
+        views = []
+        for turn in range(-(-LIDAR_VIEWS // len(whole))):
+            # Other crops where they are made at decode, by the epoch; where they are made here, by the seed.
+            dataset.set_epoch(turn)
+            batch = collate(dataset.__getitems__(part.tolist()))
+            images = batch["crops"] if "crops" in batch else batch["pixel_values"]
+            images = images.to(device) if isinstance(images, Tensor) else [crops.to(device) for crops in images]
+            made = make(images, seed=args.seed + len(parts) * turn + number)
+            views += [made[i] for i in whole]
+        yield torch.stack(views[:LIDAR_VIEWS], dim=1)
+
+
+def write(measured: Measured, folder: Path, source: ImageSource | None, args: SpectraArguments) -> None:
+    """Everything of one model into its folder."""
+    measured.report.save(folder)
+    (folder / "spectra.txt").write_text(measured.report.table() + "\n")
+    measured.report.plot(folder / "spectra.png")
+    if all(min(matrix.shape) > 1 for matrix in measured.filters.values()):
+        plot_filter_correlation(measured.filters, folder / "filters.png")
+    if measured.labels is None:
+        return
+    labelled = measured.labels >= 0
+    if int(labelled.sum()) > 1:
+        plot_representations(
+            {measured.report.name: measured.representations[labelled]},
+            measured.labels[labelled],
+            folder / "representations.png",
+            class_names=source.class_names,
+            method=args.map,
+        )
+
+
+def closing(reports: dict[str, SpectralReport], folder: Path) -> str:
+    """What the terminal shows: one model's table or the comparison of several, and where everything is."""
+    first, *others = reports.values()
+    if not others:
+        shown, made = [first.table(brief=True)], ("spectra.txt", "spectra.png", "filters.png", "representations.png")
+    else:
+        plot_spectra(reports, folder / "comparison.png")
+        (folder / "comparison.txt").write_text(first.compare(*others) + "\n")
+        shown, made = [first.compare(*others, brief=True)], ("comparison.txt", "comparison.png")
+    files = [name for name in made if (folder / name).exists()] + (["a folder for each model"] if others else [])
+    return "\n\n".join([*shown, f"results  {folder} ({', '.join(files)})"])

@@ -1,0 +1,29 @@
+"""Encoders as the start of object detectors: Faster R-CNN (C4 and FPN) and DETR, fine-tuned and scored."""
+
+from .annotations import Annotations, read_annotations
+from .data import DetectionBatch, DetectionDataset, collate_detection, detection_splits
+from .drawing import draw_detections
+from .finetune import detect, finetune_detector
+from .metrics import coco_average_precision, detection_scores, voc_average_precision
+from .models import Detector, build_detector
+from .protocol import detection_results
+from .shapes import shapes
+
+__all__ = [
+    "Annotations",
+    "DetectionBatch",
+    "DetectionDataset",
+    "Detector",
+    "build_detector",
+    "coco_average_precision",
+    "collate_detection",
+    "detect",
+    "detection_results",
+    "detection_scores",
+    "detection_splits",
+    "draw_detections",
+    "finetune_detector",
+    "read_annotations",
+    "shapes",
+    "voc_average_precision",
+]

@@ -1,0 +1,150 @@
+"""Boxes as data sets write them, made usable: clipped to the image, empty ones dropped, all of it counted."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...data import ImageSource, TooManyUnreadable, UnreadableImage
+from ...data.decoding import image_size
+from ...data.unreadable import LIMIT, Unreadable
+
+_CATEGORY_NAMES = ("category", "categories", "category_id", "label", "labels")
+# Pixels. Thinner boxes are empty for every purpose, and could vanish in float32 when flipped.
+_THINNEST = 0.1
+_WORDS = {
+    "clipped": "{:,} boxes of {} reached outside their image: clipped",
+    "empty": "{:,} boxes of {} have no area within their image: dropped",
+    "nameless": "{:,} boxes of {} have no class: dropped",
+    "without boxes": "{:,} images of {} have no boxes: kept",
+    "unreadable": "{:,} images of {} cannot be read: left out",
+}
+
+
+@dataclass
+class Annotations:
+    """The boxes of a split, image by image.
+
+    Args:
+        rows (`list[int]`): Rows of the source, one per readable image.
+        boxes (`list[Tensor]`): Per image `(N, 4)` float32: x and y of two opposite corners, in pixels.
+        classes (`list[list[str]]`): Per image N class names.
+        difficult, crowd (`list[Tensor]`): Per image `(N,)` boolean: VOC's and COCO's marks.
+        names (`list[str]`): Names of the classes that occur, in the data set's order.
+        counts (`Counter`): What was clipped, dropped or left out.
+    """
+
+    rows: list[int] = field(default_factory=list)
+    boxes: list[Tensor] = field(default_factory=list)
+    classes: list[list[str]] = field(default_factory=list)
+    difficult: list[Tensor] = field(default_factory=list)
+    crowd: list[Tensor] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    counts: Counter = field(default_factory=Counter)
+
+    def notes(self, split: str) -> list[str]:
+        """What was clipped, dropped or left out, one sentence each."""
+        return [f"{words.format(self.counts[kind], split)}." for kind, words in _WORDS.items() if self.counts[kind]]
+
+
+def read_annotations(source: ImageSource, *, progress: bool = False) -> Annotations:
+    """Reads and mends all boxes of a split; of the images only headers are read.
+
+    Args:
+        source ([`ImageSource`]): With a column `objects` of `bbox` (COCO's x, y, width, height in pixels of the upright
+            image) and `category` (indices or names), perhaps also `difficult` and `iscrowd`: a mapping of lists or a
+            list of mappings.
+        progress (`bool`, defaults to `False`): Show a progress bar.
+
+    Raises:
+        ValueError: there is no such column, a row's lists differ in length, or more than 1 % of the images cannot be
+            read.
+    """
+    parts, key = _columns(source)
+    known = getattr(parts[key], "names", None)
+    found, unreadable, seen = Annotations(), [], set()
+    columns = source.dataset.select_columns([source.image_column, "objects"]).with_format(None)
+    rows = tqdm(columns, desc="boxes", disable=not progress, leave=False, dynamic_ncols=True)
+    for row, record in enumerate(rows):
+        try:
+            height, width = image_size(record[source.image_column])
+        except UnreadableImage as error:
+            unreadable.append(Unreadable(row, f"row {row}", str(error)))
+            continue
+        objects = _as_lists(record["objects"], parts)
+        _check_lengths(objects, ("bbox", key), source, row)
+        corners, clipped = _corners(objects["bbox"], height, width)
+        named = torch.tensor([category is not None for category in objects[key]], dtype=torch.bool)
+        solid = ((corners[:, 2:] - corners[:, :2]) >= _THINNEST).all(1)
+        kept = solid & named
+        found.counts["empty"] += int((named & ~solid).sum())
+        found.counts["nameless"] += int((~named).sum())
+        found.counts["clipped"] += int((clipped & kept).sum())
+        found.counts["without boxes"] += int(not kept.any())
+        categories = [category for category, keep in zip(objects[key], kept, strict=True) if keep]
+        seen.update(categories)
+        found.rows.append(row)
+        found.boxes.append(corners[kept])
+        found.classes.append([_name(category, known) for category in categories])
+        for mark, name in ((found.difficult, "difficult"), (found.crowd, "iscrowd")):
+            mark.append(_marks(objects.get(name), len(kept))[kept])
+    if len(unreadable) > LIMIT * source.num_rows:
+        raise TooManyUnreadable.of(unreadable, source.num_rows)
+    found.counts["unreadable"] = len(unreadable)
+    found.names = [_name(category, known) for category in sorted(seen)]
+    return found
+
+
+def _columns(source: ImageSource) -> tuple[Mapping[str, Any], str]:
+    """The features within `objects`, and which of them holds the classes."""
+    objects = source.dataset.features.get("objects")
+    objects = getattr(objects, "feature", objects)
+    parts = objects if isinstance(objects, Mapping) else {}
+    parts = {name: getattr(part, "feature", part) if name != "bbox" else part for name, part in parts.items()}
+    key = next((name for name in _CATEGORY_NAMES if name in parts), None)
+    if "bbox" not in parts or key is None:
+        raise ValueError(
+            f"data set {source.name} has no column 'objects' with 'bbox' and 'category', which detection needs: pass "
+            "another, or the built-in --dataset shapes"
+        )
+    return parts, key
+
+
+def _as_lists(objects: Any, parts: Mapping[str, Any]) -> dict[str, list]:
+    """One row's objects as a mapping of lists; missing ones are empty."""
+    if isinstance(objects, list):
+        return {name: [item[name] for item in objects] for name in parts}
+    return {name: (objects or {}).get(name) or [] for name in parts}
+
+
+def _check_lengths(objects: dict[str, list], names: tuple[str, ...], source: ImageSource, row: int) -> None:
+    lengths = {name: len(objects[name]) for name in names}
+    if len(set(lengths.values())) > 1 or any(len(box or ()) != 4 for box in objects["bbox"]):
+        told = ", ".join(f"{count} of {name}" for name, count in lengths.items())
+        raise ValueError(
+            f"data set {source.name}, split {source.split}, row {row}: objects has {told}: each box has 4 numbers "
+            "(x, y, width, height) and one category"
+        )
+
+
+def _corners(boxes: list, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Corners within the image; what is not finite becomes a box without area. And which boxes were cut."""
+    given = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+    given = torch.where(given.isfinite().all(1, keepdim=True), given, 0.0)
+    corners = torch.cat([given[:, :2], given[:, :2] + given[:, 2:]], dim=1)
+    inside = corners.clamp(min=0).minimum(torch.tensor([width, height, width, height], dtype=torch.float64))
+    return inside.float(), ((corners - inside).abs() > _THINNEST).any(1)
+
+
+def _marks(values: list | None, count: int) -> Tensor:
+    # Absent or half-filled marks mean that no box bears one.
+    usable = values if values is not None and len(values) == count else [False] * count
+    return torch.tensor([bool(value) for value in usable], dtype=torch.bool)
+
+
+def _name(category: Any, known: list[str] | None) -> str:
+    return str(category) if known is None else known[category]

@@ -1,0 +1,151 @@
+"""Average precision of detections: COCO's by pycocotools, Pascal VOC's in both its versions."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+VOC_YEARS = (2007, 2012)
+_Boxes = Sequence[dict[str, Tensor]]
+
+
+def require_extra() -> None:
+    """Raises `ValueError` where torchmetrics or pycocotools is not installed."""
+    missing = [name for name in ("torchmetrics", "pycocotools") if find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"detection needs {' and '.join(missing)}, not installed here: pip install 'hf-orthossl[detection]'"
+        )
+
+
+def detection_scores(predictions: _Boxes, truths: _Boxes, num_classes: int) -> dict[str, float]:
+    """COCO's AP, AP50 and AP75 and Pascal VOC's AP50 of 2007 and 2012, each in [0, 1].
+
+    Args:
+        predictions, truths, num_classes: As in [`coco_average_precision`] and [`voc_average_precision`].
+    """
+    voc = {
+        f"VOC{year % 100:02d}_AP50": voc_average_precision(predictions, truths, num_classes, year) for year in VOC_YEARS
+    }
+    return coco_average_precision(predictions, truths) | {name: mean for name, (mean, _) in voc.items()}
+
+
+def coco_average_precision(predictions: _Boxes, truths: _Boxes) -> dict[str, float]:
+    """COCO's AP (mean over IoU 0.50 to 0.95), AP50 and AP75, by torchmetrics and pycocotools.
+
+    101 points of recall, the 100 best detections of each image, classes without truth left out. Boxes of crowds may be
+    found any number of times; difficult ones, which COCO does not know, count as all others.
+
+    Args:
+        predictions (sequence of `dict`): Per image `boxes` `(N, 4)` (corners, in pixels), `scores` `(N,)` and `labels`
+            `(N,)`.
+        truths (sequence of `dict`): Per image `boxes` `(M, 4)`, `labels` `(M,)` and, perhaps, `crowd` `(M,)`.
+
+    Raises:
+        ValueError: there is no box in `truths`, the two differ in length, or the [detection] extra is missing.
+    """
+    require_extra()
+    from torchmetrics.detection import MeanAveragePrecision
+
+    _check(predictions, truths)
+    metric = MeanAveragePrecision(backend="pycocotools")
+    metric.warn_on_many_detections = False
+    given = [{key: part[key] for key in ("boxes", "scores", "labels")} for part in predictions]
+    wanted = [
+        {"boxes": part["boxes"], "labels": part["labels"], "iscrowd": _marks(part, "crowd").long()} for part in truths
+    ]
+    metric.update(given, wanted)
+    values = metric.compute()
+    return {name: float(values[key]) for name, key in (("AP", "map"), ("AP50", "map_50"), ("AP75", "map_75"))}
+
+
+def voc_average_precision(
+    predictions: _Boxes, truths: _Boxes, num_classes: int, year: int = 2012, iou_threshold: float = 0.5
+) -> tuple[float, dict[int, float]]:
+    """Pascal VOC's mean average precision and that of each class, in [0, 1].
+
+    Detections are taken in order of score. One whose best overlap is with a difficult box is ignored; with a box that
+    is already found, or none of at least the threshold, it is wrong. Difficult boxes need not be found, nor those of
+    crowds, which VOC does not know. Classes without other boxes are left out. Overlaps are of continuous boxes, which
+    for whole pixels is the devkit's "+ 1".
+    Source: Everingham et al. (2010), section 4.2, and its devkits: in 2007 the mean of the best precision at recalls of
+    at least 0, 0.1, …, 1; from 2010 on the area under the precision's envelope.
+
+    Args:
+        predictions (sequence of `dict`): As in [`coco_average_precision`].
+        truths (sequence of `dict`): Per image `boxes` `(M, 4)`, `labels` `(M,)` and, perhaps, `difficult` and
+            `crowd` `(M,)`.
+        num_classes (`int`): C; labels are 0 to C − 1.
+        year (`int`, defaults to 2012): 2007 or 2012.
+        iou_threshold (`float`, defaults to 0.5): Least intersection over union, in (0, 1].
+
+    Raises:
+        ValueError: an unknown year, no box that is not difficult, or lengths that differ.
+    """
+    if year not in VOC_YEARS:
+        raise ValueError(f"year is {year!r}: choose from {', '.join(map(str, VOC_YEARS))}")
+    _check(predictions, truths)
+    per_class = {}
+    for label in range(num_classes):
+        correct, total = _judged(predictions, truths, label, iou_threshold)
+        if total:
+            found = correct.cumsum(0)
+            precision = found / torch.arange(1, len(found) + 1)
+            # From each rank on, the best precision that any lower score still reaches.
+            envelope = precision.flip(0).cummax(0).values.flip(0)
+            per_class[label] = (
+                _eleven_points(found, envelope, total) if year == 2007 else _area(correct, envelope, total)
+            )
+    if not per_class:
+        raise ValueError("all true boxes are difficult: there is nothing that VOC's metric would score")
+    return sum(per_class.values()) / len(per_class), per_class
+
+
+def _judged(predictions: _Boxes, truths: _Boxes, label: int, threshold: float) -> tuple[Tensor, int]:
+    """Whether each detection of a class is right, best scores first, ignored ones left out; and how many there are."""
+    scores, verdicts, total = [], [], 0
+    for predicted, truth in zip(predictions, truths, strict=True):
+        own = truth["labels"] == label
+        difficult = (_marks(truth, "difficult") | _marks(truth, "crowd"))[own]
+        total += int((~difficult).sum())
+        chosen = (predicted["labels"] == label).nonzero().flatten()
+        chosen = chosen[predicted["scores"][chosen].argsort(descending=True, stable=True)]
+        overlaps = box_iou(predicted["boxes"][chosen].double(), truth["boxes"][own].double())
+        free = torch.ones(int(own.sum()), dtype=torch.bool)
+        for detection, row in zip(chosen, overlaps, strict=True):
+            best = int(row.argmax()) if len(row) else -1
+            meets = best >= 0 and row[best] >= threshold
+            if meets and difficult[best]:
+                continue
+            scores.append(predicted["scores"][detection].double())
+            verdicts.append(bool(meets and free[best]))
+            if meets:
+                free[best] = False
+    if not scores:
+        return torch.zeros(0, dtype=torch.long), total
+    order = torch.stack(scores).argsort(descending=True, stable=True)
+    return torch.tensor(verdicts)[order].long(), total
+
+
+def _eleven_points(found: Tensor, envelope: Tensor, total: int) -> float:
+    # In whole numbers: 3 of 10 must reach a recall of 0.3, which 0.1 · 3 in floating point exceeds.
+    reached = [(10 * found >= point * total).nonzero() for point in range(11)]
+    return sum(float(envelope[ranks[0, 0]]) for ranks in reached if len(ranks)) / 11
+
+
+def _area(correct: Tensor, envelope: Tensor, total: int) -> float:
+    return float((envelope * correct).sum()) / total
+
+
+def _marks(part: dict[str, Any], name: str) -> Tensor:
+    return part.get(name, torch.zeros(len(part["labels"]), dtype=torch.bool))
+
+
+def _check(predictions: _Boxes, truths: _Boxes) -> None:
+    if len(predictions) != len(truths):
+        raise ValueError(f"predictions has {len(predictions)} images and truths {len(truths)}: they go together")
+    if not any(len(part["boxes"]) for part in truths):
+        raise ValueError("truths has no boxes: average precision needs some to be found")

@@ -1,0 +1,108 @@
+"""Marked sections: what is ours in a card is written anew, what is the owner's stays byte for byte."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# Alone on their lines, so that a marker that is only mentioned is text.
+_MARKER = re.compile(r"^[ \t]*<!--[ \t]*(?P<close>/?)orthossl:(?P<name>[\w-]+)[ \t]*-->[ \t]*\r?$", re.MULTILINE)
+_OFFERED = re.compile(r"^<!--[ \t]*orthossl-sections:(?P<names>[\w \t-]*)-->[ \t]*\r?$", re.MULTILINE)
+_REMEDY = "mend the markers, each on a line of its own, or remove both"
+_FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(?P<yaml>.*?)^---[ \t]*(?:\r?\n|\Z)", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Where a section lies in a text: with its markers from `start` to `end`, without from `inside` to `till`."""
+
+    name: str
+    start: int
+    inside: int
+    till: int
+    end: int
+
+
+def split_front_matter(card: str) -> tuple[str, str]:
+    """A card's YAML, without its fences, and its body; the YAML is empty where there is none."""
+    match = _FRONT_MATTER.match(card)
+    return (match["yaml"], card[match.end() :]) if match else ("", card)
+
+
+def find_sections(body: str) -> dict[str, Section]:
+    """The marked sections `<!-- orthossl:NAME -->` … `<!-- /orthossl:NAME -->` of a text, in order.
+
+    Raises:
+        ValueError: a marker is missing, doubled or inside another section; names it and its line.
+    """
+    sections: dict[str, Section] = {}
+    opened: re.Match | None = None
+    for marker in _MARKER.finditer(body):
+        name, where = marker["name"], f"line {_line(body, marker)} of the card's body"
+        if marker["close"]:
+            if opened is None or opened["name"] != name:
+                raise ValueError(f"{where}: <!-- /orthossl:{name} --> closes a section that is not open: {_REMEDY}")
+            sections[name] = Section(name, opened.start(), opened.end(), marker.start(), marker.end())
+            opened = None
+        elif opened is not None:
+            raise ValueError(
+                f"{where}: section {name} begins before section {opened['name']} (line {_line(body, opened)}) has "
+                f"ended: {_REMEDY}"
+            )
+        elif name in sections:
+            raise ValueError(f"{where}: section {name} is there a second time: remove one of the two")
+        else:
+            opened = marker
+    if opened is not None:
+        where = f"line {_line(body, opened)} of the card's body"
+        raise ValueError(f"{where}: section {opened['name']} never ends: {_REMEDY}")
+    return sections
+
+
+def merge_sections(previous: str, new: str, *, ours: bool) -> str:
+    """A new body with what an owner has written around, between or instead of the sections of an earlier one.
+
+    The inside of each section that both have is the new one; all other text is the earlier one's, unchanged. A section
+    whose markers the owner removed stays away; one that the earlier version of the package did not have is appended.
+
+    Args:
+        previous (`str`): The earlier body.
+        new (`str`): The body as rendered without it.
+        ours (`bool`): Whether this package wrote the earlier card, even if no section of it is left. Sections are
+            appended to a card of other origin.
+
+    Raises:
+        ValueError: the markers of the earlier body do not match.
+    """
+    line_break = "\r\n" if "\r\n" in previous else "\n"
+    new = new.replace("\n", line_break)
+    theirs, fresh = find_sections(previous), find_sections(new)
+    parts, done = [], 0
+    for name, section in theirs.items():
+        if name in fresh:
+            parts += [previous[done : section.inside], new[fresh[name].inside : fresh[name].till]]
+            done = section.till
+    body = "".join(parts) + previous[done:]
+
+    offered = _OFFERED.search(previous)
+    known = set(offered["names"].split()) if offered else set(fresh) if ours or theirs else set()
+    missing = [section for name, section in fresh.items() if name not in known | set(theirs)]
+    added = [new[section.start : section.end].rstrip("\r") for section in missing]
+    if offered:
+        names = [*offered["names"].split(), *(name for name in fresh if name not in known)]
+        body = body.replace(offered[0].rstrip("\r"), offered_line(names), 1)
+    elif added:
+        added.append(offered_line(fresh))
+    if not added:
+        return body
+    body += line_break if body and not body.endswith("\n") else ""
+    body += line_break if body.strip() else ""
+    return body + (2 * line_break).join(added) + line_break
+
+
+def offered_line(names: Iterable[str]) -> str:
+    """The comment that remembers which sections a card has had, so that those the owner removed stay away."""
+    return f"<!-- orthossl-sections: {' '.join(names)} -->"
+
+
+def _line(text: str, match: re.Match) -> int:
+    return text.count("\n", 0, match.start()) + 1

@@ -1,0 +1,119 @@
+"""What spectra say, in plain words and as tables of a card."""
+
+import torch
+
+from ..spectra import FeatureSpectrum, SpectralReport, WeightSpectrum, last_weights
+from .escaping import Safe, escape
+
+REPRESENTATION = "representation"
+
+
+def most_positive(spectrum: WeightSpectrum | FeatureSpectrum) -> int:
+    """How many eigenvalues can be positive at all: centring takes one from the number of rows.
+
+    A matrix with fewer inputs than outputs, or fewer images than dimensions, has zeros that are no collapse.
+    """
+    rows = spectrum.shape[0] if isinstance(spectrum, WeightSpectrum) else spectrum.num_images
+    return min(spectrum.dim, max(rows - 1, 0))
+
+
+def directions_for(spectrum: FeatureSpectrum, share: float) -> int | None:
+    """How many leading directions hold a share of the variance; `None` if those estimated do not reach it."""
+    if spectrum.total_variance <= 0:
+        return None
+    held = spectrum.eigenvalues.cumsum(0) * (spectrum.largest / spectrum.total_variance)
+    # The last sum is 1 up to rounding.
+    reached = torch.nonzero(held >= share - 1e-12)
+    return int(reached[0]) + 1 if len(reached) else None
+
+
+def plain_reading(report: SpectralReport) -> Safe:
+    """One paragraph of Markdown on what a report's numbers mean for someone who has never seen a spectrum."""
+    spectrum = report.features.get(REPRESENTATION)
+    weights_alone = ["These are the spectra of the weights alone: no images were measured."]
+    sentences = _of_representation(spectrum) if spectrum else weights_alone
+    sentences += _of_weights(report.weights)
+    sentences.append(
+        "Effective rank says how many directions are in use: a collapsed encoder's is near 1, and its curves in the "
+        "figure fall steeply."
+    )
+    return Safe(" ".join(sentences))
+
+
+def weight_rows(report: SpectralReport) -> list[tuple[str, str, str, str]]:
+    """For the last matrix of each stage: name, inputs × outputs, effective rank, positive eigenvalues."""
+    chosen = {name: report.weights[name] for name in last_weights(report.weights)}
+    return [
+        (
+            _name(name),
+            f"{w.shape[0]} × {w.shape[1]}",
+            f"{w.effective_rank:.1f} of {min(w.shape)}",
+            f"{w.num_positive} of {most_positive(w)}",
+        )
+        for name, w in chosen.items()
+    ]
+
+
+def feature_rows(report: SpectralReport) -> list[tuple[str, str, str, str, str, str]]:
+    """For each layer: name, dimensions, effective rank, RankMe, α-ReQ, positive eigenvalues."""
+    return [
+        (
+            "input pixels" if layer == "input" else layer,
+            str(f.dim),
+            f"{'' if f.exact else '≥ '}{f.effective_rank:.1f}",
+            f"{'' if f.exact else '≥ '}{f.rankme:.1f}",
+            "–" if f.alpha is None else f"{f.alpha:.2f}",
+            f"{'' if f.exact else '≥ '}{f.num_positive} of {most_positive(f)}",
+        )
+        for layer, f in report.features.items()
+    ]
+
+
+def _of_representation(spectrum: FeatureSpectrum) -> list[str]:
+    cap, images = most_positive(spectrum), f"{spectrum.num_images:,} images"
+    half = directions_for(spectrum, 0.5)
+    if spectrum.total_variance <= 0 or spectrum.num_positive == 0:
+        return [f"All {images} have the same representation: it has collapsed completely."]
+    rank = f"{'' if spectrum.exact else 'at least '}{spectrum.effective_rank:.0f} of {spectrum.dim}"
+    sentences = [
+        f"Over {images}, half of the variance of the representation lies in "
+        + (f"{half} of its {spectrum.dim} directions" if half else f"more than {len(spectrum.eigenvalues)} directions")
+        + f"; its effective rank is {rank}."
+    ]
+    lost = cap - spectrum.num_positive if spectrum.exact else 0
+    if cap < spectrum.dim:
+        sentences.append(
+            f"{images} can show {cap} directions at most: what lies beyond them is not collapsed, it is not measured."
+        )
+    if lost > 0:
+        sentences.append(f"{lost} of the {cap} carry nothing at all: in these the representation has collapsed.")
+    elif spectrum.exact:
+        sentences.append(f"All {cap} carry something.")
+    return sentences
+
+
+def _of_weights(weights: dict[str, WeightSpectrum]) -> list[str]:
+    if not weights:
+        return []
+    lost = {name: most_positive(w) - w.num_positive for name, w in weights.items() if w.num_positive < most_positive(w)}
+    share = {name: w.effective_rank / min(w.shape) for name, w in weights.items()}
+    lowest = min(share, key=share.__getitem__)
+    mean = sum(share.values()) / len(share)
+    if lost:
+        worst = max(lost, key=lost.__getitem__)
+        first = (
+            f"{len(lost)} of the {len(weights)} weight matrices {'has' if len(lost) == 1 else 'have'} lost directions, "
+            f"{_name(worst)} the most: {lost[worst]} of {most_positive(weights[worst])}."
+        )
+    else:
+        first = f"None of the {len(weights)} weight matrices has lost a direction."
+    return [
+        first,
+        f"Their effective rank is on average {mean:.0%} of the most it can be, and lowest in {_name(lowest)}: "
+        f"{share[lowest]:.0%}.",
+    ]
+
+
+def _name(weight: str) -> Safe:
+    # As timm and transformers call it.
+    return escape(weight.removeprefix("backbone."))

@@ -1,0 +1,219 @@
+"""A model repository on the Hub: what it holds, one commit to it, and what went wrong in words."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import (
+    BadRequestError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from .contents import is_ours
+
+# Seconds before each further try; the client itself waits longer while it uploads files.
+RETRY_AFTER = (1.0, 4.0)
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+# What a repository may hold that nobody published.
+BARE = {".gitattributes", ".gitignore", "LICENSE", "README.md"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A repository as it is: its newest commit, its files, its configuration and card."""
+
+    sha: str | None
+    files: frozenset[str]
+    config: dict
+    card: str | None
+    private: bool
+    has_revision: bool
+
+
+class ModelRepo:
+    """One model repository.
+
+    Args:
+        repo_id (`str`): "user/name".
+        token (`str`): Access token with write permission.
+        revision (`str`, *optional*): Branch; the main one by default.
+    """
+
+    def __init__(self, repo_id: str, token: str, revision: str | None = None):
+        self.repo_id, self.revision = repo_id, revision
+        self.api = HfApi(token=token, library_name="hf_orthossl")
+
+    @property
+    def url(self) -> str:
+        return f"{self.api.endpoint}/{self.repo_id}"
+
+    def check_token(self) -> None:
+        """Raises an OSError if the Hub does not know the token."""
+        self._asked(self.api.whoami)
+
+    def look(self) -> Found | None:
+        """What is there; `None` if there is no such repository.
+
+        Raises:
+            ValueError: it holds something that this package did not publish.
+            OSError: the Hub does not answer, or refuses.
+        """
+        try:
+            info, has_revision = self._asked(self._info)
+        except RepositoryNotFoundError:
+            return None
+        files = frozenset(sibling.rfilename for sibling in info.siblings or ())
+        config = self._json("config.json", info.sha) if "config.json" in files else {}
+        if not is_ours(config) and not files <= BARE:
+            raise ValueError(
+                f"{self.url} holds files that orthossl did not publish (its config.json has no orthossl block): choose "
+                "another repo_id"
+            )
+        card = self._text("README.md", info.sha) if "README.md" in files else None
+        return Found(info.sha, files, config, card, bool(info.private), has_revision)
+
+    def create(self, private: bool | None) -> None:
+        self._asked(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
+
+    def create_branch(self) -> None:
+        self._asked(lambda: self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True))
+
+    def commit(self, contents: dict[str, bytes | Path], stale: set[str], parent: str | None, message: str) -> str:
+        """Adds `contents` and deletes `stale` in one commit on top of `parent`; returns its id.
+
+        Raises:
+            ValueError: the Hub refuses the card's metadata.
+            OSError: the Hub does not answer, or refuses, or somebody else has committed since; nothing was changed.
+        """
+        for wait in (*RETRY_AFTER, None):
+            adds = [
+                CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+                for path, content in contents.items()
+            ]
+            deletions = [CommitOperationDelete(path) for path in sorted(stale)]
+            try:
+                return self.api.create_commit(
+                    self.repo_id,
+                    [*adds, *deletions],
+                    commit_message=message,
+                    revision=self.revision,
+                    parent_commit=parent,
+                ).oid
+            except Exception as raised:
+                error = hub_error(raised)
+                if error is None:
+                    raise
+                # The commit may have been made although its answer was lost.
+                landed = self._landed(contents, stale, error)
+                if landed:
+                    return landed
+                if wait is None or not _is_transient(error):
+                    raise self._in_words(error) from raised
+                time.sleep(wait)
+        raise AssertionError("unreachable")
+
+    def _landed(self, contents: dict[str, bytes | Path], stale: set[str], error: Exception) -> str | None:
+        if not _is_transient(error) and status_of(error) not in (409, 412):
+            return None
+        try:
+            info = self._asked(
+                lambda: self.api.model_info(self.repo_id, revision=self.revision, files_metadata=True, timeout=30)
+            )
+        except OSError as unknown:
+            raise OSError(
+                f"the Hub stopped answering ({self._in_words(error)}), and whether {self.url} was published is not "
+                "known: publish again later, which changes nothing if it was"
+            ) from unknown
+        there = {sibling.rfilename: sibling.lfs.sha256 if sibling.lfs else sibling.blob_id for sibling in info.siblings}
+        same = all(there.get(path) in _digests(content) for path, content in contents.items())
+        return info.sha if same and not stale & set(there) else None
+
+    def _info(self) -> tuple[Any, bool]:
+        try:
+            return self.api.model_info(self.repo_id, revision=self.revision), True
+        except RevisionNotFoundError:
+            return self.api.model_info(self.repo_id), False
+
+    def _text(self, path: str, sha: str) -> str:
+        file = self._asked(lambda: self.api.hf_hub_download(self.repo_id, path, revision=sha))
+        return Path(file).read_bytes().decode("utf-8", errors="replace")
+
+    def _json(self, path: str, sha: str) -> Any:
+        try:
+            return json.loads(self._text(path, sha))
+        except json.JSONDecodeError:
+            return {}
+
+    def _asked(self, call: Callable[[], Any]) -> Any:
+        """The call's answer, after a few tries where the Hub stumbles; what it refuses becomes one line."""
+        for wait in (*RETRY_AFTER, None):
+            try:
+                return call()
+            except RepositoryNotFoundError:
+                raise
+            except Exception as raised:
+                error = hub_error(raised)
+                if error is None:
+                    raise
+                if wait is None or not _is_transient(error):
+                    raise self._in_words(error) from raised
+                time.sleep(wait)
+
+    def _in_words(self, error: Exception) -> OSError | ValueError:
+        status = status_of(error)
+        if isinstance(error, OfflineModeIsEnabled):
+            return OSError("HF_HUB_OFFLINE is set, so nothing can be published: unset it")
+        if isinstance(error, BadRequestError):
+            return ValueError(f"the Hub refused {self.repo_id} (400): {error.server_message or error}")
+        known = {
+            401: "the Hub does not accept the token (401): log in with `hf auth login`, or set HF_TOKEN to a valid one",
+            403: f"the token may not write to {self.repo_id} (403): use one with write access, or another repo_id",
+            404: f"the Hub finds no {self.repo_id} that this token may write to (404): check repo_id and token",
+            409: f"{self.url} changed while publishing (409): nothing was published; publish again",
+            412: f"{self.url} changed while publishing (412): nothing was published; publish again",
+            429: "the Hub asks for fewer requests (429): nothing was published; publish again in a few minutes",
+        }
+        if status in known:
+            return OSError(known[status])
+        if status is not None:
+            return OSError(f"the Hub answered {status} again and again: nothing was published; publish again later")
+        return OSError(
+            f"the connection to {self.api.endpoint} broke off ({type(error).__name__}): nothing was published; publish "
+            "again"
+        )
+
+
+def hub_error(error: BaseException | None) -> Exception | None:
+    """What the Hub or the way there caused, below the client's own wrapping; `None` if something else went wrong."""
+    while error is not None:
+        from_client = type(error).__module__.split(".")[0] in ("httpx", "httpx2")
+        # An answer that is no JSON is a proxy's.
+        named = HfHubHTTPError | LocalEntryNotFoundError | ConnectionError | TimeoutError | json.JSONDecodeError
+        if from_client or isinstance(error, named):
+            return error
+        error = error.__cause__
+    return None
+
+
+def status_of(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _is_transient(error: Exception) -> bool:
+    status = status_of(error)
+    return not isinstance(error, OfflineModeIsEnabled) and (status is None or status in TRANSIENT)
+
+
+def _digests(content: bytes | Path) -> tuple[str, str]:
+    """How the Hub names a file's content: as a git blob, and in LFS."""
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(), hashlib.sha256(data).hexdigest()

@@ -1,0 +1,121 @@
+"""The losses that the linear theory speaks of, on the representation itself: no heads, no state."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
+from .contrastive import own_rows
+from .gather import gather
+from .hyperparameters import MethodConfig, hyper
+from .precision import full_precision
+from .similarity import normalize
+
+
+class LandscapeLoss(SSLMethod):
+    """A loss of representations `(B, D)` without projector, for encoders that the theory describes.
+
+    The theory writes a loss as α·alignment + uniformity, where alignment is ½E‖f − f⁺‖² over the two views of an image;
+    α = 1 is the published loss (Ziyin, Lubana, Ueda & Tanaka, ICLR 2023, arXiv 2210.00638).
+    """
+
+    family = "theory"
+    heads = "none: acts on the representation"
+    recipe = TrainingRecipe("adam", 3e-3, 0.0, views="cifar-simclr", lr_batch_size=None)
+
+    def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
+        first, second = (encoder(view) for view in views[:2])
+        return self.output(self.loss(first, second), first, first)
+
+
+@dataclass
+class InfoNCEConfig(MethodConfig):
+    """Hyper-parameters of [`InfoNCE`]; the defaults are SimCLR's."""
+
+    similarity: str = hyper("cosine", "what the logits are made of", one_of=("cosine", "euclidean", "standardized"))
+    temperature: float = hyper(0.5, "softmax temperature of the loss", above=0)
+    alignment: float = hyper(1.0, "weight α of the positive pairs", above=0)
+
+
+@register_method
+class InfoNCE(LandscapeLoss):
+    """SimCLR's loss on the representation, with a choice of similarity.
+
+    ℓ_i = −α·s(f_i, f_j)/T + log Σ_{k≠i} exp(s(f_i, f_k)/T), averaged over the 2B representations of both views of the
+    batch, where j is the other view of i and k runs over both views of all images on all processes. `similarity` is
+
+    - `"cosine"`: of each pair, as NT-Xent has it (Chen et al. 2020, arXiv 2002.05709, eq. 1);
+    - `"euclidean"`: −½‖f_i − f_k‖². At T = 1 and large B the loss is α·½E‖f − f⁺‖² + E log E exp(−½‖f − f′‖²) + log 2B,
+      which on Gaussian views the theory solves exactly. It needs log 2B well above ½·Σ log(1 + m), over the eigenvalues
+      m of the covariance of f: the batch must hold the near neighbours that the inner expectation is made of;
+    - `"standardized"`: f_i·f_k after the batch was centred and divided by its root mean squared norm, one number for
+      all. This is the theory's normalization, Tr M = 1 on average. Cosine similarity makes every single norm 1, a step
+      that is not linear, and follows the theory only as far as the norms are nearly equal.
+    """
+
+    name = "infonce"
+    title = "InfoNCE"
+    source = "arXiv 2210.00638"
+    config_class = InfoNCEConfig
+
+    @full_precision
+    def loss(self, first: Tensor, second: Tensor) -> Tensor:
+        """The loss of a batch of representations `(B, D)` of two views."""
+        queries = torch.cat([first, second])
+        everything = torch.cat([gather(first), gather(second)])
+        rows, images = own_rows(len(first), first.device), len(everything) // 2
+        itself, other = torch.cat([rows, rows + images]), torch.cat([rows + images, rows])
+        logits = self._similarities(queries, everything) / self.config.temperature
+        positives = logits.gather(1, other[:, None]).mean()
+        logits = logits.scatter(1, itself[:, None], float("-inf"))
+        return F.cross_entropy(logits, other) + (1 - self.config.alignment) * positives
+
+    def _similarities(self, queries: Tensor, everything: Tensor) -> Tensor:
+        if self.config.similarity == "cosine":
+            return normalize(queries) @ normalize(everything).T
+        # Neither of the others depends on the mean; near it, squared norms lose no digits in their difference.
+        mean = everything.mean(dim=0)
+        queries, everything = queries - mean, everything - mean
+        squares = everything.square().sum(dim=1)
+        if self.config.similarity == "standardized":
+            return queries @ everything.T / squares.mean()
+        return queries @ everything.T - 0.5 * (queries.square().sum(dim=1, keepdim=True) + squares)
+
+
+@dataclass
+class SpectralConfig(MethodConfig):
+    """Hyper-parameters of [`SpectralContrastive`]."""
+
+    alignment: float = hyper(1.0, "weight α of the positive pairs", above=0)
+    centred: bool = hyper(False, "subtract the mean of the batch from representations first")
+
+
+@register_method
+class SpectralContrastive(LandscapeLoss):
+    """The spectral contrastive loss, whose minimum is a low-rank factorization of the graph of augmentations.
+
+    L = −2·E[f·f⁺] + E[(f·f′)²] with f′ a view of another image (HaoChen, Wei, Gaidon & Ma, NeurIPS 2021, eq. 6, arXiv
+    2106.04156), over all processes; with α ≠ 1, (α − 1)·E‖f − f⁺‖² is added. For linear encoders it is −2·Tr[WBWᵀ] +
+    Tr[(WΣWᵀ)²] exactly, whatever the distribution of views. `centred` leaves out the mean of the images; otherwise it
+    takes a dimension, unless the encoder has a bias to take it away.
+    """
+
+    name = "spectral"
+    title = "Spectral contrastive"
+    source = "arXiv 2106.04156"
+    config_class = SpectralConfig
+
+    @full_precision
+    def loss(self, first: Tensor, second: Tensor) -> Tensor:
+        """The loss of a batch of representations `(B, D)` of two views, B ≥ 2."""
+        first, second = gather(first), gather(second)
+        if self.config.centred:
+            mean = (first.mean(dim=0) + second.mean(dim=0)) / 2
+            first, second = first - mean, second - mean
+        products = first @ second.T
+        positives, images = products.diagonal(), len(products)
+        negatives = (products.square().sum() - positives.square().sum()) / (images * (images - 1))
+        distances = (first - second).square().sum(dim=1).mean()
+        return negatives - 2 * positives.mean() + (self.config.alignment - 1) * distances

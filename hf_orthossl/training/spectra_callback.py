@@ -1,0 +1,148 @@
+"""Spectra of weights and features while a model trains, and a warning when they collapse."""
+
+import glob
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..modeling import SSLModel
+from ..regularization import select_matrices
+from ..spectra import SpectralReport, last_weights, spectral_report
+from ..spectra.layers import evaluation_mode
+from ..spectra.matching import short_name
+from .arguments import check_interval, check_threshold, is_due
+from .reporting import ReportingCallback
+
+logger = logging.getLogger(__name__)
+PREFIX = "spectra/"
+
+
+class SpectraCallback(ReportingCallback):
+    """Measures spectra while any `transformers.Trainer` trains, logs them, and warns when a layer collapses.
+
+    By default only the last weight matrix of each stage is measured, which takes a fraction of a second. The scalars
+    are those of [`SpectralReport.summary`] with the prefix `spectra/`, in the first log entry after each `every`
+    steps and in the last one: weights are measured as they are at that entry, on the main process. Training goes on
+    exactly as it would without. Not for weights that are sharded over processes (FSDP, DeepSpeed ZeRO-3).
+
+    ```python
+    Trainer(model, args, train_dataset=ds, callbacks=[SpectraCallback(every=100)]).train()
+    ```
+
+    Args:
+        every (`float`, defaults to 0.1): Steps between two measurements, or a share of the run if below 1; 0 for none.
+        module (`nn.Module`, *optional*): What to measure; by default the encoder of an [`SSLModel`], else all of the
+            model.
+        images (`Tensor` or iterable, *optional*): Normalized images `(N, 3, H, W)`, or batches of them such as a
+            `DataLoader`'s, read anew each time; their features are measured too. More images than dimensions show
+            more than the cap they set on the rank.
+        include (`str` or sequence of `str`, *optional*): Patterns of weights to measure, as in `select_matrices`; by
+            default the last of each stage.
+        layers (sequence of `str`, *optional*): Whose features to measure, as in `spectral_report`; by default the
+            representation.
+        threshold (`float`, defaults to 0.1): Warn once when a layer's effective rank falls below this share of the
+            most it can be, and again only after it has recovered; in [0, 1), 0 for no warnings.
+
+    Raises:
+        ValueError: `every` or `threshold` is out of range, `layers` come without `images`, or, when training begins,
+            `include` matches no weight.
+    """
+
+    def __init__(
+        self,
+        every: float = 0.1,
+        *,
+        module: nn.Module | None = None,
+        images: Tensor | Iterable | None = None,
+        include: str | Sequence[str] | None = None,
+        layers: Sequence[str] | None = None,
+        threshold: float = 0.1,
+    ):
+        check_interval("every", every)
+        check_threshold("threshold", threshold)
+        if layers is not None and images is None:
+            raise ValueError("layers need images: pass images, or choose weights with include")
+        self.every, self.threshold = every, threshold
+        self.module, self.images, self.include = module, images, include
+        self.layers = ["representation"] if layers is None else layers
+        self.measured, self.collapsed = 0, set()
+        self._watched: nn.Module | None = None
+        self._patterns: str | Sequence[str] | None = include
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if state.is_world_process_zero:
+            self.begin(model, state.log_history)
+
+    def scalars(self, state, logs):
+        return self.measure(state.global_step, state.max_steps) if state.is_world_process_zero else {}
+
+    def begin(self, model: nn.Module, history: Iterable[Mapping] = ()) -> None:
+        """Chooses what to measure; for a training loop of one's own.
+
+        Args:
+            model (`nn.Module`): What is trained, not its distributed wrapper.
+            history (iterable of mappings, *optional*): Log entries with their `step`, of a run that is resumed.
+        """
+        self.measured = max((e["step"] for e in history if any(key.startswith(PREFIX) for key in e)), default=0)
+        module = self.module or (model.encoder if isinstance(model, SSLModel) else model)
+        self._watched = module if self.every else None
+        if not self.every:
+            return
+        # The marks of torch's DTensor and of DeepSpeed: the other processes would have to take part.
+        if any(hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in module.parameters()):
+            _say("spectra are not measured: the weights are sharded over processes")
+            self._watched = None
+            return
+        # Reading a weight under spectral norm moves its vectors, in training mode.
+        with evaluation_mode(module):
+            matrices = select_matrices(module, self.include)
+        if self.include is None:
+            chosen = last_weights(matrix.name for matrix in matrices)
+            self._patterns = [glob.escape(name.partition("[")[0]) for name in chosen]
+
+    def measure(self, step: int, max_steps: int) -> dict[str, float]:
+        """Scalars to log with the entry written after `step` steps; empty where no measurement is due."""
+        if self._watched is None or not is_due(step, self.measured, self.every, max_steps):
+            return {}
+        self.measured = step
+        devices = {parameter.device for parameter in self._watched.parameters() if parameter.device.type == "cuda"}
+        try:
+            # A DataLoader draws a seed each time it is read.
+            with torch.random.fork_rng(devices=devices):
+                report = spectral_report(
+                    self._watched,
+                    self.images,
+                    include=self._patterns,
+                    layers=None if self.images is None else self.layers,
+                )
+        except (ValueError, RuntimeError) as error:
+            # Watching must not end a run, be it for want of memory.
+            _say(f"spectra at step {step} cannot be measured: {error}")
+            return {}
+        self._warn(report, step)
+        return {PREFIX + name: value for name, value in report.summary().items()}
+
+    def _warn(self, report: SpectralReport, step: int) -> None:
+        found = {name: (w.effective_rank, min(w.shape)) for name, w in report.weights.items()}
+        found |= {name: (f.effective_rank, min(f.dim, f.num_images - 1)) for name, f in report.features.items()}
+        for name, (rank, most) in found.items():
+            if rank >= self.threshold * most:
+                self.collapsed.discard(name)
+            elif name not in self.collapsed:
+                self.collapsed.add(name)
+                _say(
+                    f"spectra at step {step}: {short_name(name)} uses {math.ceil(rank)} of its {most} directions "
+                    f"(effective rank {rank:.1f}): the encoder is collapsing; raise gamma, the weight of the "
+                    "orthogonality penalty, or lower the learning rate"
+                )
+
+
+def _say(message: str) -> None:
+    # Progress bars step aside and are drawn again below.
+    with tqdm.external_write_mode():
+        logger.warning(message)

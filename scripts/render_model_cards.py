@@ -1,0 +1,61 @@
+"""Renders the cards of `model_cards/` from the data stored beside them.
+
+Each folder holds `config.json`, `results.json`, `spectra.json` and `spectra.safetensors` of an encoder, without
+weights; `README.md` and `spectra.png` are made of them. The cards show how the encoder is loaded once it is published,
+under the placeholder `your-name/<folder>`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from hf_orthossl.hub import render_card
+from hf_orthossl.spectra import SpectralReport
+
+FOLDER = Path(__file__).parents[1] / "model_cards"
+
+
+def render(folder: Path) -> str:
+    """The card of one folder; what was written by hand between its sections stays."""
+    card = folder / "README.md"
+    previous = card.read_bytes().decode("utf-8") if card.is_file() else None
+    return render_card(folder, repo_id=f"your-name/{folder.name}", previous=previous)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Renders all cards, or with `--check` only says which would change; returns the exit status, 2 for an error."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the cards are")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, and exit with 1 if a card is not up to date"
+    )
+    args = parser.parse_args(argv)
+    try:
+        stale = [
+            path for folder in sorted(args.folder.iterdir()) if folder.is_dir() for path in visit(folder, args.check)
+        ]
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in stale:
+        print(f"{path} is not what its folder's data give: run python scripts/render_model_cards.py", file=sys.stderr)
+    return 1 if stale else 0
+
+
+def visit(folder: Path, check: bool) -> list[Path]:
+    """Renders one folder's card and figure, or lists those of them that are missing or differ."""
+    card, figure = folder / "README.md", folder / "spectra.png"
+    if not check:
+        # First: the card shows the figure only if it is there.
+        SpectralReport.load(folder).plot(figure)
+    text = render(folder).encode("utf-8")
+    if not check:
+        card.write_bytes(text)
+        print(f"rendered {folder}")
+        return []
+    differs = not card.is_file() or card.read_bytes() != text
+    return ([card] if differs else []) + ([] if figure.is_file() else [figure])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
