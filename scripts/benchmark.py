@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import torch
-from benchmarks import methods, penalty
+from benchmarks import methods, penalty, spectra
 from benchmarks.measure import machine
 
-BENCHMARKS = {"penalty": penalty, "methods": methods}
+BENCHMARKS = {"penalty": penalty, "methods": methods, "spectra": spectra}
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ import sys
 # Sub-command → what it does. Each is a module of this package with `main(argv)`, imported only when asked for.
 COMMANDS = {
     "pretrain": "train an encoder on unlabelled images, with an orthogonality penalty",
-    "evaluate": "measure encoders on labelled images: kNN and linear probes",
+    "evaluate": "measure encoders: kNN, linear probes, fine-tuning, transfer, detection",
     "publish": "put a run's encoder on the Hugging Face Hub",
     "spectra": "measure how many of its directions an encoder uses, and compare encoders",
     "forecast": "predict from data and augmentations which directions training will lose",

@@ -2,25 +2,31 @@
 
 import dataclasses
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from ..encoders import Encoder, load_encoder
-from ..evaluation import Result, write_results
+from ..evaluation import Result, Transfer, read_results, transfer_suite, write_results
 from ..evaluation.cache import FeatureCache
 from ..evaluation.frozen import LabelledFeatures, knn_results, labelled_splits, linear_results
 from ..evaluation.linear_probe import PROTOCOLS
 from ..evaluation.tables import results_table
+from ..evaluation.transfer import with_earlier
+from ..hub.publish_results import publish_results, results_repo
 from ..methods import nearest
 from .evaluate_detection import DetectionArguments, boxed_splits, describe_boxes, measure_detection
+from .evaluate_finetune import FineTuneOptions, measure_finetune
+from .evaluate_transfer import TransferOptions, transfer_summary
 from .parsing import parse
 
 FROZEN = ("knn", "linear")
-TASKS = (*FROZEN, "detection")
+TASKS = (*FROZEN, "finetune", "transfer", "detection")
 DESCRIPTION = (
-    "Measure frozen encoders on labelled images: kNN and linear probes on features that are extracted once and kept. "
+    "Measure encoders on labelled images: kNN and linear probes on features that are extracted once and kept, "
+    "fine-tuning, transfer to other data sets, detection. "
     "MODEL is a run folder, an encoder folder, a timm name or a Hub id; several give one table."
 )
 
@@ -66,7 +72,7 @@ class EvaluateArguments:
         default=1.0,
         metadata={"help": "repeat the linear probe with classes of uneven size, largest over smallest, as in 100"},
     )
-    seeds: int = field(default=1, metadata={"help": "linear probes and detectors, each from another seed"})
+    seeds: int = field(default=1, metadata={"help": "probes, fine-tunings and detectors, each from another seed"})
     seed: int = field(default=0, metadata={"help": "the first seed; also that of untrained weights"})
     batch_size: int = field(default=256, metadata={"help": "images per forward pass"})
     num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
@@ -76,6 +82,9 @@ class EvaluateArguments:
     cache: str | None = field(
         default=None, metadata={"help": "folder of extracted features, or none (default: in the Hugging Face home)"}
     )
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "add the results to the models' Hub repositories: card and .eval_results"}
+    )
     output_dir: str = field(default="runs/evaluate", metadata={"help": "where results.json goes"})
 
     def __post_init__(self):
@@ -84,17 +93,29 @@ class EvaluateArguments:
                 raise ValueError(f"task {task!r} is unknown: {nearest(task, list(TASKS))}")
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol {self.protocol!r} is unknown: {nearest(self.protocol, list(PROTOCOLS))}")
+        if self.push_to_hub and self.untrained:
+            raise ValueError("push_to_hub and untrained exclude each other: a repository has its own weights' results")
         if self.seeds < 1 or self.batch_size < 1:
             raise ValueError(f"seeds is {self.seeds} and batch_size {self.batch_size}: both must be 1 or more")
 
 
 def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
-    (args, detection), _ = parse(prog, DESCRIPTION, [EvaluateArguments, DetectionArguments], argv)
+    groups = [EvaluateArguments, FineTuneOptions, TransferOptions, DetectionArguments]
+    (args, finetune, transfer, detection), _ = parse(prog, DESCRIPTION, groups, argv)
+    seeds, path = range(args.seed, args.seed + args.seeds), Path(args.output_dir) / "results.json"
+    for name in args.models if args.push_to_hub else ():
+        results_repo(name)
+    if path.exists():
+        # Its transfer results will be kept: if it cannot be read, say so before anything is measured.
+        read_results(path)
     columns = {"name": args.dataset_name, "image_column": args.image_column}
     splits = {"train_split": args.train_split, "test_split": args.test_split}
     frozen = any(task in args.task for task in FROZEN)
-    results, notes = [], []
-    if frozen:
+    common = {"output_dir": args.output_dir, "device": args.device, "num_workers": args.num_workers}
+    runs = [finetune.arguments(seed=seed, **common) for seed in seeds if "finetune" in args.task]
+    sets = transfer.sets if "transfer" in args.task else []
+    results, notes, transferred = [], [], {}
+    if frozen or runs:
         train, test = labelled_splits(args.dataset, label_column=args.label_column, **splits, **columns)
         print(f"data     {train.name}: {train.num_rows:,} images of {train.split}, {test.num_rows:,} of {test.split}")
     if "detection" in args.task:
@@ -111,18 +132,77 @@ def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
             )
             notes += [note for note in features.notes if note not in notes]
             measured += measure(features, args)
+        if runs:
+            found, told = measure_finetune(encoder, train, test, runs)
+            measured += found
+            notes += [note for note in told if note not in notes]
         if "detection" in args.task:
             figures = Path(args.output_dir) / "detections" / re.sub(r"[^\w.-]+", "_", name).strip("_.")
-            seeds = range(args.seed, args.seed + args.seeds)
             measured += measure_detection(
                 encoder, boxed, detection, seeds=seeds, num_workers=args.num_workers, figures=figures
             )
             notes += [note for split in boxed for note in split.notes if note not in notes]
         shown = f"{name} (untrained)" if args.untrained else name
+        if sets:
+            transferred[shown] = transfer_suite(
+                encoder,
+                sets,
+                model=shown,
+                results_file=path,
+                cache=cache,
+                probes=transfer.probes,
+                seeds=seeds,
+                progress=True,
+                say=print,
+                extraction={"batch_size": args.batch_size, "num_workers": args.num_workers},
+                k=args.k,
+                **linear_settings(args),
+            )
         results += [dataclasses.replace(result, settings={"model": shown, **result.settings}) for result in measured]
-    path = write_results(Path(args.output_dir) / "results.json", results)
+    complete = report(path, results, notes, transferred)
+    if "detection" in args.task and detection.drawn_images:
+        print(f"drawings {Path(args.output_dir) / 'detections'}")
+    if args.push_to_hub:
+        push(args.models, results + [r for outcome in transferred.values() for r in outcome.results], path)
+    if not complete:
+        raise SystemExit(1)
+
+
+def report(path: Path, results: list[Result], notes: list[str], transferred: dict[str, Transfer]) -> bool:
+    """Writes and prints what was measured; `False` if a transfer set failed."""
     print()
-    print("\n".join([results_table(results), *(f"Note: {note}" for note in notes), "", f"results  {path}"]))
+    if results:
+        print("\n".join([results_table(results), *(f"Note: {note}" for note in notes), ""]))
+    if transferred:
+        print(f"{transfer_summary(transferred)}\n")
+    measured = results + [result for outcome in transferred.values() for result in outcome.results]
+    if measured:
+        print(f"results  {write_results(path, with_earlier(path, measured))}")
+    failed = list(dict.fromkeys(name for outcome in transferred.values() for name in outcome.failures))
+    if failed:
+        print(
+            f"orthossl evaluate: {len(failed)} transfer sets failed ({', '.join(failed)}): the same command measures "
+            "what is missing",
+            file=sys.stderr,
+        )
+    return not failed
+
+
+def push(models: list[str], results: list[Result], path: Path) -> None:
+    """Adds each model's results to its repository.
+
+    Raises:
+        OSError: the Hub does not answer, or refuses; the message says where the results are.
+    """
+    for model in models:
+        own = [result for result in results if result.settings["model"] == model]
+        if not own:
+            continue
+        try:
+            published = publish_results(model, own)
+        except (OSError, ValueError) as error:
+            raise OSError(f"{error}. The results are in {path}") from error
+        print(f"published  {published.url} ({len(published.results)} results, read back)")
 
 
 def open_encoder(name: str, args: EvaluateArguments) -> Encoder:
@@ -142,13 +222,18 @@ def measure(features: LabelledFeatures, args: EvaluateArguments) -> list[Result]
     """All tasks of one encoder; the linear probe again for each kind of worse labels."""
     results = knn_results(features, k=args.k) if "knn" in args.task else []
     if "linear" in args.task:
-        settings = {}
-        if args.protocol == "sgd":
-            settings = {"epochs": args.epochs, "learning_rate": args.learning_rate, "batch_size": args.probe_batch_size}
         worse = [{}]
         worse += [{"label_noise": args.label_noise}] if args.label_noise else []
         worse += [{"imbalance": args.imbalance}] if args.imbalance != 1 else []
         seeds = range(args.seed, args.seed + args.seeds)
         for kind in worse:
-            results += linear_results(features, protocol=args.protocol, seeds=seeds, progress=True, **kind, **settings)
+            results += linear_results(features, seeds=seeds, progress=True, **kind, **linear_settings(args))
     return results
+
+
+def linear_settings(args: EvaluateArguments) -> dict:
+    """How the linear probe is trained."""
+    if args.protocol == "lbfgs":
+        return {"protocol": "lbfgs"}
+    settings = {"epochs": args.epochs, "learning_rate": args.learning_rate, "batch_size": args.probe_batch_size}
+    return {"protocol": args.protocol, **settings}

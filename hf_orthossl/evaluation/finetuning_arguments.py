@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from .layer_decay import check_layer_decay
+
 
 @dataclass
 class FineTuningArguments(TrainingArguments):
@@ -50,6 +52,7 @@ class FineTuningArguments(TrainingArguments):
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
 
     def __post_init__(self):
+        check_layer_decay(self.layer_decay)
         for name in ("mixup", "cutmix"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}: α must be 0 or more, as in 0.8")

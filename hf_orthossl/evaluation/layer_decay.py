@@ -30,8 +30,7 @@ def layer_decay_groups(
     Raises:
         ValueError: `layer_decay` is out of range.
     """
-    if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay is {layer_decay}: the factor per layer must lie in (0, 1], as in 0.75")
+    check_layer_decay(layer_decay)
     numbers, top = layer_numbers(encoder)
     spared = getattr(encoder.backbone, "no_weight_decay", set)()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -46,6 +45,12 @@ def layer_decay_groups(
         {"params": parameters, "lr": learning_rate * scale, "weight_decay": decay}
         for (scale, decay), parameters in groups.items()
     ]
+
+
+def check_layer_decay(factor: float) -> None:
+    """Raises a ValueError for what is no factor per layer."""
+    if not 0 < factor <= 1:
+        raise ValueError(f"layer_decay is {factor}: the factor per layer must lie in (0, 1], as in 0.75")
 
 
 def layer_numbers(encoder: Encoder) -> tuple[dict[str, int], int]:

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,8 +122,8 @@ def transfer_suite(
     seeds: Sequence[int] = (0,),
     progress: bool = False,
     say: Callable[[str], None] | None = None,
-    batch_size: int = 256,
-    num_workers: int = 0,
+    extraction: Mapping[str, int] | None = None,
+    k: int = 200,
     **settings,
 ) -> Transfer:
     """Probes an encoder on every set, one after the other; a set that fails does not stop the others.
@@ -139,8 +139,9 @@ def transfer_suite(
         seeds (`Sequence[int]`, defaults to (0,)): Linear probes, one each.
         progress (`bool`, defaults to `False`): Show progress bars.
         say (`Callable`, *optional*): Told in one line how each set went.
-        batch_size, num_workers: As in [`extract_features`].
-        settings: `k` of kNN, and further arguments of [`linear_results`], such as `protocol`.
+        extraction (`Mapping`, *optional*): Further arguments of [`extract_features`], such as `batch_size`.
+        k (`int`, defaults to 200): Neighbours that vote.
+        settings: Further arguments of [`linear_results`], such as `protocol` and `epochs`.
 
     Raises:
         ValueError: a probe is unknown, or `results_file` is not of its form.
@@ -150,7 +151,6 @@ def transfer_suite(
             raise ValueError(f"probe {probe!r} is unknown: choose from {', '.join(PROBES)}")
     path = None if results_file is None else Path(results_file)
     earlier = read_results(path) if path is not None and path.exists() else []
-    k = settings.pop("k", 200)
     weights, outcome = encoder_key(encoder), Transfer()
     for entry in transfer_sets() if sets is None else sets:
         about = [weights, dataclasses.asdict(entry), sorted(probes), k, list(seeds), settings]
@@ -165,7 +165,7 @@ def transfer_suite(
             try:
                 train, test = entry.open()
                 features = LabelledFeatures.extract(
-                    encoder, train, test, cache, progress=progress, batch_size=batch_size, num_workers=num_workers
+                    encoder, train, test, cache, progress=progress, **(extraction or {})
                 )
                 results = _probed(features, probes, k=k, seeds=seeds, progress=progress, **settings)
             except (ValueError, OSError, ArithmeticError) as error:

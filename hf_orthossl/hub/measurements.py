@@ -21,12 +21,15 @@ TASKS = {
     "transfer": "transfer",
     "detection": "object detection",
 }
-METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
+METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "mean_per_class": "mean accuracy per class"}
 # How the Hub spells a metric, where it has a word for it.
 _METRIC_IDS = {"top1": "accuracy"}
 # Said elsewhere in a row, or too long for one.
-_NO_PROTOCOL = ("step", "seed", "interval", "per_class", "mean_per_class", "model")
-_PER_RUN = ("seed", "interval", "per_class", "mean_per_class")
+PER_RUN = (
+    *("seed", "interval", "per_class", "mean_per_class"),
+    *("validation_top1", "best_epoch", "epochs_run"),  # of fine-tuning
+)
+_NO_PROTOCOL = (*PER_RUN, "step", "model", "set", "run", "notes")
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def measurements_of(results: list[Result]) -> list[Measurement]:
     """Results in order, those that differ by their seed alone as one."""
     groups: dict[tuple, list[Result]] = defaultdict(list)
     for number, result in enumerate(results):
-        same = {name: value for name, value in result.settings.items() if name not in _PER_RUN}
+        same = {name: value for name, value in result.settings.items() if name not in PER_RUN}
         run = None if "seed" in result.settings else number
         about = repr(sorted(same.items()))
         groups[result.task, result.dataset, result.split, result.metric, about, run].append(result)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class ModelRepo:
     """
 
     def __init__(self, repo_id: str, token: str, revision: str | None = None):
-        self.repo_id, self.revision = repo_id, revision
+        self.repo_id, self.token, self.revision = repo_id, token, revision
         self.api = HfApi(token=token, library_name="hf_orthossl")
 
     @property
@@ -80,6 +81,12 @@ class ModelRepo:
             )
         card = self._text("README.md", info.sha) if "README.md" in files else None
         return Found(info.sha, files, config, card, bool(info.private), has_revision)
+
+    def fetch(self, names: set[str] | frozenset[str], sha: str | None, folder: Path) -> None:
+        """Writes files of a commit into a folder."""
+        for name in sorted(names):
+            file = self._asked(lambda name=name: self.api.hf_hub_download(self.repo_id, name, revision=sha))
+            shutil.copyfile(file, folder / name)
 
     def create(self, private: bool | None) -> None:
         self._asked(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))

@@ -2,7 +2,7 @@
 
 from .benign import LabelSignal, label_signal
 from .correlations import CanonicalCorrelations, canonical_correlations
-from .covariances import StreamingViewCovariance, ViewCovariances, view_batches, view_covariances
+from .covariances import StreamingViewCovariance, ViewCovariances, view_covariances
 from .figures import plot_directions, plot_forecast
 from .forecast import Forecast
 from .forecasting import forecast
@@ -10,6 +10,7 @@ from .imbalance import Imbalance, imbalance
 from .linear import LinearLandscape
 from .minima import Minimum, simplex_projection
 from .objective import Objective
+from .sampling import view_batches
 from .stationary import StationaryPoint
 from .thresholds import CollapseThreshold, OriginHessian
 

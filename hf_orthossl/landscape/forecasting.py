@@ -1,6 +1,5 @@
 """From images and augmentations to a forecast."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 
@@ -8,11 +7,13 @@ import torch
 from torch import Tensor
 
 from .correlations import CanonicalCorrelations, canonical_correlations
-from .covariances import ViewMaker, view_batches, view_covariances
+from .covariances import view_covariances
 from .forecast import Direction, Forecast, LeftOut
 from .linear import LinearLandscape
 from .minima import Minimum
 from .objective import Objective
+from .remedies import alpha_to_collapse, gamma_to_revive, temperature_to_revive
+from .sampling import ViewMaker, view_batches
 
 # Principal directions of views in which k is estimated, and images per direction that make it worth while.
 MAX_DIM = 256
@@ -103,7 +104,8 @@ def forecast(
 
     found, points = estimate(views, "canonical correlations")
     landscape = _landscape(found, found.values)
-    minimum, unlimited = _minimum(landscape, objective, dim), _minimum(landscape, objective, None)
+    minimum = _minimum(landscape, objective, dim)
+    unlimited = minimum if dim is None or dim >= landscape.rank else _minimum(landscape, objective, None)
     ends = [_landscape(found, k) for k in (found.low, found.high)]
     bounds = [None if gamma else _minimum(end, objective, dim).surviving for end in ends]
     # Numerical minima take a minute each: what augmentations do is compared without the penalty.
@@ -138,9 +140,9 @@ def forecast(
         cut_by_dim=max(unlimited.surviving - minimum.surviving, 0),
         threshold=unlimited.critical_correlation,
         dead_variance=float(shares[~unlimited.alive].sum()),
-        gamma_to_revive=_gamma_to_revive(landscape, plain, unlimited),
-        temperature_to_revive=_temperature_to_revive(landscape, plain),
-        alpha_to_collapse=_alpha_to_collapse(landscape, plain),
+        gamma_to_revive=gamma_to_revive(landscape, plain, unlimited),
+        temperature_to_revive=temperature_to_revive(landscape, plain),
+        alpha_to_collapse=alpha_to_collapse(landscape, plain),
         endangered=endangered,
         safest=safest,
         left_out=others,
@@ -205,33 +207,6 @@ def _endangered(directions: list[Direction]) -> list[Direction]:
     dead = sorted((d for d in directions if not d.alive), key=lambda d: -d.variance)
     living = sorted((d for d in directions if d.alive), key=lambda d: d.k)
     return (dead + living)[:_SHOWN]
-
-
-def _gamma_to_revive(landscape: LinearLandscape, objective: Objective, minimum: Minimum) -> float | None:
-    """γ above which all live; of InfoNCE by its quartic part, as its own minimum with γ is a search of minutes."""
-    if objective.loss == "normalized":
-        return None
-    if minimum.surviving == landscape.rank:
-        return 0.0
-    T = objective.temperature
-    if objective.loss == "infonce":
-        objective = Objective(alpha=objective.alpha, weight_decay=objective.weight_decay * T, kappa=0.75 / T)
-        return landscape.gamma_to_revive(**asdict(objective)) / T
-    return landscape.gamma_to_revive(**asdict(objective))
-
-
-def _temperature_to_revive(landscape: LinearLandscape, objective: Objective) -> float | None:
-    if objective.loss != "normalized":
-        return None
-    value = float(landscape.collapse_threshold("temperature", **asdict(objective)).values.min())
-    return value if math.isfinite(value) else None
-
-
-def _alpha_to_collapse(landscape: LinearLandscape, objective: Objective) -> float | None:
-    if objective.loss == "normalized" or objective.weight_decay:
-        return None
-    value = landscape.collapse_threshold("alpha", **asdict(objective)).complete
-    return value if math.isfinite(value) else None
 
 
 def _label_signal(

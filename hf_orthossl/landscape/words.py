@@ -8,6 +8,7 @@ _LOSSES = {
     "infonce": "InfoNCE on Euclidean distances",
     "normalized": "InfoNCE on normalized features",
 }
+_ANY_GAMMA = 1e-8
 
 
 def summary(forecast: Forecast) -> str:
@@ -76,7 +77,9 @@ def _dead(f: Forecast) -> str:
 def _remedies(f: Forecast) -> list[str]:
     remedies = []
     if f.gamma_to_revive:
-        remedies.append(f"an orthogonality penalty with γ above {f.gamma_to_revive:.3g} revives all that dies")
+        # Directions that die with k = 0 and no more need no strength worth a number.
+        strength = f"with γ above {f.gamma_to_revive:.3g}" if f.gamma_to_revive > _ANY_GAMMA else "of any strength"
+        remedies.append(f"an orthogonality penalty {strength} revives all that dies")
     if f.temperature_to_revive is not None and f.settings["temperature"] > f.temperature_to_revive:
         remedies.append(f"a temperature below {f.temperature_to_revive:.3g} keeps all directions")
     if f.alpha_to_collapse is not None and f.alpha_to_collapse > 1:

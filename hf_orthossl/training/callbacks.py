@@ -65,7 +65,7 @@ class OrthogonalityCallback(ReportingCallback):
 
     The penalty's gradient is put in place before the first backward pass of each optimizer step, so it counts once
     whatever the gradient accumulation, is clipped with the rest and scaled as fp16 needs. Its value, γ applied, is
-    logged as `orthogonality`. Not for DeepSpeed, which keeps gradients to itself.
+    logged as `orthogonality` to whatever `report_to` names. Not for DeepSpeed, which keeps gradients to itself.
 
     ```python
     Trainer(model, args, train_dataset=ds, callbacks=[OrthogonalityCallback(kind="so", gamma=1e-6)]).train()

@@ -1,12 +1,15 @@
 """Fair side-by-side timing: contenders take turns in one process, so that whatever else the machine does hits
 all."""
 
+import gc
 import os
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable
 
+import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -66,6 +69,29 @@ def peak_memory(call: Callable[[], object], device: str) -> int:
         held += event.nbytes()
         peak = max(peak, held)
     return peak
+
+
+def peak_rss(call: Callable[[], object], device: str) -> int:
+    """Bytes of memory that the process (on CUDA: its tensors) has at its peak during one call, above those before."""
+    if device == "cuda":
+        return peak_memory(call, device)
+    done, process = threading.Event(), psutil.Process()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.01):
+            peak = max(peak, process.memory_info().rss)
+
+    gc.collect()
+    before = peak = process.memory_info().rss
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        call()
+    finally:
+        done.set()
+        watcher.join()
+    return max(peak, process.memory_info().rss) - before
 
 
 def machine(device: str) -> str:

@@ -91,3 +91,14 @@ def test_another_process_finds_the_same_key(encoder, dataset, tmp_path):
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert json.loads(found) == features_key(encoder, dataset)
+
+
+def test_another_pooling_of_the_same_weights_is_another_encoder():
+    """Nothing in the weights tells average from maximum pooling."""
+    dataset = ImageDataset(load_source("digits", split="train[:8]"), image_size=96)
+    keys = set()
+    for pool in ("avg", "max"):
+        torch.manual_seed(0)
+        encoder = load_encoder("resnet10t", image_size=96, channels=[8, 8, 16, 16], global_pool=pool)
+        keys |= {features_key(encoder, dataset), features_key(encoder.eval(), dataset)}
+    assert len(keys) == 2

@@ -110,10 +110,11 @@ def test_numbers_and_a_list_of_mappings_do_as_well():
     assert len(train) == 2
 
 
-@pytest.mark.parametrize("size", [20, 50, 10])
+@pytest.mark.parametrize("size", [30, 60, 15])
 def test_boxes_stay_on_their_objects(size):
     spot = [8, 4, 12, 10]
-    train, test = splits(table([(png(spot=spot), [spot], [0])]), table([(png(spot=spot), [spot], [0])]), image_size=size)
+    data = table([(png(height=30, spot=spot), [spot], [0])])
+    train, test = splits(data, data, image_size=size)
     corners = set()
     for _ in range(12):
         image, target = train[0]
@@ -148,8 +149,8 @@ def test_crowds_are_not_trained_on_and_difficult_boxes_are():
 
 def test_images_that_cannot_be_read():
     noise = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 40, 3), np.uint8)).save(noise, "JPEG")
-    truncated = ({"bytes": noise.getvalue()[:500], "path": None}, [[0, 0, 5, 5]], [0])
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)).save(noise, "JPEG")
+    truncated = ({"bytes": noise.getvalue()[:-3000], "path": None}, [[0, 0, 5, 5]], [0])
     broken = ({"bytes": b"no image", "path": None}, [[0, 0, 5, 5]], [0])
     train, _ = splits(table([GOOD] * 150 + [broken, truncated]))
     assert len(train) == 151
@@ -167,7 +168,7 @@ def test_images_that_cannot_be_read():
 
 
 def test_what_is_no_detection_set():
-    with pytest.raises(ValueError, match="digits has no column 'objects'.*shapes"):
+    with pytest.raises(ValueError, match=r"digits has no column 'objects'.*shapes"):
         detection_splits("digits")
     with pytest.raises(ValueError, match="split test: there is no usable box"):
         splits(table([GOOD]), table([(png(), [], [])]))
@@ -192,12 +193,12 @@ def test_shapes_are_the_same_each_time_and_apart():
     for index in range(len(test)):
         truth = test.truth(index)
         pixels = torch.from_numpy(np.asarray(test.image(index)).astype(np.float32))
+        ground = pixels.flatten(0, 1).median(0).values
         covered = torch.zeros(128, 128)
         for x1, y1, x2, y2 in truth["boxes"].int().tolist():
             covered[y1:y2, x1:x2] += 1
-            # The ground varies by its stripes and noise more than a shape does.
-            middle = pixels[(y1 + y2) // 2 - 3 : (y1 + y2) // 2 + 3, (x1 + x2) // 2 - 3 : (x1 + x2) // 2 + 3]
-            assert middle.std((0, 1)).max() < 12
+            y, x = (y1 + y2) // 2, (x1 + x2) // 2
+            assert (pixels[y - 1 : y + 2, x - 1 : x + 2].mean((0, 1)) - ground).abs().max() > 40
         assert 1 <= len(truth["labels"]) <= 4
         assert covered.max() == 1
 

@@ -131,3 +131,9 @@ def test_digits_with_a_real_backbone_beat_chance():
     best = knn_results(features, k=5)[0]
     low, high = best.settings["interval"]
     assert 0.1 < low <= best.value <= high
+
+
+def test_the_training_images_of_an_uneven_set_are_counted_as_they_are(shades):
+    features = LabelledFeatures.extract(Brightness(), *labelled_splits(shades))
+    results = linear_results(features, protocol="lbfgs", penalty=1e-3, imbalance=4)
+    assert results[0].settings["train_images"] == 12 + 6 + 3

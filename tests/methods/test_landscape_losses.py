@@ -10,8 +10,7 @@ from lightly.loss import NTXentLoss
 
 from hf_orthossl import OrthoSSLTrainingArguments, SSLConfig, SSLModel
 from hf_orthossl.data import Views, get_recipe
-from hf_orthossl.landscape import LinearLandscape
-from hf_orthossl.landscape.covariances import view_batches, view_covariances
+from hf_orthossl.landscape import LinearLandscape, view_batches, view_covariances
 from hf_orthossl.methods import METHODS, THEORY_LOSSES, Progress, build_method
 from hf_orthossl.spectra.eigenvalues import symmetric_eigenvalues
 from hf_orthossl.training import pretrain_loop

@@ -3,16 +3,18 @@
 from typing import Any
 
 import torch
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert
-from transformers import PreTrainedModel, RTDetrV2Config, RTDetrV2ForObjectDetection, TimmBackbone, TimmBackboneConfig
+from transformers import PreTrainedModel, RTDetrV2Config, RTDetrV2ForObjectDetection, TimmBackboneConfig
 
 from ...encoders import Encoder
 from .models import Detector
 from .trunk import feature_levels
 
 _LEVELS = 3
+_QUERIES = 300
 # As many detections as COCO's metric looks at.
 _MOST_DETECTIONS = 100
 
@@ -101,6 +103,9 @@ def detr_detector(
     if len(levels) < _LEVELS:
         raise ValueError(f"backbone {encoder.name!r} has {len(levels)} resolutions: detr needs {_LEVELS}, fpn two")
     indices, channels, strides = (list(parts) for parts in zip(*levels, strict=True))
+    side = -(-image_size // strides[-1]) * strides[-1]
+    # Queries start from places on the maps, of which small images have few.
+    places = sum((side // stride) ** 2 for stride in strides)
     network = RTDetrV2ForObjectDetection(
         RTDetrV2Config(
             backbone_config=timm_backbone_config(encoder, indices),
@@ -109,12 +114,11 @@ def detr_detector(
             encoder_in_channels=channels,
             feat_strides=strides,
             num_labels=num_classes,
-            **config,
+            **{"num_queries": min(_QUERIES, places), **config},
         )
     )
     body = load_into_backbone(network, encoder)
     settings = {"detector": "detr", "batch_norm": "frozen" if freeze_batch_norm else "trained"}
-    side = -(-image_size // strides[-1]) * strides[-1]
     detector = DETR(network, num_classes, settings, mean=encoder.mean, std=encoder.std, side=side)
     if freeze_batch_norm:
         detector.freeze_batch_norm([body])
@@ -136,7 +140,7 @@ def load_into_backbone(network: nn.Module, encoder: Encoder) -> nn.Module:
     """Copies an encoder's weights into the timm backbone of a transformers model, which never loads them itself.
 
     Args:
-        network (`nn.Module`): A model with one `TimmBackbone` of the encoder's architecture: DETR, Conditional or
+        network (`nn.Module`): A model with one timm backbone of the encoder's architecture: DETR, Conditional or
             Deformable DETR, RT-DETR, D-FINE …
         encoder ([`Encoder`]): The encoder.
 
@@ -146,7 +150,8 @@ def load_into_backbone(network: nn.Module, encoder: Encoder) -> nn.Module:
     Raises:
         ValueError: there is no such backbone, or its weights are not those of the encoder's architecture.
     """
-    bodies = [module._backbone for module in network.modules() if isinstance(module, TimmBackbone)]
+    # Some families unwrap the TimmBackbone, but what timm made always carries its FeatureInfo.
+    bodies = [module for module in network.modules() if isinstance(getattr(module, "feature_info", None), FeatureInfo)]
     if len(bodies) != 1:
         raise ValueError(f"network has {len(bodies)} timm backbones: it must have one, by TimmBackboneConfig")
     (body,) = bodies

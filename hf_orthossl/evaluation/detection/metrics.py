@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -51,7 +52,12 @@ def coco_average_precision(predictions: _Boxes, truths: _Boxes) -> dict[str, flo
     from torchmetrics.detection import MeanAveragePrecision
 
     _check(predictions, truths)
-    metric = MeanAveragePrecision(backend="pycocotools")
+    # torchmetrics' own are float32, and a recall of exactly 0.3 does not reach 0.30000001.
+    thresholds = {
+        "rec_thresholds": np.linspace(0, 1, 101).tolist(),
+        "iou_thresholds": np.linspace(0.5, 0.95, 10).tolist(),
+    }
+    metric = MeanAveragePrecision(backend="pycocotools", **thresholds)
     metric.warn_on_many_detections = False
     given = [{key: part[key] for key in ("boxes", "scores", "labels")} for part in predictions]
     wanted = [

@@ -1,0 +1,103 @@
+"""Measurements of a published encoder, added to its repository: results, card and `.eval_results/` in one commit."""
+
+import dataclasses
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..evaluation import Result, read_results, write_results
+from .card import FIGURE, render_card
+from .contents import FILES, refuse_tokens
+from .measurements import PER_RUN, RESULTS, eval_result_files
+from .names import hub_id, public_name
+from .publish import require_token
+from .remote import Found, ModelRepo
+
+# What only this machine can make use of: names of models here, keys of the transfer suite, sentences with paths.
+_PRIVATE = ("model", "run", "notes")
+
+
+@dataclass(frozen=True)
+class PublishedResults:
+    """What [`publish_results`] did.
+
+    Args:
+        url (`str`): The repository.
+        commit (`str`): Id of the commit.
+        results (`list[Result]`): All results that the repository holds now, as read back from it.
+    """
+
+    url: str
+    commit: str
+    results: list[Result]
+
+
+def publish_results(model: str, results: list[Result], *, token: str | None = None) -> PublishedResults:
+    """Adds measurements to an encoder's Hub repository and reads them back.
+
+    `results.json`, the card with its `model-index` and tables, and `.eval_results/` are written anew in one commit;
+    earlier results stay unless the same was measured again, and so does what the owner wrote into the card. Folders
+    of this machine go by their last name.
+
+    Args:
+        model (`str`): Hub id "user/name", with `@branch` at will.
+        results (`list[Result]`): What was measured.
+        token (`str`, *optional*): Access token with write permission; defaults to the one of `hf auth login` or
+            `HF_TOKEN`.
+
+    Raises:
+        ValueError: `model` is no Hub id, or the repository holds something that orthossl did not publish.
+        OSError: no token, no such repository, or the Hub does not answer, or refuses.
+    """
+    repo, found = results_repo(model, token)
+    added = [_public(result) for result in results]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        repo.fetch({*FILES, FIGURE} & found.files - {"model.safetensors"}, found.sha, folder)
+        earlier = read_results(folder / RESULTS) if (folder / RESULTS).is_file() else []
+        measured = {_key(result) for result in added}
+        merged = [result for result in earlier if _key(result) not in measured] + added
+        write_results(folder / RESULTS, merged)
+        contents = {RESULTS: (folder / RESULTS).read_bytes()}
+        contents["README.md"] = render_card(folder, repo_id=repo.repo_id, previous=found.card).encode()
+        contents |= {path: text.encode() for path, text in eval_result_files(folder, repo_id=repo.repo_id).items()}
+        refuse_tokens(contents, repo.token)
+        commit = repo.commit(contents, set(), found.sha, f"{len(added)} evaluation results")
+        repo.fetch({RESULTS}, commit, folder)
+        there = read_results(folder / RESULTS)
+    if there != merged:
+        raise OSError(f"{repo.url} does not hold the results that were published to it: look at its commits")
+    return PublishedResults(repo.url, commit, there)
+
+
+def results_repo(model: str, token: str | None = None) -> tuple[ModelRepo, Found]:
+    """The repository of a published encoder, found out before anything is measured.
+
+    Raises:
+        ValueError, OSError: as in [`publish_results`].
+    """
+    repo_id = hub_id(model)
+    if repo_id is None:
+        raise ValueError(
+            f"results of {model!r} cannot be pushed: it is no Hub id of the form user/name; publish it with orthossl "
+            "publish first"
+        )
+    repo = ModelRepo(repo_id, require_token(token), model.partition("@")[2] or None)
+    found = repo.look()
+    if found is None or not found.has_revision:
+        raise OSError(f"there is no {repo.url} to push results to: publish the encoder with orthossl publish first")
+    return repo, found
+
+
+def _public(result: Result) -> Result:
+    settings = {name: value for name, value in result.settings.items() if name not in _PRIVATE}
+    if "set" in settings:
+        settings["set"] = public_name(settings["set"])
+    return dataclasses.replace(result, dataset=public_name(result.dataset), settings=settings)
+
+
+def _key(result: Result) -> str:
+    """What was measured and how, without what came out."""
+    how = {name: value for name, value in result.settings.items() if name == "seed" or name not in PER_RUN}
+    return json.dumps([result.task, result.dataset, result.split, result.metric, how], sort_keys=True)

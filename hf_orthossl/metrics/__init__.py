@@ -1,0 +1,25 @@
+"""Measures of representations as modules of `evaluate`, one folder each, ready to be a Space of the Hub."""
+
+import difflib
+from pathlib import Path
+
+import evaluate
+
+METRICS = ("effective_rank", "rankme", "alpha_req", "knn_accuracy", "voc_ap")
+
+
+def load_metric(name: str, **kwargs) -> evaluate.EvaluationModule:
+    """One of [`METRICS`], without the Hub; the same as `evaluate.load` with its folder.
+
+    Args:
+        name (`str`): Such as "rankme".
+        kwargs: Further arguments of `evaluate.load`.
+
+    Raises:
+        ValueError: there is no such metric; the nearest is named.
+    """
+    if name not in METRICS:
+        near = difflib.get_close_matches(name, METRICS, n=1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"there is no metric {name!r}: {guess}there are {', '.join(METRICS)}")
+    return evaluate.load(str(Path(__file__).parent / name), **kwargs)

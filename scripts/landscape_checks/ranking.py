@@ -1,0 +1,112 @@
+"""Past the theory: does the forecast for linear encoders rank augmentations as small nonlinear encoders do?"""
+
+import argparse
+import tempfile
+
+import torch
+from scipy.stats import spearmanr
+
+from hf_orthossl import OrthoSSLTrainingArguments, SSLConfig, SSLModel
+from hf_orthossl.data import ImageDataset, ImageSource, Recipe, Views, get_recipe, load_source
+from hf_orthossl.evaluation import extract_features
+from hf_orthossl.landscape import forecast
+from hf_orthossl.spectra import effective_rank
+from hf_orthossl.training import pretrain_loop
+
+SIZE = 32
+TEMPERATURE = 0.5
+# Changes to the recipe that the data set is trained with, written down before any was trained.
+VARIANTS = {
+    "as it is": {},
+    "no crop": {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)},
+    "gentle crop": {"scale": (0.75, 1.0)},
+    "no colour": {"jitter": 0.0, "grayscale": 0.0},
+    "strong colour": {"jitter": 1.0, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2},
+    "blur": {"blur": 1.0, "blur_sigma": (0.5, 2.0)},
+}
+# Chosen before any result: the first is the forecast's ranking, the second the measured quantity.
+PREDICTED, MEASURED = ("surviving", "sum_of_k"), ("representation", "embedding")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", default="digits", help="digits, or a data set with train and test splits")
+    parser.add_argument("--images", type=int, default=5000, help="training images used at most")
+    parser.add_argument("--backbone", default="resnet10t", help="timm name of the encoder")
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps")
+    parser.add_argument("--batch", type=int, default=128, help="images per step")
+
+
+def run(args: argparse.Namespace) -> tuple[list[dict], str]:
+    """A row per recipe, and their table with the rank correlations; prints each row as it is measured."""
+    train = load_source(args.dataset, split=f"train[:{args.images}]")
+    test = ImageDataset(load_source(args.dataset, split=f"test[:{args.images}]"), image_size=SIZE)
+    base = get_recipe("digits" if args.dataset == "digits" else "cifar-simclr")
+    rows = []
+    for name, changes in VARIANTS.items():
+        recipe = base.with_(**changes)
+        rows.append({"recipe": name, **_forecast(train, recipe, args), **_train(train, test, recipe, args)})
+        print("  ".join(f"{key} {value:.2f}" if key != "recipe" else f"{value:<14}" for key, value in rows[-1].items()))
+    return rows, _table(rows)
+
+
+def _model(args: argparse.Namespace) -> SSLModel:
+    torch.manual_seed(args.seed)
+    config = {"temperature": TEMPERATURE}
+    return SSLModel(SSLConfig(backbone=args.backbone, image_size=SIZE, method="simclr", method_config=config))
+
+
+def _forecast(train: ImageSource, recipe: Recipe, args: argparse.Namespace) -> dict:
+    """What SimCLR, with normalized features at its temperature, would keep of the pixels."""
+    dataset = ImageDataset(train, image_size=SIZE)
+    images = torch.stack([item["pixel_values"] for item in dataset.__getitems__(range(len(dataset)))])
+    encoder = _model(args).encoder
+    views = Views(recipe, SIZE, encoder.mean, encoder.std)
+    found = forecast(images, views, loss="normalized", temperature=TEMPERATURE, same_kind=True, seed=args.seed)
+    return {"surviving": found.surviving, "sum_of_k": sum(found.correlations)}
+
+
+def _train(train: ImageSource, test: ImageDataset, recipe: Recipe, args: argparse.Namespace) -> dict:
+    """Effective ranks of representation and embedding of held-out images, after training."""
+    model = _model(args)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = OrthoSSLTrainingArguments(
+            output_dir=folder,
+            views=recipe,
+            optim="adamw_torch",
+            learning_rate=1e-3,
+            weight_decay=1e-4,
+            warmup_steps=0.1,
+            per_device_train_batch_size=args.batch,
+            max_steps=args.steps,
+            seed=args.seed,
+            save_strategy="no",
+            disable_tqdm=True,
+            report_to="none",
+            use_cpu=True,
+        )
+        pretrain_loop(model, ImageDataset(train, views=recipe, image_size=SIZE, seed=args.seed), settings)
+    representation = extract_features(model.encoder, test).representations
+    with torch.no_grad():
+        embedding = model.method.eval().projector(representation)
+    return {"representation": _effective_rank(representation), "embedding": _effective_rank(embedding)}
+
+
+def _effective_rank(features: torch.Tensor) -> float:
+    features = features.double()
+    return float(effective_rank(torch.linalg.svdvals(features - features.mean(dim=0))))
+
+
+def _table(rows: list[dict]) -> str:
+    lines = ["| views | surviving | Σk | effective rank | of the embedding |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        numbers = " | ".join(f"{row[key]:.1f}" for key in ("sum_of_k", "representation", "embedding"))
+        lines.append(f"| {row['recipe']} | {row['surviving']} | {numbers} |")
+    lines.append("")
+    for predicted in PREDICTED:
+        for measured in MEASURED:
+            found = spearmanr([row[predicted] for row in rows], [row[measured] for row in rows])
+            lines.append(
+                f"Spearman's ρ of {predicted} with the effective rank of the {measured}: {found.statistic:.2f} "
+                f"(p {found.pvalue:.2f}, {len(rows)} recipes)  "
+            )
+    return "\n".join(lines)

@@ -1,0 +1,50 @@
+"""Where the linear theory meets training: predictions of `hf_orthossl.landscape` against runs of this package.
+
+    python scripts/theory.py training --output_dir theory      # linear encoders: eigenvalues, predicted and measured
+    python scripts/theory.py ranking --dataset ../shared/data/cifar10 --output_dir theory    # and past the theory
+
+Each sub-command is a module of `scripts/landscape_checks` with `add_arguments(parser)` and `run(args)`, which returns
+rows and their table.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from landscape_checks import ranking, training
+
+CHECKS = {"training": training, "ranking": ranking}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="check", required=True)
+    for name, module in CHECKS.items():
+        summary = module.__doc__.splitlines()[0]
+        command = commands.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        command.add_argument("--output_dir", type=Path, default=Path("runs/theory"), help="where results go")
+        command.add_argument("--seed", type=int, default=0, help="seed of weights, batches and views")
+        module.add_arguments(command)
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        rows, table = CHECKS[args.check].run(args)
+        (args.output_dir / f"{args.check}.json").write_text(json.dumps(rows, indent=2) + "\n")
+        (args.output_dir / f"{args.check}.md").write_text(table + "\n")
+    except (ValueError, OSError, ArithmeticError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    print(f"\n{table}\n\nwritten to {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
