@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..data import ImageDataset
+from ..data import ImageDataset, ImageSource
 from ..spectra.layers import evaluation_mode
 from .features import Features, extract_features
 
@@ -61,10 +61,26 @@ def features_key(encoder: nn.Module, dataset: ImageDataset) -> str:
     about = {
         "encoder": encoder_key(encoder),
         "data": dataset.source.dataset._fingerprint,
+        "files": _files(dataset.source),
         "columns": [dataset.source.image_column, dataset.source.label_column, dataset.source.class_names],
         "rows": dataset.indices,
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:40]
+
+
+def _files(source: ImageSource) -> str | None:
+    """Hash of sizes and times of a folder's image files: the fingerprint of such a data set knows their names alone."""
+    first = source.dataset[0][source.image_column]
+    if not (isinstance(first, dict) and first.get("path") and first.get("bytes") is None):
+        return None
+    digest = hashlib.sha256()
+    for image in source.dataset.with_format(None)[source.image_column]:
+        try:
+            found = os.stat(image["path"])
+        except (OSError, TypeError):
+            continue
+        digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
+    return digest.hexdigest()
 
 
 def encoder_key(encoder: nn.Module) -> str:

@@ -141,7 +141,7 @@ def _draw_left_out(axes: "Axes", f: Forecast) -> None:
     counts = [f" {one.surviving} survive" for one in (*rows, base)]
     axes.bar_label(bars, counts, fontsize=7)
     axes.set_xlim(right=1.35 * max(*(one.total for one in rows), base.total, 1e-9))
-    axes.set_xlabel("sum of k")
+    axes.set_xlabel("sum of k over all directions")
     axes.set_title("With one augmentation left out")
 
 

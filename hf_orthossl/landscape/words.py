@@ -35,6 +35,8 @@ def summary(forecast: Forecast) -> str:
             change = one.surviving - base.surviving
             text = f"keeps {one.surviving} ({change:+d}), sum of k {one.total:.1f} ({one.total - base.total:+.1f})"
             rows.append((f"no {one.without}", text))
+    if f.settings["loss"] == "normalized" and any(one.surviving < f.left_out_base.surviving for one in f.left_out):
+        rows.append(("note", "normalized features compete: what raises the strongest k can cost weaker directions"))
     rows += [("note", text) for text in f.notes]
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:<{width}}{text}" for name, text in rows)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from hf_orthossl import load_encoder
@@ -102,3 +103,17 @@ def test_another_pooling_of_the_same_weights_is_another_encoder():
         encoder = load_encoder("resnet10t", image_size=96, channels=[8, 8, 16, 16], global_pool=pool)
         keys |= {features_key(encoder, dataset), features_key(encoder.eval(), dataset)}
     assert len(keys) == 2
+
+
+def test_a_changed_image_of_a_folder_is_another_data_set(encoder, tmp_path):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        Image.new("RGB", (32, 32), "white").save(tmp_path / label / "0.png")
+
+    def key():
+        return features_key(encoder, ImageDataset(load_source(str(tmp_path)), image_size=32))
+
+    before = key()
+    assert key() == before
+    Image.new("RGB", (32, 32), "black").resize((40, 40)).save(tmp_path / "a" / "0.png")
+    assert key() != before

@@ -98,22 +98,21 @@ def _train(
     schedule = LambdaLR(optimizer, lambda step: _factor(step, len(loader)))
     detector.train()
     average = None
-    for batch in (bar := _bar(loader, "fine-tuning", progress)):
+    for step, batch in enumerate(bar := _bar(loader, "fine-tuning", progress)):
         train.note_unreadable(batch.unreadable)
         if not batch.images:
             continue
-        losses = detector(*_on_device(batch, detector))
-        loss = sum(losses.values())
+        loss = sum(detector(*_on_device(batch, detector)).values())
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the detector's loss is {value} after {step} steps: lower the learning rate, {learning_rate:g}"
+            )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, _LARGEST_GRADIENT[name])
         optimizer.step()
         schedule.step()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the detector's loss is {value} after {bar.n} steps: lower the learning rate, {learning_rate:g}"
-            )
         average = value if average is None else 0.9 * average + 0.1 * value
         bar.set_postfix_str(f"loss {average:.3f}")
 
@@ -139,7 +138,9 @@ def detect(
         ValueError: more than 1 % of the images cannot be read.
     """
     detector.eval()
-    loader = DataLoader(dataset, batch_size, collate_fn=collate_detection, num_workers=num_workers)
+    # A generator of its own: even a loader that does not shuffle draws a seed for its workers.
+    settings = {"collate_fn": collate_detection, "num_workers": num_workers, "generator": torch.Generator()}
+    loader = DataLoader(dataset, batch_size, **settings)
     positions, found = [], []
     for batch in _bar(loader, "detecting", progress):
         dataset.note_unreadable(batch.unreadable)
