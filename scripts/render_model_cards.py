@@ -2,7 +2,7 @@
 
 Each folder holds `config.json`, `results.json`, `spectra.json` and `spectra.safetensors` of an encoder, without
 weights; `README.md` and `spectra.png` are made of them. The cards show how the encoder is loaded once it is published,
-under the placeholder `your-name/<folder>`.
+under the placeholder `your-name/<folder>`. `comparison.png` overlays the spectra of the pair in `COMPARED`.
 """
 
 import argparse
@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 from hf_orthossl.hub import render_card
-from hf_orthossl.spectra import SpectralReport
+from hf_orthossl.spectra import SpectralReport, plot_spectra
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
+# The same encoder, data and seed without and with the penalty.
+COMPARED = {"without SO": "cifar10-resnet10t-simclr", "with SO": "cifar10-resnet10t-simclr-so"}
 
 
 def render(folder: Path) -> str:
@@ -34,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         stale = [
             path for folder in sorted(args.folder.iterdir()) if folder.is_dir() for path in visit(folder, args.check)
         ]
+        if not args.check and all((args.folder / name).is_dir() for name in COMPARED.values()):
+            reports = {label: SpectralReport.load(args.folder / name) for label, name in COMPARED.items()}
+            print(f"drew {plot_spectra(reports, args.folder / 'comparison.png')}")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

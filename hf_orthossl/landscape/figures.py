@@ -105,7 +105,7 @@ def _draw_correlations(axes: "Axes", f: Forecast) -> None:
     axes.set(xscale="log", ylim=(-0.02, 1.02), xlabel="direction", ylabel="k")
     axes.set_title("What augmentation leaves of each direction")
     axes.grid(True, color="0.92", linewidth=0.6)
-    axes.legend(fontsize=7, loc="upper right", frameon=False)
+    axes.legend(fontsize=7, loc="upper right", framealpha=0.9, edgecolor="none")
 
 
 def _draw_spectrum(axes: "Axes", f: Forecast) -> None:
