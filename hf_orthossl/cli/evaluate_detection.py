@@ -22,19 +22,21 @@ class DetectionArguments:
         default="fpn", metadata={"help": "Faster R-CNN with fpn, or c4 (the paper's), or detr (RT-DETR v2)"}
     )
     steps: int = field(default=200, metadata={"help": "optimizer steps"})
-    detection_batch_size: int = field(default=9, metadata={"help": "images per step; 9 is the paper's"})
+    detection_batch_size: int = field(default=8, metadata={"help": "images per step; 9 in the paper"})
     detection_optimizer: str | None = field(
         default=None, metadata={"help": "sgd (the paper's) or adamw (default: adamw for detr, else sgd)"}
     )
     detection_lr: float | None = field(
         default=None,
-        metadata={"help": "learning rate (default: the paper's 0.01 per 9 images for sgd, 2e-4 for adamw)"},
+        metadata={
+            "help": "learning rate (default: 0.0025 per image of the batch for sgd, 2e-4 for adamw); 0.01 in the paper"
+        },
     )
     batch_norm: str = field(
         default="trained", metadata={"help": "of the encoder: trained, or frozen for batches of one or two images"}
     )
     roi_samples: int = field(
-        default=128, metadata={"help": "proposals per image that fpn and c4 learn from; 512 in Detectron"}
+        default=64, metadata={"help": "proposals per image that fpn and c4 learn from; 512 in Detectron"}
     )
     fpn_channels: int = field(default=128, metadata={"help": "width of fpn; 256 in Detectron"})
     drawn_images: int = field(default=8, metadata={"help": "test images to save with boxes drawn"})

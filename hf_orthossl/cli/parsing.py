@@ -29,7 +29,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """One spelling per option, the type of its value, and its default said once."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default is None or "default" in (action.help or ""):
+        # A switch is off unless given.
+        if action.default is None or action.default is False or "default" in (action.help or ""):
             return action.help or ""
         return super()._get_help_string(action)
 
@@ -175,7 +176,8 @@ def _parser(prog: str, description: str, dataclasses: list[type]) -> _Parser:
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags override it")
     for group in parser._action_groups:
         # What this package adds comes before what it inherits.
-        group._group_actions.sort(key=lambda action: action.dest not in OWN_OPTIONS)
+        if any(issubclass(kind, OrthoSSLTrainingArguments) for kind in dataclasses):
+            group._group_actions.sort(key=lambda action: action.dest not in OWN_OPTIONS)
         for action in group._group_actions:
             if action.dest in WITHOUT_EFFECT:
                 action.help = argparse.SUPPRESS

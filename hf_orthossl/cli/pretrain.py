@@ -1,5 +1,6 @@
 """`orthossl pretrain`: images in, a trained encoder that anyone can load out."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import yaml
 from accelerate import PartialState
 from torch.utils.data import Dataset
 from transformers import set_seed
+from transformers.trainer_utils import HubStrategy
 from transformers.utils.logging import disable_progress_bar
 
 from ..data import ImageSource, available_splits, load_source
@@ -76,7 +78,7 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
     build_dataloader(dataset, args)
     build_views(model, args)
     if not process.is_main_process:
-        train(model, dataset, args)
+        train(model, dataset, during_training(args))
         return
 
     # All that can be wrong with the command has been found by now: an earlier run may go.
@@ -90,14 +92,14 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
     monitor = knn_monitor(data, source, model, args)
     results = monitor.measure(model.encoder, step=0) if monitor else []
     penalties = [float(model.penalty().detach())] if model.regularizer else []
-    train(model, dataset, args)
+    train(model, dataset, during_training(args))
     if monitor:
         results += monitor.measure(model.encoder, step="end")
     if model.regularizer:
         penalties.append(float(model.penalty().detach()))
     write_results(folder / "results.json", results)
     front = "accelerate loop" if train is train_with_loop else "Trainer"
-    training = training_record(model, dataset, args, front=front) | {"pretrained": chosen.pretrained}
+    training = training_record(model, dataset, args, front=front)
     encoder_folder = write_encoder_folder(model, folder / "encoder", source=source, results=results, training=training)
     print(summary(folder, encoder_folder, results, penalties, model))
     if args.push_to_hub:
@@ -199,6 +201,15 @@ def describe(model: SSLModel, source: ImageSource, args: OrthoSSLTrainingArgumen
         f"data     {source.name}, {count} images, views {args.views} at {encoder.image_size} px\n"
         f"model    {config.backbone} ({size:.1f} M parameters), {get_method(config.method).title}, {penalty}"
     )
+
+
+def during_training(args: OrthoSSLTrainingArguments) -> OrthoSSLTrainingArguments:
+    """The arguments without `push_to_hub` where only the end is to be published: `push` does that, with the results."""
+    if args.hub_strategy != HubStrategy.END and args.save_strategy != "no":
+        return args
+    args = copy.copy(args)
+    args.push_to_hub = False
+    return args
 
 
 def push(encoder_folder: Path, args: OrthoSSLTrainingArguments) -> Publication:

@@ -38,6 +38,8 @@ def main(argv: list[str]) -> None:
         dry_run=args.dry_run,
     )
     print(file_table(publication))
+    if publication.note and args.dry_run:
+        print(publication.note)
     if args.dry_run:
         print(f"\nREADME.md\n\n{publication.card}")
         print(f"\nNothing was sent. Without --dry_run these files go to {publication.repo_id} in one commit.")
@@ -70,7 +72,8 @@ def file_table(publication: Publication) -> str:
 
 def published(publication: Publication) -> str:
     """Where an encoder is now and how others load it."""
-    return "\n".join([f"published  {publication.url}", *(f"  {line}" for line in publication.loading)])
+    noted = [publication.note] if publication.note else []
+    return "\n".join([*noted, f"published  {publication.url}", *(f"  {line}" for line in publication.loading)])
 
 
 def _readable(size: int) -> str:

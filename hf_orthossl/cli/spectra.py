@@ -23,6 +23,7 @@ from ..spectra import (
     plot_spectra,
     spectral_report,
 )
+from ..spectra.layers import check_layers
 from ..spectra.matching import short_name
 from .evaluate import open_encoder
 from .parsing import parse
@@ -60,13 +61,15 @@ def main(argv: list[str], prog: str = "orthossl spectra") -> None:
         print(f"data     {source.name}: {count:,} of {source.num_rows:,} images of {source.split}, {sizes}")
     # All are opened first: a misspelt name must not cost the measurements before it.
     encoders = {name: open_encoder(model, args) for name, model in zip(names_of(args.models), args.models, strict=True)}
-    reports = {}
+    for name, encoder in encoders.items():
+        check(name, encoder, source, args)
+    reports, written = {}, []
     for name, encoder in encoders.items():
         measured = measure(name, encoder, source, args)
         reports[measured.report.name] = measured.report
         where = folder / name.replace("/", "_") if len(encoders) > 1 else folder
-        write(measured, where, source, args)
-    print(closing(reports, folder))
+        written = write(measured, where, source, args)
+    print(closing(reports, folder, written))
 
 
 def open_images(args: SpectraArguments) -> ImageSource:
@@ -82,6 +85,23 @@ def open_images(args: SpectraArguments) -> ImageSource:
         image_column=args.image_column,
         label_column=args.label_column,
     )
+
+
+def check(name: str, encoder: Encoder, source: ImageSource | None, args: SpectraArguments) -> None:
+    """Refuses names and views that the model has no place for, before anything is measured."""
+    try:
+        select_matrices(encoder, include=args.include, exclude=args.exclude)
+        if args.layers:
+            check_layers(encoder, args.layers)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    # Only views that have a size of their own count here: the others take the model's.
+    needed = max(get_recipe(args.views).sizes(0)) if args.views else 0
+    if needed and needed > min(encoder.image_size, source.shorter_side):
+        raise ValueError(
+            f"views {args.views!r} makes crops of {needed} px and needs larger images: {name} takes "
+            f"{encoder.image_size} px, {source.name} has {source.shorter_side:.0f} px; choose other --views"
+        )
 
 
 def names_of(models: list[str]) -> list[str]:
@@ -173,34 +193,37 @@ def views_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArgu
         yield torch.stack(views[:LIDAR_VIEWS], dim=1)
 
 
-def write(measured: Measured, folder: Path, source: ImageSource | None, args: SpectraArguments) -> None:
-    """Everything of one model into its folder."""
+def write(measured: Measured, folder: Path, source: ImageSource | None, args: SpectraArguments) -> list[str]:
+    """Everything of one model into its folder, without the pictures of an earlier run: the names to show."""
     measured.report.save(folder)
+    for name in ("filters.png", "representations.png"):
+        (folder / name).unlink(missing_ok=True)
+    written = ["spectra.txt", "spectra.png"]
     (folder / "spectra.txt").write_text(measured.report.table() + "\n")
     measured.report.plot(folder / "spectra.png")
     if all(min(matrix.shape) > 1 for matrix in measured.filters.values()):
-        plot_filter_correlation(measured.filters, folder / "filters.png")
-    if measured.labels is None:
-        return
-    labelled = measured.labels >= 0
+        written.append(plot_filter_correlation(measured.filters, folder / "filters.png").name)
+    labelled = measured.labels >= 0 if measured.labels is not None else torch.zeros(0)
     if int(labelled.sum()) > 1:
-        plot_representations(
+        made = plot_representations(
             {measured.report.name: measured.representations[labelled]},
             measured.labels[labelled],
             folder / "representations.png",
             class_names=source.class_names,
             method=args.map,
         )
+        written.append(made.name)
+    return written
 
 
-def closing(reports: dict[str, SpectralReport], folder: Path) -> str:
+def closing(reports: dict[str, SpectralReport], folder: Path, written: list[str]) -> str:
     """What the terminal shows: one model's table or the comparison of several, and where everything is."""
     first, *others = reports.values()
     if not others:
-        shown, made = [first.table(brief=True)], ("spectra.txt", "spectra.png", "filters.png", "representations.png")
+        shown, files = first.table(brief=True), written
     else:
         plot_spectra(reports, folder / "comparison.png")
         (folder / "comparison.txt").write_text(first.compare(*others) + "\n")
-        shown, made = [first.compare(*others, brief=True)], ("comparison.txt", "comparison.png")
-    files = [name for name in made if (folder / name).exists()] + (["a folder for each model"] if others else [])
-    return "\n\n".join([*shown, f"results  {folder} ({', '.join(files)})"])
+        shown = first.compare(*others, brief=True)
+        files = ["comparison.txt", "comparison.png", "a folder for each model"]
+    return f"{shown}\n\nresults  {folder} ({', '.join(files)})"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 
 from ..data import get_recipe
 from ..spectra.figures import COLORS
@@ -53,8 +54,11 @@ class SpectraArguments:
     def __post_init__(self):
         if len(self.models) > len(COLORS):
             raise ValueError(f"{len(self.models)} models cannot be told apart in a figure: pass at most {len(COLORS)}")
-        if twice := [name for name in self.models if self.models.count(name) > 1]:
-            raise ValueError(f"MODEL {twice[0]!r} is given twice: pass each once")
+        places = [Path(name).resolve() for name in self.models]
+        # A run folder's model is the one in its folder `encoder`.
+        places = [place.parent if place.name == "encoder" else place for place in places]
+        if twice := [name for name, place in zip(self.models, places, strict=True) if places.count(place) > 1]:
+            raise ValueError(f"MODEL {twice[-1]!r} is given twice: pass each once")
         for name, value, known in (("pool", self.pool, POOLS), ("map", self.map, MAPS)):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}: it must be {' or '.join(known)}")

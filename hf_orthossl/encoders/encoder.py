@@ -38,6 +38,7 @@ class Encoder(nn.Module):
         stage_names (`list[str]`): Keys of [`~Encoder.stages`], the last of which is `"representation"`.
         pooling (`str`): What `AutoModel` calls the representation: `"pooler_output"`, `"cls"` (the first
             token of `last_hidden_state`) or `"mean"` (its mean over positions).
+        pretrained (`bool`, *optional*): Whether [`load_encoder`] loaded weights; `None` if it did not build it.
 
     Raises:
         ValueError: If the backbone cannot take images of `image_size`, or gives no `(B, D)` representation.
@@ -45,6 +46,7 @@ class Encoder(nn.Module):
 
     library: str
     pooling: str = "pooler_output"
+    pretrained: bool | None = None
 
     def __init__(
         self,

@@ -58,9 +58,12 @@ def load_encoder(name: str, pretrained: bool = False, image_size: int | None = N
         source = next((source for source in ("hf-hub", "local-dir") if name.startswith(f"{source}:")), "")
         plain = name.removeprefix(f"{source}:")
         if not source and timm.is_model(plain):
-            return _load_timm_name(plain, pretrained, image_size, **backbone_kwargs)
-        folder = _folder(name, source, plain, pretrained)
-        return _load_folder(name, folder, pretrained, image_size, **backbone_kwargs)
+            encoder = _load_timm_name(plain, pretrained, image_size, **backbone_kwargs)
+        else:
+            folder = _folder(name, source, plain, pretrained)
+            encoder = _load_folder(name, folder, pretrained, image_size, **backbone_kwargs)
+    encoder.pretrained = pretrained
+    return encoder
 
 
 def _load_timm_name(name: str, pretrained: bool, image_size: int | None, **backbone_kwargs) -> Encoder:

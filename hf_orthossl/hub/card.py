@@ -1,5 +1,6 @@
 """The model card of an encoder, rendered from its folder alone."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined
 
+from ..evaluation import Result
 from ..spectra import SpectralReport
 from .card_metadata import as_list, front_matter, parse_front_matter
 from .card_sections import find_sections, merge_sections, offered_line, split_front_matter
 from .escaping import Safe, escape, literal
-from .measurements import load_measurements
+from .measurements import load_measurements, measurements_of
 from .reading import feature_rows, plain_reading, weight_rows
 from .record import EncoderRecord
 
@@ -49,7 +51,13 @@ _LABELS = {
 
 
 def render_card(
-    folder: str | Path, *, repo_id: str | None = None, license: str | None = None, previous: str | None = None
+    folder: str | Path,
+    *,
+    repo_id: str | None = None,
+    revision: str | None = None,
+    license: str | None = None,
+    previous: str | None = None,
+    results: list[Result] | None = None,
 ) -> str:
     """The text of an encoder folder's `README.md`.
 
@@ -59,9 +67,11 @@ def render_card(
     Args:
         folder (`str` or `Path`): Encoder folder.
         repo_id (`str`, *optional*): Hub id by which readers will load it; by default they load the folder.
+        revision (`str`, *optional*): Branch that readers will load; the main one by default.
         license (`str`, *optional*): What the owner chose, such as "apache-2.0"; by default what `previous` says.
         previous (`str`, *optional*): An earlier card. What its owner wrote in it stays, see [`merge_sections`] and
             [`front_matter`].
+        results (`list[Result]`, *optional*): Measurements in place of the folder's.
 
     Raises:
         FileNotFoundError: the folder has no `config.json`.
@@ -75,7 +85,7 @@ def render_card(
         except HFValidationError as error:
             raise ValueError(f"repo_id is {repo_id!r}: it must be owner/name ({error})") from error
     record = EncoderRecord.read(folder)
-    measurements = load_measurements(folder)
+    measurements = load_measurements(folder) if results is None else measurements_of(results)
     yaml_before, body_before = split_front_matter(previous or "")
     owners = parse_front_matter(yaml_before)
     metadata = front_matter(record, measurements, license=license, previous=owners)
@@ -90,7 +100,8 @@ def render_card(
             regularizer=REGULARIZERS.get(record.regularizer, record.regularizer),
             gamma="not recorded" if record.gamma is None else record.gamma,
             license=_licence(metadata),
-            **_usage(record, folder, repo_id),
+            **loading_calls(record, repo_id or str(folder), revision if repo_id else None, is_folder=not repo_id),
+            **_usage(record),
             **_spectra(folder),
         )
     )
@@ -101,14 +112,37 @@ def render_card(
     return head.replace("\n", "\r\n" if "\r\n" in body else "\n") + body
 
 
-def _usage(record: EncoderRecord, folder: Path, repo_id: str | None) -> dict[str, Any]:
-    """What the snippets and the sentence on the method are made of."""
+def loading_calls(
+    record: EncoderRecord, location: str, revision: str | None = None, *, is_folder: bool = False
+) -> dict[str, Safe | None]:
+    """Python that loads an encoder without this package.
+
+    Args:
+        record ([`EncoderRecord`]): What the encoder is.
+        location (`str`): Hub id, or a folder.
+        revision (`str`, *optional*): Branch on the Hub; the main one by default.
+        is_folder (`bool`, defaults to `False`): What `location` is.
+
+    Returns:
+        `dict`: `timm_call` (`None` where timm alone does not know the architecture), `auto_call`, `location` (the
+        arguments that say where it is) and `trust` (the one that runs code of the repository, or nothing).
+    """
+    source = f"local-dir:{location}" if is_folder else f"hf-hub:{location}" + (f"@{revision}" if revision else "")
     native_timm = record.library == "timm" and not record.remote_code
+    where = Safe(literal(location) + (f", revision={literal(revision)}" if revision else ""))
+    trust = Safe(", trust_remote_code=True" if record.remote_code else "")
+    return {
+        "timm_call": Safe(f"timm.create_model({literal(source)}, pretrained=True).eval()") if native_timm else None,
+        "auto_call": Safe(f"AutoModel.from_pretrained({where}{trust}).eval()"),
+        "location": where,
+        "trust": trust,
+    }
+
+
+def _usage(record: EncoderRecord) -> dict[str, Any]:
+    """What else the snippets and the sentence on the method are made of."""
     paper = getattr(record.known_method, "source", "")
     return {
-        "timm_id": literal(f"hf-hub:{repo_id}" if repo_id else f"local-dir:{folder}") if native_timm else None,
-        "location": literal(repo_id or str(folder)),
-        "trust": Safe(", trust_remote_code=True" if record.remote_code else ""),
         "from_outputs": Safe(_FROM_OUTPUTS[record.pooling]),
         "from_features": Safe(_FROM_FEATURES[record.pooling]),
         "mean": ", ".join(f"{value:.4g}" for value in record.mean),
@@ -146,6 +180,9 @@ def _environment() -> Environment:
 
 def _dataset(record: EncoderRecord) -> str:
     count = f"{record.num_images:,} images" if record.num_images else "images"
+    taken = [record.training.get(name) for name in ("steps", "images_per_step")]
+    if record.num_images and all(type(number) is int for number in taken) and math.prod(taken) < record.num_images:
+        count = f"{math.prod(taken):,} of the {count}"
     return f"{count} of {record.dataset}" if record.dataset else f"{count} that are not named here"
 
 
@@ -168,6 +205,7 @@ def _settings(record: EncoderRecord) -> Iterator[tuple[str, Any]]:
     elif isinstance(started, bool):
         started = "published weights" if started else "random weights"
     yield "backbone", record.backbone + (f", from {started}" if isinstance(started, str) else "")
+    yield from ((f"{name} (backbone)", value) for name, value in record.backbone_config.items())
     yield "image size", f"{record.image_size} × {record.image_size} pixels"
     yield "method", record.title
     yield from ((f"{name} ({record.title})", value) for name, value in record.method_config.items())
@@ -180,8 +218,9 @@ def _settings(record: EncoderRecord) -> Iterator[tuple[str, Any]]:
     if record.whitening:
         yield "feature whitening", record.whitening
     for name, value in record.training.items():
-        if name != "pretrained" and value is not None:
-            yield _LABELS.get(name, name), value
+        if name not in ("pretrained", "planned_steps") and value is not None:
+            planned = record.training.get("planned_steps") if name == "steps" else None
+            yield _LABELS.get(name, name), f"{value} of {planned}" if planned is not None else value
     version = record.version or "not recorded"
     yield "hf_orthossl", version + (f", commit {record.commit}" if record.commit else "")
 

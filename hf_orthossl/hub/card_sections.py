@@ -7,6 +7,7 @@ from dataclasses import dataclass
 # Alone on their lines, so that a marker that is only mentioned is text.
 _MARKER = re.compile(r"^[ \t]*<!--[ \t]*(?P<close>/?)orthossl:(?P<name>[\w-]+)[ \t]*-->[ \t]*\r?$", re.MULTILINE)
 _OFFERED = re.compile(r"^<!--[ \t]*orthossl-sections:(?P<names>[\w \t-]*)-->[ \t]*\r?$", re.MULTILINE)
+_OUR_COMMENT = re.compile(r"<!-- Between two orthossl markers.*?-->", re.DOTALL)
 _REMEDY = "mend the markers, each on a line of its own, or remove both"
 _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(?P<yaml>.*?)^---[ \t]*(?:\r?\n|\Z)", re.MULTILINE | re.DOTALL)
 
@@ -97,6 +98,13 @@ def merge_sections(previous: str, new: str, *, ours: bool) -> str:
     body += line_break if body and not body.endswith("\n") else ""
     body += line_break if body.strip() else ""
     return body + (2 * line_break).join(added) + line_break
+
+
+def owners_text(body: str) -> str:
+    """What of a body is neither in a marked section nor a comment of ours, its runs of blanks as one."""
+    for section in reversed(find_sections(body).values()):
+        body = body[: section.start] + body[section.end :]
+    return " ".join(_OUR_COMMENT.sub("", _OFFERED.sub("", body)).split())
 
 
 def offered_line(names: Iterable[str]) -> str:

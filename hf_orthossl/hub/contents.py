@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from .record import EncoderRecord
 
-# All that is ever published, besides the card, figures, evaluation results, and the code that config.json names.
+# All that is ever published, besides the card, pictures in it, evaluation results, and the code that config.json names.
 FILES = (
     "config.json",
     "model.safetensors",
@@ -17,7 +17,10 @@ FILES = (
     "spectra.json",
     "spectra.safetensors",
 )
+FIGURES = ("spectra.png", "filters.png", "representations.png")
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}")
+# In Markdown and HTML; only a name: what lies in other folders is no part of the encoder.
+_PICTURE = re.compile(r"""(?:\]\(|src=["'])(?:\./)?([\w-][\w.-]*\.(?:png|jpe?g|gif|webp))(?=[\s"')])""", re.IGNORECASE)
 
 
 def read_encoder_config(folder: Path) -> dict:
@@ -50,11 +53,10 @@ def code_files(config: dict) -> set[str]:
     return {f"{name.split('.')[0]}.py" for name in classes.values() if re.fullmatch(r"\w+\.\w+", str(name))}
 
 
-def published_files(folder: Path, config: dict) -> dict[str, bytes | Path]:
-    """Path in the repository → content, or where it lies; without the card."""
-    names = {name for name in {*FILES, *code_files(config)} if (folder / name).is_file()}
-    names |= {figure.name for figure in folder.glob("*.png") if figure.is_file()}
-    return {name: folder / name for name in sorted(names)}
+def published_files(folder: Path, config: dict, card: str) -> dict[str, bytes | Path]:
+    """Path in the repository → content, or where it lies; without the card, but with the pictures that it shows."""
+    names = {*FILES, *FIGURES, *code_files(config), *_PICTURE.findall(card)}
+    return {name: folder / name for name in sorted(names) if (folder / name).is_file()}
 
 
 def size_of(content: bytes | Path) -> int:

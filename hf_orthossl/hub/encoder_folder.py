@@ -11,7 +11,7 @@ from ..evaluation.features import normalized_batches
 from ..modeling import SSLModel
 from ..spectra import spectral_report
 from .card import FIGURE, render_card
-from .measurements import RESULTS
+from .measurements import RESULTS, public_result
 from .names import hub_id, public_name
 from .record import EncoderRecord, package_commit
 
@@ -37,7 +37,7 @@ def write_encoder_folder(
         folder (`str` or `Path`): Where to; what is there is replaced, but for what the owner wrote in the card.
         source ([`ImageSource`], *optional*): What it was trained on, and whose images the feature spectra are taken
             over. A folder is named without its path.
-        results (`list[Result]`, *optional*): Measurements for the card.
+        results (`list[Result]`, *optional*): Measurements for the card; folders in them are named without their path.
         training (`dict`, *optional*): How it was trained, JSON values, as [`training_record`] says it; `"pretrained"`
             says whether it started from published weights.
         spectra_images (`int`, defaults to 1024): Images behind the feature spectra at most; a stream gives none.
@@ -49,7 +49,7 @@ def write_encoder_folder(
     record = _record(model, source, training or {})
     folder = export_encoder(encoder, folder, metadata=record.to_dict())
     if results:
-        write_results(folder / RESULTS, results)
+        write_results(folder / RESULTS, [public_result(result) for result in results])
     else:
         (folder / RESULTS).unlink(missing_ok=True)
     images = None
@@ -70,6 +70,7 @@ def _record(model: SSLModel, source: ImageSource | None, training: dict) -> Enco
     config, encoder = model.config, model.encoder
     return EncoderRecord(
         backbone=public_name(config.backbone),
+        backbone_config=config.backbone_config,
         num_features=encoder.num_features,
         image_size=encoder.image_size,
         mean=[float(value) for value in encoder.mean],

@@ -1,5 +1,7 @@
 """Results as cards and the Hub show them: seeds averaged, the protocol in words."""
 
+import dataclasses
+import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ PER_RUN = (
     *("seed", "interval", "per_class", "mean_per_class"),
     *("validation_top1", "best_epoch", "epochs_run"),  # of fine-tuning
 )
+# What only this machine can make use of: names of models here, keys of the transfer suite, sentences with paths.
+_PRIVATE = ("model", "run", "notes")
 _NO_PROTOCOL = (*PER_RUN, "step", "model", "set", "run", "notes")
 
 
@@ -78,6 +82,20 @@ class Measurement:
         )
 
 
+def public_result(result: Result) -> Result:
+    """A result that may leave the machine: folders go by their own name, see [`public_name`]."""
+    settings = {name: value for name, value in result.settings.items() if name not in _PRIVATE}
+    if isinstance(settings.get("set"), str):
+        settings["set"] = public_name(settings["set"])
+    return dataclasses.replace(result, dataset=public_name(result.dataset), settings=settings)
+
+
+def merge_results(earlier: list[Result], later: list[Result]) -> list[Result]:
+    """All results, without those of `earlier` that `later` measured again, whatever came out."""
+    measured = {_key(result) for result in later}
+    return [result for result in earlier if _key(result) not in measured] + later
+
+
 def load_measurements(folder: str | Path) -> list[Measurement]:
     """The measurements of an encoder folder, in order; none without `results.json`.
 
@@ -99,7 +117,7 @@ def measurements_of(results: list[Result]) -> list[Measurement]:
     return [_measurement(group) for group in groups.values()]
 
 
-def eval_result_files(folder: str | Path, *, repo_id: str) -> dict[str, str]:
+def eval_result_files(folder: str | Path, *, repo_id: str, results: list[Result] | None = None) -> dict[str, str]:
     """The measurements of an encoder folder as `.eval_results/*.yaml`, from which the Hub fills its leaderboards.
 
     Only measurements of the published weights on data with a Hub id `owner/name` have such a file, as the form names
@@ -109,6 +127,7 @@ def eval_result_files(folder: str | Path, *, repo_id: str) -> dict[str, str]:
     Args:
         folder (`str` or `Path`): Encoder folder; without `results.json` there are no files.
         repo_id (`str`): Where it is published; named as the source of the numbers.
+        results (`list[Result]`, *optional*): In place of the folder's.
 
     Returns:
         `dict[str, str]`: Text by path in the repository, one file for each data set and task.
@@ -117,7 +136,7 @@ def eval_result_files(folder: str | Path, *, repo_id: str) -> dict[str, str]:
         ValueError: `results.json` is not of this form.
     """
     entries: dict[str, dict[str, EvalResultEntry]] = defaultdict(dict)
-    for measurement in load_measurements(folder):
+    for measurement in load_measurements(folder) if results is None else measurements_of(results):
         dataset = hub_id(measurement.dataset)
         if dataset is None or not measurement.is_final:
             continue
@@ -138,6 +157,25 @@ def eval_result_files(folder: str | Path, *, repo_id: str) -> dict[str, str]:
         path: yaml.safe_dump(eval_result_entries_to_yaml([*file.values()]), sort_keys=False, allow_unicode=True)
         for path, file in entries.items()
     }
+
+
+def names_source(text: str, url: str) -> bool:
+    """Whether all numbers of an `.eval_results/*.yaml` have `url` as their source."""
+    try:
+        entries = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError):
+        return False
+    sources = [
+        entry.get("source") if isinstance(entry, dict) else None
+        for entry in (entries if isinstance(entries, list) else [])
+    ]
+    return bool(sources) and all(isinstance(source, dict) and source.get("url") == url for source in sources)
+
+
+def _key(result: Result) -> str:
+    """What was measured and how, without what came out."""
+    how = {name: value for name, value in result.settings.items() if name == "seed" or name not in PER_RUN}
+    return json.dumps([result.task, result.dataset, result.split, result.metric, how], sort_keys=True)
 
 
 def _measurement(group: list[Result]) -> Measurement:

@@ -1,5 +1,8 @@
 """Publishing an encoder folder: card, weights and spectra in one commit, and nothing else."""
 
+import json
+import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +11,18 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .. import __version__
-from .card import render_card
-from .contents import FILES, code_files, published_files, read_encoder_config, refuse_tokens, size_of
-from .measurements import eval_result_files
+from ..evaluation import Result, read_results
+from .card import loading_calls, render_card
+from .card_metadata import parse_front_matter
+from .card_sections import find_sections, owners_text, split_front_matter
+from .contents import FIGURES, FILES, code_files, published_files, read_encoder_config, refuse_tokens, size_of
+from .measurements import RESULTS, eval_result_files, merge_results, names_source, public_result
+from .record import EncoderRecord
 from .remote import Found, ModelRepo
+
+# Those of the Hub's identifiers, and of git's names of branches that need no quoting.
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]{0,40}")
+_REVISION = re.compile(r"(?!.*(?:\.\.|//|/\.|\.lock(?:/|$)))\w[\w./-]{0,199}(?<![./])", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,7 @@ class Publication:
         files (`dict[str, int]`): Path in the repository → size in bytes.
         card (`str`): Text of its README.md.
         loading (`list[str]`): Lines of Python that load the encoder.
+        note (`str`, *optional*): What became of the owner's words in the folder's card, if the repository's differ.
         url (`str`, *optional*): Where it is; `None` after a dry run.
         commit (`str`, *optional*): Id of the commit; `None` after a dry run.
     """
@@ -31,6 +43,7 @@ class Publication:
     files: dict[str, int]
     card: str
     loading: list[str]
+    note: str | None = None
     url: str | None = None
     commit: str | None = None
 
@@ -49,7 +62,8 @@ def publish_encoder(
     """Uploads an encoder folder to the Hub in one commit; what the owner wrote into the card there stays.
 
     Weights, configuration, spectra, figures, results and the code that loading needs go out, with a card rendered for
-    `repo_id` and `.eval_results/`. Nothing else in the folder does, and nothing that holds an access token.
+    `repo_id`, the pictures that it shows, and `.eval_results/`. Nothing else in the folder does, and nothing that holds
+    an access token. Results that the repository has of the same weights stay.
 
     Args:
         folder (`str` or `Path`): What `write_encoder_folder` wrote.
@@ -63,22 +77,30 @@ def publish_encoder(
         commit_message (`str`, *optional*): Names this package's version by default.
 
     Raises:
-        ValueError: malformed `repo_id`, a folder that is not an encoder's, a token in a file, a repository that holds
-            something else or is public where `private=True`.
+        ValueError: malformed `repo_id`, `revision` or `license`, a folder that is not an encoder's, a token in a file,
+            a repository that holds something else or is public where `private=True`, or a card of it that is broken.
         OSError: no token, or the Hub does not answer, or refuses; the repository is as it was.
     """
     folder = Path(folder)
     check_repo_id(repo_id)
+    _check_revision(revision)
+    if license is not None and not _LICENSE.fullmatch(license):
+        raise ValueError(
+            f"license {license!r} is no licence of the Hub: pass an identifier such as apache-2.0, or other"
+        )
     config = read_encoder_config(folder)
-    loading = loading_lines(config, repo_id, revision)
+    loading = loading_lines(EncoderRecord.read(folder), repo_id, revision)
+    results = [public_result(result) for result in read_results(folder / RESULTS)] if _has_results(folder) else []
+    local = _contents(folder, config, repo_id, revision, license, None, results)
     if dry_run:
-        contents = _contents(folder, config, repo_id, license, None)
-        refuse_tokens(contents, get_token())
-        sizes = {path: size_of(content) for path, content in contents.items()}
-        return Publication(repo_id, sizes, contents["README.md"].decode(), loading)
+        refuse_tokens(local, get_token())
+        sizes = {path: size_of(content) for path, content in local.items()}
+        words = _owners_text(_local_card(folder))
+        note = "If the repository has a card, its owner's text is kept instead of this one's" if words else None
+        return Publication(repo_id, sizes, local["README.md"].decode(), loading, note)
 
     token = require_token(token)
-    refuse_tokens(_contents(folder, config, repo_id, license, None), token)
+    refuse_tokens(local, token)
     repo = ModelRepo(repo_id, token, revision)
     found = repo.look()
     if found is None:
@@ -86,30 +108,41 @@ def publish_encoder(
         found = repo.look()
     if found is None:
         raise OSError(f"{repo.url} was created and cannot be seen: check the token's permissions")
-    if private and not found.private:
-        raise ValueError(f"{repo.url} is public: make it private in its settings, or choose another repo_id")
+    _check_found(repo, found, private)
     if not found.has_revision:
         repo.create_branch()
         found = repo.look()
-    contents = _contents(folder, config, repo_id, license, found.card)
+    # Later measurements of these very weights were pushed there.
+    if {RESULTS, "model.safetensors"} <= found.files and repo.holds_weights(folder / "model.safetensors", found.sha):
+        results = merge_results(results, _results_there(repo, found.sha))
+    contents = _contents(folder, config, repo_id, revision, license, found.card, results)
     refuse_tokens(contents, token)
     message = commit_message or f"Encoder pretrained with orthossl {__version__}"
-    commit = repo.commit(contents, _stale(found, contents), found.sha, message)
+    commit = repo.commit(contents, _stale(repo, found, contents), found.sha, message)
     sizes = {path: size_of(content) for path, content in contents.items()}
-    return Publication(repo_id, sizes, contents["README.md"].decode(), loading, repo.url, commit)
+    words, note = _owners_text(_local_card(folder)), None
+    if found.card is not None and words and words != _owners_text(found.card):
+        note = f"The owner's text in the repository's card was kept; that of {folder / 'README.md'} was not published"
+    return Publication(repo_id, sizes, contents["README.md"].decode(), loading, note, repo.url, commit)
 
 
-def check_destination(repo_id: str | None, token: str | None = None, revision: str | None = None) -> None:
+def check_destination(
+    repo_id: str | None, token: str | None = None, revision: str | None = None, private: bool | None = None
+) -> None:
     """Finds out before a long run whether its encoder can be published.
 
     Raises:
-        ValueError: no or a malformed `repo_id`, or a repository that holds something else.
+        ValueError: no or a malformed `repo_id` or `revision`, or a repository that holds something else, is public
+            where `private=True`, or has a card whose markers or metadata are broken.
         OSError: no valid token, or the Hub does not answer.
     """
     check_repo_id(repo_id)
+    _check_revision(revision)
     repo = ModelRepo(repo_id, require_token(token), revision)
     repo.check_token()
-    repo.look()
+    found = repo.look()
+    if found is not None:
+        _check_found(repo, found, private)
 
 
 def check_repo_id(repo_id: str | None) -> None:
@@ -132,30 +165,80 @@ def require_token(token: str | None = None) -> str:
     return token
 
 
-def loading_lines(config: dict, repo_id: str, revision: str | None = None) -> list[str]:
-    """Python that loads a published encoder without this package."""
-    if "architecture" in config and not config.get("auto_map"):
-        source = f"hf-hub:{repo_id}@{revision}" if revision else f"hf-hub:{repo_id}"
-        return ["import timm", f'encoder = timm.create_model("{source}", num_classes=0, pretrained=True)']
-    extra = f', revision="{revision}"' if revision else ""
-    extra += ", trust_remote_code=True" if config.get("auto_map") else ""
-    return ["from transformers import AutoModel", f'encoder = AutoModel.from_pretrained("{repo_id}"{extra})']
+def loading_lines(record: EncoderRecord, repo_id: str, revision: str | None = None) -> list[str]:
+    """Python that loads a published encoder without this package, as in its card."""
+    calls = loading_calls(record, repo_id, revision)
+    if calls["timm_call"]:
+        return ["import timm", f"encoder = {calls['timm_call']}"]
+    return ["from transformers import AutoModel", f"encoder = {calls['auto_call']}"]
+
+
+def _check_revision(revision: str | None) -> None:
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise ValueError(f"revision {revision!r} is no name of a branch: pass one such as v2")
+
+
+def _check_found(repo: ModelRepo, found: Found, private: bool | None) -> None:
+    if private and not found.private:
+        raise ValueError(f"{repo.url} is public: make it private in its settings, or choose another repo_id")
+    try:
+        front, body = split_front_matter(found.card or "")
+        parse_front_matter(front)
+        find_sections(body)
+    except ValueError as error:
+        raise ValueError(f"the card of {repo.url} cannot be updated: {error}") from error
+
+
+def _has_results(folder: Path) -> bool:
+    return (folder / RESULTS).is_file()
+
+
+def _results_there(repo: ModelRepo, sha: str) -> list[Result]:
+    with tempfile.TemporaryDirectory() as place:
+        repo.fetch({RESULTS}, sha, Path(place))
+        try:
+            return read_results(Path(place) / RESULTS)
+        except ValueError as error:
+            raise ValueError(f"{repo.url} has a results.json that cannot be read: {error}") from error
+
+
+def _local_card(folder: Path) -> str | None:
+    path = folder / "README.md"
+    # As bytes: reading as text would change the owner's line breaks.
+    return path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else None
+
+
+def _owners_text(card: str | None) -> str:
+    try:
+        return owners_text(split_front_matter(card or "")[1])
+    except ValueError:
+        # The folder's card may be broken where the repository's is rendered instead.
+        return ""
 
 
 def _contents(
-    folder: Path, config: dict, repo_id: str, license: str | None, hub_card: str | None
+    folder: Path,
+    config: dict,
+    repo_id: str,
+    revision: str | None,
+    license: str | None,
+    hub_card: str | None,
+    results: list[Result],
 ) -> dict[str, bytes | Path]:
-    local_card = folder / "README.md"
-    # As bytes: reading as text would change the owner's line breaks.
-    local = local_card.read_bytes().decode("utf-8", errors="replace") if local_card.is_file() else None
-    previous = local if hub_card is None else hub_card
-    contents = published_files(folder, config)
-    card = render_card(folder, repo_id=repo_id, license=license, previous=previous)
+    previous = _local_card(folder) if hub_card is None else hub_card
+    card = render_card(folder, repo_id=repo_id, revision=revision, license=license, previous=previous, results=results)
+    contents = published_files(folder, config, card)
+    if results or _has_results(folder):
+        contents[RESULTS] = (json.dumps([result.to_dict() for result in results], indent=2) + "\n").encode()
     contents["README.md"] = card.encode()
-    contents |= {path: text.encode() for path, text in eval_result_files(folder, repo_id=repo_id).items()}
+    evaluated = eval_result_files(folder, repo_id=repo_id, results=results)
+    contents |= {path: text.encode() for path, text in evaluated.items()}
     return dict(sorted(contents.items()))
 
 
-def _stale(found: Found, contents: dict[str, bytes | Path]) -> set[str]:
+def _stale(repo: ModelRepo, found: Found, contents: dict[str, bytes | Path]) -> set[str]:
     """What an earlier encoder published that this one does not have."""
-    return ({*FILES, *code_files(found.config)} & found.files) - set(contents)
+    left = found.files - set(contents)
+    evaluated = {path for path in left if path.startswith(".eval_results/")}
+    ours = {path for path in evaluated if names_source(repo.text(path, found.sha), repo.url)}
+    return ({*FILES, *FIGURES, *code_files(found.config)} & left) | ours

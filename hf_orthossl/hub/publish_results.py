@@ -1,7 +1,5 @@
 """Measurements of a published encoder, added to its repository: results, card and `.eval_results/` in one commit."""
 
-import dataclasses
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +7,10 @@ from pathlib import Path
 from ..evaluation import Result, read_results, write_results
 from .card import FIGURE, render_card
 from .contents import FILES, refuse_tokens
-from .measurements import PER_RUN, RESULTS, eval_result_files
-from .names import hub_id, public_name
+from .measurements import RESULTS, eval_result_files, merge_results, public_result
+from .names import hub_id
 from .publish import require_token
 from .remote import Found, ModelRepo
-
-# What only this machine can make use of: names of models here, keys of the transfer suite, sentences with paths.
-_PRIVATE = ("model", "run", "notes")
 
 
 @dataclass(frozen=True)
@@ -51,16 +46,17 @@ def publish_results(model: str, results: list[Result], *, token: str | None = No
         OSError: no token, no such repository, or the Hub does not answer, or refuses.
     """
     repo, found = results_repo(model, token)
-    added = [_public(result) for result in results]
+    added = [public_result(result) for result in results]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         repo.fetch({*FILES, FIGURE} & found.files - {"model.safetensors"}, found.sha, folder)
         earlier = read_results(folder / RESULTS) if (folder / RESULTS).is_file() else []
-        measured = {_key(result) for result in added}
-        merged = [result for result in earlier if _key(result) not in measured] + added
+        merged = merge_results(earlier, added)
         write_results(folder / RESULTS, merged)
         contents = {RESULTS: (folder / RESULTS).read_bytes()}
-        contents["README.md"] = render_card(folder, repo_id=repo.repo_id, previous=found.card).encode()
+        contents["README.md"] = render_card(
+            folder, repo_id=repo.repo_id, revision=repo.revision, previous=found.card
+        ).encode()
         contents |= {path: text.encode() for path, text in eval_result_files(folder, repo_id=repo.repo_id).items()}
         refuse_tokens(contents, repo.token)
         commit = repo.commit(contents, set(), found.sha, f"{len(added)} evaluation results")
@@ -88,16 +84,3 @@ def results_repo(model: str, token: str | None = None) -> tuple[ModelRepo, Found
     if found is None or not found.has_revision:
         raise OSError(f"there is no {repo.url} to push results to: publish the encoder with orthossl publish first")
     return repo, found
-
-
-def _public(result: Result) -> Result:
-    settings = {name: value for name, value in result.settings.items() if name not in _PRIVATE}
-    if "set" in settings:
-        settings["set"] = public_name(settings["set"])
-    return dataclasses.replace(result, dataset=public_name(result.dataset), settings=settings)
-
-
-def _key(result: Result) -> str:
-    """What was measured and how, without what came out."""
-    how = {name: value for name, value in result.settings.items() if name == "seed" or name not in PER_RUN}
-    return json.dumps([result.task, result.dataset, result.split, result.metric, how], sort_keys=True)

@@ -8,15 +8,6 @@ from .escaping import Safe, escape
 REPRESENTATION = "representation"
 
 
-def most_positive(spectrum: WeightSpectrum | FeatureSpectrum) -> int:
-    """How many eigenvalues can be positive at all: centring takes one from the number of rows.
-
-    A matrix with fewer inputs than outputs, or fewer images than dimensions, has zeros that are no collapse.
-    """
-    rows = spectrum.shape[0] if isinstance(spectrum, WeightSpectrum) else spectrum.num_images
-    return min(spectrum.dim, max(rows - 1, 0))
-
-
 def directions_for(spectrum: FeatureSpectrum, share: float) -> int | None:
     """How many leading directions hold a share of the variance; `None` if those estimated do not reach it."""
     if spectrum.total_variance <= 0:
@@ -48,7 +39,7 @@ def weight_rows(report: SpectralReport) -> list[tuple[str, str, str, str]]:
             _name(name),
             f"{w.shape[0]} × {w.shape[1]}",
             f"{w.effective_rank:.1f} of {min(w.shape)}",
-            f"{w.num_positive} of {most_positive(w)}",
+            f"{w.num_positive} of {w.most_positive}",
         )
         for name, w in chosen.items()
     ]
@@ -63,14 +54,14 @@ def feature_rows(report: SpectralReport) -> list[tuple[str, str, str, str, str, 
             f"{'' if f.exact else '≥ '}{f.effective_rank:.1f}",
             f"{'' if f.exact else '≥ '}{f.rankme:.1f}",
             "–" if f.alpha is None else f"{f.alpha:.2f}",
-            f"{'' if f.exact else '≥ '}{f.num_positive} of {most_positive(f)}",
+            f"{'' if f.exact else '≥ '}{f.num_positive} of {f.most_positive}",
         )
         for layer, f in report.features.items()
     ]
 
 
 def _of_representation(spectrum: FeatureSpectrum) -> list[str]:
-    cap, images = most_positive(spectrum), f"{spectrum.num_images:,} images"
+    cap, images = spectrum.most_positive, f"{spectrum.num_images:,} images"
     half = directions_for(spectrum, 0.5)
     if spectrum.total_variance <= 0 or spectrum.num_positive == 0:
         return [f"All {images} have the same representation: it has collapsed completely."]
@@ -95,7 +86,7 @@ def _of_representation(spectrum: FeatureSpectrum) -> list[str]:
 def _of_weights(weights: dict[str, WeightSpectrum]) -> list[str]:
     if not weights:
         return []
-    lost = {name: most_positive(w) - w.num_positive for name, w in weights.items() if w.num_positive < most_positive(w)}
+    lost = {name: w.most_positive - w.num_positive for name, w in weights.items() if w.num_positive < w.most_positive}
     share = {name: w.effective_rank / min(w.shape) for name, w in weights.items()}
     lowest = min(share, key=share.__getitem__)
     mean = sum(share.values()) / len(share)
@@ -103,7 +94,7 @@ def _of_weights(weights: dict[str, WeightSpectrum]) -> list[str]:
         worst = max(lost, key=lost.__getitem__)
         first = (
             f"{len(lost)} of the {len(weights)} weight matrices {'has' if len(lost) == 1 else 'have'} lost directions, "
-            f"{_name(worst)} the most: {lost[worst]} of {most_positive(weights[worst])}."
+            f"{_name(worst)} the most: {lost[worst]} of {weights[worst].most_positive}."
         )
     else:
         first = f"None of the {len(weights)} weight matrices has lost a direction."

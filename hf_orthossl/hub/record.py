@@ -21,6 +21,7 @@ class EncoderRecord:
 
     Args:
         backbone (`str`): What it was built from: a timm name, a Hub id, or the last part of a folder.
+        backbone_config (`dict`, *optional*): Arguments of the architecture other than its own.
         num_features (`int`): D, numbers per image.
         image_size (`int`): Side of the images in pixels.
         mean, std (`list[float]`): Three numbers each, by which images in [0, 1] are normalized.
@@ -49,6 +50,7 @@ class EncoderRecord:
     std: list[float]
     pooling: str
     method: str
+    backbone_config: dict = field(default_factory=dict)
     method_config: dict = field(default_factory=dict)
     regularizer: str | None = None
     regularizer_config: dict = field(default_factory=dict)

@@ -79,8 +79,14 @@ class ModelRepo:
                 f"{self.url} holds files that orthossl did not publish (its config.json has no orthossl block): choose "
                 "another repo_id"
             )
-        card = self._text("README.md", info.sha) if "README.md" in files else None
+        card = self.text("README.md", info.sha) if "README.md" in files else None
         return Found(info.sha, files, config, card, bool(info.private), has_revision)
+
+    def holds_weights(self, path: Path, sha: str) -> bool:
+        """Whether the `model.safetensors` of a commit is this file."""
+        found = self._asked(lambda: self.api.get_paths_info(self.repo_id, ["model.safetensors"], revision=sha))
+        lfs = getattr(found[0], "lfs", None) if found else None
+        return lfs is not None and lfs.sha256 == _digests(path)[1]
 
     def fetch(self, names: set[str] | frozenset[str], sha: str | None, folder: Path) -> None:
         """Writes files of a commit into a folder."""
@@ -150,13 +156,14 @@ class ModelRepo:
         except RevisionNotFoundError:
             return self.api.model_info(self.repo_id), False
 
-    def _text(self, path: str, sha: str) -> str:
+    def text(self, path: str, sha: str) -> str:
+        """A text file of a commit."""
         file = self._asked(lambda: self.api.hf_hub_download(self.repo_id, path, revision=sha))
         return Path(file).read_bytes().decode("utf-8", errors="replace")
 
     def _json(self, path: str, sha: str) -> Any:
         try:
-            return json.loads(self._text(path, sha))
+            return json.loads(self.text(path, sha))
         except json.JSONDecodeError:
             return {}
 

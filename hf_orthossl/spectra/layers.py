@@ -31,9 +31,9 @@ class LayerReader:
         self.model, self.projector = model, projector
         self.layers = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
         self._modules = {name: module for name, module in model.named_modules() if name}
-        # timm calls a list of modules `stages`; an encoder's is a method.
-        self._encoder = callable(getattr(model, "stages", None)) and not isinstance(model.stages, nn.Module)
+        self._encoder = _is_encoder(model)
         if self.layers is not None:
+            check_layers(model, self.layers, projector)
             stages = getattr(model, "stage_names", ())
             hooked = [name for name in self.layers if name in self._modules and name not in stages]
         else:
@@ -65,25 +65,21 @@ class LayerReader:
         if self._encoder:
             outputs = dict(self.model.stages(inputs))
         else:
-            outputs = {REPRESENTATION: _tensor(_forward(self.model, inputs), REPRESENTATION)}
+            output = _forward(self.model, inputs)
+            # A model that returns a loss and more has no representation, but its layers can be read.
+            wanted = self.layers is None or not {REPRESENTATION, EMBEDDING}.isdisjoint(self.layers)
+            outputs = {REPRESENTATION: _tensor(output, REPRESENTATION)} if wanted else {}
         outputs = {INPUT: images, **{n: self._outputs[n] for n in self._stages if n in self._outputs}, **outputs}
-        if self.projector is not None:
+        if self.projector is not None and REPRESENTATION in outputs:
             outputs[EMBEDDING] = self.projector(outputs[REPRESENTATION])
         if self.layers is None:
             return outputs
         for name in self.layers:
             if name not in outputs:
-                self._refuse(name, outputs)
+                if name in self._modules:
+                    raise ValueError(f"layer {name!r} is not used in the model's forward pass: choose another")
+                raise _unknown(name, list(outputs), self._modules)
         return {name: outputs[name] for name in self.layers}
-
-    def _refuse(self, name: str, outputs: Mapping[str, Tensor]) -> None:
-        if name in self._modules:
-            raise ValueError(f"layer {name!r} is not used in the model's forward pass: choose another in layers")
-        if name == EMBEDDING:
-            raise ValueError("layer 'embedding' needs the projector: pass projector=…")
-        known = list(dict.fromkeys([*outputs, *self._modules]))
-        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(outputs)
-        raise ValueError(f"the model has no layer {name!r}; did you mean {', '.join(nearest)}?")
 
     def _keep(self, name: str):
         def hook(_module: nn.Module, _inputs: tuple, output) -> None:
@@ -94,6 +90,33 @@ class LayerReader:
             self._outputs[name] = output
 
         return hook
+
+
+def check_layers(model: nn.Module, layers: str | Sequence[str], projector: nn.Module | None = None) -> None:
+    """
+    Refuse, before any forward pass, names that a model's layers do not have.
+
+    Raises:
+        ValueError: if a layer does not exist (the nearest names are given).
+    """
+    layers = [layers] if isinstance(layers, str) else layers
+    if EMBEDDING in layers and projector is None:
+        raise ValueError("layer 'embedding' needs the projector: pass projector=…")
+    stages = getattr(model, "stage_names", None) if _is_encoder(model) else ()
+    if stages is None:
+        # Only its outputs will tell.
+        return
+    modules = [name for name, _ in model.named_modules() if name]
+    known = {INPUT, *stages, REPRESENTATION, EMBEDDING, *modules}
+    for name in layers:
+        if name not in known:
+            raise _unknown(name, [INPUT, *(stages or guess_stages(modules)), REPRESENTATION], modules)
+
+
+def _unknown(name: str, ends: Sequence[str], modules: Iterable[str]) -> ValueError:
+    known = list(dict.fromkeys([*ends, *modules]))
+    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(dict.fromkeys(ends))
+    return ValueError(f"the model has no layer {name!r}; did you mean {', '.join(nearest)}?")
 
 
 def as_vectors(output: Tensor, pool: str) -> tuple[Tensor, str]:
@@ -148,6 +171,11 @@ def evaluation_mode(*modules: nn.Module | None) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def _is_encoder(model: nn.Module) -> bool:
+    # timm calls a list of modules `stages`; an encoder's is a method.
+    return callable(getattr(model, "stages", None)) and not isinstance(model.stages, nn.Module)
 
 
 def _forward(model: nn.Module, images: Tensor):

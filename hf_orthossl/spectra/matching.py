@@ -38,10 +38,14 @@ def match_names(runs: Sequence[Mapping[str, WeightSpectrum | FeatureSpectrum]]) 
 
 
 def _by_position(runs: Sequence[Mapping], chosen: Sequence[Sequence[str]]) -> Matched:
+    depth = max(map(len, chosen), default=0)
+    names = [{i: own[position] for i, own in enumerate(chosen) if position < len(own)} for position in range(depth)]
+    titles = [{short_name(name) for name in row.values()} for row in names]
+    # Where names differ, the name of a row that only the deepest has would say nothing of its place.
+    alike, most = all(len(title) == 1 for title in titles), sum(map(bool, chosen))
     rows = []
-    for position in range(max(map(len, chosen), default=0)):
-        names = {i: own[position] for i, own in enumerate(chosen) if position < len(own)}
-        titles = {short_name(name) for name in names.values()}
-        title = titles.pop() if len(titles) == 1 else f"stage {position + 1}"
-        rows.append((title, {i: runs[i][name] for i, name in names.items()}))
+    for position, (row, title) in enumerate(zip(names, titles, strict=True)):
+        named = len(title) == 1 and (alike or len(row) == most)
+        spectra = {i: runs[i][name] for i, name in row.items()}
+        rows.append((title.pop() if named else f"stage {position + 1}", spectra))
     return rows

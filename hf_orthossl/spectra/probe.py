@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hf_orthossl.regularization import select_matrices
 
 from .covariance import MAX_DIM, SketchedCovariance, StreamingCovariance, covariance_for
-from .layers import EMBEDDING, POOLS, REPRESENTATION, LayerReader, as_vectors, batches, evaluation_mode
+from .layers import EMBEDDING, POOLS, REPRESENTATION, LayerReader, as_vectors, batches, check_layers, evaluation_mode
 from .measures import lidar
 from .report import SpectralReport
 from .spectrum import FeatureSpectrum, WeightSpectrum
@@ -81,6 +81,8 @@ def spectral_report(
         raise ValueError(f"batch_size and max_dim must be at least 1, got {batch_size} and {max_dim}")
     if images is None and (layers is not None or views is not None):
         raise ValueError("layers and views need images: pass images, or choose weights with include")
+    if layers is not None:
+        check_layers(model, layers, projector)
     # Also for the weights: torch's spectral norm, in training mode, moves its vectors when a weight is read.
     with evaluation_mode(model):
         report = SpectralReport(weights=weight_spectra(model, include, exclude))

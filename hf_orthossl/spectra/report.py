@@ -96,7 +96,8 @@ class SpectralReport:
         Returns:
             `dict[str, float]`: `weights/<name>/effective_rank`; over all weights `weights/relative_rank_mean` and
             `weights/relative_rank_min` (effective rank divided by the smaller side, in (0, 1]),
-            `weights/gram_frobenius_mean`, `weights/gram_sigma_max`, `weights/non_positive` (number of eigenvalues);
+            `weights/gram_frobenius_mean`, `weights/gram_sigma_max`, `weights/non_positive` (eigenvalues
+            that could be positive and are not);
             `features/<layer>/…` for `effective_rank`, `rankme`, `participation_ratio`, `num_positive`, and `alpha`
             and `lidar` where there is one.
         """
@@ -109,7 +110,7 @@ class SpectralReport:
                 "weights/relative_rank_min": min(relative),
                 "weights/gram_frobenius_mean": sum(w.gram_frobenius for w in weights) / len(weights),
                 "weights/gram_sigma_max": max(w.gram_sigma_max for w in weights),
-                "weights/non_positive": float(sum(w.dim - w.num_positive for w in weights)),
+                "weights/non_positive": float(sum(w.most_positive - w.num_positive for w in weights)),
             }
         for layer, spectrum in self.features.items():
             for key in ("effective_rank", "rankme", "participation_ratio", "num_positive", "alpha", "lidar"):

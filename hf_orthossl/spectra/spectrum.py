@@ -64,6 +64,11 @@ class WeightSpectrum:
         return self.shape[1]
 
     @property
+    def most_positive(self) -> int:
+        """How many of `eigenvalues` can be positive at all: centring takes one from the number of inputs."""
+        return min(self.dim, self.shape[0] - 1)
+
+    @property
     def exact(self) -> bool:
         """`True`: weights are never sketched."""
         return True
@@ -139,6 +144,11 @@ class FeatureSpectrum:
             lidar=lidar,
             eigenvalues=normalize(eigenvalues),
         )
+
+    @property
+    def most_positive(self) -> int:
+        """How many eigenvalues can be positive at all: centring takes one from the number of images."""
+        return min(self.dim, max(self.num_images - 1, 0))
 
     @property
     def num_non_positive(self) -> int | None:

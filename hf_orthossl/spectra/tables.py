@@ -30,7 +30,7 @@ def table(
                 _number(w.condition_number),
                 _number(w.gram_frobenius),
                 _number(w.gram_sigma_max),
-                f"{w.num_positive} / {w.dim}",
+                f"{w.num_positive} / {w.most_positive}",
             ]
             for key, w in ((key, weights[key]) for key in shown)
         ]
@@ -49,7 +49,7 @@ def table(
                 f"{'' if f.exact else '≈ '}{f.participation_ratio:.1f}",
                 "-" if f.alpha is None else f"{f.alpha:.2f}",
                 "-" if f.lidar is None else f"{f.lidar:.1f}",
-                f"{_bound(f)}{f.num_positive} / {f.dim}",
+                f"{_bound(f)}{f.num_positive} / {f.most_positive}",
             ]
             for layer, f in features.items()
         ]
@@ -80,7 +80,7 @@ def compare(
     measures = {
         "effective rank": (lambda w: w.effective_rank, lambda w: _of(w.effective_rank, min(w.shape))),
         "‖G-I‖_F": (lambda w: w.gram_frobenius, lambda w: _number(w.gram_frobenius)),
-        "positive": (lambda w: w.num_positive, lambda w: f"{w.num_positive}/{w.dim}"),
+        "positive": (lambda w: w.num_positive, lambda w: f"{w.num_positive}/{w.most_positive}"),
     }
     totals = {
         "effective rank": ["mean share of all", *("-" if m is None else f"{100 * m[0]:.0f} %" for m in means)],
@@ -89,11 +89,11 @@ def compare(
     parts += _measures("weights", letters, rows, _first(2, measures) if brief else measures, totals)
     rows = match_features(features) if brief else match_names(features)
     measures = {
-        "effective rank": (lambda f: f.effective_rank, lambda f: _of(f.effective_rank, _most(f))),
+        "effective rank": (lambda f: f.effective_rank, lambda f: _of(f.effective_rank, f.most_positive)),
         "RankMe": (lambda f: f.rankme, lambda f: _number(f.rankme)),
         "LiDAR": (lambda f: f.lidar, lambda f: _number(f.lidar)),
         "α-ReQ": (lambda f: f.alpha, lambda f: f"{f.alpha:.2f}"),
-        "positive": (lambda f: f.num_positive, lambda f: f"{f.num_positive}/{f.dim}"),
+        "positive": (lambda f: f.num_positive, lambda f: f"{f.num_positive}/{f.most_positive}"),
     }
     parts += _measures("features", letters, rows, _first(3, measures) if brief else measures, {})
     said: dict[str, list[str]] = {}
@@ -148,10 +148,6 @@ def _in_one_line(names: list[str], weights: dict[str, WeightSpectrum]) -> str:
 
 def _change(a: float, b: float) -> str:
     return f"{100 * (b - a) / a:+.1f} %" if a and b else "-"
-
-
-def _most(spectrum: FeatureSpectrum) -> int:
-    return min(spectrum.dim, spectrum.num_images - 1)
 
 
 def _of(rank: float, most: int) -> str:

@@ -34,7 +34,8 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
     """Pretrains an [`SSLModel`] with accelerate, on whatever `accelerate launch` set up.
 
     Reads the same arguments and writes the same run folder as [`OrthoSSLTrainer`]; from the same seed both give the
-    same losses. With `push_to_hub=True` the encoder is published at every save, unless `hub_strategy` is "end".
+    same losses. With `push_to_hub=True` the encoder is published at every save, unless `hub_strategy` is "end",
+    and at the end.
 
     Args:
         model ([`SSLModel`]): What to train; trained in place.
@@ -141,7 +142,7 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
         epoch, steps_into_epoch = epoch + 1, 0
     bar.close()
     if push:
-        push.wait()
+        push.at_end(done)
     accelerator.end_training()
     return accelerator.unwrap_model(wrapped)
 

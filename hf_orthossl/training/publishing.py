@@ -21,18 +21,19 @@ def check_push(args: OrthoSSLTrainingArguments) -> None:
     """Finds out before training whether its encoder can be published; does nothing without `push_to_hub`.
 
     Raises:
-        ValueError: no or a malformed `hub_model_id`, or a repository that holds something else.
+        ValueError: no or a malformed `hub_model_id`, or a repository that cannot take the encoder, see
+            [`~hub.publish.check_destination`].
         OSError: no valid token, or the Hub does not answer.
     """
     if not args.push_to_hub:
         return
     if not args.hub_model_id:
         raise ValueError("push_to_hub needs hub_model_id: pass --hub_model_id user/name")
-    check_destination(args.hub_model_id, args.hub_token, args.hub_revision)
+    check_destination(args.hub_model_id, args.hub_token, args.hub_revision, args.hub_private_repo)
 
 
 class EncoderPush:
-    """Publishes the encoder of a run: in the background at every save, and when asked.
+    """Publishes the encoder of a run: in the background at every save, at the end, and when asked.
 
     Args:
         model ([`SSLModel`]): The model in training.
@@ -46,32 +47,48 @@ class EncoderPush:
         self.model, self.dataset, self.args, self.front = model, dataset, args, front
         self.source = getattr(dataset, "source", None)
         self.pending: Future | None = None
+        # The step whose encoder the Hub has.
+        self.pushed: int | None = None
 
-    def write(self) -> Path:
-        """The encoder as it is now, in `<output_dir>/encoder`."""
-        record = training_record(self.model, self.dataset, self.args, front=self.front)
+    def write(self, step: int | None = None) -> Path:
+        """The encoder as it is now, after `step` optimizer steps, in `<output_dir>/encoder`."""
+        record = training_record(self.model, self.dataset, self.args, front=self.front, step=step)
         return write_encoder_folder(
             self.model, Path(self.args.output_dir) / "encoder", source=self.source, training=record
         )
 
-    def publish(self, message: str | None = None, **changed) -> Publication:
+    def publish(self, message: str | None = None, *, step: int | None = None, **changed) -> Publication:
         """Writes and publishes the encoder now; `changed` replaces arguments of [`publish_encoder`]."""
         self.wait()
-        return self._send(self.write(), message, **changed)
+        return self._send(self.write(step), message, **changed)
 
     def at_save(self, step: int) -> None:
         """Starts to publish, unless `hub_strategy` is "end" or the last push still runs; a failure is only logged."""
         if self.args.hub_strategy == HubStrategy.END:
             return
         if self.pending is not None and not self.pending.done() and not self.args.hub_always_push:
+            logger.warning("Step %d was not published, as the push of an earlier step still runs.", step)
             return
         self.wait()
         try:
-            folder = self.write()
+            folder = self.write(step)
         except OSError as error:
             _warn(error)
             return
-        self.pending = HfApi().run_as_future(self._send_or_warn, folder, f"Training in progress, step {step}")
+        self.pending = HfApi().run_as_future(self._send_or_warn, folder, step)
+
+    def at_end(self, step: int) -> None:
+        """Publishes the encoder of the last step, unless the Hub has it; a failure is only logged."""
+        self.wait()
+        if self.pushed == step:
+            return
+        try:
+            self.publish("End of training", step=step)
+        except (OSError, ValueError) as error:
+            logger.warning(
+                "The encoder was not published (%s): orthossl publish %s --repo_id %s publishes it.",
+                error, self.args.output_dir, self.args.hub_model_id,
+            )  # fmt: skip
 
     def wait(self) -> None:
         """Until the push in the background has ended."""
@@ -87,9 +104,10 @@ class EncoderPush:
         settings |= {name: value for name, value in changed.items() if value is not None}
         return publish_encoder(folder, self.args.hub_model_id, commit_message=message, **settings)
 
-    def _send_or_warn(self, folder: Path, message: str) -> None:
+    def _send_or_warn(self, folder: Path, step: int) -> None:
         try:
-            self._send(folder, message)
+            self._send(folder, f"Training in progress, step {step}")
+            self.pushed = step
         except (OSError, ValueError) as error:
             _warn(error)
 

@@ -3,7 +3,7 @@
 import glob
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +12,24 @@ from tqdm import tqdm
 from ..modeling import SSLModel
 from ..regularization import select_matrices
 from ..spectra import SpectralReport, last_weights, spectral_report
-from ..spectra.layers import evaluation_mode
+from ..spectra.layers import check_layers, evaluation_mode
 from ..spectra.matching import short_name
 from .arguments import check_interval, check_threshold, is_due
 from .reporting import ReportingCallback
 
 logger = logging.getLogger(__name__)
-PREFIX = "spectra/"
+# So many failures in a row, and features are measured no more.
+FAILURES = 3
 
 
 class SpectraCallback(ReportingCallback):
     """Measures spectra while any `transformers.Trainer` trains, logs them, and warns when a layer collapses.
 
     By default only the last weight matrix of each stage is measured, which takes a fraction of a second. The scalars
-    are those of [`SpectralReport.summary`] with the prefix `spectra/`, in the first log entry after each `every`
+    are those of [`SpectralReport.summary`] with the prefix `<name>/`, in the first log entry after each `every`
     steps and in the last one: weights are measured as they are at that entry, on the main process. Training goes on
-    exactly as it would without. Not for weights that are sharded over processes (FSDP, DeepSpeed ZeRO-3).
+    exactly as it would without; what cannot be measured is told and left out. Not for weights that are sharded over
+    processes (FSDP, DeepSpeed ZeRO-3).
 
     ```python
     Trainer(model, args, train_dataset=ds, callbacks=[SpectraCallback(every=100)]).train()
@@ -46,10 +48,11 @@ class SpectraCallback(ReportingCallback):
             representation.
         threshold (`float`, defaults to 0.1): Warn once when a layer's effective rank falls below this share of the
             most it can be, and again only after it has recovered; in [0, 1), 0 for no warnings.
+        name (`str`, defaults to "spectra"): What its scalars begin with; another for each of several such callbacks.
 
     Raises:
-        ValueError: `every` or `threshold` is out of range, `layers` come without `images`, or, when training begins,
-            `include` matches no weight.
+        ValueError: `every` or `threshold` is out of range, `layers` come without `images`, `name` is empty or has a
+            "/", or, when training begins, `include` matches no weight, `layers` no layer, or `images` are no images.
     """
 
     def __init__(
@@ -61,15 +64,20 @@ class SpectraCallback(ReportingCallback):
         include: str | Sequence[str] | None = None,
         layers: Sequence[str] | None = None,
         threshold: float = 0.1,
+        name: str = "spectra",
     ):
         check_interval("every", every)
         check_threshold("threshold", threshold)
         if layers is not None and images is None:
             raise ValueError("layers need images: pass images, or choose weights with include")
+        if not name or "/" in name:
+            raise ValueError(f"name is {name!r}: it must be a word without '/', as in 'spectra'")
+        self.name = name
         self.every, self.threshold = every, threshold
         self.module, self.images, self.include = module, images, include
         self.layers = ["representation"] if layers is None else layers
         self.measured, self.collapsed = 0, set()
+        self._failures, self._advice = 0, ""
         self._watched: nn.Module | None = None
         self._patterns: str | Sequence[str] | None = include
 
@@ -87,8 +95,12 @@ class SpectraCallback(ReportingCallback):
         Args:
             model (`nn.Module`): What is trained, not its distributed wrapper.
             history (iterable of mappings, *optional*): Log entries with their `step`, of a run that is resumed.
+
+        Raises:
+            ValueError: `include` matches no weight, `layers` no layer, or `images` are no images.
         """
-        self.measured = max((e["step"] for e in history if any(key.startswith(PREFIX) for key in e)), default=0)
+        own = (e["step"] for e in history if any(key.startswith(f"{self.name}/") for key in e))
+        self.measured, self._failures = max(own, default=0), 0
         module = self.module or (model.encoder if isinstance(model, SSLModel) else model)
         self._watched = module if self.every else None
         if not self.every:
@@ -104,6 +116,14 @@ class SpectraCallback(ReportingCallback):
         if self.include is None:
             chosen = last_weights(matrix.name for matrix in matrices)
             self._patterns = [glob.escape(name.partition("[")[0]) for name in chosen]
+        if self.images is not None:
+            _check_images(self.images)
+            check_layers(module, self.layers)
+        if isinstance(model, SSLModel) and model.regularizer and any(p is module for p in model.encoder.modules()):
+            self._advice = (
+                ": the encoder is collapsing; raise gamma, the weight of the orthogonality penalty, or lower the "
+                "learning rate"
+            )
 
     def measure(self, step: int, max_steps: int) -> dict[str, float]:
         """Scalars to log with the entry written after `step` steps; empty where no measurement is due."""
@@ -114,32 +134,62 @@ class SpectraCallback(ReportingCallback):
         try:
             # A DataLoader draws a seed each time it is read.
             with torch.random.fork_rng(devices=devices):
-                report = spectral_report(
-                    self._watched,
-                    self.images,
-                    include=self._patterns,
-                    layers=None if self.images is None else self.layers,
-                )
-        except (ValueError, RuntimeError) as error:
+                report = self._report(step)
+        except Exception as error:
             # Watching must not end a run, be it for want of memory.
-            _say(f"spectra at step {step} cannot be measured: {error}")
+            _say(f"{self.name} at step {step} cannot be measured: {_in_one_line(error)}")
             return {}
         self._warn(report, step)
-        return {PREFIX + name: value for name, value in report.summary().items()}
+        return {f"{self.name}/{name}": value for name, value in report.summary().items()}
+
+    def _report(self, step: int) -> SpectralReport:
+        """Weights and features, or weights alone where features cannot be measured."""
+        if self.images is None or self._failures == FAILURES:
+            return spectral_report(self._watched, include=self._patterns)
+        try:
+            report = spectral_report(self._watched, self.images, include=self._patterns, layers=self.layers)
+        except Exception as error:
+            # Raises if the weights are at fault.
+            report = spectral_report(self._watched, include=self._patterns)
+            self._failures += 1
+            last = f"; after {FAILURES} failures they are measured no more" if self._failures == FAILURES else ""
+            _say(f"{self.name} of features at step {step} cannot be measured: {_in_one_line(error)}{last}")
+        else:
+            self._failures = 0
+        return report
 
     def _warn(self, report: SpectralReport, step: int) -> None:
         found = {name: (w.effective_rank, min(w.shape)) for name, w in report.weights.items()}
-        found |= {name: (f.effective_rank, min(f.dim, f.num_images - 1)) for name, f in report.features.items()}
+        found |= {name: (f.effective_rank, f.most_positive) for name, f in report.features.items()}
         for name, (rank, most) in found.items():
             if rank >= self.threshold * most:
                 self.collapsed.discard(name)
             elif name not in self.collapsed:
                 self.collapsed.add(name)
                 _say(
-                    f"spectra at step {step}: {short_name(name)} uses {math.ceil(rank)} of its {most} directions "
-                    f"(effective rank {rank:.1f}): the encoder is collapsing; raise gamma, the weight of the "
-                    "orthogonality penalty, or lower the learning rate"
+                    f"{self.name} at step {step}: {short_name(name)} uses {math.ceil(rank)} of its {most} directions "
+                    f"(effective rank {rank:.1f}), below the threshold of {100 * self.threshold:g} %{self._advice}"
                 )
+
+
+def _check_images(images: Tensor | Iterable) -> None:
+    """Refuses what cannot be images, without reading any: a loader's batches are known once they are read."""
+    if isinstance(images, Tensor):
+        if images.ndim != 4 or not images.is_floating_point() or len(images) < 2:
+            raise ValueError(
+                f"images are {images.dtype} of shape {tuple(images.shape)}: pass at least 2 normalized float images "
+                "(N, 3, H, W)"
+            )
+    elif not isinstance(images, Iterable) or isinstance(images, str | Mapping | Iterator):
+        raise ValueError(
+            f"images is a {type(images).__name__}: pass normalized images (N, 3, H, W), or batches of them that can be "
+            "read again and again, such as a DataLoader's"
+        )
+
+
+def _in_one_line(error: Exception) -> str:
+    text = (str(error).splitlines() or [""])[0]
+    return text if isinstance(error, ValueError | RuntimeError) and text else f"{type(error).__name__}: {text}"
 
 
 def _say(message: str) -> None:

@@ -32,7 +32,7 @@ class OrthoSSLTrainer(Trainer):
     (with γ applied) and `embedding_std`.
 
     With `push_to_hub=True` the encoder folder, loadable without this package, is what goes to `hub_model_id`: at every
-    save unless `hub_strategy` is "end", and at [`push_to_hub`]. Checkpoints and arguments never do.
+    save unless `hub_strategy` is "end", at the end, and at [`push_to_hub`]. Checkpoints and arguments never do.
 
     Args:
         model ([`SSLModel`]): What to train.
@@ -75,9 +75,12 @@ class OrthoSSLTrainer(Trainer):
             if 0 < self.args.max_steps <= done:
                 # The Trainer would take one step more.
                 self._load_from_checkpoint(str(checkpoint))
+                self._push_last(done)
                 return TrainOutput(done, 0.0, {})
             resume_from_checkpoint = str(checkpoint)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self._push_last(output.global_step)
+        return output
 
     def get_train_dataloader(self) -> DataLoader:
         if self.train_dataset is None:
@@ -153,10 +156,16 @@ class OrthoSSLTrainer(Trainer):
             return None
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         push = self._push or EncoderPush(self.model, self.train_dataset, self.args, front="Trainer")
-        return push.publish(commit_message, token=token, revision=revision, private=private, license=license)
+        step = self.state.global_step or None
+        changed = {"token": token, "revision": revision, "private": private, "license": license}
+        return push.publish(commit_message, step=step, **changed)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: checkpoints stay here, and the encoder goes out once the checkpoint has its final name."""
+
+    def _push_last(self, step: int) -> None:
+        if self._push and self.is_world_process_zero():
+            self._push.at_end(step)
 
     def _finish_current_push(self) -> None:
         if self._push:

@@ -51,7 +51,7 @@ def test_publish_says_where_it_is_and_how_to_load_it(run_folder, hub_here, capsy
     assert lines[-3].split() == ["published", f"{hub_here.url}/tester/run"]
     assert lines[-2:] == [
         "  import timm",
-        '  encoder = timm.create_model("hf-hub:tester/run@v1", num_classes=0, pretrained=True)',
+        '  encoder = timm.create_model("hf-hub:tester/run@v1", pretrained=True).eval()',
     ]
     assert hub_here.repo("tester/run").private
     assert "license: mit" in hub_here.files("tester/run", "v1")["README.md"].decode()

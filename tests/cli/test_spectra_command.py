@@ -89,6 +89,30 @@ def test_several_are_compared(models, tmp_path, capsys):
     assert not reports[0].features
 
 
+def test_pictures_of_an_earlier_run_are_not_taken_for_its_own(models, tmp_path, capsys):
+    for name in ("representations.png", "mine.png"):
+        (tmp_path / name).write_bytes(b"earlier")
+    spectra([models / "narrow"], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES | {"mine.png"}
+    assert capsys.readouterr().out.endswith("(spectra.txt, spectra.png, filters.png)\n")
+
+
+def test_names_are_checked_in_all_models_before_the_first_is_measured(models, tmp_path, capsys):
+    options = ["--dataset", "digits", "--images", 20, "--layers", "layer2", "--output_dir", tmp_path]
+    transformer = ["vit_tiny_patch16_224", "--untrained", "--image_size", 32]
+    line = refused([models / "narrow", *transformer, *options], capsys)
+    assert "vit_tiny_patch16_224: the model has no layer 'layer2'" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_lists_options_in_their_order(capsys):
+    with pytest.raises(SystemExit):
+        main(["spectra", "--help"])
+    out = capsys.readouterr().out
+    assert out.index("--dataset TEXT") < out.index("--views TEXT") < out.index("--output_dir TEXT")
+    assert "default: False" not in out
+
+
 def test_published_weights_unless_untrained(models, tmp_path):
     """A trained encoder is told from a random one by its numbers, and two untrained ones are the same."""
     ranks = []
@@ -144,11 +168,14 @@ def test_rows_are_spread_over_a_sorted_data_set():
         (["resnet10tt"], "did you mean resnet10t"),
         (["/no/such/run"], "there is no such folder"),
         (["MODEL", "MODEL"], "is given twice"),
+        (["MODEL", "MODEL/"], "is given twice"),
+        (["MODEL", "MODEL/encoder"], "is given twice"),
         ([f"m{i}" for i in range(8)], "8 models cannot be told apart in a figure: pass at most 7"),
         (["MODEL", "--layers", "layer1"], "layers is given without images: pass --dataset too"),
         (["MODEL", "--views", "digits"], "views is given without images"),
         (["MODEL", "--dataset", "digits", "--views", "digit"], "did you mean 'digits'"),
         (["MODEL", "--dataset", "digits", "--layers", "layer9"], "no layer 'layer9'; did you mean layer"),
+        (["MODEL", "--dataset", "digits", "--views", "multicrop"], "needs larger images: narrow takes 32 px"),
         (["MODEL", "--include", "layer9*"], "include pattern 'layer9*' matches none"),
         (["MODEL", "--pool", "max"], "pool is 'max': it must be avg or flatten"),
         (["MODEL", "--map", "tsne"], "map is 'tsne': it must be pca or umap"),
@@ -164,7 +191,8 @@ def test_rows_are_spread_over_a_sorted_data_set():
 )
 def test_bad_input_is_one_line(arguments, said, models, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    known = {"MODEL": models / "narrow", "EMPTY": tmp_path / "empty"}
+    narrow = models / "narrow"
+    known = {"MODEL": narrow, "MODEL/": f"{narrow}/", "MODEL/encoder": narrow / "encoder", "EMPTY": tmp_path / "empty"}
     line = refused([known.get(word, word) for word in arguments] + ["--output_dir", tmp_path / "out"], capsys)
     assert said in line
     assert not (tmp_path / "out" / "spectra.json").exists()

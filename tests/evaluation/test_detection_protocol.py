@@ -48,7 +48,7 @@ def test_results_say_what_was_done(tmp_path):
     assert {(result.task, result.dataset, result.split) for result in results} == {("detection", "shapes", "test[:3]")}
     assert all(0 <= result.value <= 1 for result in results)
     expected = {"detector": "c4", "batch_norm": "frozen", "steps": 1, "batch_size": 2, "roi_samples": 8, "seed": 0}
-    expected |= {"optimizer": "sgd", "learning_rate": 0.01 * 2 / 9, "train_images": 6, "test_images": 3}
+    expected |= {"optimizer": "sgd", "learning_rate": 0.005, "train_images": 6, "test_images": 3}
     assert expected.items() <= results[0].settings.items()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["test-00000.png", "test-00002.png"]
 

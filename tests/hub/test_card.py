@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from hf_orthossl.evaluation import Result
 from hf_orthossl.hub import render_card
 from hf_orthossl.hub.card_sections import find_sections, split_front_matter
-from hf_orthossl.hub.reading import directions_for, most_positive, plain_reading
+from hf_orthossl.hub.reading import directions_for, plain_reading
 from hf_orthossl.spectra import SpectralReport, WeightSpectrum
 
 KEYS = ["library_name", "pipeline_tag", "tags", "datasets", "model-index"]
@@ -280,4 +280,4 @@ def test_few_images_or_inputs_are_no_collapse():
     assert "5 images can show 4 directions at most" in reading
     assert "carry nothing" not in reading
     assert "None of the 1 weight matrices has lost a direction" in reading
-    assert most_positive(report.weights["backbone.wide.weight"]) == 3
+    assert report.weights["backbone.wide.weight"].most_positive == 3

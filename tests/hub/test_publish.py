@@ -1,5 +1,6 @@
 """Publishing to a real server on loopback: what goes there, that it loads without this package, and every refusal."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,14 +10,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
 from hf_orthossl import SSLConfig, SSLModel, load_encoder
 from hf_orthossl.data import load_source
-from hf_orthossl.evaluation import Result
-from hf_orthossl.hub import publish_encoder, write_encoder_folder
+from hf_orthossl.evaluation import Result, write_results
+from hf_orthossl.hub import publish_encoder, publish_results, write_encoder_folder
+from hf_orthossl.hub.publish import check_destination
 from hf_orthossl.hub.remote import ModelRepo
 
 REPO = "tester/encoder"
@@ -164,11 +167,105 @@ def test_another_encoder_in_the_same_repo_leaves_nothing_of_the_first(folder, hu
     assert "own.txt" in files
 
 
+def eval_files(hub):
+    return {name for name in hub.files(REPO) if name.startswith(".eval_results/")}
+
+
+def changed_weights(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: weight + 1 for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_results_of_the_same_weights_stay_and_those_of_others_go(folder, hub_here):
+    publish_encoder(folder, REPO)
+    linear = Result("linear", "uoft-cs/cifar10", "test", "top1", 0.5, {"protocol": "sgd"})
+    publish_results(REPO, [linear, dataclasses.replace(RESULT, value=0.9)])
+    theirs = yaml.safe_dump(
+        [{"dataset": {"id": "a/b", "task_id": "c"}, "value": 1, "source": {"url": "https://x.org"}}]
+    )
+    hub_here.change(hub_here.repo(REPO), {".eval_results/theirs.yaml": theirs})
+    before, commits = hub_here.files(REPO), len(hub_here.commits(REPO))
+    publish_encoder(folder, REPO)
+    assert (hub_here.files(REPO), len(hub_here.commits(REPO))) == (before, commits)
+    assert [entry["value"] for entry in json.loads(before["results.json"])] == [0.5, 0.9]
+
+    changed_weights(folder)
+    publish_encoder(folder, REPO)
+    assert [entry["value"] for entry in json.loads(hub_here.files(REPO)["results.json"])] == [0.875]
+    assert eval_files(hub_here) == {".eval_results/uoft_cs_cifar10-knn.yaml", ".eval_results/theirs.yaml"}
+    (folder / "results.json").unlink()
+    changed_weights(folder)
+    publish_encoder(folder, REPO)
+    assert eval_files(hub_here) == {".eval_results/theirs.yaml"}
+    assert "results.json" not in hub_here.files(REPO)
+
+
+def test_an_old_folders_results_lose_their_paths(folder, hub_here):
+    write_results(folder / "results.json", [dataclasses.replace(RESULT, dataset="/secret/data/cats")])
+    publish_encoder(folder, REPO)
+    assert json.loads(hub_here.files(REPO)["results.json"])[0]["dataset"] == "cats"
+    assert not any(b"secret" in content for content in hub_here.files(REPO).values())
+
+
+def test_only_pictures_of_ours_or_in_the_card_go_out(folder, hub_here):
+    for name in ("filters.png", "desk.png", "shown.png", "html.jpg"):
+        (folder / name).write_bytes(b"picture")
+    card = folder / "README.md"
+    card.write_text(card.read_text() + '\n![mine](shown.png) <img src="./html.jpg"> ![up](../desk.png) desk.png\n')
+    publish_encoder(folder, REPO)
+    pictures = {name for name in hub_here.files(REPO) if name.endswith((".png", ".jpg"))}
+    assert pictures == {"spectra.png", "filters.png", "shown.png", "html.jpg"}
+
+
+def test_which_owners_text_won_is_said(folder, hub_here):
+    assert publish_encoder(folder, REPO, dry_run=True).note is None
+    assert publish_encoder(folder, REPO).note is None
+    card = folder / "README.md"
+    card.write_text(card.read_text() + "\nWritten here.\n")
+    assert "is kept instead" in publish_encoder(folder, REPO, dry_run=True).note
+    again = publish_encoder(folder, REPO)
+    assert "repository's card was kept" in again.note
+    assert "Written here." not in again.card
+    hub_here.change(hub_here.repo(REPO), {"README.md": hub_here.files(REPO)["README.md"] + b"\nWritten  here.\n"})
+    assert publish_encoder(folder, REPO).note is None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"revision": name} for name in ("a b..c", "a..b", "/a", "a/", "a.lock", "-a", "a\n", "", "a//b", "a@{1}")]
+    + [{"license": name} for name in ("MIT", "mit\ntags: x", "a b", "", "[x](y)", "m" * 60)],
+    ids=repr,
+)
+def test_branches_and_licences_are_checked_before_any_request(bad, folder, hub_here):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        publish_encoder(folder, REPO, **bad)
+    assert hub_here.requests == []
+
+
+def test_a_destination_is_checked_as_publishing_will(folder, hub_here):
+    check_destination(REPO, private=True)
+    publish_encoder(folder, REPO)
+    check_destination(REPO)
+    with pytest.raises(ValueError, match="is public: make it private"):
+        check_destination(REPO, private=True)
+    broken = hub_here.files(REPO)["README.md"].replace(b"<!-- /orthossl:about -->", b"")
+    hub_here.change(hub_here.repo(REPO), {"README.md": broken})
+    with pytest.raises(ValueError, match="cannot be updated: line 22"):
+        check_destination(REPO)
+
+
 def test_a_branch_is_made_where_it_is_missing(folder, hub_here):
     publication = publish_encoder(folder, REPO, revision="v2")
     assert "model.safetensors" in hub_here.files(REPO, "v2")
     assert set(hub_here.files(REPO)) == {".gitattributes"}
     assert any("@v2" in line for line in publication.loading)
+    assert all(line in publication.card for line in publication.loading)
+    assert f'from_pretrained("{REPO}", revision="v2")' in publication.card
+    assert f'model="{REPO}", revision="v2")' in publication.card
+    publish_results(f"{REPO}@v2", [dataclasses.replace(RESULT, value=0.9)])
+    card = hub_here.files(REPO, "v2")["README.md"].decode()
+    assert all(line in card for line in publication.loading)
+    assert "0.900" in card
 
 
 @pytest.mark.parametrize("name", ["results.json", "config.json", "README.md", "spectra.safetensors", "spectra.png"])
@@ -185,8 +282,6 @@ def test_a_token_in_a_file_is_never_sent(name, which, folder, hub_here):
     elif name == "README.md":
         (folder / name).write_text((folder / name).read_text() + f"\n## Mine\n\nlog in with {token}\n")
     elif name == "spectra.safetensors":
-        from safetensors.torch import save_file
-
         save_file(load_file(folder / name), folder / name, metadata={"note": token})
     else:
         (folder / name).write_bytes((folder / name).read_bytes() + token.encode())

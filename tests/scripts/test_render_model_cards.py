@@ -4,9 +4,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from card_folders import encoder_folder
-from PIL import Image
+import torch
+from card_folders import encoder_folder, report_of
 
+from hf_orthossl.evaluation import read_results
 from hf_orthossl.spectra import SpectralReport
 
 ROOT = Path(__file__).parents[2]
@@ -22,10 +23,10 @@ def script():
 
 
 @pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
-def test_a_reference_card_is_up_to_date(script, folder, tmp_path):
+def test_a_reference_card_is_up_to_date(script, folder):
     assert script.render(folder) == (folder / "README.md").read_bytes().decode()
-    figure = SpectralReport.load(folder).plot(tmp_path / "spectra.png")
-    assert Image.open(figure).size == Image.open(folder / "spectra.png").size
+    assert script.is_drawn(folder / "spectra.png", SpectralReport.load(folder).plot)
+    assert "/" not in "".join(result.dataset for result in read_results(folder / "results.json"))
     assert {path.name for path in folder.glob("*.safetensors")} == {"spectra.safetensors"}, "no weights here"
 
 
@@ -44,6 +45,15 @@ def test_check_names_what_differs_and_rendering_mends_it(script, tmp_path, capsy
     assert "0.990" not in card.read_text()
     assert card.read_text().endswith("Written by hand.\n")
     assert "hf-hub:your-name/card" in card.read_text()
+
+
+def test_check_sees_a_figure_of_other_spectra(script, tmp_path, capsys):
+    folder = encoder_folder(tmp_path / "card")
+    assert script.main(["--folder", str(tmp_path)]) == 0
+    flat = torch.randn(40, 6) * torch.tensor([8.0, 4, 2, 1, 0.5, 0.25])
+    report_of(flat).plot(folder / "spectra.png")
+    assert script.main(["--folder", str(tmp_path), "--check"]) == 1
+    assert "spectra.png is not what" in capsys.readouterr().err
 
 
 def test_a_folder_without_data_is_named(script, tmp_path, capsys):

@@ -173,7 +173,7 @@ def test_flattened_maps_beyond_the_limit_are_sketched_and_the_report_says_so(ima
     assert sketched.total_variance == pytest.approx(exact.total_variance)
     assert (report.features["input"].exact, report.features["two"].exact) == (True, True)
     assert any("one has 216 dimensions, more than max_dim = 200" in note for note in report.notes)
-    assert "≥ 69 / 216" in report.table()
+    assert "≥ 69 / 69" in report.table()
 
 
 @pytest.mark.parametrize(
@@ -276,3 +276,22 @@ def test_stages_and_their_last_weights_by_name():
     last = [f"backbone.layer{i}.{n}.conv3.weight" for i, n in ((1, 2), (2, 3), (3, 5), (4, 2))]
     assert last_weights(weights) == last
     assert last_weights(["a.weight", "b.weight"]) == ["a.weight", "b.weight"]
+
+
+class WithLoss(nn.Sequential):
+    def forward(self, images):
+        logits = super().forward(images)
+        return {"loss": logits.mean(), "logits": logits}
+
+
+def test_layers_of_a_model_that_returns_a_dict_are_measured(images):
+    torch.manual_seed(0)
+    model = WithLoss(nn.Flatten(), nn.Linear(192, 5))
+    found = spectral_report(model, images, layers=["1"]).features
+    with torch.no_grad():
+        np.testing.assert_allclose(found["1"].eigenvalues, _oracle(model[1](images.flatten(1))), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="'representation' gave dict"):
+        spectral_report(model, images)
+    never = iter(lambda: pytest.fail("images were read"), None)
+    with pytest.raises(ValueError, match="no layer 'representatoin'; did you mean representation"):
+        spectral_report(model, never, layers=["representatoin"])

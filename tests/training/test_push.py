@@ -86,7 +86,7 @@ def test_strategy_end_publishes_when_asked(digits, hub_here, tmp_path):
     args = make_args(tmp_path, hub_strategy="end", hub_private_repo=True, hub_revision="run", save_strategy="no")
     trainer = OrthoSSLTrainer(model=make_model(), args=args, train_dataset=digits)
     trainer.train()
-    assert hub_here.repo(REPO) is None
+    assert [commit.title for commit in hub_here.commits(REPO, "run")] == ["End of training", "initial commit"]
     publication = trainer.push_to_hub(license="mit")
     assert hub_here.repo(REPO).private
     assert hub_here.commits(REPO, "run")[0].title == "End of training"
@@ -102,16 +102,41 @@ def test_a_hub_that_is_away_does_not_end_training(digits, hub_here, tmp_path, ca
     with caplog.at_level(logging.WARNING, "hf_orthossl.training.publishing"):
         trained(digits, make_args(tmp_path))
     said = [record.message for record in caplog.records if record.name == "hf_orthossl.training.publishing"]
-    assert len(said) == 2
+    assert len(said) == 3
     assert all("was not published (the Hub answered 503" in line for line in said)
+    assert f"orthossl publish {tmp_path} --repo_id {REPO} publishes it" in said[-1]
     assert (tmp_path / "checkpoint-4").exists()
 
 
-def test_saves_are_skipped_while_a_push_runs(digits, hub_here, tmp_path, monkeypatch):
+@pytest.mark.parametrize("front", ["trainer", "loop"])
+def test_the_last_step_reaches_the_hub_and_cards_say_what_was_done(front, digits, hub_here, tmp_path):
+    trained(digits, make_args(tmp_path, max_steps=2), front)
+    trained(digits, make_args(tmp_path / "none", save_strategy="no", max_steps=6, per_device_train_batch_size=4), front)
+    assert titles(hub_here) == ["initial commit", "Training in progress, step 2", "End of training"]
+    card = hub_here.files(REPO)["README.md"].decode()
+    assert "| optimizer steps | 6 |" in card
+    assert "from 24 of the 64 images of digits" in " ".join(card.split())
+    assert "resnet10t, from random weights" in card
+
+
+def test_a_card_pushed_during_training_says_how_far_it_is(digits, hub_here, tmp_path):
+    push = EncoderPush(make_model(), digits, make_args(tmp_path), front="Trainer")
+    push.at_save(2)
+    push.wait()
+    card = hub_here.files(REPO)["README.md"].decode()
+    assert "| optimizer steps | 2 of 4 |" in card
+    assert "| passes over the data | 0.5 |" in card
+    push.at_end(2)
+    assert len(hub_here.commits(REPO)) == 2
+
+
+def test_saves_are_skipped_while_a_push_runs(digits, hub_here, tmp_path, monkeypatch, caplog):
     push = EncoderPush(make_model(), digits, make_args(tmp_path, hub_always_push=False), front="Trainer")
     push.at_save(1)
     monkeypatch.setattr(push.pending, "done", lambda: False)
-    push.at_save(2)
+    with caplog.at_level(logging.WARNING, "hf_orthossl.training.publishing"):
+        push.at_save(2)
+    assert "Step 2 was not published" in caplog.text
     push.wait()
     assert titles(hub_here) == ["initial commit", "Training in progress, step 1"]
 

@@ -21,7 +21,8 @@ from hf_orthossl import (
 from hf_orthossl.data import ImageDataset, get_recipe, load_source
 from hf_orthossl.spectra import weight_spectra
 from hf_orthossl.training import pretrain_loop
-from hf_orthossl.training.spectra_callback import PREFIX
+
+PREFIX = "spectra/"
 
 
 class Classifier(nn.Module):
@@ -212,7 +213,9 @@ def test_a_collapse_is_told_once_per_layer_until_it_recovers(caplog):
     with torch.no_grad():
         model[1].weight.copy_(torch.outer(torch.ones(20), torch.ones(20)))
     (message,) = told(2)
-    assert message.startswith("spectra at step 2: 1 uses 1 of its 20 directions (effective rank 1.0): the encoder is")
+    # The model is no SSLModel with a penalty whose weight could be raised.
+    fact = "spectra at step 2: 1 uses 1 of its 20 directions (effective rank 1.0), below the threshold of 30 %"
+    assert message == fact
     assert told(3) == []
     with torch.no_grad():
         model[1].weight.copy_(healthy)
@@ -271,6 +274,7 @@ def test_own_callback_replaces_the_trainers(digits, tmp_path):
         ({"threshold": 1.0}, r"threshold is 1.0: it must lie in \[0, 1\)"),
         ({"threshold": -0.1}, "threshold is -0.1"),
         ({"layers": ["representation"]}, "layers need images"),
+        ({"name": "spectra/head"}, "name is 'spectra/head': it must be a word without '/'"),
     ],
 )
 def test_bad_settings(settings, said):
@@ -287,3 +291,64 @@ def test_bad_arguments_are_named_as_given(name, tmp_path):
 def test_patterns_that_match_nothing_are_refused_when_training_begins(tmp_path):
     with pytest.raises(ValueError, match="include pattern 'layer9' matches none"):
         fit(tmp_path, SpectraCallback(include="layer9"))
+
+
+class NeedsLabels(Classifier):
+    def forward(self, pixel_values, labels):
+        return super().forward(pixel_values, labels)
+
+
+def test_features_that_cannot_be_measured_do_not_end_the_run(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="hf_orthossl"):
+        trainer = fit(tmp_path, SpectraCallback(every=1, images=IMAGES, threshold=0), model=NeedsLabels())
+    told = [record.getMessage() for record in caplog.records if "cannot be measured" in record.getMessage()]
+    assert [message.partition(" cannot")[0] for message in told] == [
+        f"spectra of features at step {i}" for i in (1, 2, 3)
+    ]
+    assert "TypeError" in told[0]
+    assert "labels" in told[0]
+    assert told[-1].endswith("after 3 failures they are measured no more")
+    # Weights are measured all the same.
+    assert measured(trainer.state.log_history) == list(range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"images": 5}, "images is a int: pass normalized images"),
+        ({"images": iter([IMAGES])}, "that can be read again and again"),
+        ({"images": IMAGES[0]}, r"images are torch.float32 of shape \(3, 8, 8\): pass at least 2"),
+        ({"images": IMAGES, "layers": ["stages.9"]}, "no layer 'stages.9'; did you mean stages"),
+        ({"images": IMAGES, "layers": ["embedding"]}, "needs the projector"),
+    ],
+)
+def test_images_and_layers_are_checked_when_training_begins(settings, said):
+    with pytest.raises(ValueError, match=said):
+        SpectraCallback(**settings).begin(Classifier())
+
+
+def test_advice_on_gamma_is_for_the_encoder_of_a_penalized_model(caplog):
+    model, alone = make_model(), make_model()
+    alone.regularizer = None
+    for watched, expected in ((model, True), (alone, False)):
+        callback = SpectraCallback(every=1, threshold=0.999)
+        callback.begin(watched)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            callback.measure(1, 1)
+        assert caplog.records
+        assert all(("raise gamma" in record.getMessage()) == expected for record in caplog.records)
+        assert "below the threshold of 99.9 %" in caplog.text
+
+
+def test_two_callbacks_have_scalars_of_their_own(tmp_path):
+    model = Classifier()
+    both = SpectraCallback(every=4), SpectraCallback(every=8, module=model.head, include="*", name="head")
+    entries = fit(tmp_path, *both, model=model).state.log_history
+    by_name = {
+        name: [e["step"] for e in entries if f"{name}/weights/relative_rank_min" in e] for name in ("spectra", "head")
+    }
+    assert by_name == {"spectra": [4, 8], "head": [8]}
+    resumed = SpectraCallback(every=4, name="head")
+    resumed.begin(model, entries[:4])
+    assert resumed.measured == 0

@@ -64,7 +64,7 @@ def build_detector(
     *,
     image_size: int = 800,
     batch_norm: str = "trained",
-    roi_samples: int = 128,
+    roi_samples: int = 64,
     fpn_channels: int = 128,
 ) -> Detector:
     """A detector on a copy of a convolutional timm encoder, weights included.
@@ -77,7 +77,7 @@ def build_detector(
         image_size (`int`, defaults to 800): Length of the shorter side that images are resized to, in pixels; for
             "detr", both sides.
         batch_norm (`str`, defaults to "trained"): Of the encoder's layers: "trained" or "frozen", see [`Detector`].
-        roi_samples (`int`, defaults to 128): Proposals per image that Faster R-CNN's second stage learns from; 512 in
+        roi_samples (`int`, defaults to 64): Proposals per image that Faster R-CNN's second stage learns from; 512 in
             Detectron's recipes, made for large GPUs.
         fpn_channels (`int`, defaults to 128): Width of "fpn", whose hidden layers are four times as wide; 256 in
             Detectron's recipes.

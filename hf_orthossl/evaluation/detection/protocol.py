@@ -21,7 +21,7 @@ def detection_results(
     *,
     head: str = "fpn",
     batch_norm: str = "trained",
-    roi_samples: int = 128,
+    roi_samples: int = 64,
     fpn_channels: int = 128,
     seed: int = 0,
     num_workers: int = 0,
