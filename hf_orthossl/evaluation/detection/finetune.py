@@ -44,7 +44,7 @@ def finetune_detector(
         steps (`int`, defaults to 200): Optimizer steps.
         batch_size (`int`, defaults to 8): Images per step; 9 in the NeurIPS 2024 paper.
         optimizer (`str`, defaults to "sgd"): "sgd" (momentum 0.9) or "adamw"; weight decay is 1e-4.
-        learning_rate (`float`, *optional*): Defaults to 0.0025 per image of the batch for "sgd" and to 2e-4 for "adamw";
+        learning_rate (`float`, *optional*): Defaults to 0.0025 per image of the batch for "sgd", to 2e-4 for "adamw";
             0.01 with "sgd" in the NeurIPS 2024 paper.
         seed (`int`, defaults to 0): Of order, flips and sampled proposals; the global generator is left as it was.
         num_workers (`int`, defaults to 0): Processes that decode images.
