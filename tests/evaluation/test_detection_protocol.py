@@ -48,7 +48,7 @@ def test_results_say_what_was_done(tmp_path):
     assert {(result.task, result.dataset, result.split) for result in results} == {("detection", "shapes", "test[:3]")}
     assert all(0 <= result.value <= 1 for result in results)
     expected = {"detector": "c4", "batch_norm": "frozen", "steps": 1, "batch_size": 2, "roi_samples": 8, "seed": 0}
-    expected |= {"optimizer": "sgd", "learning_rate": 0.005, "train_images": 6, "test_images": 3}
+    expected |= {"optimizer": "adamw", "learning_rate": 5e-4, "train_images": 6, "test_images": 3}
     assert expected.items() <= results[0].settings.items()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["test-00000.png", "test-00002.png"]
 
@@ -78,7 +78,7 @@ def test_the_command_for_each_detector(folder, tmp_path, capsys):
         )
         assert [result["metric"] for result in results] == METRICS
         assert {result["detector"] for result in results} == {detector}
-        assert results[0]["optimizer"] == ("adamw" if detector == "detr" else "sgd")
+        assert results[0]["learning_rate"] == (2e-4 if detector == "detr" else 5e-4)
         assert "VOC07_AP50" in shown
         assert "3 classes" in shown
         assert len(list((tmp_path / detector / "detections").rglob("*.png"))) == 3
@@ -99,6 +99,7 @@ def test_seeds_give_one_line_with_a_deviation(folder, tmp_path, capsys):
     [
         (["--detector", "fpm"], "did you mean 'fpn'"),
         (["--batch_norm", "frosen"], "did you mean 'frozen'"),
+        (["--detection_optimizer", "sdg"], "did you mean 'sgd'"),
         (["--steps", "0"], "steps"),
         (["--dataset", "digits"], "--dataset shapes"),
     ],

@@ -29,6 +29,8 @@ class DETR(Detector):
         num_classes, settings: See [`Detector`].
     """
 
+    learning_rate = 2e-4
+
     def __init__(
         self,
         network: PreTrainedModel,

@@ -23,7 +23,12 @@ class Detector(nn.Module):
     Args:
         num_classes (`int`): C.
         settings (`dict`): What the detector is, for results.
+
+    Attributes:
+        learning_rate (`float`): To begin with, for AdamW.
     """
+
+    learning_rate: float
 
     def __init__(self, num_classes: int, settings: dict[str, Any]):
         super().__init__()

@@ -23,6 +23,8 @@ _C4_PROPOSALS = 300
 class RCNN(Detector):
     """[`Detector`] around torchvision's `FasterRCNN`, whose label 0 is the ground."""
 
+    learning_rate = 5e-4
+
     def __init__(self, network: FasterRCNN, num_classes: int, settings: dict[str, Any]):
         super().__init__(num_classes, settings)
         self.network = network
