@@ -29,7 +29,7 @@ class DetectionArguments:
     detection_lr: float | None = field(
         default=None,
         metadata={
-            "help": "learning rate (default: 5e-4 for adamw, 2e-4 for it with detr, the paper's 0.01 per 9 images for sgd)"
+            "help": "learning rate (default: 5e-4 for adamw, 2e-4 with detr, the paper's 0.01 per 9 images for sgd)"
         },
     )
     batch_norm: str = field(

@@ -100,6 +100,14 @@ def test_the_encoders_weights_are_the_detectors(name, images):
         assert all(torch.equal(tensor, state[key]) for key, tensor in loaded.items())
 
 
+@pytest.mark.parametrize("image_size", [32, 100, 250])
+def test_strides_are_the_architectures_at_any_size(image_size):
+    for name, coarsest in (("test_resnet", 32), ("resnet18_cifar", 8)):
+        levels = feature_levels(load_encoder(name, image_size=image_size))
+        strides = [stride for stride in (2, 4, 8, 16, 32) if stride <= coarsest]
+        assert [level.stride for level in levels] == strides
+
+
 @pytest.mark.parametrize("family", ["detr", "deformable_detr", "rt_detr_v2"])
 def test_any_detr_takes_the_weights(family, images):
     encoder = trained("test_resnet")

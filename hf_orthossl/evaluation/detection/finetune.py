@@ -44,8 +44,8 @@ def finetune_detector(
         batch_size (`int`, defaults to 8): Images per step; 9 in the NeurIPS 2024 paper.
         optimizer (`str`, defaults to "adamw"): "adamw", which needs fewer steps, or "sgd" (momentum 0.9), the paper's;
             weight decay is 1e-4.
-        learning_rate (`float`, *optional*): Defaults to the detector's own for "adamw", and to 0.01 per 9 images, the paper's,
-            for "sgd".
+        learning_rate (`float`, *optional*): Defaults to the detector's own for "adamw", and for "sgd" to the paper's
+            0.01 per 9 images.
         seed (`int`, defaults to 0): Of order, flips and sampled proposals; the global generator is left as it was.
         num_workers (`int`, defaults to 0): Processes that decode images.
         progress (`bool`, defaults to `False`): Show a progress bar.

@@ -10,6 +10,7 @@ from ...encoders import Encoder
 
 # A stage at the full resolution of the image costs more than it tells.
 _FINEST = 2
+_WHOLE_STEPS = 64
 
 
 class Level(NamedTuple):
@@ -54,13 +55,15 @@ def feature_levels(encoder: Encoder) -> list[Level]:
             f"backbone {encoder.name!r} does not give feature maps by timm's forward_intermediates: detection takes "
             "timm's convolutional backbones, such as resnet18"
         )
-    # Fixed sizes may hide in strict_img_size; a shape that is not the encoder's own finds them.
-    side = 2 * encoder.image_size
+    # Of another shape than the encoder's own, which finds those that take no other; whole steps of every stage give
+    # strides exactly.
+    height = -(-encoder.image_size // _WHOLE_STEPS) * _WHOLE_STEPS
+    side = 2 * height
     weights = next(backbone.parameters())
     was_training = backbone.training
     backbone.eval()
     try:
-        blank = torch.zeros(1, 3, encoder.image_size, side, dtype=weights.dtype, device=weights.device)
+        blank = torch.zeros(1, 3, height, side, dtype=weights.dtype, device=weights.device)
         maps = backbone.forward_intermediates(blank, intermediates_only=True, output_fmt="NCHW")
         shapes = [tuple(level.shape) for level in maps]
     except Exception as error:  # every architecture has words of its own for a size it does not take
