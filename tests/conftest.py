@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from local_hub import LocalHub
+from processes import ProcessGroup
 from torch import nn
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -57,6 +58,31 @@ def cifar10():
     if not folder.is_dir():
         pytest.skip(f"needs real CIFAR-10 in {folder}")
     return folder
+
+
+@pytest.fixture
+def bccd():
+    """Folder with real photographs of blood cells and their boxes, where this machine has them."""
+    folder = SHARED / "bccd"
+    if not folder.is_dir():
+        pytest.skip(f"needs real blood cells in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_processes():
+    """Two processes in one gloo group: `two_processes.run(function, *args)`, the function of a module's top level."""
+    group = ProcessGroup(2)
+    yield group
+    group.close()
+
+
+@pytest.fixture(scope="session")
+def four_processes():
+    """Four processes in one gloo group."""
+    group = ProcessGroup(4)
+    yield group
+    group.close()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ Public names are imported when first used: the recipes are plain data, and listi
 `datasets` and kornia.
 """
 
-import importlib
+from ..lazy import lazy_names
 
 # Public name → module that defines it.
 _HOMES = {
@@ -27,14 +27,4 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
-
-def __getattr__(name: str):
-    if name in _HOMES:
-        value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -6,10 +6,10 @@ from hf_orthossl.encoders.loading import load_encoder
 from hf_orthossl.encoders.small_images import resnet18_cifar, resnet50_cifar, wide_resnet28_2
 
 # Registered with timm by this package; others need the remote code of an exported folder to load them.
-SMALL_IMAGE_BACKBONES = (*(entry.__name__ for entry in (resnet18_cifar, resnet50_cifar, wide_resnet28_2)), "linear")
+OWN_BACKBONES = (*(entry.__name__ for entry in (resnet18_cifar, resnet50_cifar, wide_resnet28_2)), "linear")
 
 __all__ = [
-    "SMALL_IMAGE_BACKBONES",
+    "OWN_BACKBONES",
     "Encoder",
     "export_encoder",
     "load_encoder",

@@ -3,8 +3,7 @@
 What fine-tuning needs of `transformers` is imported when first used, as nothing else here does.
 """
 
-import importlib
-
+from ..lazy import lazy_names
 from .accuracy import Accuracy, accuracy
 from .cache import FeatureCache
 from .features import Features, extract_features
@@ -54,14 +53,4 @@ _LAZY = {
     "finetune_encoder": "finetune",
 }
 
-
-def __getattr__(name: str):
-    if name in _LAZY:
-        value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)

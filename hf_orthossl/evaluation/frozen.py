@@ -60,7 +60,10 @@ class LabelledFeatures:
         cache = cache or FeatureCache(enabled=False)
         features = [
             cache.features(
-                encoder, ImageDataset(source, image_size=encoder.image_size), progress=source.split, **kwargs
+                encoder,
+                ImageDataset(source, image_size=encoder.image_size),
+                progress=source.split if progress else None,
+                **kwargs,
             )
             for source in (train, test)
         ]

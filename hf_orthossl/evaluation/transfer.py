@@ -1,7 +1,6 @@
 """The transfer suite: one encoder, many data sets, a probe on each; what is measured once is not measured again."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ import yaml
 from torch import nn
 
 from ..data import ImageSource, available_splits
+from ..data.columns import did_you_mean
 from .cache import FeatureCache, encoder_key
 from .frozen import LabelledFeatures, knn_results, labelled_splits, linear_results
 from .results import Result, read_results, write_results
@@ -100,11 +100,8 @@ def transfer_sets(names: Sequence[str] | None = None, folder: str | Path | None 
         if own is not None and own.is_dir():
             found.append(dataclasses.replace(entry or TransferSet(name, ""), dataset=str(own), local=True))
         elif entry is None and not (name == "digits" or "/" in name or Path(name).is_dir()):
-            near = difflib.get_close_matches(name, known, n=1)
-            guess = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
-                f"transfer set {name!r} is unknown: {guess}there are {', '.join(known)}, and any Hub id (owner/name) "
-                "or folder"
+                f"transfer set {name!r} is unknown: {did_you_mean(name, known)}, and any Hub id (owner/name) or folder"
             )
         else:
             found.append(entry or TransferSet(name, name))

@@ -1,9 +1,10 @@
 """Measures of representations as modules of `evaluate`, one folder each, ready to be a Space of the Hub."""
 
-import difflib
 from pathlib import Path
 
 import evaluate
+
+from ..methods.hyperparameters import nearest
 
 METRICS = ("effective_rank", "rankme", "alpha_req", "knn_accuracy", "voc_ap")
 
@@ -19,7 +20,5 @@ def load_metric(name: str, **kwargs) -> evaluate.EvaluationModule:
         ValueError: there is no such metric; the nearest is named.
     """
     if name not in METRICS:
-        near = difflib.get_close_matches(name, METRICS, n=1)
-        guess = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"there is no metric {name!r}: {guess}there are {', '.join(METRICS)}")
+        raise ValueError(f"metric {name!r} is unknown: {nearest(name, list(METRICS))}")
     return evaluate.load(str(Path(__file__).parent / name), **kwargs)

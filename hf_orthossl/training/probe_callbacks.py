@@ -1,24 +1,18 @@
 """kNN and linear probes while an encoder trains: what its representations tell of labels that training never sees."""
 
-import logging
-from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
-import torch
 from torch import nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from ..evaluation import Features, KNNMonitor, knn_accuracy, lbfgs_probe
+from ..evaluation import Features, KNNMonitor, accuracy, knn_accuracy, lbfgs_probe
 from ..modeling import SSLModel
 from ..spectra.layers import evaluation_mode
-from .arguments import OrthoSSLTrainingArguments, check_interval, is_due
-from .reporting import ReportingCallback
-
-logger = logging.getLogger(__name__)
+from .arguments import OrthoSSLTrainingArguments
+from .watching import WatchingCallback
 
 
-class ProbeCallback(ReportingCallback):
+class ProbeCallback(WatchingCallback):
     """Probes an encoder on labelled images while any `transformers.Trainer` trains it, and logs the accuracy.
 
     Use [`KNNCallback`] or [`LinearProbeCallback`]. The scalars are `top1` and `top5`, in [0, 1], under the probe's own
@@ -36,49 +30,15 @@ class ProbeCallback(ReportingCallback):
         ValueError: `every` is out of range.
     """
 
-    prefix: ClassVar[str]
+    probe: ClassVar[str]
 
     def __init__(self, monitor: KNNMonitor, every: float = 0.1, *, encoder: nn.Module | None = None):
-        check_interval("every", every)
-        self.monitor, self.every, self.encoder = monitor, every, encoder
-        self.measured = 0
-        self._watched: nn.Module | None = None
+        super().__init__(self.probe, every, encoder, subject=f"{self.probe}/top1")
+        self.monitor = monitor
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        if state.is_world_process_zero:
-            self.begin(model, state.log_history)
-
-    def scalars(self, state, logs):
-        return self.measure(state.global_step, state.max_steps) if state.is_world_process_zero else {}
-
-    def begin(self, model: nn.Module, history: Iterable[Mapping] = ()) -> None:
-        """Chooses what to measure; for a training loop of one's own.
-
-        Args:
-            model (`nn.Module`): What is trained, not its distributed wrapper.
-            history (iterable of mappings, *optional*): Log entries with their `step`, of a run that is resumed.
-        """
-        self.measured = max((e["step"] for e in history if any(key.startswith(self.prefix) for key in e)), default=0)
-        encoder = self.encoder or (model.encoder if isinstance(model, SSLModel) else model)
-        self._watched = encoder if self.every else None
-
-    def measure(self, step: int, max_steps: int) -> dict[str, float]:
-        """Scalars to log with the entry written after `step` steps; empty where no measurement is due."""
-        if self._watched is None or not is_due(step, self.measured, self.every, max_steps):
-            return {}
-        self.measured = step
-        devices = {parameter.device for parameter in self._watched.parameters() if parameter.device.type == "cuda"}
-        try:
-            # A DataLoader draws a seed each time it is read.
-            with torch.random.fork_rng(devices=devices), evaluation_mode(self._watched):
-                found = self.accuracy(*self.monitor.features(self._watched))
-        except (ValueError, RuntimeError) as error:
-            # Watching must not end a run, be it for want of memory.
-            with tqdm.external_write_mode():
-                logger.warning(f"{self.prefix}top1 at step {step} cannot be measured: {error}")
-            return {}
-        return {self.prefix + name: value for name, value in found.items()}
+    def _measure(self, module: nn.Module, step: int) -> dict[str, float]:
+        with evaluation_mode(module):
+            return self.accuracy(*self.monitor.features(module))
 
     def accuracy(self, bank: Features, queries: Features) -> dict[str, float]:
         """`top1` and `top5` of the probe that learns from `bank`, on `queries`."""
@@ -94,7 +54,7 @@ class KNNCallback(ProbeCallback):
     ```
     """
 
-    prefix = "knn/"
+    probe = "knn"
 
     def accuracy(self, bank: Features, queries: Features) -> dict[str, float]:
         settings = self.monitor.settings
@@ -111,7 +71,7 @@ class LinearProbeCallback(ProbeCallback):
         penalty (`float`, defaults to 1e-3): λ of [`~evaluation.lbfgs_probe`].
     """
 
-    prefix = "linear_probe/"
+    probe = "linear_probe"
 
     def __init__(
         self, monitor: KNNMonitor, every: float = 0.1, *, encoder: nn.Module | None = None, penalty: float = 1e-3
@@ -122,14 +82,14 @@ class LinearProbeCallback(ProbeCallback):
         self.penalty = penalty
 
     def accuracy(self, bank: Features, queries: Features) -> dict[str, float]:
-        known, asked = bank.labels >= 0, queries.labels >= 0
-        if not known.any() or not asked.any():
-            raise ValueError("a linear probe needs labels both where it learns and where it is asked")
+        known = bank.labels >= 0
+        if not known.any():
+            raise ValueError("a linear probe needs labels where it learns: pass a monitor of labelled images")
         classes = int(max(bank.labels.max(), queries.labels.max())) + 1
         classifier = lbfgs_probe(bank.representations[known], bank.labels[known], classes, penalty=self.penalty)
-        ranked = classifier(queries.representations[asked]).topk(min(5, classes), dim=1).indices
-        hits = (ranked == queries.labels[asked][:, None]).double()
-        return {"top1": hits[:, 0].mean().item(), "top5": hits.sum(1).mean().item()}
+        names = [str(number) for number in range(classes)]
+        found = accuracy(classifier(queries.representations), queries.labels, names)
+        return {"top1": found.top1, "top5": found.top5}
 
 
 def build_probes(model: SSLModel, dataset: Dataset, args: OrthoSSLTrainingArguments) -> list[ProbeCallback]:

@@ -1,28 +1,24 @@
 """Spectra of weights and features while a model trains, and a warning when they collapse."""
 
 import glob
-import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..modeling import SSLModel
 from ..regularization import select_matrices
 from ..spectra import SpectralReport, last_weights, spectral_report
 from ..spectra.layers import check_layers, evaluation_mode
 from ..spectra.matching import short_name
-from .arguments import check_interval, check_threshold, is_due
-from .reporting import ReportingCallback
+from .arguments import check_threshold
+from .watching import WatchingCallback, in_one_line, say
 
-logger = logging.getLogger(__name__)
 # So many failures in a row, and features are measured no more.
 FAILURES = 3
 
 
-class SpectraCallback(ReportingCallback):
+class SpectraCallback(WatchingCallback):
     """Measures spectra while any `transformers.Trainer` trains, logs them, and warns when a layer collapses.
 
     By default only the last weight matrix of each stage is measured, which takes a fraction of a second. The scalars
@@ -66,28 +62,17 @@ class SpectraCallback(ReportingCallback):
         threshold: float = 0.1,
         name: str = "spectra",
     ):
-        check_interval("every", every)
         check_threshold("threshold", threshold)
         if layers is not None and images is None:
             raise ValueError("layers need images: pass images, or choose weights with include")
         if not name or "/" in name:
             raise ValueError(f"name is {name!r}: it must be a word without '/', as in 'spectra'")
-        self.name = name
-        self.every, self.threshold = every, threshold
-        self.module, self.images, self.include = module, images, include
+        super().__init__(name, every, module)
+        self.threshold, self.images, self.include = threshold, images, include
         self.layers = ["representation"] if layers is None else layers
-        self.measured, self.collapsed = 0, set()
+        self.collapsed: set[str] = set()
         self._failures, self._advice = 0, ""
-        self._watched: nn.Module | None = None
         self._patterns: str | Sequence[str] | None = include
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        if state.is_world_process_zero:
-            self.begin(model, state.log_history)
-
-    def scalars(self, state, logs):
-        return self.measure(state.global_step, state.max_steps) if state.is_world_process_zero else {}
 
     def begin(self, model: nn.Module, history: Iterable[Mapping] = ()) -> None:
         """Chooses what to measure; for a training loop of one's own.
@@ -99,16 +84,9 @@ class SpectraCallback(ReportingCallback):
         Raises:
             ValueError: `include` matches no weight, `layers` no layer, or `images` are no images.
         """
-        own = (e["step"] for e in history if any(key.startswith(f"{self.name}/") for key in e))
-        self.measured, self._failures = max(own, default=0), 0
-        module = self.module or (model.encoder if isinstance(model, SSLModel) else model)
-        self._watched = module if self.every else None
-        if not self.every:
-            return
-        # The marks of torch's DTensor and of DeepSpeed: the other processes would have to take part.
-        if any(hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in module.parameters()):
-            _say("spectra are not measured: the weights are sharded over processes")
-            self._watched = None
+        super().begin(model, history)
+        self._failures, module = 0, self._watched
+        if module is None:
             return
         # Reading a weight under spectral norm moves its vectors, in training mode.
         with evaluation_mode(module):
@@ -125,35 +103,23 @@ class SpectraCallback(ReportingCallback):
                 "learning rate"
             )
 
-    def measure(self, step: int, max_steps: int) -> dict[str, float]:
-        """Scalars to log with the entry written after `step` steps; empty where no measurement is due."""
-        if self._watched is None or not is_due(step, self.measured, self.every, max_steps):
-            return {}
-        self.measured = step
-        devices = {parameter.device for parameter in self._watched.parameters() if parameter.device.type == "cuda"}
-        try:
-            # A DataLoader draws a seed each time it is read.
-            with torch.random.fork_rng(devices=devices):
-                report = self._report(step)
-        except Exception as error:
-            # Watching must not end a run, be it for want of memory.
-            _say(f"{self.name} at step {step} cannot be measured: {_in_one_line(error)}")
-            return {}
+    def _measure(self, module: nn.Module, step: int) -> dict[str, float]:
+        report = self._report(module, step)
         self._warn(report, step)
-        return {f"{self.name}/{name}": value for name, value in report.summary().items()}
+        return report.summary()
 
-    def _report(self, step: int) -> SpectralReport:
+    def _report(self, module: nn.Module, step: int) -> SpectralReport:
         """Weights and features, or weights alone where features cannot be measured."""
         if self.images is None or self._failures == FAILURES:
-            return spectral_report(self._watched, include=self._patterns)
+            return spectral_report(module, include=self._patterns)
         try:
-            report = spectral_report(self._watched, self.images, include=self._patterns, layers=self.layers)
+            report = spectral_report(module, self.images, include=self._patterns, layers=self.layers)
         except Exception as error:
             # Raises if the weights are at fault.
-            report = spectral_report(self._watched, include=self._patterns)
+            report = spectral_report(module, include=self._patterns)
             self._failures += 1
             last = f"; after {FAILURES} failures they are measured no more" if self._failures == FAILURES else ""
-            _say(f"{self.name} of features at step {step} cannot be measured: {_in_one_line(error)}{last}")
+            say(f"{self.name} of features at step {step} cannot be measured: {in_one_line(error)}{last}")
         else:
             self._failures = 0
         return report
@@ -166,7 +132,7 @@ class SpectraCallback(ReportingCallback):
                 self.collapsed.discard(name)
             elif name not in self.collapsed:
                 self.collapsed.add(name)
-                _say(
+                say(
                     f"{self.name} at step {step}: {short_name(name)} uses {math.ceil(rank)} of its {most} directions "
                     f"(effective rank {rank:.1f}), below the threshold of {100 * self.threshold:g} %{self._advice}"
                 )
@@ -185,14 +151,3 @@ def _check_images(images: Tensor | Iterable) -> None:
             f"images is a {type(images).__name__}: pass normalized images (N, 3, H, W), or batches of them that can be "
             "read again and again, such as a DataLoader's"
         )
-
-
-def _in_one_line(error: Exception) -> str:
-    text = (str(error).splitlines() or [""])[0]
-    return text if isinstance(error, ValueError | RuntimeError) and text else f"{type(error).__name__}: {text}"
-
-
-def _say(message: str) -> None:
-    # Progress bars step aside and are drawn again below.
-    with tqdm.external_write_mode():
-        logger.warning(message)

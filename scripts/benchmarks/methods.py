@@ -1,18 +1,15 @@
 """Every method with and without SO after a fixed small budget: kNN accuracy, effective rank, seconds per 100 steps."""
 
 import argparse
-import tempfile
 import time
-from pathlib import Path
 
 import torch
+from short_runs import features_rank, short_run
 
-from hf_orthossl import OrthoSSLTrainingArguments, SSLConfig, SSLModel
+from hf_orthossl import SSLConfig, SSLModel
 from hf_orthossl.data import ImageDataset, ImageSource, get_recipe, load_source
 from hf_orthossl.evaluation import KNNMonitor
 from hf_orthossl.methods import METHODS
-from hf_orthossl.spectra import effective_rank
-from hf_orthossl.training import pretrain_loop
 
 # The recipes are made for 200 to 1,000 epochs. Over a hundred steps a queue of them would hold little but its random
 # start, and a target network would hardly leave its own: both are shortened alike for every method that has one.
@@ -58,33 +55,16 @@ def _measure(
     model = _model(name, regularizer, args)
     views = "digits" if args.dataset == "digits" else METHODS[name].recipe.views
     dataset = ImageDataset(train, views=get_recipe(views), image_size=SIZE, seed=args.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = OrthoSSLTrainingArguments(
-            output_dir=str(Path(folder)),
-            views=views,
-            # One optimizer for all, so that rows differ by method only; the recipes' are for much longer runs.
-            optim="adamw_torch",
-            learning_rate=1e-3,
-            weight_decay=1e-4,
-            warmup_steps=0.1,
-            per_device_train_batch_size=args.batch,
-            max_steps=args.steps,
-            seed=args.seed,
-            save_strategy="no",
-            disable_tqdm=True,
-            use_cpu=args.device == "cpu",
-        )
-        start = time.perf_counter()
-        pretrain_loop(model, dataset, settings)
-        seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    short_run(model, dataset, views, args)
+    seconds = time.perf_counter() - start
     bank, queries = monitor.features(model.encoder)
-    centred = bank.representations.double() - bank.representations.double().mean(dim=0)
     return {
         "dataset": args.dataset,
         "method": name,
         "regularizer": regularizer,
         "knn_after": monitor.results(bank, queries, step="end")[0].value,
-        "effective_rank": float(effective_rank(torch.linalg.svdvals(centred))),
+        "effective_rank": features_rank(bank.representations),
         "seconds_per_100_steps": 100 * seconds / args.steps,
     }
 

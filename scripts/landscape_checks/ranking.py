@@ -1,17 +1,15 @@
 """Past the theory: does the forecast for linear encoders rank augmentations as small nonlinear encoders do?"""
 
 import argparse
-import tempfile
 
 import torch
 from scipy.stats import spearmanr
+from short_runs import features_rank, short_run
 
-from hf_orthossl import OrthoSSLTrainingArguments, SSLConfig, SSLModel
+from hf_orthossl import SSLConfig, SSLModel
 from hf_orthossl.data import ImageDataset, ImageSource, Recipe, Views, get_recipe, load_source
 from hf_orthossl.evaluation import extract_features
 from hf_orthossl.landscape import forecast
-from hf_orthossl.spectra import effective_rank
-from hf_orthossl.training import pretrain_loop
 
 SIZE = 32
 TEMPERATURE = 0.5
@@ -68,32 +66,11 @@ def _forecast(train: ImageSource, recipe: Recipe, args: argparse.Namespace) -> d
 def _train(train: ImageSource, test: ImageDataset, recipe: Recipe, args: argparse.Namespace) -> dict:
     """Effective ranks of representation and embedding of held-out images, after training."""
     model = _model(args)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = OrthoSSLTrainingArguments(
-            output_dir=folder,
-            views=recipe,
-            optim="adamw_torch",
-            learning_rate=1e-3,
-            weight_decay=1e-4,
-            warmup_steps=0.1,
-            per_device_train_batch_size=args.batch,
-            max_steps=args.steps,
-            seed=args.seed,
-            save_strategy="no",
-            disable_tqdm=True,
-            report_to="none",
-            use_cpu=True,
-        )
-        pretrain_loop(model, ImageDataset(train, views=recipe, image_size=SIZE, seed=args.seed), settings)
+    short_run(model, ImageDataset(train, views=recipe, image_size=SIZE, seed=args.seed), recipe, args)
     representation = extract_features(model.encoder, test).representations
     with torch.no_grad():
         embedding = model.method.eval().projector(representation)
-    return {"representation": _effective_rank(representation), "embedding": _effective_rank(embedding)}
-
-
-def _effective_rank(features: torch.Tensor) -> float:
-    features = features.double()
-    return float(effective_rank(torch.linalg.svdvals(features - features.mean(dim=0))))
+    return {"representation": features_rank(representation), "embedding": features_rank(embedding)}
 
 
 def _table(rows: list[dict]) -> str:

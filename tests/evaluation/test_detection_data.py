@@ -211,13 +211,3 @@ def test_real_blood_cells(bccd):
     image, target = test[0]
     assert image.shape == (3, 240, 320)
     assert len(target["boxes"]) == len(test.truth(0)["boxes"])
-
-
-@pytest.fixture
-def bccd():
-    from conftest import SHARED
-
-    folder = SHARED / "bccd"
-    if not folder.is_dir():
-        pytest.skip(f"needs real blood cells in {folder}")
-    return folder

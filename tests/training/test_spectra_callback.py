@@ -1,181 +1,18 @@
-"""Spectra while training: they reach TensorBoard, warn of a collapse, and leave training as it is."""
+"""The spectra callback by itself: what it measures, what it warns of, and what cannot stop a run."""
 
-import json
 import logging
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import Trainer, TrainingArguments
+from watched_training import IMAGES, Classifier, fit, make_model, measured
 
 from hf_orthossl import (
-    OrthogonalityCallback,
-    OrthoSSLTrainer,
     OrthoSSLTrainingArguments,
     SpectraCallback,
-    SSLConfig,
-    SSLModel,
     spectral_report,
 )
-from hf_orthossl.data import ImageDataset, get_recipe, load_source
-from hf_orthossl.spectra import weight_spectra
-from hf_orthossl.training import pretrain_loop
-
-PREFIX = "spectra/"
-
-
-class Classifier(nn.Module):
-    """A model of the kind a plain Trainer takes, with dropout, batch statistics and a spectral norm."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.stages = nn.Sequential(
-            nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
-            nn.Sequential(nn.Conv2d(8, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3)),
-        )
-        self.head = nn.utils.parametrizations.spectral_norm(nn.Linear(12, 2))
-
-    def forward(self, pixel_values, labels=None):
-        logits = self.head(self.stages(pixel_values))
-        return logits if labels is None else {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
-
-
-IMAGES = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(3))
-
-
-def fit(folder, *callbacks, model=None, **more):
-    data = [{"pixel_values": image, "labels": index % 2} for index, image in enumerate(IMAGES)]
-    settings = {"max_steps": 8, "logging_steps": 1, "learning_rate": 0.05, "optim": "sgd"} | more
-    args = TrainingArguments(
-        str(folder), per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True, save_strategy="no", **settings
-    )
-    trainer = Trainer(model or Classifier(), args, train_dataset=data, callbacks=list(callbacks))
-    trainer.train()
-    return trainer
-
-
-def tensorboard_scalars(folder):
-    """Tag → {step: value} of all event files below a folder, as TensorBoard reads them."""
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    found = {}
-    for path in folder.rglob("events.out.*"):
-        events = accumulator.EventAccumulator(str(path)).Reload()
-        for tag in events.Tags()["scalars"]:
-            found.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
-    return found
-
-
-def measured(entries):
-    return [entry["step"] for entry in entries if any(name.startswith(PREFIX) for name in entry)]
-
-
-def history(folder):
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return ImageDataset(load_source("digits"), views=get_recipe("digits"), image_size=32, indices=range(64))
-
-
-def make_model():
-    torch.manual_seed(0)
-    config = SSLConfig("resnet10t", image_size=32, backbone_config={"channels": [8, 8, 16, 16]}, regularizer="srip")
-    return SSLModel(config)
-
-
-def pretrain(folder, digits, front=None, callbacks=None, **more):
-    settings = {"per_device_train_batch_size": 16, "max_steps": 6, "logging_steps": 1, "save_strategy": "no"} | more
-    args = OrthoSSLTrainingArguments(str(folder), views="digits", use_cpu=True, disable_tqdm=True, **settings)
-    model = make_model()
-    if front == "loop":
-        pretrain_loop(model, digits, args)
-    else:
-        OrthoSSLTrainer(model=model, args=args, train_dataset=digits, callbacks=callbacks).train()
-    return model
-
-
-def test_a_plain_trainer_reports_spectra_and_penalty_to_tensorboard(tmp_path):
-    trainer = fit(tmp_path, OrthogonalityCallback(gamma=1e-3), SpectraCallback(every=3), report_to=["tensorboard"])
-    found = tensorboard_scalars(tmp_path)
-    # Due after 3 and 6 steps, and at the end.
-    tag = "train/spectra/weights/stages.1.0.weight/effective_rank"
-    assert list(found[tag]) == [3, 6, 8]
-    assert found[tag][8] == pytest.approx(weight_spectra(trainer.model)["stages.1.0.weight"].effective_rank, rel=1e-6)
-    assert len(found["train/orthogonality"]) == 8
-    assert {"train/spectra/weights/relative_rank_min", "train/loss"} <= set(found)
-    assert not any("head" in tag for tag in found)
-    logged = [entry for entry in trainer.state.log_history if "orthogonality" in entry]
-    assert logged[-1]["orthogonality"] == pytest.approx(found["train/orthogonality"][8], rel=1e-6)
-
-
-def test_a_callback_added_later_reports_too(tmp_path):
-    class Late(OrthogonalityCallback):
-        pass
-
-    class Adder(SpectraCallback):
-        """Puts another one into the trainer while it is being called itself."""
-
-        begun = 0
-
-        def on_train_begin(self, *args, **kwargs):
-            self.begun += 1
-            super().on_train_begin(*args, **kwargs)
-
-    first, second = Adder(every=4), Late(gamma=1e-3)
-    trainer = fit(tmp_path, first, second, report_to=["tensorboard"])
-    assert first.begun == 1
-    assert trainer.callback_handler.callbacks[:2] == [second, first]
-    found = tensorboard_scalars(tmp_path)
-    assert {"train/orthogonality", "train/spectra/weights/relative_rank_mean"} <= set(found)
-
-
-@pytest.mark.parametrize("front", ["trainer", "loop"])
-def test_both_fronts_report_to_tensorboard_and_history(front, digits, tmp_path):
-    model = pretrain(tmp_path, digits, front, report_to=["tensorboard"], spectra_steps=4)
-    found = {tag.removeprefix("train/"): values for tag, values in tensorboard_scalars(tmp_path).items()}
-    name = "backbone.layer4.0.conv2.weight"
-    tag = f"spectra/weights/{name}/effective_rank"
-    entries = history(tmp_path)
-    assert list(found[tag]) == measured(entries) == [4, 6]
-    rank = weight_spectra(model.encoder)[name].effective_rank
-    entry = next(entry for entry in entries if entry["step"] == 6)
-    assert entry[tag] == pytest.approx(found[tag][6], rel=1e-6) == pytest.approx(rank, rel=1e-6)
-    assert sum(key.endswith(".weight/effective_rank") for key in entry) == 4
-
-
-def test_both_fronts_measure_the_same(digits, tmp_path):
-    for front in ("trainer", "loop"):
-        pretrain(tmp_path / front, digits, front)
-    one, other = (
-        [{k: v for k, v in entry.items() if k.startswith(PREFIX)} for entry in history(tmp_path / front)[:6]]
-        for front in ("trainer", "loop")
-    )
-    assert all(entry == pytest.approx(same, rel=1e-5) for entry, same in zip(one, other, strict=True))
-    assert all(one)  # a tenth of six steps is every step
-
-
-@pytest.mark.parametrize("front", ["trainer", "loop"])
-def test_a_resumed_run_measures_at_the_same_steps(front, digits, tmp_path):
-    settings = {"save_strategy": "steps", "save_steps": 4, "logging_steps": 2, "spectra_steps": 3, "max_steps": 12}
-    pretrain(tmp_path / "whole", digits, front, **settings)
-    for more in ({"max_steps": 4}, {"resume": True}):
-        constant = {"lr_scheduler_type": "constant", "warmup_steps": 0}
-        pretrain(tmp_path / "parts", digits, front, **settings | constant | more)
-    # Due after 3, 6, 9, 12 steps: with the first log entry from there on.
-    assert measured(history(tmp_path / "whole")) == [4, 6, 10, 12]
-    assert measured(history(tmp_path / "parts")) == [4, 6, 10, 12]
-
-
-@pytest.mark.parametrize("front", ["trainer", "loop"])
-def test_weights_are_the_same_with_and_without_it(front, digits, tmp_path):
-    watched = pretrain(tmp_path / "a", digits, front, spectra_steps=1)
-    alone = pretrain(tmp_path / "b", digits, front, spectra_steps=0)
-    assert not measured(history(tmp_path / "b"))
-    for name, value in watched.state_dict().items():
-        assert torch.equal(value, alone.state_dict()[name]), name
 
 
 def test_features_of_a_loader_are_measured_and_nothing_random_is_drawn(tmp_path):
@@ -252,16 +89,6 @@ def test_without_stages_a_handful_of_matrices_is_measured():
     callback.begin(model)
     names = [name for name in callback.measure(1, 1) if name.endswith("weight/effective_rank")]
     assert names == [f"spectra/weights/part{letter}.weight/effective_rank" for letter in "ejot"]
-
-
-def test_own_callback_replaces_the_trainers(digits, tmp_path):
-    own = SpectraCallback(every=2, include=["*layer3*conv1*"])
-    pretrain(tmp_path, digits, callbacks=[own])
-    entry = next(entry for entry in history(tmp_path) if measured([entry]))
-    assert entry["step"] == 2
-    assert [key for key in entry if key.endswith(".weight/effective_rank")] == [
-        "spectra/weights/backbone.layer3.0.conv1.weight/effective_rank"
-    ]
 
 
 @pytest.mark.parametrize(
