@@ -11,7 +11,7 @@ from .accuracy import accuracy, accuracy_results
 from .cache import FeatureCache
 from .classes import match_splits, require_labels
 from .corruption import imbalanced_rows, noisy_labels
-from .knn import knn_scores
+from .knn import nearest_neighbours, neighbour_votes
 from .linear_probe import PROTOCOLS, LinearClassifier, lbfgs_probe, sgd_probe
 from .results import Result
 
@@ -120,16 +120,10 @@ def knn_results(
     features: LabelledFeatures, *, k: int = 200, temperatures: Sequence[float | None] = (0.07, 0.1, None)
 ) -> list[Result]:
     """Top-1 and top-5 of kNN votes, one per temperature; `None` weighs all neighbours alike."""
-    results = []
+    similarity, index = nearest_neighbours(features.train, features.test, k=k)
+    classes, results = features.train_labels[index], []
     for temperature in temperatures:
-        scores = knn_scores(
-            features.train,
-            features.train_labels,
-            features.test,
-            num_classes=len(features.class_names),
-            k=k,
-            temperature=temperature,
-        )
+        scores = neighbour_votes(similarity, classes, num_classes=len(features.class_names), temperature=temperature)
         measured = accuracy(scores, features.test_labels, features.class_names)
         about = {"k": k, "temperature": temperature, "train_images": len(features.train)}
         results += accuracy_results("knn", features.dataset, features.split, measured, about)

@@ -38,27 +38,60 @@ def knn_scores(
     Raises:
         ValueError: k < 1 or T ≤ 0.
     """
+    similarity, index = nearest_neighbours(bank, queries, k=k, chunk=chunk)
+    return neighbour_votes(similarity, labels[index], num_classes=num_classes, temperature=temperature)
+
+
+def nearest_neighbours(bank: Tensor, queries: Tensor, *, k: int = 200, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+    """The k entries of a bank that are most similar to each query.
+
+    Args:
+        bank (`Tensor` of shape `(N, D)`), queries (`Tensor` of shape `(M, D)`): Representations.
+        k (`int`, defaults to 200): Neighbours; the whole bank if it is smaller.
+        chunk (`int`, defaults to 4096): See [`knn_scores`].
+
+    Returns:
+        `tuple[Tensor, Tensor]`: Cosine similarities and positions in the bank, both `(M, min(k, N))`, most similar
+        first.
+
+    Raises:
+        ValueError: k < 1.
+    """
     if k < 1:
         raise ValueError(f"k is {k}: at least 1 neighbour must vote, as in 200")
-    if temperature is not None and not temperature > 0:
-        raise ValueError(f"temperature is {temperature}: it must be above 0, as in 0.1")
     bank = F.normalize(bank, dim=1)
-    k = min(k, len(bank))
-    scores = []
+    found = []
     for block in F.normalize(queries, dim=1).split(chunk):
-        best, index = block.new_empty(len(block), 0), labels.new_empty(len(block), 0)
-        # Keeping the best k of the best k so far and the next part of the bank gives the best k of all.
+        best, index = block.new_empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.long, device=bank.device)
+        # The best k of the best k so far and the best k of the next part are the best k of all.
         for start in range(0, len(bank), chunk):
-            similarity = block @ bank[start : start + chunk].T
-            positions = torch.arange(start, start + similarity.shape[1], device=labels.device)
-            best = torch.cat([best, similarity], dim=1)
-            index = torch.cat([index, positions.expand(len(block), -1)], dim=1)
+            part = bank[start : start + chunk]
+            similarity, position = (block @ part.T).topk(min(k, len(part)), dim=1)
+            best, index = torch.cat([best, similarity], dim=1), torch.cat([index, position + start], dim=1)
             best, chosen = best.topk(min(k, best.shape[1]), dim=1)
             index = index.gather(1, chosen)
-        weights = torch.ones_like(best) if temperature is None else (best / temperature).exp()
-        votes = block.new_zeros(len(block), num_classes)
-        scores.append(votes.scatter_add_(1, labels[index], weights))
-    return torch.cat(scores)
+        found.append((best, index))
+    return torch.cat([best for best, _ in found]), torch.cat([index for _, index in found])
+
+
+def neighbour_votes(
+    similarity: Tensor, classes: Tensor, *, num_classes: int, temperature: float | None = 0.1
+) -> Tensor:
+    """Class scores `(M, C)` by a vote of neighbours, see [`knn_scores`].
+
+    Args:
+        similarity (`Tensor` of shape `(M, k)`): Cosine similarities of the neighbours.
+        classes (`Tensor` of shape `(M, k)`): Their classes.
+        num_classes (`int`): C.
+        temperature (`float`, *optional*, defaults to 0.1): T > 0 of the weights; `None` weighs all alike.
+
+    Raises:
+        ValueError: T ≤ 0.
+    """
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature is {temperature}: it must be above 0, as in 0.1")
+    weights = torch.ones_like(similarity) if temperature is None else (similarity / temperature).exp()
+    return weights.new_zeros(len(similarity), num_classes).scatter_add_(1, classes, weights)
 
 
 def knn_accuracy(
