@@ -5,10 +5,11 @@ import inspect
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .encoders import Encoder, load_encoder
-from .methods import METHODS, Progress, SSLOutput, build_method, get_method, nearest
+from .encoders import Encoder, block_classes, load_encoder
+from .methods import METHODS, ChunkedEncoder, Progress, SSLOutput, build_method, get_method, nearest
 from .methods.decorrelation import whitening_terms
 from .methods.gather import gather
+from .processes import rank, world_size
 from .regularization import KINDS, OrthogonalityRegularizer
 
 
@@ -97,6 +98,12 @@ class SSLModel(PreTrainedModel):
     Args:
         config ([`SSLConfig`]): Architecture and loss.
         encoder ([`Encoder`], *optional*): The encoder to train; built from `config`, untrained, by default.
+
+    Attributes:
+        gradient_cache (`int`, *optional*): Images of a chunk in which the encoder goes through the batch, its
+            activations computed anew for the backward pass: losses that couple the whole batch then need the memory of
+            a chunk, at a third more time. Batch norm within the encoder sees a chunk only. `None` turns it off; see
+            [`ChunkedEncoder`].
     """
 
     config_class = SSLConfig
@@ -111,10 +118,17 @@ class SSLModel(PreTrainedModel):
         self.regularizer = None
         if config.regularizer is not None:
             self.regularizer = OrthogonalityRegularizer(self.encoder, config.regularizer, **config.regularizer_config)
+        self.gradient_cache: int | None = None
         self.post_init()
+        # What FSDP shards block by block.
+        self._no_split_modules = block_classes(self.encoder)
 
     def _init_weights(self, module):
         """Nothing: encoder and heads initialize themselves, and timm's initialization must survive."""
+
+    def get_input_embeddings(self) -> None:
+        """None: images have no table of embeddings; accelerate asks for it before it shards a model."""
+        return None
 
     def initialize_weights(self):
         super().initialize_weights()
@@ -131,14 +145,18 @@ class SSLModel(PreTrainedModel):
             penalty_weight (`float`, defaults to 1.0): 0 leaves the penalty out. With n accumulation steps, pass n
                 to the last and 0 to the others: it then counts once per optimizer step.
         """
-        output = self.method(self.encoder, views)
+        encoder = self.encoder
+        if self.gradient_cache is not None:
+            encoder = ChunkedEncoder(encoder, self.gradient_cache)
+        output = self.method(encoder, views)
         output.parts["ssl"] = output.loss.detach()
         if self.config.whitening:
             whitening = self.config.whitening * sum(whitening_terms(gather(p)) for p in output.predictions)
             output.parts["whitening"] = whitening.detach()
             output.loss = output.loss + whitening
         if self.regularizer is not None and penalty_weight:
-            penalty = self.config.gamma * self.penalty()
+            # After the layers, so that it is differentiated before them: FSDP passes a layer's gradients on only once.
+            penalty = self.config.gamma * self._shared_penalty()
             output.parts["orthogonality"] = penalty.detach()
             output.loss = output.loss + penalty_weight * penalty
         return output
@@ -146,6 +164,11 @@ class SSLModel(PreTrainedModel):
     def penalty(self) -> Tensor:
         """Σ OR(W) over the encoder's matrices, before γ; its random vectors follow from seed and step."""
         return self.regularizer(self.method.progress.generator(self.device))
+
+    def _shared_penalty(self) -> Tensor:
+        """This process's share of [`penalty`], which is the mean over processes."""
+        generator = self.method.progress.generator(self.device)
+        return self.regularizer(generator, process=rank(), processes=world_size())
 
     def begin_step(self, progress: Progress) -> None:
         """Call before the first forward pass of an optimizer step."""

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import torch
-from benchmarks import methods, penalty, spectra
+from benchmarks import methods, penalty, scaling, spectra
 from benchmarks.measure import machine
 
-BENCHMARKS = {"penalty": penalty, "methods": methods, "spectra": spectra}
+BENCHMARKS = {"penalty": penalty, "methods": methods, "spectra": spectra, "scaling": scaling}
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from .processes import another_failed, first_to_fail, is_main
+
 # Sub-command → what it does. Each is a module of this package with `main(argv)`, imported only when asked for.
 COMMANDS = {
     "pretrain": "train an encoder on unlabelled images, with an orthogonality penalty",
@@ -52,7 +54,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(prog: str, command, argv: list[str]) -> None:
-    """Runs a command's `main(argv)`; errors that the user can mend become one line and exit code 2."""
+    """Runs a command's `main(argv)`; errors that the user can mend become one line and exit code 2.
+
+    Of several processes, the first to fail says so.
+    """
     debug = "--debug" in argv
     try:
         command([argument for argument in argv if argument != "--debug"])
@@ -61,12 +66,19 @@ def run(prog: str, command, argv: list[str]) -> None:
             raise
         fail(prog, error)
     except KeyboardInterrupt:
-        print(f"\n{prog}: interrupted", file=sys.stderr)
+        if is_main():
+            print(f"\n{prog}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except RuntimeError:
+        # What a process raises whose peer has ended says nothing of the cause.
+        if not debug and another_failed():
+            raise SystemExit(2) from None
+        raise
 
 
 def fail(prog: str, error: Exception) -> None:
     """Prints one line and exits with code 2."""
     message = " ".join(str(error).split()) or type(error).__name__
-    print(f"{prog}: error: {message}", file=sys.stderr)
+    if first_to_fail():
+        print(f"{prog}: error: {message}", file=sys.stderr)
     raise SystemExit(2)

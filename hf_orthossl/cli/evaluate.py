@@ -21,8 +21,11 @@ from .evaluate_detection import DetectionArguments, boxed_splits, describe_boxes
 from .evaluate_finetune import FineTuneOptions, measure_finetune
 from .evaluate_transfer import TransferOptions, transfer_summary
 from .parsing import parse
+from .processes import is_main, join, several
 
 FROZEN = ("knn", "linear")
+# What several processes can do together.
+SHARED = (*FROZEN, "transfer")
 TASKS = (*FROZEN, "finetune", "transfer", "detection")
 DESCRIPTION = (
     "Measure encoders on labelled images: kNN and linear probes on features that are extracted once and kept, "
@@ -102,6 +105,9 @@ class EvaluateArguments:
 def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
     groups = [EvaluateArguments, FineTuneOptions, TransferOptions, DetectionArguments]
     (args, finetune, transfer, detection), _ = parse(prog, DESCRIPTION, groups, argv)
+    if several() and (alone := [task for task in args.task if task not in SHARED]):
+        raise ValueError(f"task {alone[0]!r} runs in one process: start it without a launcher")
+    join(args.device)
     seeds, path = range(args.seed, args.seed + args.seeds), Path(args.output_dir) / "results.json"
     for name in args.models if args.push_to_hub else ():
         results_repo(name)
@@ -121,15 +127,14 @@ def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
     if "detection" in args.task:
         boxed = boxed_splits(args.dataset, args.image_size, **splits, **columns)
         print("data     " + describe_boxes(boxed))
+    extraction = {"batch_size": args.batch_size, "num_workers": args.num_workers, "shared": True}
     cache = FeatureCache(None if args.cache == "none" else args.cache, enabled=args.cache != "none")
     # All are opened first: a misspelt name must not cost the measurements before it.
     encoders = {name: open_encoder(name, args) for name in args.models}
     for name, encoder in encoders.items():
         measured = []
         if frozen:
-            features = LabelledFeatures.extract(
-                encoder, train, test, cache, progress=True, batch_size=args.batch_size, num_workers=args.num_workers
-            )
+            features = LabelledFeatures.extract(encoder, train, test, cache, progress=True, **extraction)
             notes += [note for note in features.notes if note not in notes]
             measured += measure(features, args)
         if runs:
@@ -154,11 +159,13 @@ def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
                 seeds=seeds,
                 progress=True,
                 say=print,
-                extraction={"batch_size": args.batch_size, "num_workers": args.num_workers},
+                extraction=extraction,
                 k=args.k,
                 **linear_settings(args),
             )
         results += [dataclasses.replace(result, settings={"model": shown, **result.settings}) for result in measured]
+    if not is_main():
+        return
     complete = report(path, results, notes, transferred)
     if "detection" in args.task and detection.drawn_images:
         print(f"drawings {Path(args.output_dir) / 'detections'}")
@@ -219,9 +226,9 @@ def open_encoder(name: str, args: EvaluateArguments) -> Encoder:
 
 
 def measure(features: LabelledFeatures, args: EvaluateArguments) -> list[Result]:
-    """All tasks of one encoder; the linear probe again for each kind of worse labels."""
-    results = knn_results(features, k=args.k) if "knn" in args.task else []
-    if "linear" in args.task:
+    """All tasks of one encoder; the linear probe, on the main process, again for each kind of worse labels."""
+    results = knn_results(features, k=args.k, shared=True) if "knn" in args.task else []
+    if "linear" in args.task and is_main():
         worse = [{}]
         worse += [{"label_noise": args.label_noise}] if args.label_noise else []
         worse += [{"imbalance": args.imbalance}] if args.imbalance != 1 else []

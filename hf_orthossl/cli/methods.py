@@ -5,11 +5,11 @@ import dataclasses
 import json
 
 from ..data import RECIPES
-from ..encoders import SMALL_IMAGE_BACKBONES
+from ..encoders import OWN_BACKBONES
 from ..methods import METHODS, THEORY_LOSSES, SSLMethod
 from ..regularization import KINDS
 
-COLUMNS = ("method", "family", "heads", "target", "queue", "recipe", "source")
+COLUMNS = ("method", "family", "heads", "target", "queue", "coupled", "recipe", "source")
 
 
 def catalogue() -> dict:
@@ -19,7 +19,7 @@ def catalogue() -> dict:
         "theory_losses": [_entry(method) for method in THEORY_LOSSES.values()],
         "regularizers": list(KINDS),
         "views": list(RECIPES),
-        "backbones": list(SMALL_IMAGE_BACKBONES),
+        "backbones": list(OWN_BACKBONES),
     }
 
 
@@ -31,6 +31,7 @@ def _entry(method: type[SSLMethod]) -> dict:
         "heads": method.heads,
         "target": method.has_target,
         "queue": method.has_queue,
+        "coupled": method.batch_coupled,
         "views": method.recipe.views,
         "source": method.source,
         "hyper_parameters": [
@@ -62,6 +63,7 @@ def main(argv: list[str]) -> None:
         print(json.dumps(everything, indent=2))
         return
     print(table(everything["methods"], COLUMNS))
+    print("\ncoupled: an image's loss depends on its batch, so that accumulation over small batches is another loss")
     losses = ", ".join(f"{entry['method']} ({entry['title']})" for entry in everything["theory_losses"])
     print(f"\ntheory losses, on the representation itself, as for --backbone linear: {losses}")
     for name in ("regularizers", "views", "backbones"):

@@ -13,19 +13,24 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.logging import disable_progress_bar
 
 from ..data import ImageSource, available_splits, load_source
-from ..encoders import load_encoder
+from ..encoders import load_encoder, unsharded
 from ..evaluation import KNNMonitor, Result, write_results
 from ..hub import write_encoder_folder
 from ..hub.publish import Publication, publish_encoder
 from ..methods import get_method
 from ..modeling import SSLConfig, SSLModel
 from ..training import OrthoSSLTrainer, OrthoSSLTrainingArguments, pretrain_loop
+from ..training.checkpoint_files import replace_text
 from ..training.checkpoints import MARK, clear_run, holds_run, is_run
+from ..training.elastic import resumed
 from ..training.inputs import as_image_dataset, build_dataloader, build_views, default_views
+from ..training.loop_state import STATE as LOOP_STATE
 from ..training.publishing import check_push
 from ..training.record import training_record
+from ..training.trainer import STATE as TRAINER_STATE
 from .options import DataArguments, ModelArguments, PretrainArguments
 from .parsing import parse, read_config, scan
+from .processes import checked_by_main, fall_silent
 from .publish import published
 
 # Where a run goes and how it was started is no part of what it is.
@@ -55,12 +60,13 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
         prog (`str`): The command's name in help and messages.
     """
     data, chosen, args, given = read_options(argv, prog)
-    process = PartialState()
+    main = PartialState().is_main_process
     folder = Path(args.output_dir)
-    if process.is_main_process:
-        check_folder(folder, args)
-        check_push(args)
-    process.wait_for_everyone()
+    if not main:
+        fall_silent()
+    checked_by_main(lambda: check_folder(folder, args))
+    checked_by_main(lambda: check_push(args))
+    args = resumed(args, LOOP_STATE if train is train_with_loop else TRAINER_STATE)
     set_seed(args.seed)
     # transformers' own bars (one per file written) would tear the training bar apart.
     disable_progress_bar()
@@ -77,30 +83,31 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
     dataset = as_image_dataset(source, model, args)
     build_dataloader(dataset, args)
     build_views(model, args)
-    if not process.is_main_process:
-        train(model, dataset, during_training(args))
-        return
-
     # All that can be wrong with the command has been found by now: an earlier run may go.
-    if args.overwrite_output:
-        clear_run(folder)
-    if not args.resume:
-        folder.mkdir(parents=True, exist_ok=True)
+    if main:
         settings = {k: v for k, v in given.items() if k not in NOT_SETTINGS} | fixed_settings(data, chosen, args)
-        (folder / "config.yaml").write_text(MARK + yaml.safe_dump(settings, sort_keys=False))
-    print(describe(model, source, args))
-    monitor = knn_monitor(data, source, model, args)
+        begin_folder(folder, args, settings)
+        print(describe(model, source, args))
+    monitor = knn_monitor(data, source, model, args) if main else None
     results = monitor.measure(model.encoder, step=0) if monitor else []
     penalties = [float(model.penalty().detach())] if model.regularizer else []
     train(model, dataset, during_training(args))
-    if monitor:
-        results += monitor.measure(model.encoder, step="end")
+    # Of sharded weights each process holds a part: all take part in whatever reads them.
     if model.regularizer:
         penalties.append(float(model.penalty().detach()))
+    encoder = unsharded(model.encoder)
+    PartialState().destroy_process_group()
+    if not main:
+        return
+
+    if monitor:
+        results += monitor.measure(encoder, step="end")
     write_results(folder / "results.json", results)
     front = "accelerate loop" if train is train_with_loop else "Trainer"
     training = training_record(model, dataset, args, front=front)
-    encoder_folder = write_encoder_folder(model, folder / "encoder", source=source, results=results, training=training)
+    encoder_folder = write_encoder_folder(
+        model, folder / "encoder", source=source, results=results, training=training, encoder=encoder
+    )
     print(summary(folder, encoder_folder, results, penalties, model))
     if args.push_to_hub:
         print(published(push(encoder_folder, args)))
@@ -148,6 +155,15 @@ def check_folder(folder: Path, args: OrthoSSLTrainingArguments) -> None:
             f"output_dir {folder} holds files that orthossl pretrain did not write: it clears its own runs only; pass "
             "another --output_dir"
         )
+
+
+def begin_folder(folder: Path, args: OrthoSSLTrainingArguments, settings: dict) -> None:
+    """Clears an earlier run where that was asked for, and writes what this one was started with."""
+    if args.overwrite_output:
+        clear_run(folder)
+    if not args.resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / "config.yaml", MARK + yaml.safe_dump(settings, sort_keys=False))
 
 
 def build_model(chosen: ModelArguments, source: ImageSource) -> SSLModel:

@@ -14,6 +14,7 @@ from ..data import ImageDataset, ImageSource, Views, available_splits, collate, 
 from ..encoders import Encoder
 from ..evaluation.features import normalized_batches
 from ..evaluation.frozen import HELD_OUT_SPLITS
+from ..processes import gather_rows, share
 from ..regularization import select_matrices
 from ..spectra import (
     SpectralReport,
@@ -27,6 +28,7 @@ from ..spectra.layers import check_layers
 from ..spectra.matching import short_name
 from .evaluate import open_encoder
 from .parsing import parse
+from .processes import is_main, join
 from .spectra_options import SpectraArguments
 
 # As in LiDAR's paper.
@@ -51,6 +53,7 @@ class Measured:
 def main(argv: list[str], prog: str = "orthossl spectra") -> None:
     """Measures each model, writes reports and figures, and prints a table."""
     (args,), _ = parse(prog, DESCRIPTION, [SpectraArguments], argv)
+    join(args.device)
     folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file: pass a folder")
@@ -66,10 +69,13 @@ def main(argv: list[str], prog: str = "orthossl spectra") -> None:
     reports, written = {}, []
     for name, encoder in encoders.items():
         measured = measure(name, encoder, source, args)
+        if not is_main():
+            continue
         reports[measured.report.name] = measured.report
         where = folder / name.replace("/", "_") if len(encoders) > 1 else folder
         written = write(measured, where, source, args)
-    print(closing(reports, folder, written))
+    if is_main():
+        print(closing(reports, folder, written))
 
 
 def open_images(args: SpectraArguments) -> ImageSource:
@@ -135,6 +141,7 @@ def measure(name: str, encoder: Encoder, source: ImageSource | None, args: Spect
             batch_size=args.batch_size,
             pool=args.pool,
             metadata=about,
+            shared=True,
         )
     finally:
         # A bar that an error interrupts is cleared before the error is shown.
@@ -147,9 +154,10 @@ def measure(name: str, encoder: Encoder, source: ImageSource | None, args: Spect
     matrix = next(matrix for matrix in select_matrices(encoder) if matrix.name == last)
     measured = Measured(report, {f"{name}, {short_name(last)}": matrix.matrix().detach()})
     if labels and source.label_column:
-        measured.labels = torch.cat(labels)
+        own = torch.cat(labels)
         # Those that follow are of views.
-        measured.representations = torch.cat(representations)[: len(measured.labels)].float()
+        measured.representations = gather_rows(torch.cat(representations)[: len(own)].float())
+        measured.labels = gather_rows(own)
     return measured
 
 
@@ -159,9 +167,12 @@ def spread(count: int, wanted: int) -> list[int]:
 
 
 def batches_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArguments) -> Iterator[dict]:
-    dataset = ImageDataset(source, image_size=encoder.image_size, indices=spread(source.num_rows, args.images))
+    """Batches of this process's share of the images."""
+    rows = spread(source.num_rows, args.images)
+    dataset = ImageDataset(source, image_size=encoder.image_size, indices=[rows[i] for i in share(len(rows))])
+    progress = f"images of {name}" if is_main() else None
     return normalized_batches(
-        encoder, dataset, batch_size=args.batch_size, num_workers=args.num_workers, progress=f"images of {name}"
+        encoder, dataset, batch_size=args.batch_size, num_workers=args.num_workers, progress=progress
     )
 
 
@@ -172,7 +183,7 @@ def remember(batches: Iterator[dict], labels: list[Tensor]) -> Iterator[dict]:
 
 
 def views_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArguments) -> Iterator[Tensor]:
-    """Batches `(n, 10, 3, S, S)` of views of the encoder's input size; smaller crops are left out."""
+    """This process's share of batches `(n, 10, 3, S, S)` of views; crops below the input size are left out."""
     recipe = get_recipe(args.views)
     rows = spread(source.num_rows, min(LIDAR_IMAGES, args.images))
     dataset = ImageDataset(source, views=recipe, image_size=encoder.image_size, seed=args.seed, indices=rows)
@@ -180,8 +191,9 @@ def views_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArgu
     whole = [number for number, size in enumerate(make.sizes) if size == max(make.sizes)]
     device = next(encoder.parameters()).device
     parts = torch.arange(len(rows)).split(max(args.batch_size // LIDAR_VIEWS, 1))
-    for number, part in enumerate(tqdm(parts, desc=f"views of {name}", leave=False, dynamic_ncols=True)):
-        views = []
+    numbers = share(len(parts))
+    for number in tqdm(numbers, desc=f"views of {name}", disable=not is_main(), leave=False, dynamic_ncols=True):
+        part, views = parts[number], []
         for turn in range(-(-LIDAR_VIEWS // len(whole))):
             # Other crops where they are made at decode, by the epoch; where they are made here, by the seed.
             dataset.set_epoch(turn)

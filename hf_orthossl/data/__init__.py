@@ -12,6 +12,7 @@ _HOMES = {
     "ImageSource": "sources",
     "RECIPES": "recipes",
     "Recipe": "recipes",
+    "StreamBatches": "stream_batches",
     "StreamingImageDataset": "streaming",
     "TooManyUnreadable": "unreadable",
     "UnreadableImage": "decoding",

@@ -44,13 +44,14 @@ class ItemMaker:
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
 
-    def __call__(self, value: Any, label: Any, index: int) -> dict[str, Any]:
-        """The item of one row; raises `UnreadableImage`."""
+    def __call__(self, value: Any, label: Any, index: int, epoch: int | None = None) -> dict[str, Any]:
+        """The item of one row, in an epoch given here or by `set_epoch`; raises `UnreadableImage`."""
         image = decode_image(value)
         item = {"labels": self._label(label), "index": index, "unreadable": []}
         if self.shape.crops is None:
             return item | {"pixel_values": to_tensor(fit(image, *self.shape.whole))}
-        generator = np.random.default_rng((self.seed % 2**63, int(self._epoch), index))
+        epoch = int(self._epoch) if epoch is None else epoch
+        generator = np.random.default_rng((self.seed % 2**63, epoch, index))
         return item | {
             "crops": [
                 to_tensor(crop_at_decode(image, spec, size, generator))

@@ -1,9 +1,12 @@
 """Streams of images as a torch iterable data set."""
 
-from collections.abc import Iterator
-from typing import Any
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import datasets
+from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .dataset import ItemMaker
@@ -12,12 +15,25 @@ from .recipes import Recipe
 from .sources import ImageSource
 from .unreadable import LIMIT, STREAM_MINIMUM, TooManyUnreadable, Unreadable
 
+# Rows converted to Python at a time; one by one is five times slower.
+_READ = 64
+
+
+class Row(NamedTuple):
+    """An image of a stream, not decoded: the epoch, its index in the epoch, image and label as the source has them."""
+
+    epoch: int
+    index: int
+    image: Any
+    label: Any
+
 
 class StreamingImageDataset(IterableDataset):
     """Images of a streamed source, with the items of [`ImageDataset`].
 
-    Workers of a data loader share the stream out by its shards. Unreadable images are skipped and named in the
-    `unreadable` of a neighbouring item.
+    Iterated, it gives one epoch, which workers of a data loader share out by shards. Unreadable images are skipped and
+    named in the `unreadable` of a neighbouring item. For training over several processes, and to continue in the middle
+    of an epoch, there is [`StreamBatches`].
 
     Args:
         source ([`ImageSource`]): Loaded with `streaming=True`.
@@ -80,3 +96,58 @@ class StreamingImageDataset(IterableDataset):
             yield waiting | {"unreadable": waiting["unreadable"] + skipped}
         elif skipped:
             raise TooManyUnreadable.of(skipped, seen)
+
+    def blocks(self, epoch: int, size: int, *, rank: int = 0, processes: int = 1, skip: int = 0) -> Iterator[list[Row]]:
+        """One process's share of an epoch in blocks of `size` rows, of which only the last may be shorter.
+
+        The shard files are dealt to the processes, in as many groups as divide both numbers. A group's processes read
+        the same files and take its blocks in turn: with one group, block j·P + p of the whole stream is the j-th of
+        process p, and where P divides the number of files, no row is read twice.
+
+        Args:
+            epoch (`int`): Its order is its own.
+            size (`int`): Rows per block, at least 1.
+            rank (`int`, defaults to 0), processes (`int`, defaults to 1): Whose share, of how many.
+            skip (`int`, defaults to 0): Rows of the epoch, over all processes, that were used before: they are read but
+                not decoded.
+
+        Returns:
+            Rows whose `index` is unique in the epoch over all processes, and the same whatever is skipped.
+        """
+        groups = math.gcd(self._rows.num_shards, processes)
+        group, member, members = rank % groups, rank // groups, processes // groups
+        stream = split_dataset_by_node(self._rows, rank=group, world_size=groups)
+        stream.set_epoch(epoch)
+        rows = itertools.islice(self._read(stream), skip // groups, None)
+        numbered = (Row(epoch, place * groups + group, *row) for place, row in enumerate(rows, start=skip // groups))
+        for turn in itertools.cycle(range(members)):
+            block = list(itertools.islice(numbered, size))
+            if turn == member and block:
+                yield block
+            if len(block) < size:
+                return
+
+    def decode(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """As many items as rows: the next readable image of the block stands in for an unreadable one.
+
+        Raises:
+            TooManyUnreadable: none can be read.
+        """
+        items, unreadable = [], []
+        for row in rows:
+            try:
+                items.append(self._make(row.image, row.label, row.index, row.epoch))
+            except UnreadableImage as error:
+                items.append(None)
+                unreadable.append(Unreadable(row.index, self._make.name(row.image, row.index), str(error)))
+        if len(unreadable) == len(rows):
+            raise TooManyUnreadable.of(unreadable, len(rows))
+        if unreadable:
+            items = [next(item for item in items[place:] + items if item) for place in range(len(items))]
+            items[0] = items[0] | {"unreadable": unreadable}
+        return items
+
+    def _read(self, stream: datasets.IterableDataset) -> Iterator[tuple[Any, Any]]:
+        for part in stream.iter(batch_size=_READ):
+            images = part[self.source.image_column]
+            yield from zip(images, part.get(self.source.label_column) or [None] * len(images), strict=True)

@@ -52,13 +52,15 @@ class UnreadableLog:
 
     Args:
         path (`str` or `Path`): The file; written when there is something to write, one line per image.
-        total (`int`, *optional*): Images in the data set. Without it (a stream) those seen so far are counted.
+        total (`int`, *optional*): Images in the data set. Without it (a stream) those seen since the start of this
+            part of the run are counted.
     """
 
     def __init__(self, path: str | Path, total: int | None = None):
         self.path = Path(path)
         self.total = total
         self.seen = 0
+        self._fresh = 0
         self._images: dict[int, Unreadable] = {}
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
@@ -74,7 +76,8 @@ class UnreadableLog:
 
         Args:
             unreadable (iterable of `(index, name, reason)`): The batch's `unreadable`.
-            seen (`int`, defaults to 0): Images in the batch; needed for a stream only.
+            seen (`int`, defaults to 0): Images in the batch, with those that stand in for others; needed for a stream
+                only.
 
         Raises:
             TooManyUnreadable: more than 1 % of the images cannot be read.
@@ -84,13 +87,15 @@ class UnreadableLog:
             if index not in self._images and index not in fresh:
                 # Tabs and line ends would break the file's form.
                 fresh[index] = Unreadable(index, " ".join(name.split()), " ".join(reason.split()))
-        self.seen += seen + len(fresh)
+        self.seen += seen
+        self._fresh += len(fresh)
         self._images |= fresh
         if fresh:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines("\t".join(map(str, image)) + "\n" for image in fresh.values())
-        total = self.seen if self.total is None else self.total
+        # What an earlier part of the run saw of a stream is not known: only its unreadable images are in the file.
+        found, total = (self._fresh, self.seen) if self.total is None else (len(self), self.total)
         judged = self.total is not None or self.seen >= STREAM_MINIMUM
-        if judged and len(self._images) > LIMIT * total:
-            raise TooManyUnreadable.of(self._images.values(), total, self.path)
+        if judged and found > LIMIT * total:
+            raise TooManyUnreadable.of(list(self._images.values())[-found:], total, self.path)

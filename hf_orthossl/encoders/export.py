@@ -17,6 +17,7 @@ from transformers import BitImageProcessor
 
 from hf_orthossl.encoders import linear, small_images
 from hf_orthossl.encoders.encoder import Encoder, one_line
+from hf_orthossl.encoders.sharding import is_sharded
 
 
 def _remote_name(module: ModuleType) -> str:
@@ -64,8 +65,14 @@ def export_encoder(encoder: Encoder, folder: str | Path, *, metadata: dict | Non
         `Path`: The folder.
 
     Raises:
+        ValueError: If the weights are sharded over processes.
         OSError: If the files cannot be written.
     """
+    if is_sharded(encoder):
+        raise ValueError(
+            "the encoder's weights are sharded over processes: call unsharded(encoder) on all of them, and export what "
+            "the main one gets"
+        )
     folder = Path(folder)
     unfinished = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     # As users load it: on the CPU, in the memory order that safetensors stores.

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data import ImageDataset, ImageSource
+from ..processes import everyone, gather_rows, rank, world_size
 from ..spectra.layers import evaluation_mode
 from .features import Features, extract_features
 
@@ -40,19 +41,26 @@ class FeatureCache:
 
         Args:
             encoder, dataset: As for [`extract_features`].
-            kwargs: Further arguments of [`extract_features`], none of which change the features.
+            kwargs: Further arguments of [`extract_features`], none of which change the features. With `shared=True`,
+                the main process alone reads and writes, and all processes get the features.
 
         Raises:
             OSError: the folder cannot be written.
         """
         if not self.enabled:
             return extract_features(encoder, dataset, **kwargs)
-        path = self.folder / f"{features_key(encoder, dataset)}.safetensors"
-        found = _read(path)
+        shared = kwargs.get("shared", False) and world_size() > 1
+        main = not shared or rank() == 0
+        path = self.folder / f"{features_key(encoder, dataset)}.safetensors" if main else None
+        found = _read(path) if main else None
+        if shared and everyone(found is not None)[0]:
+            found = found or Features(torch.empty(0), torch.empty(0))
+            found = Features(gather_rows(found.representations), gather_rows(found.labels))
         if found is not None:
             return found
         features = extract_features(encoder, dataset, **kwargs)
-        _write(path, features)
+        if main:
+            _write(path, features)
         return features
 
 

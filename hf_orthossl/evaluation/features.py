@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from ..data import collate
+from ..processes import gather_rows, rank, share, world_size
 
 
 @dataclass
@@ -51,16 +52,23 @@ def normalized_batches(
 
 
 @torch.no_grad()
-def extract_features(encoder: nn.Module, dataset: Dataset, **kwargs) -> Features:
+def extract_features(encoder: nn.Module, dataset: Dataset, *, shared: bool = False, **kwargs) -> Features:
     """Runs a frozen encoder in eval mode over a data set, in order.
 
     Args:
         encoder ([`Encoder`]): Left in the mode it was in.
         dataset, kwargs: As for [`normalized_batches`].
+        shared (`bool`, defaults to `False`): Share the images out over the processes of the run, all of which call and
+            all of which get all features.
     """
+    if shared and world_size() > 1:
+        kwargs |= {"progress": None} if rank() else {}
+        own = extract_features(encoder, Subset(dataset, share(len(dataset))), **kwargs)
+        return Features(gather_rows(own.representations), gather_rows(own.labels))
     was_training = encoder.training
     encoder.eval()
-    representations, labels = [], []
+    # A share may be empty.
+    representations, labels = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
     try:
         for batch in normalized_batches(encoder, dataset, **kwargs):
             representations.append(encoder(batch["pixel_values"]).float().cpu())

@@ -117,10 +117,17 @@ def labelled_splits(
 
 
 def knn_results(
-    features: LabelledFeatures, *, k: int = 200, temperatures: Sequence[float | None] = (0.07, 0.1, None)
+    features: LabelledFeatures,
+    *,
+    k: int = 200,
+    temperatures: Sequence[float | None] = (0.07, 0.1, None),
+    shared: bool = False,
 ) -> list[Result]:
-    """Top-1 and top-5 of kNN votes, one per temperature; `None` weighs all neighbours alike."""
-    similarity, index = nearest_neighbours(features.train, features.test, k=k)
+    """Top-1 and top-5 of kNN votes, one per temperature; `None` weighs all neighbours alike.
+
+    With `shared`, the processes of the run share the queries out, and all of them get all results.
+    """
+    similarity, index = nearest_neighbours(features.train, features.test, k=k, shared=shared)
     classes, results = features.train_labels[index], []
     for temperature in temperatures:
         scores = neighbour_votes(similarity, classes, num_classes=len(features.class_names), temperature=temperature)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..processes import gather_rows, share, world_size
 from .features import Features
 
 
@@ -16,6 +17,7 @@ def knn_scores(
     k: int = 200,
     temperature: float | None = 0.1,
     chunk: int = 4096,
+    shared: bool = False,
 ) -> Tensor:
     """Class scores of queries by a vote of their k nearest neighbours under cosine similarity.
 
@@ -31,6 +33,7 @@ def knn_scores(
         temperature (`float`, *optional*, defaults to 0.1): T > 0 of the weights; `None` weighs all alike.
         chunk (`int`, defaults to 4096): Queries and bank entries compared at a time: memory is O(chunk²), so that an
             ImageNet-size bank fits.
+        shared (`bool`, defaults to `False`): See [`nearest_neighbours`].
 
     Returns:
         `Tensor` of shape `(M, C)`: Scores, higher is likelier.
@@ -38,17 +41,21 @@ def knn_scores(
     Raises:
         ValueError: k < 1 or T ≤ 0.
     """
-    similarity, index = nearest_neighbours(bank, queries, k=k, chunk=chunk)
+    similarity, index = nearest_neighbours(bank, queries, k=k, chunk=chunk, shared=shared)
     return neighbour_votes(similarity, labels[index], num_classes=num_classes, temperature=temperature)
 
 
-def nearest_neighbours(bank: Tensor, queries: Tensor, *, k: int = 200, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+def nearest_neighbours(
+    bank: Tensor, queries: Tensor, *, k: int = 200, chunk: int = 4096, shared: bool = False
+) -> tuple[Tensor, Tensor]:
     """The k entries of a bank that are most similar to each query.
 
     Args:
         bank (`Tensor` of shape `(N, D)`), queries (`Tensor` of shape `(M, D)`): Representations.
         k (`int`, defaults to 200): Neighbours; the whole bank if it is smaller.
         chunk (`int`, defaults to 4096): See [`knn_scores`].
+        shared (`bool`, defaults to `False`): Share the queries out over the processes of the run, all of which call
+            with the same bank and queries and all of which get all neighbours.
 
     Returns:
         `tuple[Tensor, Tensor]`: Cosine similarities and positions in the bank, both `(M, min(k, N))`, most similar
@@ -59,6 +66,11 @@ def nearest_neighbours(bank: Tensor, queries: Tensor, *, k: int = 200, chunk: in
     """
     if k < 1:
         raise ValueError(f"k is {k}: at least 1 neighbour must vote, as in 200")
+    if shared and world_size() > 1:
+        own = share(len(queries))
+        found = nearest_neighbours(bank, queries[own.start : own.stop], k=k, chunk=chunk)
+        similarity, index = (gather_rows(part).to(bank.device) for part in found)
+        return similarity, index
     bank = F.normalize(bank, dim=1)
     found = []
     for block in F.normalize(queries, dim=1).split(chunk):

@@ -50,10 +50,13 @@ class KNNMonitor:
         self.queries = ImageDataset(self.queries_from, image_size=image_size, indices=queries.tolist())
         self.settings = {"k": k, "temperature": temperature, "bank": len(chosen), "queries": len(queries)}
 
-    def features(self, encoder: nn.Module) -> tuple[Features, Features]:
-        """Features of bank and queries; classes that both name are matched by name."""
+    def features(self, encoder: nn.Module, *, shared: bool = False) -> tuple[Features, Features]:
+        """Features of bank and queries; classes that both name are matched by name.
+
+        With `shared`, the processes of the run share the images out, and all of them get all features.
+        """
         bank, queries = (
-            extract_features(encoder, dataset, progress=f"kNN {name}" if self.progress else None)
+            extract_features(encoder, dataset, shared=shared, progress=f"kNN {name}" if self.progress else None)
             for dataset, name in ((self.bank, "bank"), (self.queries, "queries"))
         )
         known, named = self.bank.source.class_names, self.queries_from.class_names
@@ -63,9 +66,9 @@ class KNNMonitor:
             queries = Features(queries.representations, labels)
         return bank, queries
 
-    def measure(self, encoder: nn.Module, step: int | str) -> list[Result]:
-        """Top-1 and top-5 accuracy now, labelled with the training step."""
-        return self.results(*self.features(encoder), step)
+    def measure(self, encoder: nn.Module, step: int | str, *, shared: bool = False) -> list[Result]:
+        """Top-1 and top-5 accuracy now, labelled with the training step; `shared` as in `features`."""
+        return self.results(*self.features(encoder, shared=shared), step)
 
     def results(self, bank: Features, queries: Features, step: int | str) -> list[Result]:
         """Top-1 and top-5 accuracy of features already extracted."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..data import ImageSource, available_splits
 from ..data.columns import did_you_mean
+from ..processes import rank
 from .cache import FeatureCache, encoder_key
 from .frozen import LabelledFeatures, knn_results, labelled_splits, linear_results
 from .results import Result, read_results, write_results
@@ -136,7 +137,9 @@ def transfer_suite(
         seeds (`Sequence[int]`, defaults to (0,)): Linear probes, one each.
         progress (`bool`, defaults to `False`): Show progress bars.
         say (`Callable`, *optional*): Told in one line how each set went.
-        extraction (`Mapping`, *optional*): Further arguments of [`extract_features`], such as `batch_size`.
+        extraction (`Mapping`, *optional*): Further arguments of [`extract_features`], such as `batch_size`. With
+            `shared` all processes of the run call, and the main process alone probes and writes: the others get no
+            results.
         k (`int`, defaults to 200): Neighbours that vote.
         settings: Further arguments of [`linear_results`], such as `protocol` and `epochs`.
 
@@ -164,7 +167,8 @@ def transfer_suite(
                 features = LabelledFeatures.extract(
                     encoder, train, test, cache, progress=progress, **(extraction or {})
                 )
-                results = _probed(features, probes, k=k, seeds=seeds, progress=progress, **settings)
+                probing = rank() == 0 or not (extraction or {}).get("shared")
+                results = _probed(features, probes if probing else (), k=k, seeds=seeds, progress=progress, **settings)
             except (ValueError, OSError, ArithmeticError) as error:
                 outcome.failures[entry.name] = " ".join(str(error).split())
                 told = f"failed: {outcome.failures[entry.name]}"

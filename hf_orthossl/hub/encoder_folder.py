@@ -26,6 +26,7 @@ def write_encoder_folder(
     results: list[Result] = (),
     training: dict | None = None,
     spectra_images: int = 1024,
+    encoder: Encoder | None = None,
 ) -> Path:
     """Writes an encoder with all that is known of it.
 
@@ -41,11 +42,14 @@ def write_encoder_folder(
         training (`dict`, *optional*): How it was trained, JSON values, as [`training_record`] says it; `"pretrained"`
             says whether it started from published weights.
         spectra_images (`int`, defaults to 1024): Images behind the feature spectra at most; a stream gives none.
+        encoder ([`Encoder`], *optional*): The model's encoder with its weights whole, [`~encoders.unsharded`], where
+            they are sharded over processes.
 
     Raises:
+        ValueError: the weights are sharded and `encoder` is not given.
         OSError: the folder cannot be written; an earlier encoder in it stays whole.
     """
-    encoder = model.encoder
+    encoder = encoder or model.encoder
     record = _record(model, source, training or {})
     folder = export_encoder(encoder, folder, metadata=record.to_dict())
     if results:

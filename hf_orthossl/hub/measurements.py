@@ -68,7 +68,11 @@ class Measurement:
         return METRICS.get(self.metric, self.metric)
 
     def as_model_index(self) -> EvalResult:
-        """An entry of `model-index`, the older of the Hub's two forms."""
+        """An entry of `model-index`, the older of the Hub's two forms.
+
+        The Hub's client puts all numbers of one data set under the task name of the first: each says its own.
+        """
+        args = {"task": clean(self.task, 60)}
         return EvalResult(
             task_type="object-detection" if self.task == "detection" else "image-classification",
             task_name=clean(self.task_name, 60),
@@ -76,9 +80,9 @@ class Measurement:
             dataset_name=clean(self.dataset, 96),
             dataset_split=clean(self.split, 60),
             metric_type=clean(_METRIC_IDS.get(self.metric, self.metric), 60),
-            metric_name=clean(self.metric_name, 60),
+            metric_name=clean(f"{self.metric_name}, {self.task_name}", 60),
             metric_value=self.value,
-            metric_args={"protocol": self.protocol} if self.protocol else None,
+            metric_args=args | ({"protocol": self.protocol} if self.protocol else {}),
         )
 
 

@@ -28,6 +28,8 @@ from .vicreg import VICReg, VICRegConfig  # isort: skip
 from .swav import SwAV, SwAVConfig  # isort: skip
 from .landscape import InfoNCE, InfoNCEConfig, SpectralConfig, SpectralContrastive  # isort: skip
 from .hyperparameters import MethodConfig, hyper, nearest, parse_assignments  # isort: skip
+from .gradient_cache import ChunkedEncoder  # isort: skip
+from .sync_batchnorm import synchronize_batchnorm  # isort: skip
 
 __all__ = [
     "BYOL",
@@ -41,6 +43,7 @@ __all__ = [
     "BYOLConfig",
     "BarlowTwins",
     "BarlowTwinsConfig",
+    "ChunkedEncoder",
     "DCLConfig",
     "DCLWConfig",
     "DINOConfig",
@@ -74,4 +77,5 @@ __all__ = [
     "nearest",
     "parse_assignments",
     "register_method",
+    "synchronize_batchnorm",
 ]

@@ -36,6 +36,7 @@ class BarlowTwins(SSLMethod):
     heads = "projector 2048(BN)→2048"
     recipe = TrainingRecipe("sgd", 0.06, 5e-4, views="cifar-asym", lr_batch_size=128)
     config_class = BarlowTwinsConfig
+    batch_coupled = True
 
     def __init__(self, encoder: nn.Module, config: BarlowTwinsConfig):
         super().__init__(encoder, config)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from .gather import pooled_moments
 from .hyperparameters import MethodConfig, nearest
+from .precision import at_least_float32
 
 
 @dataclass
@@ -76,6 +78,7 @@ class TrainingRecipe:
         views (`str`): Name of the augmentation recipe.
         lr_batch_size (`int`, *optional*): Batch the learning rate refers to; `None` leaves it unscaled.
         warmup (`float`, defaults to 0): Linear warm-up, as a share of the run.
+        sync_batchnorm (`bool`, defaults to `True`): Whether batch norm takes the statistics of all processes.
     """
 
     optim: str
@@ -84,6 +87,7 @@ class TrainingRecipe:
     views: str
     lr_batch_size: int | None = 256
     warmup: float = 0.0
+    sync_batchnorm: bool = True
 
 
 class SSLMethod(nn.Module):
@@ -112,6 +116,9 @@ class SSLMethod(nn.Module):
     has_queue: ClassVar[bool] = False
     views_needed: ClassVar[int] = 2
     takes_local_views: ClassVar[bool] = False  # views after the second are local crops
+    # Whether an image's loss depends on the other images of its batch. Where it does not, n accumulated batches of m
+    # images give the update of one batch of n·m, up to the statistics of batch norm.
+    batch_coupled: ClassVar[bool]
 
     def __init__(self, encoder: nn.Module, config: MethodConfig):
         super().__init__()
@@ -217,11 +224,13 @@ def build_method(name: str, encoder: nn.Module, config: dict | None = None) -> S
 def embedding_std(embedding: Tensor) -> Tensor:
     """Spread of L2-normalized embeddings, 1 for an isotropic cloud and 0 for a collapsed one.
 
-    The standard deviation over the batch of each coordinate of z/‖z‖, averaged and multiplied by √d
+    The standard deviation over the batch of all processes of each coordinate of z/‖z‖, averaged and multiplied by √d
     (SimSiam, Chen & He 2021, section 4.1, which plots it against 1/√d).
 
     Args:
-        embedding (`Tensor` of shape `(B, d)`): Projector outputs.
+        embedding (`Tensor` of shape `(B, d)`): Projector outputs of this process.
     """
-    z = nn.functional.normalize(embedding.float(), dim=1)
-    return z.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
+    z = nn.functional.normalize(at_least_float32(embedding), dim=1)
+    variance, mean = torch.var_mean(z, dim=0, correction=0)
+    _, variance, _ = pooled_moments(mean, variance, len(z))
+    return variance.sqrt().mean() * z.shape[1] ** 0.5

@@ -38,6 +38,7 @@ class BYOL(SSLMethod):
     heads = "projector 4096(BN)→256, predictor 4096(BN)→256"
     recipe = TrainingRecipe("lars", 1.0, 1e-5, views="cifar-asym", warmup=0.01)
     config_class = BYOLConfig
+    batch_coupled = False
     has_predictor = True
     has_target = True
 

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .gather import gather, rank
+from ..processes import rank
+from .gather import gather
 from .precision import full_precision
 from .similarity import normalize
 

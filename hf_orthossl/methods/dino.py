@@ -77,6 +77,7 @@ class DINO(SSLMethod):
     heads = "projector 2048→2048→256 (GELU), 4096 prototypes"
     recipe = TrainingRecipe("lars", 0.3, 1e-6, views="cifar-asym", warmup=0.01)
     config_class = DINOConfig
+    batch_coupled = False
     takes_local_views = True
     has_target = True
 

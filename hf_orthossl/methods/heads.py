@@ -2,6 +2,7 @@
 
 import itertools
 
+import torch
 from torch import Tensor, nn
 
 
@@ -49,12 +50,11 @@ class Prototypes(nn.Module):
         self.linear = nn.Linear(dim, count, bias=False)
         self.normalize()
 
+    @torch.no_grad()
     def normalize(self) -> None:
         """Puts every prototype back on the unit sphere."""
-        weight = self.linear.weight
-        # `from_pretrained` builds on the meta device, where there is nothing to normalize.
-        if not weight.is_meta:
-            weight.data = nn.functional.normalize(weight.data, dim=1)
+        # In place: FSDP gathers from the memory that it found the weight in.
+        self.linear.weight.copy_(nn.functional.normalize(self.linear.weight, dim=1))
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Scores `(B, K)` of L2-normalized embeddings `(B, d)`."""

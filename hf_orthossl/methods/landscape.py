@@ -22,6 +22,7 @@ class LandscapeLoss(SSLMethod):
     """
 
     family = "theory"
+    batch_coupled = True
     heads = "none: acts on the representation"
     recipe = TrainingRecipe("adam", 3e-3, 0.0, views="cifar-simclr", lr_batch_size=None)
 

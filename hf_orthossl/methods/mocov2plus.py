@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
-from .gather import gather
+from .gather import gather_step
 from .heads import mlp
 from .hyperparameters import MethodConfig, hyper
 from .momentum import TargetNetwork, cosine_momentum
@@ -49,8 +49,9 @@ class MoCoV2Plus(SSLMethod):
 
     Each view has a queue of its own; L is the mean over the two directions of [`queue_contrast`] (Chen, Fan, Girshick &
     He, "Improved Baselines with Momentum Contrastive Learning", 2020, arXiv 2003.04297; the symmetric form is
-    solo-learn's). A per-sample loss. The key encoder is in train mode, see [`TargetNetwork`]; batches are not
-    shuffled between processes, synchronized batch norm taking that part.
+    solo-learn's). A per-sample loss. The key encoder is in train mode, see [`TargetNetwork`]. MoCo shuffles keys
+    between processes, so that a query and its key are normalized in different company; here, as in solo-learn, batch
+    norm is synchronized instead, and nothing is shuffled.
     """
 
     name = "mocov2plus"
@@ -60,6 +61,7 @@ class MoCoV2Plus(SSLMethod):
     heads = "projector 2048→256"
     recipe = TrainingRecipe("sgd", 0.3, 1e-4, views="cifar-weak", warmup=0.01)
     config_class = MoCoV2PlusConfig
+    batch_coupled = False
     has_target = True
     has_queue = True
 
@@ -84,4 +86,4 @@ class MoCoV2Plus(SSLMethod):
         tau = cosine_momentum(self.config.momentum, self.config.final_momentum, self.progress.fraction)
         self.target.follow(tau, encoder, self.projector)
         for i, queue in enumerate(self.queues):
-            queue.enqueue(gather(torch.cat(staged[f"keys{i}"])))
+            queue.enqueue(gather_step(staged[f"keys{i}"]))

@@ -58,6 +58,7 @@ class MoCoV3(SSLMethod):
     heads = "projector 4096(BN)→256(BN), predictor 4096(BN)→256"
     recipe = TrainingRecipe("lars", 0.3, 1e-6, views="cifar-asym", warmup=0.01)
     config_class = MoCoV3Config
+    batch_coupled = True
     has_predictor = True
     has_target = True
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .base import TrainingRecipe, register_method
 from .byol import BYOL, BYOLConfig
-from .gather import gather
+from .gather import gather_step
 from .hyperparameters import hyper
 from .queue import EmbeddingQueue
 
@@ -24,8 +24,9 @@ class NNBYOL(BYOL):
     """BYOL whose targets are replaced by their nearest neighbours among past target embeddings.
 
     L = Σ over both view orders of 2 − 2·cos(p, NN(z', Q)), with Q the latest normalized target embeddings of first
-    views. Neighbours are looked up before the batch at hand is enqueued. The combination is solo-learn's (da Costa et
-    al., JMLR 2022); neighbours as positives are NNCLR's (Dwibedi et al., ICCV 2021, eq. 1, arXiv 2104.14548).
+    views. Neighbours are looked up before the batch at hand is enqueued: a per-sample loss. The combination is
+    solo-learn's (da Costa et al., JMLR 2022); neighbours as positives are NNCLR's (Dwibedi et al., ICCV 2021, eq. 1,
+    arXiv 2104.14548).
     """
 
     name = "nnbyol"
@@ -47,4 +48,4 @@ class NNBYOL(BYOL):
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
         super().advance(encoder, staged)
-        self.queue.enqueue(gather(torch.cat(staged["keys"])))
+        self.queue.enqueue(gather_step(staged["keys"]))

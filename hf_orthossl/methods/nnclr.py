@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
 from .contrastive import nt_xent
-from .gather import gather
+from .gather import gather_step
 from .heads import mlp
 from .hyperparameters import MethodConfig, hyper
 from .queue import EmbeddingQueue
@@ -41,6 +41,7 @@ class NNCLR(SSLMethod):
     heads = "projector 2048(BN)→256(BN), predictor 4096(BN)→256"
     recipe = TrainingRecipe("sgd", 0.06, 5e-4, views="cifar-simclr", lr_batch_size=128)
     config_class = NNCLRConfig
+    batch_coupled = True
     has_predictor = True
     has_queue = True
 
@@ -64,4 +65,4 @@ class NNCLR(SSLMethod):
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
-        self.queue.enqueue(gather(torch.cat(staged["keys"])))
+        self.queue.enqueue(gather_step(staged["keys"]))

@@ -35,6 +35,7 @@ class SimCLR(SSLMethod):
     heads = "projector 512(BN)→128(BN)"
     recipe = TrainingRecipe("sgd", 0.06, 5e-4, views="cifar-simclr", lr_batch_size=128)
     config_class = SimCLRConfig
+    batch_coupled = True
 
     def __init__(self, encoder: nn.Module, config: SimCLRConfig):
         super().__init__(encoder, config)

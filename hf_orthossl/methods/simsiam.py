@@ -34,6 +34,7 @@ class SimSiam(SSLMethod):
     heads = "projector 2048(BN)→2048(BN), predictor 512(BN)→2048"
     recipe = TrainingRecipe("sgd", 0.06, 5e-4, views="cifar-simsiam", lr_batch_size=None)
     config_class = SimSiamConfig
+    batch_coupled = False
     has_predictor = True
 
     def __init__(self, encoder: nn.Module, config: SimSiamConfig):

@@ -69,6 +69,7 @@ class SwAV(SSLMethod):
     heads = "projector 512(BN)→128, 512 prototypes"
     recipe = TrainingRecipe("adam", 1e-3, 1e-6, views="cifar-swav", lr_batch_size=128)
     config_class = SwAVConfig
+    batch_coupled = True
     takes_local_views = True
 
     def __init__(self, encoder: nn.Module, config: SwAVConfig):

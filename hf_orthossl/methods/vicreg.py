@@ -41,6 +41,7 @@ class VICReg(SSLMethod):
     heads = "projector 2048(BN)→2048(BN)→2048"
     recipe = TrainingRecipe("lars", 0.3, 1e-4, views="cifar-vicreg", warmup=0.01)
     config_class = VICRegConfig
+    batch_coupled = True
 
     def __init__(self, encoder: nn.Module, config: VICRegConfig):
         super().__init__(encoder, config)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .power import gradient_factors, iterate
+
 # Rows per block of the half Gram matrix on CPU; narrower blocks starve the matrix product, wider ones save
 # less.
 _BLOCK = 128
@@ -80,8 +82,8 @@ def mc(W: Tensor) -> Tensor:
     """
     _check(W)
     X = _rows(W)
-    X = X.to(_compute_dtype(W))
-    with torch.no_grad(), _full_precision(W):
+    X = X.to(compute_dtype(W))
+    with torch.no_grad(), full_precision(W):
         largest = _gram_minus_identity(X.detach()).abs_().flatten(-2).argmax(-1)
         i, j = largest // X.shape[-2], largest % X.shape[-2]
     left, right = (X.take_along_dim(index[..., None, None], dim=-2).squeeze(-2) for index in (i, j))
@@ -146,22 +148,22 @@ def power_iteration(W: Tensor, start: Tensor, iterations: int = 2) -> tuple[Tens
     expected = (*W.shape[:-2], min(W.shape[-2:]))
     if tuple(start.shape) != expected:
         raise ValueError(f"start has shape {tuple(start.shape)}; matrices {tuple(W.shape)} need {expected}")
-    return _PowerIteration.apply(W, start.to(W.device, _compute_dtype(W)), iterations)
+    return _PowerIteration.apply(W, start.to(W.device, compute_dtype(W)), iterations)
 
 
 class _SoftOrthogonality(Function):
     @staticmethod
     def forward(ctx, W: Tensor) -> Tensor:
-        with _full_precision(W):
-            E = _gram_minus_identity(_rows(W).to(_compute_dtype(W)))
+        with full_precision(W):
+            E = _gram_minus_identity(_rows(W).to(compute_dtype(W)))
             ctx.save_for_backward(W, E)
             return torch.linalg.vector_norm(E, dim=(-2, -1)).square()
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        _refuse_second_derivative()
+        refuse_second_derivative()
         W, E = ctx.saved_tensors
-        with _full_precision(W):
+        with full_precision(W):
             X = _rows(W).to(E.dtype)
             scaled = E * (4 * grad)[..., None, None]
             # Written in the weight's own memory order, so that accumulation into .grad needs no copy.
@@ -172,47 +174,41 @@ class _SoftOrthogonality(Function):
 class _PowerIteration(Function):
     @staticmethod
     def forward(ctx, W: Tensor, start: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-        with _full_precision(W):
-            X = _rows(W).to(start.dtype)
-            v, _ = _normalize(start)
-            units, images, norms = [v], [], []
-            for _ in range(iterations):
-                y = _times(X.mT, v)
-                v, norm = _normalize(_times(X, y) - v)
-                units.append(v)
-                images.append(y)
-                norms.append(norm)
-            last = torch.where(norm > 0, v, units[0])
+        with full_precision(W):
+            units, images, norms = iterate(_Whole(_rows(W).to(start.dtype)), start, iterations)
+            last = torch.where(norms[-1] > 0, units[-1], units[0])
         ctx.save_for_backward(W, *units, *images, *norms)
         ctx.mark_non_differentiable(last)
-        return norm.squeeze(-1), last
+        return norms[-1].squeeze(-1), last
 
     @staticmethod
     def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        _refuse_second_derivative()
+        refuse_second_derivative()
         W, *saved = ctx.saved_tensors
         n = len(saved) // 3
         units, images, norms = saved[: n + 1], saved[n + 1 : 2 * n + 1], saved[2 * n + 1 :]
-        left, right = [], []
-        with _full_precision(W):
+        with full_precision(W):
             X = _rows(W).to(units[0].dtype)
-            # The adjoint of x_k. Only directions matter: σ does not change when an x_k is scaled, so
-            # normalizing between the products is a constant to the gradient.
-            adjoint = units[n]
-            for k in range(n, 0, -1):
-                z = _times(X.mT, adjoint)
-                # d‖…‖ through A = XXᵀ − I: (a bᵀ + b aᵀ) X, with Xᵀa and Xᵀb at hand.
-                left += [adjoint, units[k - 1]]
-                right += [images[k - 1], z]
-                if k > 1:
-                    adjoint = _times(X, z) - adjoint
-                    if k == n:
-                        adjoint = adjoint - norms[n - 1] * units[n - 1]
-                    adjoint = adjoint / torch.where(norms[k - 2] > 0, norms[k - 2], 1.0)
-            L = torch.stack(left, -1) * grad[..., None, None]
-            R = torch.stack(right, -1)
+            L, R = gradient_factors(_Whole(X), units, images, norms)
+            L = L * grad[..., None, None]
             product = L @ R.mT if X.stride(-1) == 1 else (R @ L.mT).mT
             return _like(W, product), None, None
+
+
+class _Whole:
+    """Products with matrices `X` of shape `(..., rows, columns)` that are all here."""
+
+    def __init__(self, X: Tensor):
+        self.X = X
+
+    def image(self, v: Tensor) -> Tensor:
+        return _times(self.X.mT, v)
+
+    def product(self, y: Tensor) -> Tensor:
+        return _times(self.X, y)
+
+    def norm(self, v: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
 
 
 def _check(W: Tensor) -> None:
@@ -220,17 +216,20 @@ def _check(W: Tensor) -> None:
         raise ValueError(f"W must be a matrix or a batch of matrices (..., input, output), got {tuple(W.shape)}")
 
 
-def _refuse_second_derivative() -> None:
+def refuse_second_derivative() -> None:
+    """Raises `RuntimeError` in a backward pass that is itself to be differentiated."""
     # Autograd would take the saved intermediates for constants and give a wrong second derivative in silence.
     if torch.is_grad_enabled():
         raise RuntimeError("so, dso and srip have no second derivative: differentiate without create_graph=True")
 
 
-def _compute_dtype(W: Tensor) -> torch.dtype:
+def compute_dtype(W: Tensor) -> torch.dtype:
+    """float32, float64 for float64 weights."""
     return torch.promote_types(W.dtype, torch.float32)
 
 
-def _full_precision(W: Tensor) -> torch.autocast:
+def full_precision(W: Tensor) -> torch.autocast:
+    """Autocast turned off where `W` is."""
     return torch.autocast(W.device.type, enabled=False)
 
 
@@ -247,11 +246,6 @@ def _like(W: Tensor, X: Tensor) -> Tensor:
 def _times(A: Tensor, v: Tensor) -> Tensor:
     # As a row vector: batched products with a single column are fifteen times slower on CPU.
     return (v.unsqueeze(-2) @ A.mT).squeeze(-2)
-
-
-def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / torch.where(norm > 0, norm, 1.0), norm
 
 
 def _gram_minus_identity(X: Tensor) -> Tensor:

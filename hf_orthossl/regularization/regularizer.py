@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from . import penalties
-from .selection import select_matrices
+from . import penalties, sharded
+from .row_shard import RowShard, is_row_sharded
+from .selection import is_sharded, select_matrices, whole_tensor
+from .sharing import cost, shares, touch
 
 KINDS = ("so", "srip", "dso", "mc")
 _REDUCTIONS = ("sum", "mean")
@@ -25,9 +27,9 @@ class OrthogonalityRegularizer:
     loss = ssl_loss + 1e-6 * penalty()
     ```
 
-    It holds no parameters and is no `nn.Module`: weights are fetched from `module` at every call, so moving,
-    casting, sharding or loading the module needs no rebuilding; copying it together with the module
-    (`copy.deepcopy` of an object that holds both) keeps them together.
+    It holds no parameters and is no `nn.Module`: weights are fetched from `module` at every call, so moving, casting,
+    sharding or loading the module needs no rebuilding; copying it together with the module (`copy.deepcopy` of an
+    object that holds both) keeps them together.
 
     Args:
         module (`torch.nn.Module`): whose weights are regularized; in SSL the encoder alone.
@@ -36,25 +38,22 @@ class OrthogonalityRegularizer:
         include (`str` or list of `str`, *optional*): shell patterns of parameter names to take, see
             [`select_matrices`].
         exclude (`str` or list of `str`, *optional*): shell patterns of parameter names to leave out.
-        reduction (`str`, *optional*, defaults to `"sum"`): `"sum"` over the matrices, as in the paper, or
-            `"mean"`.
+        reduction (`str`, *optional*, defaults to `"sum"`): `"sum"` over the matrices, as in the paper, or `"mean"`.
         iterations (`int`, *optional*, defaults to `2`): power iterations of SRIP, ≥ 1.
-        persistent (`bool`, *optional*, defaults to `False`): SRIP goes on from the vector of the previous
-            call instead of a random one, so that few iterations follow the largest eigenvalue closely as the
-            weights change slowly.
+        persistent (`bool`, *optional*, defaults to `False`): SRIP goes on from the vector of the previous call instead
+            of a random one, so that few iterations follow the largest eigenvalue closely as the weights change slowly.
+            Every process must then compute all matrices.
         depthwise (`bool`, *optional*, defaults to `False`): regularize depthwise kernels too.
-        split_fused (`bool`, *optional*, defaults to `True`): one matrix per projection of fused attention
-            layers.
+        split_fused (`bool`, *optional*, defaults to `True`): one matrix per projection of fused attention layers.
 
     Attributes:
         matrices (`list[WeightMatrix]`): what is regularized, in the module's order.
 
     Raises:
-        ValueError: for an unknown `kind` or `reduction`, `iterations` < 1, or a selection [`select_matrices`]
-            refuses.
+        ValueError: for an unknown `kind` or `reduction`, `iterations` < 1, or a selection [`select_matrices`] refuses.
 
-    Source: He, Du, Ma, "Preventing Dimensional Collapse in Self-Supervised Learning via Orthogonality
-    Regularization", NeurIPS 2024: `loss = loss_ssl + γ · Σ_W OR(W)`.
+    Source: He, Du, Ma, "Preventing Dimensional Collapse in Self-Supervised Learning via Orthogonality Regularization",
+    NeurIPS 2024: `loss = loss_ssl + γ · Σ_W OR(W)`.
     """
 
     def __init__(
@@ -92,29 +91,61 @@ class OrthogonalityRegularizer:
         """Names of the matrices, in the order of [`matrices`]."""
         return [matrix.name for matrix in self.matrices]
 
-    def __call__(self, generator: torch.Generator | None = None) -> Tensor:
-        """The penalty now.
+    def __call__(self, generator: torch.Generator | None = None, *, process: int = 0, processes: int = 1) -> Tensor:
+        """The penalty now, or this process's share of it.
+
+        Where each process of a data-parallel group passes its rank and their number, it computes some of the matrices
+        only and returns them times `processes`: the mean over processes of the values is the penalty, and that of the
+        gradients, which DDP and FSDP take, its gradient. Nothing is communicated.
+
+        Of sharded weights (`DTensor`, of FSDP2) each process returns the whole penalty and gets its entries of the
+        whole gradient, whatever `processes` is. All must call; they communicate in the forward pass only. Compute it
+        after the layers, so that it is differentiated before them: FSDP passes a layer's gradients on only once.
 
         Args:
-            generator (`torch.Generator`, *optional*): source of SRIP's start vectors; torch's own for the
-                weights' device when not given. All vectors are drawn at once in the order of `matrices`, so
-                that the value does not depend on which matrices are evaluated together, or by which process.
+            generator (`torch.Generator`, *optional*): source of SRIP's start vectors; torch's own for the weights'
+                device when not given. All vectors are drawn at once in the order of `matrices`, so that the value
+                does not depend on which matrices are evaluated together, or by which process.
+            process (`int`, *optional*, defaults to `0`): this process's rank.
+            processes (`int`, *optional*, defaults to `1`): how many share the matrices out, ≥ 1.
 
         Returns:
-            scalar `torch.Tensor`, float32 (float64 for float64 weights), differentiable with respect to the
-            weights.
+            scalar `torch.Tensor`, float32 (float64 for float64 weights), differentiable with respect to the weights.
+
+        Raises:
+            ValueError: if `process` is not one of `processes`, or vectors are `persistent` and the matrices shared out.
         """
+        if not 0 <= process < processes:
+            raise ValueError(f"process is {process}: it must be from 0 to {processes - 1}, with processes={processes}")
+        if self.persistent and processes > 1:
+            raise ValueError(
+                f"persistent=True with processes={processes}: a process would keep the vectors of its own matrices "
+                "only; pass processes=1, or persistent=False and more iterations"
+            )
         starts = self._starts(generator) if self.kind == "srip" else None
-        penalty, vectors = self._evaluate(starts)
+        weights = self._weights()
+        whole = [i for i, weight in weights.items() if not is_sharded(weight)]
+        costs = [cost(self.kind, self.matrices[i].shape, self.matrices[i].count) for i in whole]
+        mine = {whole[k] for k in shares(costs, processes)[process]}
+        others = [i for i in whole if i not in mine]
+        values, vectors = self._evaluate({i: w for i, w in weights.items() if i not in others}, starts)
         if self.persistent and vectors:
-            self._vectors = dict(zip(self.names, vectors, strict=True))
-        return penalty.sum() if self.reduction == "sum" else penalty.mean()
+            self._vectors = {name: vectors[i] for i, name in enumerate(self.names)}
+        own = {place for i in mine for place in self._places(i)}
+        parts = [(processes, sorted(own)), (1, sorted(values.keys() - own))]
+        penalty = sum(factor * _stack([values[i] for i in places]).sum() for factor, places in parts if places)
+        if others:
+            # Every process must have every weight in its graph.
+            zeros = [getattr(self.matrices[i].module, "_is_fsdp_managed_module", False) for i in others]
+            penalty = penalty + touch([weights[i] for i in others], zeros)
+        return penalty if self.reduction == "sum" else penalty / len(self)
 
     @torch.no_grad()
     def values(self) -> dict[str, float]:
         """The penalty of each matrix now, by name; torch's generators and SRIP's vectors stay as they are."""
         starts = self._starts(torch.Generator().manual_seed(0)) if self.kind == "srip" else None
-        return dict(zip(self.names, self._evaluate(starts)[0].tolist(), strict=True))
+        values, _ = self._evaluate(self._weights(), starts)
+        return dict(zip(self.names, _stack([values[i] for i in range(len(self))]).tolist(), strict=True))
 
     def describe(self) -> str:
         """A table of what is regularized: name, matrix shape `input × output`, group and penalty now."""
@@ -152,36 +183,48 @@ class OrthogonalityRegularizer:
     def _starts(self, generator: torch.Generator | None) -> list[Tensor]:
         if self._vectors:
             return [self._vectors[name] for name in self.names]
-        first = self.matrices[0]
-        device = getattr(first.module, first.attribute).device if generator is None else generator.device
+        device = self.matrices[0].parameter.device if generator is None else generator.device
         sizes = [min(matrix.shape) for matrix in self.matrices]
         return list(torch.randn(sum(sizes), generator=generator, device=device).split(sizes))
 
-    def _evaluate(self, starts: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        """Penalties in the order of `matrices`, of shape `(len(self),)`, and SRIP's last vectors."""
-        penalty: list[Tensor] = [None] * len(self)
-        vectors: list[Tensor] = [None] * len(self) if starts else []
-        for indices, W in self._batches():
+    def _weights(self) -> dict[int, Tensor]:
+        """Parameters by the place in `matrices` of their first matrix, each fetched once: a computed one may change."""
+        return {i: matrix.parameter for i, matrix in enumerate(self.matrices) if not matrix.index}
+
+    def _places(self, i: int) -> range:
+        """The places of all matrices of the parameter whose first one is at `i`."""
+        return range(i, i + self.matrices[i].count)
+
+    def _evaluate(
+        self, weights: dict[int, Tensor], starts: list[Tensor] | None
+    ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Penalties of the matrices of some parameters, and SRIP's last vectors, by place in `matrices`."""
+        values: dict[int, Tensor] = {}
+        vectors: dict[int, Tensor] = {}
+        cut = [i for i, weight in weights.items() if is_sharded(weight) and is_row_sharded(weight)]
+        shards = [RowShard(self.matrices[i], weights[i]) for i in cut]
+        drawn = [torch.stack([starts[j] for j in self._places(i)]) for i in cut] if starts else None
+        found = sharded.evaluate(self.kind, shards, drawn, self.iterations)
+        for i, (batch, last) in zip(cut, found, strict=True):
+            values |= zip(self._places(i), batch.unbind(), strict=True)
+            vectors |= zip(self._places(i), last.unbind(), strict=True) if starts else {}
+        for indices, W in self._batches({i: weight for i, weight in weights.items() if i not in cut}):
             if starts:
                 start = torch.stack([starts[i].to(W.device) for i in indices])
                 batch, last = penalties.power_iteration(W, start, self.iterations)
-                for i, vector in zip(indices, last.unbind(), strict=True):
-                    vectors[i] = vector
+                vectors |= zip(indices, last.unbind(), strict=True)
             else:
                 batch = getattr(penalties, self.kind)(W)
-            for i, value in zip(indices, batch.unbind(), strict=True):
-                penalty[i] = value
-        device = penalty[0].device
-        return torch.stack([value.to(device) for value in penalty]), vectors
+            values |= zip(indices, batch.unbind(), strict=True)
+        return values, vectors
 
-    def _batches(self) -> Iterator[tuple[list[int], Tensor]]:
-        """Indices into `matrices` with those matrices, of shape `(len(indices), input, output)`."""
+    def _batches(self, weights: dict[int, Tensor]) -> Iterator[tuple[list[int], Tensor]]:
+        """Places in `matrices` with those matrices, of shape `(len(places), input, output)`."""
         waiting: dict[tuple, tuple[list[int], list[Tensor]]] = {}
-        for position, matrix in enumerate(self.matrices):
-            if matrix.index:
-                continue
-            stack = matrix.stack()
-            indices = list(range(position, position + matrix.count))
+        for position, weight in weights.items():
+            matrix = self.matrices[position]
+            stack = matrix.layout(whole_tensor(weight), matrix.count)
+            indices = list(self._places(position))
             limit = _TOGETHER.get(stack.device.type, _TOGETHER["cuda"])
             if 2 * stack.numel() > limit:  # no room for a second one
                 yield indices, stack
@@ -195,6 +238,11 @@ class OrthogonalityRegularizer:
             stacks.append(stack)
         for batch, stacks in waiting.values():
             yield batch, torch.cat(stacks)
+
+
+def _stack(scalars: list[Tensor]) -> Tensor:
+    device = scalars[0].device
+    return torch.stack([scalar.to(device) for scalar in scalars])
 
 
 def _check_choice(argument: str, value: str, choices: Sequence[str]) -> None:

@@ -1,17 +1,33 @@
 """Which weights of a module are regularized, and how each of them is read as a matrix."""
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
+from .layouts import Layout, input_first, output_first, transposed_convolution
+
 # Fused attention projections that are known to be laid out as whole q, then k, then v. Other fused layers
 # (GPT-NeoX's `query_key_value`, CodeGen's `qkv_proj`) interleave the heads and stay one matrix.
 _FUSED = {"qkv": "qkv", "Wqkv": "qkv", "c_attn": "qkv", "kv": "kv"}
+
+
+def is_sharded(weight: Tensor) -> bool:
+    """Whether a weight is a `DTensor`, as `torch.distributed.fsdp.fully_shard` makes them."""
+    # Importing the module takes a second; without it there is no such tensor.
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(weight, tensors.DTensor)
+
+
+def whole_tensor(weight: Tensor) -> Tensor:
+    """The weight, gathered if it is sharded; differentiable, and without communication in the backward pass."""
+    return weight.full_tensor() if is_sharded(weight) else weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +57,19 @@ class WeightMatrix:
     shape: tuple[int, int]
     index: int
     count: int
-    layout: Callable[[Tensor, int], Tensor]
+    layout: Layout
+
+    @property
+    def parameter(self) -> Tensor:
+        """The parameter as its module has it now: whole, or a `DTensor`, whose entries processes share."""
+        return getattr(self.module, self.attribute)
 
     def stack(self) -> Tensor:
-        """All matrices of this one's parameter, of shape `(count, input, output)`; a view where possible."""
-        return self.layout(getattr(self.module, self.attribute), self.count)
+        """All matrices of this one's parameter, of shape `(count, input, output)`; a view where possible.
+
+        A sharded parameter is gathered: call it on all processes of its mesh, each of which gets the whole.
+        """
+        return self.layout(whole_tensor(self.parameter), self.count)
 
     def matrix(self) -> Tensor:
         """This matrix, of shape `(input, output)`, differentiable with respect to the parameter."""
@@ -109,7 +133,7 @@ class _Candidate:
     module: nn.Module
     attribute: str
     group: str
-    layout: Callable[[Tensor, int], Tensor]
+    layout: Layout
     labels: Sequence[str] = ("",)
 
     def matrices(self) -> Iterator[WeightMatrix]:
@@ -120,7 +144,8 @@ class _Candidate:
             )
         if not weight.is_floating_point():
             raise ValueError(f"{self.name} is {weight.dtype}, not floating-point: pass exclude={self.name!r}")
-        shape = tuple(self.layout(weight.detach(), len(self.labels)).shape[1:])
+        # Of the shape alone: reshaping a sharded weight may communicate, or fail.
+        shape = tuple(self.layout(torch.empty(weight.shape, device="meta"), len(self.labels)).shape[1:])
         for index, label in enumerate(self.labels):
             name = f"{self.name}[{label}]" if label else self.name
             yield WeightMatrix(
@@ -153,29 +178,29 @@ def _of_layer(path: str, module: nn.Module, parent: nn.Module | None) -> Iterato
     weight = f"{prefix}weight"
     if isinstance(module, nn.Linear):
         parts = _fused_parts(path, module, parent, module.in_features, module.out_features)
-        yield _Candidate(weight, module, "weight", parts or "Linear", _output_first, tuple(parts) or ("",))
+        yield _Candidate(weight, module, "weight", parts or "Linear", output_first, tuple(parts) or ("",))
     elif isinstance(module, _ConvNd):
         yield _of_convolution(weight, path, module, parent)
     elif isinstance(module, nn.MultiheadAttention):
         if module.in_proj_weight is not None:
             name = f"{prefix}in_proj_weight"
-            yield _Candidate(name, module, "in_proj_weight", "qkv", _output_first, tuple("qkv"))
+            yield _Candidate(name, module, "in_proj_weight", "qkv", output_first, tuple("qkv"))
         else:
             for attribute in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-                yield _Candidate(prefix + attribute, module, attribute, "qkv", _output_first)
+                yield _Candidate(prefix + attribute, module, attribute, "qkv", output_first)
     elif _is_transformers_conv1d(module):
         parts = _fused_parts(path, module, parent, *module.weight.shape)
-        yield _Candidate(weight, module, "weight", parts or "Conv1D", _input_first, tuple(parts) or ("",))
+        yield _Candidate(weight, module, "weight", parts or "Conv1D", input_first, tuple(parts) or ("",))
 
 
 def _of_convolution(name: str, path: str, module: _ConvNd, parent: nn.Module | None) -> _Candidate:
-    layout = _transposed_convolution if isinstance(module, _ConvTransposeNd) else _output_first
+    layout = transposed_convolution if isinstance(module, _ConvTransposeNd) else output_first
     kind = next(c.__name__ for c in type(module).__mro__ if c.__module__ == "torch.nn.modules.conv")
     if module.groups > 1:
         group = "depthwise" if module.out_channels == module.groups else kind
         return _Candidate(name, module, "weight", group, layout, [f"g{i}" for i in range(module.groups)])
     parts = ""
-    if layout is _output_first and set(module.kernel_size) == {1}:
+    if layout is output_first and set(module.kernel_size) == {1}:
         parts = _fused_parts(path, module, parent, module.in_channels, module.out_channels)
     return _Candidate(name, module, "weight", parts or kind, layout, tuple(parts) or ("",))
 
@@ -202,19 +227,6 @@ def _fused_parts(path: str, module: nn.Module, parent: nn.Module | None, inputs:
 def _is_transformers_conv1d(module: nn.Module) -> bool:
     # By name, since this package must not import transformers; its weight is (input, output), of nf outputs.
     return any(c.__name__ == "Conv1D" for c in type(module).__mro__) and hasattr(module, "nf")
-
-
-def _output_first(weight: Tensor, count: int) -> Tensor:
-    return weight.reshape(count, weight.shape[0] // count, -1).mT
-
-
-def _input_first(weight: Tensor, count: int) -> Tensor:
-    return weight.unflatten(1, (count, -1)).movedim(1, 0)
-
-
-def _transposed_convolution(weight: Tensor, count: int) -> Tensor:
-    # (C_in, C_out/groups, *kernel) → (groups, C_in/groups · kernel, C_out/groups)
-    return weight.reshape(count, weight.shape[0] // count, weight.shape[1], -1).mT.flatten(1, 2)
 
 
 def _matching(names: list[str], argument: str, patterns: str | Sequence[str] | None) -> set[str]:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..processes import everyone, gather_rows, total, world_size
 from .eigenvalues import symmetric_eigenvalues
 
 # Above this dimension the D x D matrix is not formed: 8,192 is 512 MiB in float64.
@@ -58,6 +59,25 @@ class _Streaming:
         self.trace += other.trace
         mean = other.mean.to(self.device)
         self._take(other.count, mean, mean.new_empty(0, self.dim))
+
+    def combine(self) -> None:
+        """Take in what the other processes of the run saw; all of them call, and all have the whole afterwards."""
+        if world_size() == 1:
+            return
+        counts, traces = zip(*everyone((self.count, self.trace)), strict=True)
+        means, weights = gather_rows(self.mean[None]).to(self.device), torch.tensor(counts, dtype=torch.float64)
+        self.count, self.trace = sum(counts), sum(traces)
+        self._combine_sums()
+        if self.count:
+            weights = weights.to(self.device)[:, None]
+            self.mean = (weights * means).sum(0) / self.count
+            # Those of several parts at once: S = sum of S_p + n_p (m_p - m)(m_p - m)^T.
+            rows = weights.sqrt() * (means - self.mean)
+            self.trace += float(rows.square().sum())
+            self._accumulate(rows)
+
+    def _combine_sums(self) -> None:
+        self._sum = total(self._sum)
 
     def _take(self, count: int, mean: Tensor, centred: Tensor) -> None:
         # Chan, Golub, LeVeque (1979): S = S_a + S_b + n_a n_b / (n_a + n_b) (m_b - m_a)(m_b - m_a)^T. The last
@@ -118,6 +138,14 @@ class StreamingCovariance(_Streaming):
             self._multiply_out()
             other._multiply_out()
         super().merge(other)
+
+    def _combine_sums(self) -> None:
+        waiting = everyone(None if self._rows is None else sum(map(len, self._rows)))
+        if None not in waiting and sum(waiting) <= self.dim:
+            self._rows = [gather_rows(torch.cat([self.mean.new_empty(0, self.dim), *self._rows])).to(self.device)]
+            return
+        self._multiply_out()
+        super()._combine_sums()
 
     def _accumulate(self, rows: Tensor) -> None:
         if self._rows is None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 # Sideways, and the only such import: the spectra of the weights are those of exactly the matrices regularized.
 from hf_orthossl.regularization import select_matrices
 
+from ..processes import everyone, gather_rows
 from .covariance import MAX_DIM, SketchedCovariance, StreamingCovariance, covariance_for
 from .layers import EMBEDDING, POOLS, REPRESENTATION, LayerReader, as_vectors, batches, check_layers, evaluation_mode
 from .measures import lidar
@@ -30,12 +31,15 @@ def spectral_report(
     pool: str = "avg",
     max_dim: int = MAX_DIM,
     metadata: Mapping | None = None,
+    shared: bool = False,
 ) -> SpectralReport:
     """
     Spectra of a model's weights and, if images are given, of its features, in one forward pass per batch.
 
     The model runs in evaluation mode without gradients; its modes are restored afterwards. Memory is O(D²) for
     the widest layer, whatever the number of images.
+
+    Sharded weights (`DTensor`, of FSDP2) are gathered one at a time: all processes must call, and all get the result.
 
     Args:
         model (`nn.Module`): an `hf_orthossl` encoder, or any timm, transformers or torch model.
@@ -59,6 +63,8 @@ def spectral_report(
             are estimated, from a randomized sketch; the report notes it.
         metadata (mapping, *optional*): JSON values to keep with the report, such as `model` (the name to show;
             defaults to the encoder's name or the class), `dataset` or `version`.
+        shared (`bool`, *optional*, defaults to `False`): `images` and `views` are this process's share of them. All
+            processes of the run call, and all get the report of all images.
 
     Returns:
         [`SpectralReport`].
@@ -90,7 +96,7 @@ def spectral_report(
         reader = LayerReader(model, layers, projector)
         try:
             with evaluation_mode(model, projector):
-                report.features = _feature_spectra(reader, images, views, batch_size, pool, max_dim)
+                report.features = _feature_spectra(reader, images, views, batch_size, pool, max_dim, shared)
         finally:
             reader.close()
         report.notes = _notes(report.features, max_dim, reader)
@@ -134,12 +140,15 @@ def _feature_spectra(
     batch_size: int,
     pool: str,
     max_dim: int,
+    shared: bool,
 ) -> dict[str, FeatureSpectrum]:
     covariances, pools = feature_covariances(reader, images, batch_size, pool, max_dim)
+    if shared:
+        _combine(covariances)
     count = max((covariance.count for covariance in covariances.values()), default=0)
     if count < 2:
         raise ValueError(f"images must hold at least 2 images for a covariance, got {count}")
-    lidars = {} if views is None else _lidars(reader, views, batch_size)
+    lidars = {} if views is None else _lidars(reader, views, batch_size, shared)
     spectra, known = {}, {}
     for layer, covariance in covariances.items():
         try:
@@ -196,7 +205,25 @@ def _take_in(vectors: dict[str, Tensor], covariances: dict, before: str | None, 
             raise ValueError(f"layer {layer!r} (do all images have the same size?): {error}") from error
 
 
-def _lidars(reader: LayerReader, views: Tensor | Iterable[Tensor], batch_size: int) -> dict[str, float]:
+def _combine(covariances: dict[str, StreamingCovariance | SketchedCovariance]) -> None:
+    """Takes in the images of the other processes."""
+    _check_shares(covariances, "images")
+    before = _layer_before_representation(covariances)
+    one = before is not None and covariances[REPRESENTATION] is covariances[before]
+    # Where the two agree on some processes only, they are two on all.
+    agreed = all(everyone(one))
+    if one and not agreed:
+        covariances[REPRESENTATION] = copy.deepcopy(covariances[before])
+    for covariance in {id(covariance): covariance for covariance in covariances.values()}.values():
+        covariance.combine()
+
+
+def _check_shares(found: Iterable[str], name: str) -> None:
+    if not all(everyone(bool(found))):
+        raise ValueError(f"{name} must be at least as many as there are processes: a share of them is empty")
+
+
+def _lidars(reader: LayerReader, views: Tensor | Iterable[Tensor], batch_size: int, shared: bool) -> dict[str, float]:
     seen: dict[str, list[Tensor]] = {}
     parts = views.split(batch_size) if isinstance(views, Tensor) and views.ndim else views
     for part in parts:
@@ -209,7 +236,11 @@ def _lidars(reader: LayerReader, views: Tensor | Iterable[Tensor], batch_size: i
                     found.setdefault(layer, []).append(as_vectors(output, "avg")[0].cpu())
         for layer, vectors in found.items():
             seen.setdefault(layer, []).append(torch.cat(vectors).unflatten(0, part.shape[:2]))
-    return {layer: lidar(torch.cat(vectors)) for layer, vectors in seen.items()}
+    found = {layer: torch.cat(vectors) for layer, vectors in seen.items()}
+    if shared:
+        _check_shares(found, "views")
+        found = {layer: gather_rows(vectors) for layer, vectors in found.items()}
+    return {layer: lidar(vectors) for layer, vectors in found.items()}
 
 
 def _notes(features: dict[str, FeatureSpectrum], max_dim: int, reader: LayerReader) -> list[str]:

@@ -2,15 +2,19 @@
 
 import copy
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Self
 
+import torch
 from transformers import TrainingArguments
 
 from ..methods import TrainingRecipe
 
 # Names of `optim` that `transformers` does not know; None stands for the recipe's.
 OWN_OPTIMIZERS = (None, "lars", "adam")
+# What to do with a step whose loss or gradients are not finite.
+POLICIES = ("stop", "skip")
 
 
 def steps_between(value: float, max_steps: int) -> int:
@@ -56,13 +60,20 @@ class OrthoSSLTrainingArguments(TrainingArguments):
         momentum (`float`, defaults to 0.9): Momentum of "lars" and "sgd", in [0, 1).
         warmup_steps (`float`, *optional*): Steps of linear warm-up, or a share of the run if below 1; the method's by
             default.
+        sync_batchnorm (`bool`, *optional*): Whether batch norm takes the statistics of all processes' batches; as the
+            method was published by default. Without effect on one process.
+        gradient_cache (`int`, *optional*): Images of a chunk in which the encoder goes through each batch: the loss of
+            the whole batch at the memory of a chunk, for a third more time in the encoder, whose batch norm sees
+            chunks. See [`~methods.gradient_cache.ChunkedEncoder`].
         spectra_steps (`float`, defaults to 0.1): Steps between two measurements of the weights' spectra, or a share of
             the run if below 1; 0 for none. They go with the log entries.
         spectra_threshold (`float`, defaults to 0.1): Warn when a layer's effective rank falls below this share of the
             most it can be; 0 for no warnings.
         knn_steps, linear_probe_steps (`float`, defaults to 0): Steps between two measurements of kNN and linear-probe
             accuracy on labelled training images, or a share of the run if below 1; 0 for none.
-        resume (`bool`, defaults to `False`): Continue from the newest checkpoint in `output_dir`.
+        on_nonfinite (`str`, defaults to "stop"): What to do when loss or gradients are not finite: "stop" the run, or
+            "skip" the optimizer step, count it, and stop after 10 in a row.
+        resume (`bool`, defaults to `False`): Continue from the newest checkpoint in `output_dir` that is whole.
         overwrite_output (`bool`, defaults to `False`): Replace the run that `output_dir` holds.
     """
 
@@ -93,6 +104,24 @@ class OrthoSSLTrainingArguments(TrainingArguments):
     # Batches carry image columns that the model's forward does not name, and a NaN must stop the run, not be averaged.
     remove_unused_columns: bool = field(default=False, metadata={"help": "must stay False: columns feed the views"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "must stay False: NaN stops the run"})
+    # Every method reaches all its parameters at every step.
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "for a backbone with parameters that a forward pass does not reach"}
+    )
+    # Queues, centres and synchronized statistics are equal on all processes as it is: to send rank 0's at every forward
+    # pass would cost a queue's bytes and change nothing. Statistics of batch norm that is not synchronized stay a
+    # process's own, and those of the main process are saved, as they would be if it sent them.
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "send the main process's buffers to all at every forward pass"}
+    )
+    sync_batchnorm: bool | None = field(
+        default=None,
+        metadata={"help": "batch norm over the batches of all processes (default: as the method was published)"},
+    )
+    gradient_cache: int | None = field(
+        default=None,
+        metadata={"help": "images per chunk: the whole batch's loss at the memory of a chunk (default: no chunks)"},
+    )
     spectra_steps: float = field(
         default=0.1,
         metadata={"help": "steps between two measurements of the weights' spectra, or share of the run; 0 for none"},
@@ -107,7 +136,10 @@ class OrthoSSLTrainingArguments(TrainingArguments):
     linear_probe_steps: float = field(
         default=0.0, metadata={"help": "the same for a linear probe on frozen representations"}
     )
-    resume: bool = field(default=False, metadata={"help": "continue from the newest checkpoint in output_dir"})
+    on_nonfinite: str = field(
+        default="stop", metadata={"help": "loss or gradients that are not finite: stop the run, or skip the step"}
+    )
+    resume: bool = field(default=False, metadata={"help": "continue from the newest whole checkpoint in output_dir"})
     overwrite_output: bool = field(default=False, metadata={"help": "replace the run that output_dir holds"})
 
     def __post_init__(self):
@@ -123,6 +155,17 @@ class OrthoSSLTrainingArguments(TrainingArguments):
                 "remove_unused_columns and logging_nan_inf_filter must stay False: columns feed the views, and a loss "
                 "that is not finite must stop the run"
             )
+        if self.on_nonfinite not in POLICIES:
+            raise ValueError(f"on_nonfinite is {self.on_nonfinite!r}: choose from {', '.join(POLICIES)}")
+        if self.gradient_cache is not None and self.gradient_cache < 1:
+            raise ValueError(
+                f"gradient_cache is {self.gradient_cache}: it is the number of images in a chunk, 1 or more"
+            )
+        if self.save_only_model:
+            raise ValueError(
+                "save_only_model leaves out of checkpoints what resume needs: leave it out; the model alone is in "
+                "output_dir/encoder"
+            )
         if self.resume_from_checkpoint is not None:
             raise ValueError(
                 f"resume_from_checkpoint is {self.resume_from_checkpoint!r}: pass --resume, which takes the newest "
@@ -131,11 +174,16 @@ class OrthoSSLTrainingArguments(TrainingArguments):
         for name in ("spectra_steps", "knn_steps", "linear_probe_steps"):
             check_interval(name, getattr(self, name))
         check_threshold("spectra_threshold", self.spectra_threshold)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            # Unless told so, accelerate takes each of several CPU processes for the only one.
+            self.use_cpu = True
         # The parent knows none of these, nor "as the recipe says": it sees a stand-in while it checks the rest.
         ours = self.optim, self.warmup_steps
         self.optim = "sgd" if self.optim in OWN_OPTIMIZERS else self.optim
         self.warmup_steps = self.warmup_steps or 0
         super().__post_init__()
+        if self.on_nonfinite == "skip" and self.deepspeed_plugin is not None:
+            raise ValueError("on_nonfinite skip does not work with DeepSpeed, which steps by itself: use stop")
         if ours[0] in OWN_OPTIMIZERS:
             self.optim = ours[0]
         self.warmup_steps = ours[1]
@@ -157,4 +205,6 @@ class OrthoSSLTrainingArguments(TrainingArguments):
             args.weight_decay = recipe.weight_decay
         if args.warmup_steps is None:
             args.warmup_steps = recipe.warmup
+        if args.sync_batchnorm is None:
+            args.sync_batchnorm = recipe.sync_batchnorm
         return args

@@ -9,7 +9,10 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from ..methods import Progress
+from ..methods.gather import mean_over_processes
+from ..processes import rank, world_size
 from ..regularization import OrthogonalityRegularizer
+from .checkpoint_files import replace_text
 from .reporting import ReportingCallback
 
 # Shown beside the progress bar, in this order; everything logged is in the history file.
@@ -44,7 +47,7 @@ def trim_history(folder: str | Path, step: int) -> list[dict]:
         return []
     entries = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     kept = [entry for entry in entries if entry["step"] <= step]
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+    replace_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
     return kept
 
 
@@ -67,6 +70,9 @@ class OrthogonalityCallback(ReportingCallback):
     whatever the gradient accumulation, is clipped with the rest and scaled as fp16 needs. Its value, γ applied, is
     logged as `orthogonality` to whatever `report_to` names. Not for DeepSpeed, which keeps gradients to itself.
 
+    On several processes the training is the same: under FSDP2 each gets the gradient of its own entries, under DDP each
+    computes all of it, or, with `ddp_find_unused_parameters=False`, a share of the matrices.
+
     ```python
     Trainer(model, args, train_dataset=ds, callbacks=[OrthogonalityCallback(kind="so", gamma=1e-6)]).train()
     ```
@@ -88,17 +94,22 @@ class OrthogonalityCallback(ReportingCallback):
         self.kind, self.gamma, self.module, self.seed, self.kwargs = kind, gamma, module, seed, kwargs
         self.regularizer: OrthogonalityRegularizer | None = None
         self.sum, self.count = torch.zeros(()), 0
+        self.processes = 1
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
         self.module = self.module or model
         self.regularizer = OrthogonalityRegularizer(self.module, self.kind, **self.kwargs)
+        # Where parameters may go unused, DDP leaves their gradients as each process has them: these must be whole.
+        averages_all = args.ddp_find_unused_parameters is False and not args.ddp_static_graph
+        self.processes = world_size() if averages_all and not self.regularizer.persistent else 1
 
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         generator = Progress(step=state.global_step, seed=self.seed).generator(trained[0].device)
         with torch.enable_grad():
-            penalty = self.gamma * self.regularizer(generator)
+            process = rank() if self.processes > 1 else 0
+            penalty = self.gamma * self.regularizer(generator, process=process, processes=self.processes)
         # fp16 gradients are scaled until the optimizer, or clipping, unscales them all.
         scaler = getattr(optimizer, "scaler", None)
         scale = scaler.get_scale() if scaler is not None else 1.0
@@ -113,6 +124,6 @@ class OrthogonalityCallback(ReportingCallback):
     def scalars(self, state, logs):
         if not self.count or "loss" not in logs:
             return {}
-        mean = (self.sum / self.count).item()
+        mean = self.sum / self.count
         self.sum, self.count = torch.zeros(()), 0
-        return {"orthogonality": mean}
+        return {"orthogonality": (mean_over_processes(mean) if self.processes > 1 else mean).item()}

@@ -1,15 +1,18 @@
 """From a data set to shuffled batches and the views made of them, the same for both fronts."""
 
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
-from accelerate.data_loader import SeedableRandomSampler
+from accelerate import Accelerator
+from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..data import (
     ImageDataset,
     ImageSource,
+    StreamBatches,
     StreamingImageDataset,
     UnreadableLog,
     Views,
@@ -19,6 +22,7 @@ from ..data import (
 )
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
+from .interruption import outlast_interruption
 
 # Images of a stream among which the next one is drawn; `datasets`' own default.
 STREAM_SHUFFLE = 1000
@@ -54,11 +58,22 @@ def default_views(model: SSLModel, source: ImageSource | None) -> str:
 
 
 def build_dataloader(dataset: Dataset, args: OrthoSSLTrainingArguments) -> DataLoader:
-    """Batches in an order that follows from the seed and the epoch alone.
+    """Batches in an order that follows from the seed and the epoch alone, for [`prepared_dataloader`].
 
     Raises:
         ValueError: the data set has fewer images than one step needs.
     """
+    workers = {
+        "num_workers": args.dataloader_num_workers,
+        "pin_memory": args.dataloader_pin_memory and torch.cuda.is_available(),
+        "prefetch_factor": args.dataloader_prefetch_factor,
+        # Its own: a loader draws a number whenever it is read, and a resumed run reads it once more.
+        "generator": torch.Generator(),
+        "worker_init_fn": outlast_interruption,
+    }
+    if isinstance(dataset, StreamingImageDataset):
+        stream = StreamBatches(dataset, args.train_batch_size, drop_last=args.dataloader_drop_last, **workers)
+        return DataLoader(stream, batch_size=None, collate_fn=_as_it_is, generator=torch.Generator())
     streaming = isinstance(dataset, IterableDataset)
     if not streaming and args.dataloader_drop_last and len(dataset) < args.train_batch_size * args.world_size:
         raise ValueError(
@@ -72,11 +87,55 @@ def build_dataloader(dataset: Dataset, args: OrthoSSLTrainingArguments) -> DataL
         sampler=None if streaming else SeedableRandomSampler(dataset, data_seed=seed),
         collate_fn=collate,
         drop_last=args.dataloader_drop_last,
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
         persistent_workers=args.dataloader_persistent_workers,
-        prefetch_factor=args.dataloader_prefetch_factor,
+        **workers,
     )
+
+
+def prepared_dataloader(dataset: Dataset, args: OrthoSSLTrainingArguments, accelerator: Accelerator) -> DataLoader:
+    """The batches of this process, on its device; all processes take the same number of steps.
+
+    Batch j of process p is batch j·P + p of what a single process with the same batch size has; streams: see
+    [`~data.StreamBatches`]. The last, incomplete step of an epoch is left out. With `dataloader_drop_last=False`,
+    several processes fill it up with images from the epoch's beginning, except in streams, which leave it out.
+
+    Raises:
+        ValueError: the data set has fewer images than one step needs.
+    """
+    loader = build_dataloader(dataset, args)
+    if not isinstance(loader.dataset, StreamBatches):
+        return accelerator.prepare(loader)
+    # Shared out already: all that is left to do is to put batches on the device.
+    return prepare_data_loader(
+        loader,
+        accelerator.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=accelerator.device_placement,
+        dispatch_batches=False,
+        non_blocking=accelerator.non_blocking,
+    )
+
+
+def data_position(loader: DataLoader, batches: int) -> dict[str, int]:
+    """Where in the data a run is after `batches` batches per process, to be saved as JSON; empty where it follows."""
+    return loader.dataset.position(batches) if isinstance(loader.dataset, StreamBatches) else {}
+
+
+def resume_data(loader: DataLoader, batches: int, position: dict[str, int]) -> None:
+    """Makes a new loader continue after `batches` batches, which are still to be skipped, at no cost.
+
+    Args:
+        loader (`DataLoader`): From [`prepared_dataloader`].
+        batches (`int`): Batches per process that the run has had.
+        position (`dict`): What [`data_position`] gave; ignored unless the data are a stream.
+    """
+    if isinstance(loader.dataset, StreamBatches):
+        loader.dataset.resume(batches, position)
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
 
 
 def build_views(model: SSLModel, args: OrthoSSLTrainingArguments) -> Views:

@@ -1,10 +1,7 @@
 """The accelerate front: the whole training loop, to be read and changed."""
 
-import json
 import math
-from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DataLoaderConfiguration,
@@ -14,20 +11,20 @@ from accelerate.utils import (
 )
 from tqdm.auto import tqdm
 from transformers import get_scheduler
-from transformers.trainer_utils import has_length, rotate_checkpoints
 
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments, steps_between
 from .callbacks import append_history, bar_text, trim_history
-from .checkpoints import newest_checkpoint, staged
-from .inputs import as_image_dataset, build_dataloader, build_views, unreadable_log
+from .elastic import resumed, steps_per_epoch
+from .engines import engine_settings, make_ready
+from .inputs import as_image_dataset, build_views, prepared_dataloader, unreadable_log
+from .interruption import Interruption
+from .loop_state import STATE, LoopState
 from .optimizers import build_optimizer
 from .probe_callbacks import build_probes
 from .publishing import EncoderPush, check_push
 from .spectra_callback import SpectraCallback
 from .step import SSLStep
-
-STATE = "loop_state.json"
 
 
 def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArguments) -> SSLModel:
@@ -35,7 +32,7 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
 
     Reads the same arguments and writes the same run folder as [`OrthoSSLTrainer`]; from the same seed both give the
     same losses. With `push_to_hub=True` the encoder is published at every save, unless `hub_strategy` is "end",
-    and at the end.
+    and at the end. SIGTERM and Ctrl-C end it after the step in progress, with a checkpoint to `resume` from.
 
     Args:
         model ([`SSLModel`]): What to train; trained in place.
@@ -44,10 +41,15 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
 
     Returns:
         `SSLModel`: The trained model, unwrapped.
+
+    Raises:
+        FloatingPointError: the loss is not finite, see `on_nonfinite`.
+        Interrupted: by a signal; a `SystemExit`.
     """
-    args = args.with_recipe(model.method.recipe)
+    args = resumed(args, STATE).with_recipe(model.method.recipe)
     set_seed(args.seed)
     accelerator = Accelerator(
+        **engine_settings(args),
         mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=args.gradient_accumulation_steps, sync_with_dataloader=True
@@ -60,12 +62,12 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
     if accelerator.is_main_process:
         check_push(args)
     dataset = as_image_dataset(train_dataset, model, args)
-    pushes = args.push_to_hub and accelerator.is_main_process
-    push = EncoderPush(model, dataset, args, front="accelerate loop") if pushes else None
+    push = EncoderPush(model, dataset, args, front="accelerate loop") if args.push_to_hub else None
     views = build_views(model, args)
-    loader = accelerator.prepare(build_dataloader(dataset, args))
-    max_steps, steps_per_epoch, batches_per_epoch = _length(loader, args)
+    loader = prepared_dataloader(dataset, args, accelerator)
+    max_steps, epoch_steps, epoch_batches = _length(loader, args)
 
+    make_ready(model, accelerator, args)
     optimizer = build_optimizer(model, args)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     # Not prepared: accelerate would step it once per process.
@@ -76,84 +78,96 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
         num_training_steps=max_steps,
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,
     )
-    accelerator.register_for_checkpointing(scheduler)
-    step = SSLStep(model, views, args.seed, accelerator.process_index, unreadable_log(dataset, args))
-
-    done = _resume(accelerator, args) if args.resume else 0
+    step = SSLStep(
+        model,
+        views,
+        args.seed,
+        accelerator.process_index,
+        unreadable_log(dataset, args),
+        images_per_step=args.images_per_step,
+        on_nonfinite=args.on_nonfinite,
+    )
+    state = LoopState(accelerator, scheduler, step, loader, args)
+    done = state.load() if args.resume else 0
     spectra = SpectraCallback(args.spectra_steps, threshold=args.spectra_threshold)
     watching = [spectra, *build_probes(model, dataset, args)]
-    if accelerator.is_main_process:
-        history = trim_history(args.output_dir, done)
-        for callback in watching:
-            callback.begin(model, history)
-    bar = tqdm(
-        total=max_steps, initial=done, disable=args.disable_tqdm or not accelerator.is_main_process, dynamic_ncols=True
-    )
+    history = trim_history(args.output_dir, done) if accelerator.is_main_process else []
+    for callback in watching:
+        callback.begin(model, history)
+    quiet = args.disable_tqdm or not accelerator.is_main_process
     wrapped.train()
-    epoch, steps_into_epoch = divmod(done, steps_per_epoch)
-    running, logged = torch.zeros((), device=accelerator.device), done
-    while done < max_steps:
-        skipped = steps_into_epoch * args.gradient_accumulation_steps
-        loader.set_epoch(epoch)
-        if hasattr(dataset, "set_epoch"):
-            dataset.set_epoch(epoch)
-        first = True
-        for index, batch in enumerate(accelerator.skip_first_batches(loader, skipped), start=skipped):
-            if first:
-                step.begin(done, max_steps, steps_per_epoch)
-                # The last step of an epoch may have fewer micro-batches than the others.
-                accumulation = min(args.gradient_accumulation_steps, batches_per_epoch - index)
-            with accelerator.accumulate(wrapped):
-                first = accelerator.sync_gradients
-                loss = step.loss(wrapped, batch, last=first, accumulation=accumulation)
-                # accelerate divides by the configured number of micro-batches, also in a shorter last step.
-                accelerator.backward(loss * (args.gradient_accumulation_steps / accumulation))
-                running += loss.detach() / accumulation
-                if not accelerator.sync_gradients:
-                    continue
-                if args.max_grad_norm > 0:
-                    accelerator.clip_grad_norm_(wrapped.parameters(), args.max_grad_norm)
-                step.before_optimizer()
-                optimizer.step()
-                step.end(skipped=accelerator.optimizer_step_was_skipped)
-                rate = scheduler.get_last_lr()[0]
-                if not accelerator.optimizer_step_was_skipped:
-                    scheduler.step()
-                optimizer.zero_grad()
-            done += 1
-            bar.update()
-            if done % steps_between(args.logging_steps, max_steps) == 0 or done == max_steps:
-                mean = accelerator.reduce(running, reduction="mean").item() / (done - logged)
-                passes = epoch + (index + 1) / batches_per_epoch
-                logs = {"loss": mean, **step.drain(), "learning_rate": rate, "epoch": passes}
-                running, logged = torch.zeros_like(running), done
-                if accelerator.is_main_process:
+    epoch, steps_into_epoch = divmod(done, epoch_steps)
+    with Interruption() as interruption, tqdm(total=max_steps, initial=done, disable=quiet, dynamic_ncols=True) as bar:
+        while done < max_steps:
+            skipped = steps_into_epoch * args.gradient_accumulation_steps
+            loader.set_epoch(epoch)
+            if hasattr(dataset, "set_epoch"):
+                dataset.set_epoch(epoch)
+            first = True
+            for index, batch in enumerate(accelerator.skip_first_batches(loader, skipped), start=skipped):
+                if first:
+                    step.begin(done, max_steps, epoch_steps)
+                    # The last step of an epoch may have fewer micro-batches than the others.
+                    accumulation = min(args.gradient_accumulation_steps, epoch_batches - index)
+                with accelerator.accumulate(wrapped):
+                    first = accelerator.sync_gradients
+                    loss = step.loss(wrapped, batch, last=first, accumulation=accumulation)
+                    # accelerate divides by the configured number of micro-batches, also in a shorter last step.
+                    accelerator.backward(loss * (args.gradient_accumulation_steps / accumulation))
+                    if not accelerator.sync_gradients:
+                        continue
+                    if args.max_grad_norm > 0:
+                        accelerator.clip_grad_norm_(wrapped.parameters(), args.max_grad_norm)
+                    step.before_optimizer(scaled=accelerator.scaler is not None)
+                    optimizer.step()
+                    step.end(skipped=accelerator.optimizer_step_was_skipped)
+                    rate = scheduler.get_last_lr()[0]
+                    if not accelerator.optimizer_step_was_skipped:
+                        scheduler.step()
+                    optimizer.zero_grad()
+                done += 1
+                bar.update()
+                if done % steps_between(args.logging_steps, max_steps) == 0 or done == max_steps:
+                    passes = epoch + (index + 1) / epoch_batches
+                    logs = {**step.drain(), "learning_rate": rate, "epoch": passes}
                     for callback in watching:
                         logs |= callback.measure(done, max_steps)
-                    bar.set_postfix_str(bar_text(logs))
-                    append_history(args.output_dir, {"step": done, **logs})
-                accelerator.log(logs, step=done)
-            if _save_is_due(args, done, max_steps, epoch_ends=index + 1 == batches_per_epoch):
-                _save(accelerator, args, done)
-                if push:
-                    push.at_save(done)
-            if done == max_steps:
-                break
-        epoch, steps_into_epoch = epoch + 1, 0
-    bar.close()
+                    if accelerator.is_main_process:
+                        bar.set_postfix_str(bar_text(logs))
+                        append_history(args.output_dir, {"step": done, **logs})
+                    accelerator.log(logs, step=done)
+                due = _save_is_due(args, done, max_steps, epoch_ends=index + 1 == epoch_batches)
+                if interruption.agreed() or due:
+                    saved = state.save(done)
+                    # Asked again, as saving takes its time.
+                    if interruption.agreed():
+                        _finish_trackers(accelerator)
+                        interruption.stop(done, saved)
+                    if push:
+                        push.at_save(done)
+                if done == max_steps:
+                    break
+            epoch, steps_into_epoch = epoch + 1, 0
+    step.guard.report(max_steps)
     if push:
         push.at_end(done)
-    accelerator.end_training()
+    _finish_trackers(accelerator)
     return accelerator.unwrap_model(wrapped)
+
+
+def _finish_trackers(accelerator: Accelerator) -> None:
+    """What `end_training` does, but for ending the processes' group: what was trained is still to be measured."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 def _length(loader, args: OrthoSSLTrainingArguments) -> tuple[int, int, int]:
     """Optimizer steps of the run, optimizer steps of an epoch, and batches of an epoch."""
-    if not has_length(loader):
+    per_epoch = steps_per_epoch(loader, args)
+    if per_epoch is None:
         if args.max_steps <= 0:
             raise ValueError("max_steps is not set and a streamed data set has no length: pass --max_steps")
         return args.max_steps, args.max_steps, args.max_steps * args.gradient_accumulation_steps
-    per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
     return steps, per_epoch, len(loader)
 
@@ -164,21 +178,3 @@ def _save_is_due(args: OrthoSSLTrainingArguments, done: int, max_steps: int, epo
         return False
     due = epoch_ends if args.save_strategy == "epoch" else done % steps_between(args.save_steps, max_steps) == 0
     return due or done == max_steps
-
-
-def _save(accelerator: Accelerator, args: OrthoSSLTrainingArguments, done: int) -> None:
-    folder = Path(args.output_dir)
-    with staged(folder, done, write=accelerator.is_main_process) as staging:
-        checkpoint = staging / f"checkpoint-{done}"
-        accelerator.save_state(str(checkpoint))
-        if accelerator.is_main_process:
-            (checkpoint / STATE).write_text(json.dumps({"step": done}))
-        accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        rotate_checkpoints(str(folder), args.save_total_limit)
-
-
-def _resume(accelerator: Accelerator, args: OrthoSSLTrainingArguments) -> int:
-    checkpoint = newest_checkpoint(Path(args.output_dir), STATE)
-    accelerator.load_state(str(checkpoint))
-    return json.loads((checkpoint / STATE).read_text())["step"]

@@ -17,8 +17,8 @@ class ProbeCallback(WatchingCallback):
 
     Use [`KNNCallback`] or [`LinearProbeCallback`]. The scalars are `top1` and `top5`, in [0, 1], under the probe's own
     prefix, in the first log entry after each `every` steps and in the last one, measured on the main process. Training
-    goes on exactly as it would without: no gradient, no running statistic and no random number is touched. Not for
-    weights that are sharded over processes (FSDP, DeepSpeed ZeRO-3).
+    goes on exactly as it would without: no gradient, no running statistic and no random number is touched. Weights
+    that FSDP2 shards are put together on the main process, which then holds the whole encoder for the time.
 
     Args:
         monitor ([`~evaluation.KNNMonitor`]): Which labelled images to learn from and to ask about.

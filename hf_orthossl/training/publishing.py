@@ -8,9 +8,11 @@ from huggingface_hub import HfApi
 from torch.utils.data import Dataset
 from transformers.trainer_utils import HubStrategy
 
+from ..encoders import Encoder, unsharded
 from ..hub.encoder_folder import write_encoder_folder
 from ..hub.publish import Publication, check_destination, publish_encoder
 from ..modeling import SSLModel
+from ..processes import rank
 from .arguments import OrthoSSLTrainingArguments
 from .record import training_record
 
@@ -35,6 +37,8 @@ def check_push(args: OrthoSSLTrainingArguments) -> None:
 class EncoderPush:
     """Publishes the encoder of a run: in the background at every save, at the end, and when asked.
 
+    The main process does. Call it on all, for where weights are sharded each holds a part.
+
     Args:
         model ([`SSLModel`]): The model in training.
         dataset (`Dataset`): What it is trained on; its `source`, if it has one, names the data in the card.
@@ -50,28 +54,24 @@ class EncoderPush:
         # The step whose encoder the Hub has.
         self.pushed: int | None = None
 
-    def write(self, step: int | None = None) -> Path:
-        """The encoder as it is now, after `step` optimizer steps, in `<output_dir>/encoder`."""
-        record = training_record(self.model, self.dataset, self.args, front=self.front, step=step)
-        return write_encoder_folder(
-            self.model, Path(self.args.output_dir) / "encoder", source=self.source, training=record
-        )
-
-    def publish(self, message: str | None = None, *, step: int | None = None, **changed) -> Publication:
+    def publish(self, message: str | None = None, *, step: int | None = None, **changed) -> Publication | None:
         """Writes and publishes the encoder now; `changed` replaces arguments of [`publish_encoder`]."""
-        self.wait()
-        return self._send(self.write(step), message, **changed)
+        encoder = self._encoder()
+        return None if encoder is None else self._publish(encoder, message, step, **changed)
 
     def at_save(self, step: int) -> None:
         """Starts to publish, unless `hub_strategy` is "end" or the last push still runs; a failure is only logged."""
         if self.args.hub_strategy == HubStrategy.END:
+            return
+        encoder = self._encoder()
+        if encoder is None:
             return
         if self.pending is not None and not self.pending.done() and not self.args.hub_always_push:
             logger.warning("Step %d was not published, as the push of an earlier step still runs.", step)
             return
         self.wait()
         try:
-            folder = self.write(step)
+            folder = self._write(encoder, step)
         except OSError as error:
             _warn(error)
             return
@@ -79,11 +79,12 @@ class EncoderPush:
 
     def at_end(self, step: int) -> None:
         """Publishes the encoder of the last step, unless the Hub has it; a failure is only logged."""
+        encoder = self._encoder()
         self.wait()
-        if self.pushed == step:
+        if encoder is None or self.pushed == step:
             return
         try:
-            self.publish("End of training", step=step)
+            self._publish(encoder, "End of training", step)
         except (OSError, ValueError) as error:
             logger.warning(
                 "The encoder was not published (%s): orthossl publish %s --repo_id %s publishes it.",
@@ -94,6 +95,20 @@ class EncoderPush:
         """Until the push in the background has ended."""
         if self.pending is not None:
             self.pending.result()
+
+    def _encoder(self) -> Encoder | None:
+        """The encoder with its weights whole, on the main process."""
+        encoder = unsharded(self.model.encoder)
+        return encoder if rank() == 0 else None
+
+    def _write(self, encoder: Encoder, step: int | None) -> Path:
+        record = training_record(self.model, self.dataset, self.args, front=self.front, step=step)
+        folder = Path(self.args.output_dir) / "encoder"
+        return write_encoder_folder(self.model, folder, source=self.source, training=record, encoder=encoder)
+
+    def _publish(self, encoder: Encoder, message: str | None, step: int | None, **changed) -> Publication:
+        self.wait()
+        return self._send(self._write(encoder, step), message, **changed)
 
     def _send(self, folder: Path, message: str | None, **changed) -> Publication:
         settings = {

@@ -2,7 +2,7 @@
 
 import glob
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -24,8 +24,8 @@ class SpectraCallback(WatchingCallback):
     By default only the last weight matrix of each stage is measured, which takes a fraction of a second. The scalars
     are those of [`SpectralReport.summary`] with the prefix `<name>/`, in the first log entry after each `every`
     steps and in the last one: weights are measured as they are at that entry, on the main process. Training goes on
-    exactly as it would without; what cannot be measured is told and left out. Not for weights that are sharded over
-    processes (FSDP, DeepSpeed ZeRO-3).
+    exactly as it would without; what cannot be measured is told and left out. Weights that FSDP2 shards are put
+    together on the main process, one at a time, while it measures. Not for DeepSpeed ZeRO-3.
 
     ```python
     Trainer(model, args, train_dataset=ds, callbacks=[SpectraCallback(every=100)]).train()
@@ -73,6 +73,7 @@ class SpectraCallback(WatchingCallback):
         self.collapsed: set[str] = set()
         self._failures, self._advice = 0, ""
         self._patterns: str | Sequence[str] | None = include
+        self._weights: set[str] | None = None
 
     def begin(self, model: nn.Module, history: Iterable[Mapping] = ()) -> None:
         """Chooses what to measure; for a training loop of one's own.
@@ -94,6 +95,12 @@ class SpectraCallback(WatchingCallback):
         if self.include is None:
             chosen = last_weights(matrix.name for matrix in matrices)
             self._patterns = [glob.escape(name.partition("[")[0]) for name in chosen]
+        else:
+            chosen = [matrix.name for matrix in matrices]
+        self._weights = {name.partition("[")[0] for name in chosen}
+        if not self._weights <= {name for name, _ in module.named_parameters()}:
+            # Parametrized weights are computed from others.
+            self._weights = None
         if self.images is not None:
             _check_images(self.images)
             check_layers(module, self.layers)
@@ -102,6 +109,9 @@ class SpectraCallback(WatchingCallback):
                 ": the encoder is collapsing; raise gamma, the weight of the orthogonality penalty, or lower the "
                 "learning rate"
             )
+
+    def _needed(self) -> Collection[str] | None:
+        return self._weights if self.images is None else None
 
     def _measure(self, module: nn.Module, step: int) -> dict[str, float]:
         report = self._report(module, step)

@@ -7,29 +7,36 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import TrainOutput, has_length, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput
 
-from ..hub.publish import Publication
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks import HistoryCallback, LossBar
-from .checkpoints import newest_checkpoint, staged
-from .inputs import as_image_dataset, build_dataloader, build_views, unreadable_log
+from .checkpoints import remove_old_checkpoints, staged
+from .elastic import chosen_checkpoint, load_shape, resumed, save_shape, seed_if_processes_changed
+from .engines import check_engine, make_ready
+from .inputs import as_image_dataset, build_views, prepared_dataloader, unreadable_log
+from .interruption import Interrupted, Interruption
 from .optimizers import build_optimizer
 from .probe_callbacks import build_probes
-from .publishing import EncoderPush, check_push
+from .publishing import EncoderPush
+from .publishing_trainer import PublishingTrainer
 from .spectra_callback import SpectraCallback
 from .step import SSLStep
+from .step_callback import StepCallback
+
+# Tells this front's checkpoints from the loop's.
+STATE = "trainer_state.json"
 
 
-class OrthoSSLTrainer(Trainer):
+class OrthoSSLTrainer(PublishingTrainer):
     """Pretrains an [`SSLModel`] on unlabelled images with the Trainer's engine.
 
     Views are made on the training device; target networks, queues and the orthogonality penalty move once per
     optimizer step. Checkpoints are written aside and renamed. Loss parts are logged by name: `ssl`, `orthogonality`
-    (with γ applied) and `embedding_std`.
+    (with γ applied) and `embedding_std`. SIGTERM and Ctrl-C end training after the step in progress, with a checkpoint
+    to `resume` from and a `SystemExit`.
 
     With `push_to_hub=True` the encoder folder, loadable without this package, is what goes to `hub_model_id`: at every
     save unless `hub_strategy` is "end", at the end, and at [`push_to_hub`]. Checkpoints and arguments never do.
@@ -50,14 +57,28 @@ class OrthoSSLTrainer(Trainer):
     ):
         if kwargs.get("eval_dataset") is not None:
             raise ValueError("eval_dataset is not used, as there is nothing to evaluate without labels: leave it out")
-        args = (args or OrthoSSLTrainingArguments()).with_recipe(model.method.recipe)
+        args = resumed(args or OrthoSSLTrainingArguments(), STATE).with_recipe(model.method.recipe)
+        # The Trainer's own sum of losses, of which it makes a summary, must not be spoiled by a step that was skipped.
+        args.logging_nan_inf_filter = args.on_nonfinite == "skip"
         dataset = None if train_dataset is None else as_image_dataset(train_dataset, model, args)
         super().__init__(model=model, args=args, train_dataset=dataset, **kwargs)
+        make_ready(model, self.accelerator, args)
         self._staging: Path | None = None
+        self._loader: DataLoader | None = None
+        self._resuming: Path | None = None
+        self.interruption = Interruption()
         self._push = EncoderPush(model, dataset, args, front="Trainer") if args.push_to_hub else None
         views = build_views(model, args)
-        self.step = SSLStep(model, views, args.seed, args.process_index, unreadable_log(dataset, args))
-        self.add_callback(_StepCallback(self))
+        self.step = SSLStep(
+            model,
+            views,
+            args.seed,
+            args.process_index,
+            unreadable_log(dataset, args),
+            images_per_step=args.images_per_step,
+            on_nonfinite=args.on_nonfinite,
+        )
+        self.add_callback(StepCallback(self))
         self.add_callback(HistoryCallback())
         if not any(isinstance(callback, SpectraCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(SpectraCallback(args.spectra_steps, threshold=args.spectra_threshold))
@@ -67,25 +88,34 @@ class OrthoSSLTrainer(Trainer):
             self.add_callback(LossBar())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        if resume_from_checkpoint is None and self.args.resume:
-            resume_from_checkpoint = True
-        if resume_from_checkpoint is True:
-            checkpoint = newest_checkpoint(Path(self.args.output_dir), "trainer_state.json")
-            done = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+        self._resuming = chosen_checkpoint(self.args, resume_from_checkpoint, STATE)
+        if self._resuming:
+            check_engine(self._resuming, self.accelerator)
+            done = json.loads((self._resuming / STATE).read_text())["global_step"]
             if 0 < self.args.max_steps <= done:
                 # The Trainer would take one step more.
-                self._load_from_checkpoint(str(checkpoint))
+                self._load_from_checkpoint(str(self._resuming))
                 self._push_last(done)
                 return TrainOutput(done, 0.0, {})
-            resume_from_checkpoint = str(checkpoint)
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        with self.interruption:
+            try:
+                output = super().train(resume_from_checkpoint=self._resuming and str(self._resuming), **kwargs)
+            except Interrupted:
+                # Trackers write what they hold.
+                self.callback_handler.on_train_end(self.args, self.state, self.control)
+                self._finish_current_push()
+                raise
+        self.step.guard.report(output.global_step)
         self._push_last(output.global_step)
         return output
 
     def get_train_dataloader(self) -> DataLoader:
         if self.train_dataset is None:
             raise ValueError("train_dataset is None: pass a data set to OrthoSSLTrainer")
-        return self.accelerator.prepare(build_dataloader(self.train_dataset, self.args))
+        self._loader = prepared_dataloader(self.train_dataset, self.args, self.accelerator)
+        if self._resuming:
+            load_shape(self._resuming, self.args, self.step, self._loader)
+        return self._loader
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -105,7 +135,11 @@ class OrthoSSLTrainer(Trainer):
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log({**logs, **self.step.drain()}, start_time)
+        if "loss" in logs:
+            # Ours counts the steps of an entry from the last one on, also where a run was resumed in between.
+            logs = {k: v for k, v in logs.items() if k != "loss" and math.isfinite(v)}
+            logs = self.step.drain() | logs
+        super().log(logs, start_time)
 
     def _get_output_dir(self, trial) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
@@ -115,90 +149,20 @@ class OrthoSSLTrainer(Trainer):
         with staged(run_folder, self.state.global_step, write=self.args.should_save) as self._staging:
             try:
                 super()._save_checkpoint(model, trial)
+                checkpoint = self._staging / f"checkpoint-{self.state.global_step}"
+                save_shape(checkpoint, self.args, self.step, self._loader, self.state.global_step)
             finally:
                 self._staging = None
+        checkpoint = run_folder / checkpoint.name
         if self.args.should_save:
-            rotate_checkpoints(str(run_folder), self.args.save_total_limit)
-        if self._push and self.is_world_process_zero():
-            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            remove_old_checkpoints(run_folder, self.args.save_total_limit, checkpoint)
+        if self.interruption.agreed():
+            self.interruption.stop(self.state.global_step, checkpoint)
+        if self._push:
+            if self.is_world_process_zero():
+                self.callback_handler.on_push_begin(self.args, self.state, self.control)
             self._push.at_save(self.state.global_step)
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Finds out whether the encoder can be published; the repository is made with its first commit."""
-        if self.is_world_process_zero():
-            check_push(self.args)
-        self.hub_model_id = self.args.hub_model_id
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        license: str | None = None,
-    ) -> Publication | None:
-        """Publishes the encoder to `hub_model_id` as it is now, with card and spectra, in one commit.
-
-        Args:
-            commit_message (`str`, *optional*, defaults to "End of training"): Message of the commit.
-            blocking (`bool`, defaults to `True`): Has no effect: the call returns when the commit is made.
-            token, revision, private (*optional*): In place of `hub_token`, `hub_revision` and `hub_private_repo`.
-            license (`str`, *optional*): Licence for the card, such as "apache-2.0".
-
-        Returns:
-            [`~hub.Publication`]: What was published; `None` on other processes than the main one.
-
-        Raises:
-            ValueError, OSError: what [`~hub.publish_encoder`] raises.
-        """
-        if not self.is_world_process_zero():
-            return None
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        push = self._push or EncoderPush(self.model, self.train_dataset, self.args, front="Trainer")
-        step = self.state.global_step or None
-        changed = {"token": token, "revision": revision, "private": private, "license": license}
-        return push.publish(commit_message, step=step, **changed)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: checkpoints stay here, and the encoder goes out once the checkpoint has its final name."""
-
-    def _push_last(self, step: int) -> None:
-        if self._push and self.is_world_process_zero():
-            self._push.at_end(step)
-
-    def _finish_current_push(self) -> None:
-        if self._push:
-            self._push.wait()
-
-
-class _StepCallback(TrainerCallback):
-    """Tells the trainer's [`SSLStep`] where in an optimizer step it is."""
-
-    def __init__(self, trainer: OrthoSSLTrainer):
-        self.trainer = trainer
-        self.steps_per_epoch = 1
-
-    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        # The last step of an epoch may have fewer micro-batches than the others.
-        streaming = not has_length(train_dataloader)
-        batches = len(train_dataloader) / args.gradient_accumulation_steps if not streaming else state.max_steps
-        self.steps_per_epoch = math.ceil(batches)
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        dataset = self.trainer.train_dataset
-        if hasattr(dataset, "set_epoch"):
-            dataset.set_epoch(int(state.epoch or 0))
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.trainer.step.begin(state.global_step, state.max_steps, self.steps_per_epoch)
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.step.before_optimizer()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step >= state.max_steps:
-            control.should_log = True
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.step.end(skipped=self.trainer.accelerator.optimizer_step_was_skipped)
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not seed_if_processes_changed(Path(checkpoint), self.args):
+            super()._load_rng_state(checkpoint)

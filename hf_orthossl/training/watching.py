@@ -1,13 +1,15 @@
 """Measuring a model while it trains, without training noticing."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..encoders import is_sharded, unsharded
 from ..modeling import SSLModel
+from ..processes import rank, smallest
 from .arguments import check_interval, is_due
 from .reporting import ReportingCallback
 
@@ -19,8 +21,8 @@ class WatchingCallback(ReportingCallback):
 
     Its scalars, under `<name>/`, go into the first log entry after each `every` steps and into the last one, on the
     main process. Training goes on exactly as it would without: no random number is drawn, and what cannot be measured
-    is told and left out. Not for weights that are sharded over processes (FSDP, DeepSpeed ZeRO-3). Subclasses measure in
-    `_measure`.
+    is told and left out. Weights that FSDP2 shards are put together on the main process, one at a time, while it
+    measures. Not for DeepSpeed ZeRO-3. Subclasses measure in `_measure`.
 
     Args:
         name (`str`): What its scalars begin with.
@@ -40,14 +42,13 @@ class WatchingCallback(ReportingCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
-        if state.is_world_process_zero:
-            self.begin(model, state.log_history)
+        self.begin(model, state.log_history)
 
     def scalars(self, state, logs):
-        return self.measure(state.global_step, state.max_steps) if state.is_world_process_zero else {}
+        return self.measure(state.global_step, state.max_steps)
 
     def begin(self, model: nn.Module, history: Iterable[Mapping] = ()) -> None:
-        """Chooses what to measure; for a training loop of one's own.
+        """Chooses what to measure; for a training loop of one's own, on all its processes.
 
         Args:
             model (`nn.Module`): What is trained, not its distributed wrapper.
@@ -56,27 +57,37 @@ class WatchingCallback(ReportingCallback):
         own = (entry["step"] for entry in history if any(key.startswith(f"{self.name}/") for key in entry))
         self.measured = max(own, default=0)
         module = self.module or (model.encoder if isinstance(model, SSLModel) else model)
-        self._watched = module if self.every else None
-        # The marks of torch's DTensor and of DeepSpeed: the other processes would have to take part.
-        if self.every and any(hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in module.parameters()):
-            say(f"{self.name} cannot be measured: the weights are sharded over processes")
+        sharded = is_sharded(module)
+        if sharded:
+            # All take part when a measurement is due: they have to agree on when that is.
+            self.measured = -smallest(-self.measured)
+        self._watched = module if self.every and (sharded or rank() == 0) else None
+        if self._watched is not None and any(hasattr(p, "ds_id") for p in module.parameters()):
+            say(f"{self.name} cannot be measured: DeepSpeed ZeRO-3 keeps the weights in pieces")
             self._watched = None
 
     def measure(self, step: int, max_steps: int) -> dict[str, float]:
-        """Scalars to log with the entry written after `step` steps; empty where no measurement is due."""
+        """Scalars to log with the entry written after `step` steps; empty where none are due, or not this process's."""
         if self._watched is None or not is_due(step, self.measured, self.every, max_steps):
             return {}
         self.measured = step
-        devices = {parameter.device for parameter in self._watched.parameters() if parameter.device.type == "cuda"}
+        module = unsharded(self._watched, self._needed())
+        if module is None:
+            return {}
+        devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
         try:
             # A DataLoader draws a seed each time it is read.
             with torch.random.fork_rng(devices=devices):
-                found = self._measure(self._watched, step)
+                found = self._measure(module, step)
         except Exception as error:
             # Watching must not end a run, be it for want of memory.
             say(f"{self.subject} at step {step} cannot be measured: {in_one_line(error)}")
             return {}
         return {f"{self.name}/{key}": value for key, value in found.items()}
+
+    def _needed(self) -> Collection[str] | None:
+        """Names of the parameters that `_measure` reads; by default all, `None`."""
+        return None
 
     def _measure(self, module: nn.Module, step: int) -> dict[str, float]:
         """Scalars of the module as it is after `step` steps, without the name before them."""

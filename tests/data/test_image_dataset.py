@@ -220,8 +220,14 @@ def test_log_of_a_stream_judges_by_what_was_seen(tmp_path):
     log.add([(1, "one.png", "bad")], seen=50)
     log.add([], seen=150)
     log.add([(2, "two.png", "bad")], seen=50)
-    with pytest.raises(TooManyUnreadable, match="3 of 254 images"):
+    with pytest.raises(TooManyUnreadable, match="3 of 251 images"):
         log.add([(3, "three.png", "bad")], seen=1)
+    # A run that continues has seen none of it yet, and does not know how much the first part saw.
+    again = UnreadableLog(tmp_path / "unreadable_images.txt")
+    again.add([], seen=200)
+    again.add([(4, "four.png", "bad"), (5, "five.png", "bad")], seen=50)
+    with pytest.raises(TooManyUnreadable, match="3 of 290 images cannot be read, more than 1%: mend or remove four"):
+        again.add([(6, "six.png", "bad")], seen=40)
 
 
 # --- streams -------------------------------------------------------------------------------------------------------

@@ -202,6 +202,36 @@ def test_leaving_an_operation_out_leaves_the_others_as_they_were():
     torch.testing.assert_close(whole[1], without[1], atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("at_decode", [False, True])
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_parts_of_a_batch_get_the_views_of_the_whole(name, at_decode):
+    views = Views(name, 32, MEAN, STD)
+    batch = pictures(9, 48, 40)
+    if at_decode:
+        batch = [pictures(9, size, size, seed=number) for number, size in enumerate(views.sizes)]
+    whole = views(batch, 7)
+    parts, first = [], 0
+    for images in (2, 3, 1, 3):
+        part = slice(first, first + images)
+        parts.append(views([crops[part] for crops in batch] if at_decode else batch[part], 7, first, 9))
+        first += images
+    for one, several in zip(whole, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(torch.cat(several), one, atol=2e-5, rtol=0)
+    # The beginning of a batch that turned out shorter.
+    torch.testing.assert_close(
+        views([crops[:4] for crops in batch] if at_decode else batch[:4], 7, total=9),
+        [view[:4] for view in whole],
+        atol=2e-5,
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize(("first", "total"), [(0, 3), (3, 6), (-1, 9)])
+def test_a_part_must_lie_within_the_whole(first, total):
+    with pytest.raises(ValueError, match=f"total={total}"):
+        Views("digits", 32, MEAN, STD)(pictures(4), 0, first, total)
+
+
 def test_operations_happen_as_often_as_the_recipe_says():
     batch = pictures(1, 8, 8).expand(2000, -1, -1, -1)
     image = batch[:1].float() / 255

@@ -1,0 +1,61 @@
+"""The full-batch loss at the memory of a small batch: activations of the encoder are recomputed chunk by chunk."""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+class ChunkedEncoder(nn.Module):
+    """An encoder that holds the activations of one chunk of the batch at a time.
+
+    It goes over the chunks and keeps nothing but their inputs and outputs; heads and loss see the whole batch; the
+    backward pass runs the encoder over each chunk once more, with the same random numbers, and takes its gradient (Gao,
+    Zhang, Han & Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021, arXiv
+    2101.06983, here by checkpointing). Loss and gradient are those of the whole batch, for a third more time in the
+    encoder, with one exception: batch norm in the encoder takes its statistics from each chunk (over all processes, if
+    synchronized). Running statistics move once per chunk, not again when it is recomputed.
+
+    Args:
+        encoder (`nn.Module`): Maps `(n, 3, H, W)` to `(n, D)`.
+        size (`int`): Most images in a chunk, at least 1; the sizes of chunks differ by one at most.
+
+    Raises:
+        ValueError: `size` is below 1.
+    """
+
+    def __init__(self, encoder: nn.Module, size: int):
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"gradient_cache is {size}: it is the number of images in a chunk, 1 or more")
+        self.encoder = encoder
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Representations `(B, D)` of one view `(B, 3, H, W)` of the whole batch."""
+        if not torch.is_grad_enabled():
+            return self.encoder(images)
+        chunks = images.tensor_split(-(-len(images) // self.size))
+        return torch.cat(
+            [checkpoint(self.encoder, chunk, use_reentrant=False, context_fn=self._contexts) for chunk in chunks]
+        )
+
+    def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        return contextlib.nullcontext(), self._running_statistics_held()
+
+    @contextlib.contextmanager
+    def _running_statistics_held(self) -> Iterator[None]:
+        norms = [module for module in self.encoder.modules() if isinstance(module, _BatchNorm)]
+        kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+        # With a momentum of 0, not without tracking: what a layer saves for its backward pass must stay the same.
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        try:
+            yield
+        finally:
+            for norm, (momentum, batches) in zip(norms, kept, strict=True):
+                norm.momentum, norm.num_batches_tracked = momentum, batches

@@ -1,0 +1,92 @@
+"""Every method on several processes against the same batch on one: losses, gradients and state, in float64."""
+
+import pytest
+import torch
+from small_models import Run, assert_same_training, train
+
+from hf_orthossl.methods import METHODS, THEORY_LOSSES
+from hf_orthossl.methods.base import embedding_std
+from hf_orthossl.methods.gather import pooled_moments
+from hf_orthossl.processes import rank
+
+WITH_PREDICTOR = [name for name, method in METHODS.items() if method.has_predictor]
+
+
+def assert_equal_on_all(records, expected):
+    for record in records:
+        assert_same_training(record, expected)
+
+
+@pytest.mark.parametrize("name", [*METHODS, *THEORY_LOSSES])
+def test_two_processes_are_one(name, two_processes):
+    assert_equal_on_all(two_processes.run(train, Run(name)), train(Run(name)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_that_accumulate_are_one_that_does(name, two_processes):
+    """Queues hold the keys in the order of the images, micro-batches before processes."""
+    assert_equal_on_all(two_processes.run(train, Run(name, micro_batches=2)), train(Run(name, micro_batches=2)))
+
+
+@pytest.mark.parametrize("name", WITH_PREDICTOR)
+def test_whitening_takes_the_statistics_of_all_processes(name, two_processes):
+    assert_equal_on_all(two_processes.run(train, Run(name, whitening=1.0)), train(Run(name, whitening=1.0)))
+
+
+@pytest.mark.parametrize("name", ["vicreg", "byol"])
+def test_a_real_backbone_with_fused_activations(name, two_processes):
+    run = Run(name, encoder="efficientnet", size=32)
+    for record in two_processes.run(train, run):
+        assert_same_training(record, train(run), tolerance=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_four_processes_are_one(name, four_processes):
+    assert_equal_on_all(four_processes.run(train, Run(name, micro_batches=2)), train(Run(name, micro_batches=2)))
+
+
+def test_unsynchronized_batch_norm_is_what_the_comparison_would_notice(two_processes):
+    (one, _), whole = two_processes.run(_train_unsynchronized), train(Run("simclr"))
+    assert (one["losses"][0] - whole["losses"][0]).abs() > 1e-3
+
+
+def _train_unsynchronized():
+    from unittest.mock import patch
+
+    with patch("small_models.synchronize_batchnorm", lambda model: model):
+        return train(Run("simclr"))
+
+
+def _moments(numbers, sizes):
+    own = numbers.split(sizes)[rank()]
+    variance, mean = torch.var_mean(own, dim=0, correction=0)
+    return pooled_moments(mean, variance, len(own)), embedding_std(own)
+
+
+@pytest.mark.parametrize("sizes", [[5, 5], [1, 9]])
+def test_moments_of_unequal_shares(sizes, two_processes):
+    # Far from 0, where a difference of squares would have no digit left.
+    numbers = torch.randn(10, 3) * 1e-2 + 100
+    for (mean, variance, count), spread in two_processes.run(_moments, numbers, sizes):
+        torch.testing.assert_close(mean.double(), numbers.double().mean(dim=0), rtol=1e-6, atol=0)
+        torch.testing.assert_close(variance.double(), numbers.double().var(dim=0, correction=0), rtol=1e-2, atol=0)
+        assert count == 10
+        unit = torch.nn.functional.normalize(numbers.double(), dim=1)
+        torch.testing.assert_close(spread.double(), unit.std(dim=0, correction=0).mean() * 3**0.5, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("regularizer", ["so", "srip"])
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("simclr", "byol", "dino") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS],
+)
+def test_two_processes_that_share_the_weights_out_are_one(name, regularizer, two_processes):
+    """FSDP2, with the penalty on; target networks are sharded too."""
+    for record in two_processes.run(train, Run(name, regularizer=regularizer, sharded=True)):
+        assert_same_training(record, train(Run(name, regularizer=regularizer)))
+
+
+def test_penalty_and_accumulation_on_two_processes(two_processes):
+    run = Run("byol", micro_batches=2, regularizer="so")
+    assert_equal_on_all(two_processes.run(train, run), train(run))

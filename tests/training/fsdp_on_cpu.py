@@ -1,0 +1,64 @@
+"""accelerate's FSDP2 on the CPU, for commands that `accelerate launch` starts and for processes that exist already.
+
+accelerate keeps FSDP to GPUs. One thing is changed here: it is told that gloo's processes are GPUs. Plugin, wrapping,
+device mesh, gradients, checkpoints and everything of ours run as they do there, on CPU tensors.
+
+    accelerate launch --config_file scripts/accelerate_configs/fsdp2.yaml --num_processes 2 \
+        tests/training/fsdp_on_cpu.py loop|trainer [options of orthossl pretrain]
+"""
+
+import contextlib
+import os
+import sys
+from unittest.mock import patch
+
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType
+
+# What `accelerate launch` sets for scripts/accelerate_configs/fsdp2.yaml.
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+
+
+@contextlib.contextmanager
+def pretended_gpus():
+    """Lets accelerate take this gloo process for one of several with a GPU each."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    _forget()
+    with (
+        patch.dict(os.environ, {"ACCELERATE_TORCH_DEVICE": "cpu", "LOCAL_RANK": str(dist.get_rank())}),
+        patch.object(PartialState, "_prepare_backend", lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)),
+    ):
+        yield
+    _forget()
+
+
+@contextlib.contextmanager
+def fsdp2(**changes: str):
+    """What `accelerate launch` with fsdp2.yaml does to a process, in one of `two_processes`."""
+    with patch.dict(os.environ, FSDP2 | changes), pretended_gpus():
+        yield
+
+
+def _forget() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+if __name__ == "__main__":
+    from hf_orthossl.cli import run
+    from hf_orthossl.cli.pretrain import main, train_with_loop, train_with_trainer
+
+    front, argv = sys.argv[1], sys.argv[2:]
+    train = {"loop": train_with_loop, "trainer": train_with_trainer}[front]
+    with pretended_gpus():
+        run("fsdp_on_cpu.py", lambda rest: main(rest, train=train), argv)

@@ -1,0 +1,253 @@
+"""Runs that `accelerate launch` starts with our configs: real processes, one run folder, one word from all of them."""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType
+from fsdp_on_cpu import fsdp2, pretended_gpus
+from safetensors.torch import load_file
+from survival_runs import tiny_arguments, tiny_model
+from torch.distributed import TCPStore
+
+from hf_orthossl.cli import processes
+from hf_orthossl.cli.pretrain import main, train_with_loop, train_with_trainer
+from hf_orthossl.training.engines import check_engine, make_ready
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "scripts" / "accelerate_configs"
+FRONTS = {
+    "loop": (["scripts/pretrain.py"], train_with_loop),
+    "trainer": (["-m", "hf_orthossl", "pretrain"], train_with_trainer),
+}
+OPTIONS = """
+    --backbone_config channels=[8,8,16,16] --method simclr --regularizer so --gamma 1e-4 --optim sgd
+    --learning_rate 0.005 --max_steps 4 --logging_steps 1 --spectra_steps 0.5 --disable_tqdm true
+"""
+RUN = OPTIONS.split()
+
+
+def launch(config, *arguments):
+    """A finished `accelerate launch` of what follows, that no test has told to use the CPU."""
+    settings = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config), *arguments]
+    return subprocess.run(command, env=os.environ | settings, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def history(folder):
+    entries = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if "loss" in entry]
+
+
+def assert_same_run(folder, single):
+    """Same losses and weights as on one process; the second half of the steps is of batches after an update."""
+    expected, found = history(single), history(folder)
+    assert [entry["step"] for entry in found] == [1, 2, 3, 4]
+    for before, after in zip(expected, found, strict=True):
+        for name in ("loss", "ssl", "orthogonality", "embedding_std", "learning_rate", "epoch"):
+            assert after[name] == pytest.approx(before[name], rel=1e-4), (name, after["step"])
+        spectra = [name for name in before if name.startswith("spectra/")]
+        assert all(after[name] == pytest.approx(before[name], rel=1e-4, abs=1e-6) for name in spectra)
+    weights, reference = (load_file(f / "encoder" / "model.safetensors") for f in (folder, single))
+    assert weights.keys() == reference.keys()
+    assert all(torch.allclose(weights[n].float(), v.float(), rtol=1e-2, atol=1e-4) for n, v in reference.items())
+
+
+def assert_complete(folder, done, count):
+    """One whole run folder, and every line of the main process once."""
+    assert done.returncode == 0, done.stderr
+    assert {"config.yaml", "encoder", "history.jsonl", "results.json", "checkpoint-4"} <= {
+        path.name for path in folder.iterdir()
+    }
+    training = json.loads((folder / "encoder" / "config.json").read_text())["orthossl"]["training"]
+    assert training["processes"] == count
+    assert training["images_per_step"] == 64
+    for line in ("data  ", "model  ", "kNN  ", "encoder  "):
+        assert sum(printed.startswith(line) for printed in done.stdout.splitlines()) == 1, line
+
+
+def one_process(front, folder, *more):
+    main(
+        [*RUN, *more, "--output_dir", str(folder), "--per_device_train_batch_size", "64", "--use_cpu"],
+        train=FRONTS[front][1],
+    )
+
+
+def test_two_launched_processes_are_one_run(tmp_path):
+    """`accelerate launch` with DDP, twice half the batch: what one process with the whole batch does."""
+    script, _ = FRONTS["loop"]
+    options = [*RUN, "--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "32"]
+    done = launch("two_cpu_processes.yaml", *script, *options)
+    assert_complete(tmp_path / "two", done, 2)
+    one_process("loop", tmp_path / "one")
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_two_launched_processes_are_one_run_of_the_trainer(tmp_path):
+    script, _ = FRONTS["trainer"]
+    options = [*RUN, "--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "32"]
+    assert_complete(tmp_path / "two", launch("two_cpu_processes.yaml", *script, *options), 2)
+    one_process("trainer", tmp_path / "one")
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("front", FRONTS)
+@pytest.mark.parametrize(("method", "penalty"), [("byol", "so"), ("mocov2plus", "srip"), ("swav", "so")])
+def test_two_sharded_processes_are_one_run(front, method, penalty, tmp_path):
+    """The config for GPUs, as it is; accelerate is told that there are some."""
+    more = ["--method", method, "--regularizer", penalty]
+    options = [*RUN, *more, "--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "32"]
+    done = launch("fsdp2.yaml", "--num_processes", "2", "tests/training/fsdp_on_cpu.py", front, *options)
+    assert_complete(tmp_path / "two", done, 2)
+    one_process(front, tmp_path / "one", *more)
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_two_machines(tmp_path):
+    """The config for several machines, both of them here."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "multi_node.yaml")]
+    command += ["--num_processes=2", "--main_process_port=29713"]
+    options = [*RUN, "--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "32"]
+    machines = [
+        subprocess.Popen(
+            [*command, f"--machine_rank={rank}", "scripts/pretrain.py", *options],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], printed
+    one_process("loop", tmp_path / "one")
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+    assert "encoder  " in printed[0]
+    assert "encoder  " not in printed[1]
+
+
+@pytest.mark.slow
+def test_what_all_processes_find_is_said_once(tmp_path):
+    done = launch("two_cpu_processes.yaml", "-m", "hf_orthossl", "pretrain", "--method", "simcrl")
+    said = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert said == ["orthossl pretrain: error: method 'simcrl' is unknown: did you mean 'simclr'?"]
+    assert done.returncode != 0
+    assert done.stderr.count("exitcode  : 2 ") >= 1
+
+
+@pytest.mark.slow
+def test_one_process_s_error_ends_all(tmp_path):
+    """A disk that is full for one process only, in the middle of training."""
+    script = tmp_path / "pretrain.py"
+    script.write_text(
+        "import sys\n"
+        "from hf_orthossl.cli import run\n"
+        "from hf_orthossl.cli.pretrain import main, train_with_loop\n"
+        "from hf_orthossl.training.step import SSLStep\n"
+        "loss = SSLStep.loss\n"
+        "def failing(self, *args, **kwargs):\n"
+        "    if self.process_index == 1 and self.model.method.progress.step == 2:\n"
+        "        raise OSError('no space left')\n"
+        "    return loss(self, *args, **kwargs)\n"
+        "SSLStep.loss = failing\n"
+        "run('pretrain', lambda rest: main(rest, train=train_with_loop), sys.argv[1:])\n"
+    )
+    options = [*RUN, "--output_dir", str(tmp_path / "run"), "--per_device_train_batch_size", "32"]
+    done = launch("two_cpu_processes.yaml", str(script), *options)
+    assert done.returncode != 0
+    assert next(line for line in done.stderr.splitlines() if "rror: " in line) == "pretrain: error: no space left"
+    assert "Connection" not in done.stderr
+
+
+def test_the_first_of_several_to_fail_says_so(monkeypatch):
+    """Two calls stand for two processes: the launcher's store is what they have in common."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=10))
+    launched = {
+        "WORLD_SIZE": "2",
+        "RANK": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    assert not processes.another_failed()
+    assert processes.first_to_fail()
+    assert not processes.first_to_fail()
+    assert processes.another_failed()
+    # Without such a store the main process speaks for all.
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
+    assert not processes.first_to_fail()
+    monkeypatch.setenv("RANK", "0")
+    assert processes.first_to_fail()
+    assert not processes.another_failed()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_are_what_accelerate_takes(path):
+    """Its own reader and checks: an unknown key, or one of another engine, is refused."""
+    engines = {
+        "one_gpu": DistributedType.NO,
+        "fsdp2": DistributedType.FSDP,
+        "deepspeed_zero2": DistributedType.DEEPSPEED,
+    }
+    engine = engines.get(path.stem, DistributedType.MULTI_GPU)
+    assert load_config_from_file(str(path)).distributed_type == engine
+    args = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
+    args, _, _ = _validate_launch_command(args)
+    assert (args.multi_gpu, args.use_fsdp, args.use_deepspeed) == tuple(
+        engine == other for other in (DistributedType.MULTI_GPU, DistributedType.FSDP, DistributedType.DEEPSPEED)
+    )
+    comment = path.read_text().split("\ncompute_environment")[0]
+    assert all(line.startswith("#") for line in comment.splitlines())
+    assert f"accelerate launch --config_file scripts/accelerate_configs/{path.name}" in comment
+
+
+def test_all_processes_start_from_the_main_one_s_weights(two_processes):
+    """Whatever their seeds, and buffers too, which DDP is told not to send."""
+    for sharded in (False, True):
+        first, second = two_processes.run(_prepare, sharded)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+        assert any("bank" in name for name in first)
+
+
+def _prepare(sharded):
+    with fsdp2() if sharded else pretended_gpus():
+        accelerator, model = Accelerator(), tiny_model()
+        assert accelerator.is_fsdp2 == sharded
+        for tensor in model.state_dict().values():
+            tensor.fill_(accelerator.process_index)
+        make_ready(model, accelerator, SimpleNamespace(sync_batchnorm=True, gradient_cache=None))
+        state = model.state_dict() if sharded else dict(model.named_buffers())
+        return {name: value.clone() for name, value in state.items()}
+
+
+def test_engines_that_do_not_fit_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    args = tiny_arguments(tmp_path)
+    engine = SimpleNamespace(num_processes=2, device=torch.device("cpu"), is_fsdp2=False)
+    engine.distributed_type = DistributedType.MULTI_CPU
+    with pytest.raises(ValueError, match="GPUs only"):
+        make_ready(tiny_model(), engine, args)
+    engine.distributed_type = DistributedType.FSDP
+    with pytest.raises(ValueError, match="fsdp_version is 1"):
+        make_ready(tiny_model(), engine, args)
+    (tmp_path / "pytorch_model_fsdp_0").mkdir()
+    check_engine(tmp_path, engine)
+    engine.distributed_type = DistributedType.MULTI_GPU
+    with pytest.raises(ValueError, match="saved with FSDP and this run is without FSDP"):
+        check_engine(tmp_path, engine)

@@ -1,0 +1,44 @@
+"""The whole batch's loss at the memory of a chunk, asked for as an argument of both fronts."""
+
+import json
+
+import pytest
+import torch
+
+from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel
+from hf_orthossl.training import pretrain_loop
+
+# Without batch norm in the encoder, whose statistics would be the chunks'.
+SMALL = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
+
+
+def losses(front, folder, **settings):
+    torch.manual_seed(0)
+    model = SSLModel(SSLConfig("vit_tiny_patch16_224", image_size=32, backbone_config=SMALL, method="vicreg"))
+    seen = []
+    model.encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    args = OrthoSSLTrainingArguments(
+        str(folder), per_device_train_batch_size=16, max_steps=3, logging_steps=1, save_strategy="no", spectra_steps=0,
+        use_cpu=True, disable_tqdm=True, **settings,
+    )  # fmt: skip
+    if front == "loop":
+        pretrain_loop(model, "digits", args)
+    else:
+        OrthoSSLTrainer(model, args, train_dataset="digits").train()
+    entries = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in entries if "loss" in entry], set(seen)
+
+
+@pytest.mark.parametrize("front", ["trainer", "loop"])
+def test_chunks_give_the_losses_of_the_whole_batch(front, tmp_path):
+    whole, sizes = losses(front, tmp_path / "whole")
+    assert sizes == {16}
+    chunked, sizes = losses(front, tmp_path / "chunked", gradient_cache=6)
+    assert max(sizes) <= 6
+    assert chunked == pytest.approx(whole, rel=1e-5)
+    assert len(whole) == 3
+
+
+def test_a_chunk_holds_at_least_one_image(tmp_path):
+    with pytest.raises(ValueError, match="gradient_cache is 0: it is the number of images in a chunk"):
+        OrthoSSLTrainingArguments(str(tmp_path), gradient_cache=0)
