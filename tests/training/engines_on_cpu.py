@@ -1,10 +1,10 @@
-"""accelerate's FSDP2 on the CPU, for commands that `accelerate launch` starts and for processes that exist already.
+"""accelerate's DDP and FSDP2 on the CPU, in processes that exist already; and FSDP2 for `accelerate launch` to start.
 
 accelerate keeps FSDP to GPUs. One thing is changed here: it is told that gloo's processes are GPUs. Plugin, wrapping,
 device mesh, gradients, checkpoints and everything of ours run as they do there, on CPU tensors.
 
     accelerate launch --config_file scripts/accelerate_configs/fsdp2.yaml --num_processes 2 \
-        tests/training/fsdp_on_cpu.py loop|trainer [options of orthossl pretrain]
+        tests/training/engines_on_cpu.py loop|trainer [options of orthossl pretrain]
 """
 
 import contextlib
@@ -43,10 +43,21 @@ def pretended_gpus():
 
 
 @contextlib.contextmanager
-def fsdp2(**changes: str):
+def fsdp2():
     """What `accelerate launch` with fsdp2.yaml does to a process, in one of `two_processes`."""
-    with patch.dict(os.environ, FSDP2 | changes), pretended_gpus():
+    with patch.dict(os.environ, FSDP2), pretended_gpus():
         yield
+
+
+@contextlib.contextmanager
+def ddp():
+    """What `accelerate launch` with two_cpu_processes.yaml does to a process, in one of `two_processes`."""
+    rank, count = str(dist.get_rank()), str(dist.get_world_size())
+    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    _forget()
+    with patch.dict(os.environ, launched | {"MASTER_ADDR": "127.0.0.1"}):
+        yield
+    _forget()
 
 
 def _forget() -> None:
@@ -61,4 +72,4 @@ if __name__ == "__main__":
     front, argv = sys.argv[1], sys.argv[2:]
     train = {"loop": train_with_loop, "trainer": train_with_trainer}[front]
     with pretended_gpus():
-        run("fsdp_on_cpu.py", lambda rest: main(rest, train=train), argv)
+        run("engines_on_cpu.py", lambda rest: main(rest, train=train), argv)

@@ -1,0 +1,110 @@
+"""Two processes under accelerate's DDP and FSDP2 against one with the whole batch, through both fronts, in float64."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from engines_on_cpu import ddp, fsdp2
+from survival_runs import digits, tiny_arguments, tiny_model
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from hf_orthossl import OrthoSSLTrainer
+from hf_orthossl.encoders import Encoder, unsharded
+from hf_orthossl.training import pretrain_loop
+
+ENGINES = {"one": contextlib.nullcontext, "ddp": ddp, "fsdp2": fsdp2}
+
+
+def fit(engine, front, folder, *, model, **settings):
+    """Trains a tiny model here, on this process's share of 32 images a step.
+
+    Returns:
+        Weights and buffers of the encoder, whole, on the main process; of how many blocks FSDP made units, and the share
+        of parameters that it shards.
+    """
+    with ENGINES[engine]():
+        # No stochastic depth: which samples it drops depends on the process.
+        trained = tiny_model(
+            **{"backbone_config": {"channels": [16, 16, 32, 32]}, "method_config": None} | model
+        ).double()
+        for module in trained.modules():
+            if isinstance(module, Encoder):
+                module.register_forward_pre_hook(_in_double)
+        batch = 32 if engine == "one" else 16
+        defaults = {"gradient_accumulation_steps": 1, "max_steps": 4, "logging_steps": 1, "save_strategy": "no"}
+        defaults |= {"optim": "sgd", "learning_rate": 0.02, "per_device_train_batch_size": batch}
+        args = tiny_arguments(folder, **defaults | settings)
+        if front == "loop":
+            pretrain_loop(trained, digits(160), args)
+        else:
+            OrthoSSLTrainer(model=trained, args=args, train_dataset=digits(160)).train()
+        encoder = unsharded(trained.encoder)
+        state = encoder and {name: value.clone() for name, value in encoder.state_dict().items()}
+        sharded = [isinstance(parameter, DTensor) for parameter in trained.parameters()]
+        units = sum(isinstance(module, FSDPModule) for module in trained.modules())
+        return state, units, sum(sharded) / len(sharded)
+
+
+def _in_double(module, inputs):
+    return (inputs[0].double(),)
+
+
+def fit_here(arguments, settings):
+    return fit(*arguments, **settings)
+
+
+def history(folder):
+    return [json.loads(line) for line in (Path(folder) / "history.jsonl").read_text().splitlines()]
+
+
+RUNS = {
+    ("ddp", "loop"): {"model": {"method": "mocov2plus", "method_config": {"queue_size": 64}, "regularizer": "so"}},
+    ("ddp", "trainer"): {"model": {"method": "simclr", "regularizer": "srip"}, "gradient_accumulation_steps": 2},
+    ("fsdp2", "loop"): {"model": {"method": "byol", "regularizer": "so"}, "optim": "lars"},
+    ("fsdp2", "trainer"): {
+        "model": {"method": "swav", "method_config": {"freeze_prototypes_epochs": 0}, "regularizer": "srip"},
+        "max_grad_norm": 0.5,
+    },
+}
+
+
+@pytest.mark.parametrize(("engine", "front"), RUNS)
+def test_two_processes_are_one(engine, front, two_processes, tmp_path):
+    """Losses, penalty, norm of the gradient, spectra and accuracies as logged, and what was trained."""
+    settings = RUNS[engine, front] | {"spectra_steps": 2, "knn_steps": 4, "linear_probe_steps": 4}
+    one, _, _ = fit("one", front, tmp_path / "one", **settings)
+    (two, units, share), other = two_processes.run(fit_here, (engine, front, tmp_path / "two"), settings)
+    if engine == "fsdp2":
+        assert other[0] is None
+        assert units > 4
+        assert share == 1
+    expected, found = history(tmp_path / "one"), history(tmp_path / "two")
+    assert len(found) >= 4
+    for before, after in zip(expected, found, strict=True):
+        assert before.keys() == after.keys()
+        for name in before:
+            if not name.startswith("train_"):
+                # Logged in float32; a probe is fitted to float32.
+                close = pytest.approx(before[name], rel=1e-4 if "linear_probe" in name else 2e-6, abs=1e-7)
+                assert after[name] == close, (name, before["step"])
+    assert {"knn/top1", "linear_probe/top1", "spectra/weights/relative_rank_mean"} <= found[3].keys()
+    for name, value in one.items():
+        assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("front", ["loop", "trainer"])
+def test_resuming_a_sharded_run_changes_nothing(front, two_processes, tmp_path):
+    model = {"method": "mocov2plus", "method_config": {"queue_size": 64}, "regularizer": "srip"}
+    settings = {"model": model, "save_strategy": "steps", "save_steps": 2}
+    (whole, _, _), _ = two_processes.run(fit_here, ("fsdp2", front, tmp_path), settings)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    (resumed, _, _), _ = two_processes.run(fit_here, ("fsdp2", front, tmp_path), settings | {"resume": True})
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    with pytest.raises(ValueError, match="was saved with FSDP and this run is without FSDP"):
+        fit("one", front, tmp_path, **settings, resume=True)
