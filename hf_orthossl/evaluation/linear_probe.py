@@ -74,20 +74,22 @@ def sgd_probe(
     # The bias is the weight of a feature that is always 1, so that a step is two matrix products.
     inputs = F.pad(representations.float(), (0, 1), value=1.0)
     bound = representations.shape[1] ** -0.5
-    weight = torch.empty(inputs.shape[1], num_classes).uniform_(-bound, bound, generator=generator).to(inputs)
-    targets = F.one_hot(labels, num_classes).to(inputs)
+    start = torch.empty(inputs.shape[1], num_classes).uniform_(-bound, bound, generator=generator)
+    # Classes as rows: on CPU both products then take a third of the time.
+    weight = start.T.contiguous().to(inputs)
+    targets = F.one_hot(labels, num_classes).T.to(inputs)
     velocity = torch.zeros_like(weight)
     drops = (int(0.6 * epochs), int(0.8 * epochs))
     for epoch in tqdm(range(epochs), desc="linear probe", disable=not progress, leave=False, dynamic_ncols=True):
         rate = learning_rate * 0.1 ** sum(epoch >= drop for drop in drops)
         for rows in torch.randperm(len(inputs), generator=generator).to(inputs.device).split(batch_size):
             batch = inputs[rows]
-            error = (batch @ weight).softmax(1).sub_(targets[rows]).div_(len(rows))
-            gradient = torch.addmm(weight, batch.T, error, beta=weight_decay)
+            error = (weight @ batch.T).softmax(0).sub_(targets[:, rows]).div_(len(rows))
+            gradient = torch.addmm(weight, error, batch, beta=weight_decay)
             velocity.mul_(_MOMENTUM).add_(gradient)
             weight.sub_(gradient.add_(velocity, alpha=_MOMENTUM), alpha=rate)
     settings = {"protocol": "sgd", "epochs": epochs, "learning_rate": learning_rate, "weight_decay": weight_decay}
-    return LinearClassifier(weight[:-1], weight[-1], {**settings, "batch_size": batch_size, "seed": seed})
+    return LinearClassifier(weight[:, :-1].T, weight[:, -1], {**settings, "batch_size": batch_size, "seed": seed})
 
 
 def lbfgs_probe(
