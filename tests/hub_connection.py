@@ -34,7 +34,7 @@ class Connection(BaseHTTPRequestHandler):
             return
         self.body = self.rfile.read(length)
         if early:
-            self.error(HubError(early.status, "injected"))
+            self.error(HubError(early.status, "injected"), **early.headers)
             return
         late = self.hub.fault(line, late=True)
         try:
@@ -45,7 +45,7 @@ class Connection(BaseHTTPRequestHandler):
         if late and late.status is None:
             self.drop()
         elif late:
-            self.error(HubError(late.status, "injected"))
+            self.error(HubError(late.status, "injected"), **late.headers)
         elif answer is not None:
             self.reply(json.dumps(answer).encode(), status)
 

@@ -1,6 +1,7 @@
 """The Hub's endpoints, as far as huggingface_hub, timm, transformers and datasets ask for them."""
 
 import base64
+import hashlib
 import json
 import re
 from urllib.parse import parse_qs, unquote, urlencode
@@ -96,15 +97,18 @@ class Handler(Connection):
         sort = self.query.get("sort", [None])[0]
         if sort:
             found.sort(key=lambda info: info.get(sort) or 0, reverse=True)
-        page, size = found[start : start + limit], min(limit, 1000)
-        page = page[:size]
+        size = min(limit, self.hub.page_size)
+        page = found[start : start + size]
         headers = {}
         if start + size < len(found):
             following = urlencode(
                 {**{k: v for k, v in self.query.items() if k != "cursor"}, "cursor": start + size}, doseq=True
             )
             headers["Link"] = f'<{self.hub.url}{self.url.path}?{following}>; rel="next"'
-        self.reply(json.dumps(page).encode(), **headers)
+        content = json.dumps(page).encode()
+        headers["ETag"] = f'W/"{hashlib.sha1(content).hexdigest()}"'
+        same = self.headers.get("If-None-Match") == headers["ETag"]
+        self.reply(content, 304 if same else 200, **headers)
 
     def info(self, kind, id, rev=""):
         repo = self.find(kind, id)
@@ -240,9 +244,10 @@ class Handler(Connection):
         found = commit.files[file]
         same = self.headers.get("If-None-Match", "").strip('"') == found.oid
         repo.downloads += self.command == "GET"
+        content, part = self.hub.store.read(found), re.fullmatch(r"bytes=0-(\d+)", self.headers.get("Range", ""))
         self.reply(
-            self.hub.store.read(found),
-            304 if same else 200,
+            content[: int(part[1]) + 1] if part else content,
+            304 if same else 206 if part else 200,
             "application/octet-stream",
             ETag=f'"{found.oid}"',
             X_Repo_Commit=commit.oid,

@@ -3,6 +3,8 @@
 import datetime
 import hashlib
 import json
+import math
+import re
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ import yaml
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".parquet", ".arrow", ".npz", ".png", ".jpg", ".zip")
 POINTER_SIZE = 134
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class HubError(Exception):
@@ -84,6 +87,9 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.repos: dict[tuple[str, str], Repo] = {}
         self.lock = threading.RLock()
+        # What a listing asks of every repository, by the content that it follows from.
+        self.cards: dict[str, dict] = {}
+        self.tensors: dict[str, int] = {}
 
     def create(self, kind: str, repo_id: str, author: str, private: bool = False) -> Repo:
         with self.lock:
@@ -163,6 +169,9 @@ class Store:
             "cardData": card,
             "siblings": [self._sibling(path, file, blobs) for path, file in sorted(commit.files.items())],
         }
+        weights = commit.files.get("model.safetensors")
+        if weights and (total := self.numbers(weights)):
+            whole["safetensors"] = {"parameters": {"F32": total}, "total": total}
         if "evalResults" in expand:
             whole["evalResults"] = self.eval_results(commit)
         if "model-index" in expand:
@@ -178,9 +187,29 @@ class Store:
         return {"rfilename": path, "size": file.size, "blobId": file.git_oid} | ({"lfs": lfs} if lfs else {})
 
     def card(self, commit: Commit) -> dict:
-        """Front matter of the README; {} where there is none."""
+        """Front matter of the README; {} where there is none, and only the tags of one that is broken or a bomb."""
         readme = commit.files.get("README.md")
-        return front_matter(self.read(readme).decode(errors="replace")) if readme else {}
+        if readme is None:
+            return {}
+        if readme.sha256 not in self.cards:
+            text = self.read(readme).decode(errors="replace")
+            try:
+                self.cards[readme.sha256] = front_matter(text)
+            except (yaml.YAMLError, ValueError, RecursionError):
+                self.cards[readme.sha256] = {"tags": re.findall(r"^- ([\w-]+)$", text, re.MULTILINE)}
+        return self.cards[readme.sha256]
+
+    def numbers(self, weights: File) -> int | None:
+        """How many numbers a safetensors file holds; `None` if it is none."""
+        if weights.sha256 not in self.tensors:
+            content = self.read(weights)
+            try:
+                header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+                shapes = [about["shape"] for name, about in header.items() if name != "__metadata__"]
+                self.tensors[weights.sha256] = sum(math.prod(shape) for shape in shapes)
+            except (ValueError, AttributeError, KeyError, TypeError, OverflowError):
+                self.tensors[weights.sha256] = 0
+        return self.tensors[weights.sha256] or None
 
     def eval_results(self, commit: Commit) -> list[dict]:
         entries = []
@@ -198,11 +227,22 @@ def front_matter(text: str) -> dict:
     """The YAML between the first two lines of dashes; raises `yaml.YAMLError`."""
     if not text.startswith("---\n"):
         return {}
-    found = yaml.safe_load(text[4:].split("\n---", 1)[0])
+    found = yaml.load(text[4:].split("\n---", 1)[0], Loader=_LOADER)
     if not isinstance(found, dict):
         raise yaml.YAMLError("the metadata section is no mapping")
     return _plain(found)
 
 
 def _plain(value):
+    left = 100_000
+
+    def count(part) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise yaml.YAMLError("the metadata section holds too much")
+        for inner in [*part, *part.values()] if isinstance(part, dict) else part if isinstance(part, list) else ():
+            count(inner)
+
+    count(value)
     return json.loads(json.dumps(value, default=str))

@@ -21,8 +21,9 @@ USER, TOKEN = "tester", "hf_localtoken0000000000000000000000000"
 class Fault:
     """What goes wrong with requests that match: an HTTP status, or (`status=None`) a cut connection."""
 
-    def __init__(self, pattern: str, status: int | None, times: int, late: bool):
+    def __init__(self, pattern: str, status: int | None, times: int, late: bool, headers: dict[str, str] | None = None):
         self.pattern, self.status, self.times, self.late = re.compile(pattern), status, times, late
+        self.headers = headers or {}
 
 
 class LocalHub:
@@ -40,6 +41,8 @@ class LocalHub:
         self.token, self.user = TOKEN, USER
         self.requests: list[str] = []
         self.faults: list[Fault] = []
+        # Models on one page of a listing, at most.
+        self.page_size = 1000
         self.server = ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (Handler,), {"hub": self}))
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -64,13 +67,14 @@ class LocalHub:
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
 
-    def fail(self, pattern: str, status: int = 500, times: int = 1, late: bool = False) -> None:
+    def fail(self, pattern: str, status: int = 500, times: int = 1, late: bool = False, **headers: str) -> None:
         """Answers the next `times` requests whose "METHOD /path?query" matches with `status`.
 
         Args:
             late (`bool`, defaults to `False`): Do what was asked first; only the answer is lost.
+            headers: Of the answer, such as `Retry_After="2"`.
         """
-        self.faults.append(Fault(pattern, status, times, late))
+        self.faults.append(Fault(pattern, status, times, late, headers))
 
     def cut(self, pattern: str, times: int = 1, late: bool = False) -> None:
         """Closes the connection of the next `times` matching requests, halfway through their bodies or (`late`) after

@@ -10,6 +10,7 @@ COMMANDS = {
     "pretrain": "train an encoder on unlabelled images, with an orthogonality penalty",
     "evaluate": "measure encoders: kNN, linear probes, fine-tuning, transfer, detection",
     "publish": "put a run's encoder on the Hugging Face Hub",
+    "leaderboard": "collect, show and verify the board of published encoders",
     "spectra": "measure how many of its directions an encoder uses, and compare encoders",
     "forecast": "predict from data and augmentations which directions training will lose",
     "methods": "list methods, regularizers, view recipes and backbones",
@@ -22,7 +23,7 @@ USAGE = "\n".join(
         "Self-supervised pretraining of timm and Hugging Face backbones with orthogonality regularization.",
         "",
         "commands:",
-        *(f"  {name:<10} {text}" for name, text in COMMANDS.items()),
+        *(f"  {name:<11} {text}" for name, text in COMMANDS.items()),
         "",
         "orthossl COMMAND --help lists a command's options; --debug shows the traceback of an error.",
     ]

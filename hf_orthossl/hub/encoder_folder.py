@@ -58,9 +58,7 @@ def write_encoder_folder(
         (folder / RESULTS).unlink(missing_ok=True)
     images = None
     if source is not None and source.num_rows:
-        # Evenly spread over the data set: sorted sets keep all their classes.
-        step = max(source.num_rows // spectra_images, 1)
-        chosen = list(range(0, source.num_rows, step))[:spectra_images]
+        chosen = spectra_rows(source.num_rows, spectra_images)
         images = normalized_batches(encoder, ImageDataset(source, image_size=encoder.image_size, indices=chosen))
     about = {"model": record.short_name, "dataset": record.dataset, "split": record.split, "version": record.version}
     report = spectral_report(encoder, images, metadata=about)
@@ -68,6 +66,11 @@ def write_encoder_folder(
     report.plot(folder / FIGURE)
     _write_card(folder)
     return folder
+
+
+def spectra_rows(num_rows: int, images: int = 1024) -> list[int]:
+    """The rows of a data set behind the feature spectra, evenly spread: sorted sets keep all their classes."""
+    return list(range(0, num_rows, max(num_rows // images, 1)))[:images]
 
 
 def _record(model: SSLModel, source: ImageSource | None, training: dict) -> EncoderRecord:

@@ -18,7 +18,7 @@ from .card_sections import find_sections, owners_text, split_front_matter
 from .contents import FIGURES, FILES, code_files, published_files, read_encoder_config, refuse_tokens, size_of
 from .measurements import RESULTS, eval_result_files, merge_results, names_source, public_result
 from .record import EncoderRecord
-from .remote import Found, ModelRepo
+from .remote import Found, HubRepo
 
 # Those of the Hub's identifiers, and of git's names of branches that need no quoting.
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]{0,40}")
@@ -101,7 +101,7 @@ def publish_encoder(
 
     token = require_token(token)
     refuse_tokens(local, token)
-    repo = ModelRepo(repo_id, token, revision)
+    repo = HubRepo(repo_id, token, revision)
     found = repo.look()
     if found is None:
         repo.create(private)
@@ -138,7 +138,7 @@ def check_destination(
     """
     check_repo_id(repo_id)
     _check_revision(revision)
-    repo = ModelRepo(repo_id, require_token(token), revision)
+    repo = HubRepo(repo_id, require_token(token), revision)
     repo.check_token()
     found = repo.look()
     if found is not None:
@@ -178,7 +178,7 @@ def _check_revision(revision: str | None) -> None:
         raise ValueError(f"revision {revision!r} is no name of a branch: pass one such as v2")
 
 
-def _check_found(repo: ModelRepo, found: Found, private: bool | None) -> None:
+def _check_found(repo: HubRepo, found: Found, private: bool | None) -> None:
     if private and not found.private:
         raise ValueError(f"{repo.url} is public: make it private in its settings, or choose another repo_id")
     try:
@@ -193,7 +193,7 @@ def _has_results(folder: Path) -> bool:
     return (folder / RESULTS).is_file()
 
 
-def _results_there(repo: ModelRepo, sha: str) -> list[Result]:
+def _results_there(repo: HubRepo, sha: str) -> list[Result]:
     with tempfile.TemporaryDirectory() as place:
         repo.fetch({RESULTS}, sha, Path(place))
         try:
@@ -236,7 +236,7 @@ def _contents(
     return dict(sorted(contents.items()))
 
 
-def _stale(repo: ModelRepo, found: Found, contents: dict[str, bytes | Path]) -> set[str]:
+def _stale(repo: HubRepo, found: Found, contents: dict[str, bytes | Path]) -> set[str]:
     """What an earlier encoder published that this one does not have."""
     left = found.files - set(contents)
     evaluated = {path for path in left if path.startswith(".eval_results/")}

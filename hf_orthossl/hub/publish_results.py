@@ -10,7 +10,7 @@ from .contents import FILES, refuse_tokens
 from .measurements import RESULTS, eval_result_files, merge_results, public_result
 from .names import hub_id
 from .publish import require_token
-from .remote import Found, ModelRepo
+from .remote import Found, HubRepo
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def publish_results(model: str, results: list[Result], *, token: str | None = No
     return PublishedResults(repo.url, commit, there)
 
 
-def results_repo(model: str, token: str | None = None) -> tuple[ModelRepo, Found]:
+def results_repo(model: str, token: str | None = None) -> tuple[HubRepo, Found]:
     """The repository of a published encoder, found out before anything is measured.
 
     Raises:
@@ -79,7 +79,7 @@ def results_repo(model: str, token: str | None = None) -> tuple[ModelRepo, Found
             f"results of {model!r} cannot be pushed: it is no Hub id of the form user/name; publish it with orthossl "
             "publish first"
         )
-    repo = ModelRepo(repo_id, require_token(token), model.partition("@")[2] or None)
+    repo = HubRepo(repo_id, require_token(token), model.partition("@")[2] or None)
     found = repo.look()
     if found is None or not found.has_revision:
         raise OSError(f"there is no {repo.url} to push results to: publish the encoder with orthossl publish first")

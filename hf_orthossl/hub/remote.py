@@ -1,4 +1,4 @@
-"""A model repository on the Hub: what it holds, one commit to it, and what went wrong in words."""
+"""A repository on the Hub: what it holds, one commit to it, and what went wrong in words."""
 
 import hashlib
 import json
@@ -40,22 +40,23 @@ class Found:
     has_revision: bool
 
 
-class ModelRepo:
-    """One model repository.
+class HubRepo:
+    """One repository.
 
     Args:
         repo_id (`str`): "user/name".
         token (`str`): Access token with write permission.
         revision (`str`, *optional*): Branch; the main one by default.
+        kind (`str`, defaults to "model"): Or "dataset" or "space".
     """
 
-    def __init__(self, repo_id: str, token: str, revision: str | None = None):
-        self.repo_id, self.token, self.revision = repo_id, token, revision
+    def __init__(self, repo_id: str, token: str, revision: str | None = None, kind: str = "model"):
+        self.repo_id, self.token, self.revision, self.kind = repo_id, token, revision, kind
         self.api = HfApi(token=token, library_name="hf_orthossl")
 
     @property
     def url(self) -> str:
-        return f"{self.api.endpoint}/{self.repo_id}"
+        return f"{self.api.endpoint}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.repo_id}"
 
     def check_token(self) -> None:
         """Raises an OSError if the Hub does not know the token."""
@@ -94,8 +95,20 @@ class ModelRepo:
             file = self._asked(lambda name=name: self.api.hf_hub_download(self.repo_id, name, revision=sha))
             shutil.copyfile(file, folder / name)
 
-    def create(self, private: bool | None) -> None:
-        self._asked(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
+    def tip(self) -> str | None:
+        """The newest commit; `None` if there is no such repository."""
+        try:
+            return self._asked(lambda: self.api.repo_info(self.repo_id, repo_type=self.kind)).sha
+        except RepositoryNotFoundError:
+            return None
+
+    def create(self, private: bool | None, sdk: str | None = None) -> None:
+        """Makes the repository if there is none; a Space needs its `sdk`, such as "gradio"."""
+        self._asked(
+            lambda: self.api.create_repo(
+                self.repo_id, private=private, exist_ok=True, repo_type=self.kind, space_sdk=sdk
+            )
+        )
 
     def create_branch(self) -> None:
         self._asked(lambda: self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True))
@@ -117,6 +130,7 @@ class ModelRepo:
                 return self.api.create_commit(
                     self.repo_id,
                     [*adds, *deletions],
+                    repo_type=self.kind,
                     commit_message=message,
                     revision=self.revision,
                     parent_commit=parent,
@@ -139,7 +153,9 @@ class ModelRepo:
             return None
         try:
             info = self._asked(
-                lambda: self.api.model_info(self.repo_id, revision=self.revision, files_metadata=True, timeout=30)
+                lambda: self.api.repo_info(
+                    self.repo_id, revision=self.revision, repo_type=self.kind, files_metadata=True, timeout=30
+                )
             )
         except OSError as unknown:
             raise OSError(

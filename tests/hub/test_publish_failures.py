@@ -4,7 +4,7 @@ import pytest
 from published_encoders import REPO
 
 from hf_orthossl.hub import publish_encoder
-from hf_orthossl.hub.remote import ModelRepo
+from hf_orthossl.hub.remote import HubRepo
 
 
 @pytest.mark.parametrize("status", [500, 502, 429])
@@ -59,13 +59,13 @@ def test_an_answer_lost_for_good_is_said_to_be_unknown(folder, hub_here):
 def test_somebody_elses_commit_in_between(folder, hub_here, monkeypatch):
     publish_encoder(folder, REPO)
     (folder / "results.json").write_text("[]")
-    commit = ModelRepo.commit
+    commit = HubRepo.commit
 
     def late(self, *arguments):
         hub_here.change(hub_here.repo(REPO), {"README.md": "theirs"})
         return commit(self, *arguments)
 
-    monkeypatch.setattr(ModelRepo, "commit", late)
+    monkeypatch.setattr(HubRepo, "commit", late)
     with pytest.raises(OSError, match=r"changed while publishing \(412\): nothing was published"):
         publish_encoder(folder, REPO)
     assert hub_here.files(REPO)["README.md"] == b"theirs"

@@ -1,0 +1,90 @@
+// Links and forms of the board without a reload: the address bar is the state, the server draws it.
+const view = element.querySelector(".view");
+const status = element.querySelector("#board-status");
+let turn = 0, waiting = 0, more = false;
+
+const settings = () => [...new URLSearchParams(location.search)].filter(([name]) => name.startsWith("__"));
+
+function unfold() {
+  // Only narrow screens have the button; what it unfolds stays so from one view to the next.
+  view.querySelector("#narrow")?.classList.toggle("open", more);
+  view.querySelector("#more")?.setAttribute("aria-expanded", more);
+}
+
+async function show(query, visit) {
+  const mine = ++turn, focused = document.activeElement;
+  const held = element.contains(focused) ? focused.id : "";
+  const caret = held && focused.type === "search" ? focused.selectionStart : null;
+  view.setAttribute("aria-busy", "true");
+  let html = null;
+  try { html = await server.show(query); } catch (error) { html = null; }
+  if (mine !== turn) return;
+  view.removeAttribute("aria-busy");
+  if (typeof html !== "string") {
+    status.textContent = "The board does not answer: try again in a moment.";
+    status.classList.remove("sr");
+    return;
+  }
+  status.classList.add("sr");
+  const before = view.dataset.show;
+  view.innerHTML = html;
+  view.dataset.show = new URLSearchParams(query).get("show") || "table";
+  unfold();
+  status.textContent = view.querySelector("[data-status]")?.textContent || "";
+  if (visit) {
+    const all = new URLSearchParams(query);
+    settings().forEach(([name, value]) => all.set(name, value));
+    const text = all.toString();
+    history[visit](null, "", location.pathname + (text ? "?" + text : ""));
+    // The page around a Space keeps the same address, so that it can be shared.
+    if (window.parent !== window) window.parent.postMessage({ queryString: text, hash: "" }, "https://huggingface.co");
+  }
+  if (before && before !== view.dataset.show) {
+    view.querySelector("h2")?.focus({ preventScroll: true });
+    element.scrollIntoView({ block: "start" });
+  } else if (held) {
+    const again = document.getElementById(held) || view.querySelector("h2");
+    again?.focus({ preventScroll: true });
+    if (caret !== null && again.setSelectionRange) again.setSelectionRange(caret, caret);
+  }
+}
+
+function send(form, visit) {
+  clearTimeout(waiting);
+  const kept = [...new FormData(form)].filter(([name, value]) => value);
+  show("?" + new URLSearchParams(kept), visit);
+}
+
+element.addEventListener("click", async (event) => {
+  const copy = event.target.closest("[data-copy], [data-copy-address]");
+  if (copy) {
+    const text = document.getElementById(copy.dataset.copy);
+    try {
+      await navigator.clipboard.writeText(text ? text.textContent : location.href);
+      copy.textContent = status.textContent = "Copied";
+    } catch (error) {
+      // Not every frame may write to the clipboard: show or mark what is to be copied.
+      if (text) getSelection().selectAllChildren(text);
+      copy.textContent = text ? "Marked: copy it" : location.href;
+    }
+    return;
+  }
+  if (event.target.closest("[data-more]")) {
+    more = !more;
+    unfold();
+    return;
+  }
+  const link = event.target.closest("[data-go]");
+  if (!link || event.metaKey || event.ctrlKey || event.shiftKey || event.button) return;
+  event.preventDefault();
+  show(link.dataset.go || link.getAttribute("href"), "pushState");
+});
+element.addEventListener("change", (event) => { if (event.target.matches("select")) send(event.target.form, "pushState"); });
+element.addEventListener("input", (event) => {
+  if (!event.target.matches("[type=search]")) return;
+  clearTimeout(waiting);
+  waiting = setTimeout(() => send(event.target.form, "replaceState"), 250);
+});
+element.addEventListener("submit", (event) => { event.preventDefault(); send(event.target, "pushState"); });
+window.addEventListener("popstate", () => show(location.search, ""));
+show(location.search, "");

@@ -1,0 +1,334 @@
+"""Collecting from a real server on loopback: what is read, how often, and where hostile repositories end."""
+
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from leaderboard_hostile import hostile_repos
+from leaderboard_repos import CIFAR, Variations, change, files_of
+from local_hub import LocalHub
+
+from hf_orthossl.evaluation import read_results
+from hf_orthossl.hub.leaderboard.checking import ARRAYS, CARD, CONFIG, SCALARS, WEIGHTS, Published, check
+from hf_orthossl.hub.leaderboard.collect import collect
+from hf_orthossl.hub.leaderboard.fetching import Fetcher, TooLarge
+from hf_orthossl.hub.leaderboard.schema import UNREAD
+from hf_orthossl.hub.measurements import measurements_of
+from hf_orthossl.spectra import SpectralReport
+
+# info, config, card, two files of spectra, two of results
+OF_A_REPO = 7
+
+
+def gather(hub, tmp_path, previous=None):
+    return collect(tmp_path / "cache", previous, fetcher=Fetcher(hub.url, False, tmp_path / "cache" / "pages"))
+
+
+def test_entries_are_what_was_published(board_encoders, board_hub, tmp_path):
+    for folder in board_encoders:
+        board_hub.add_repo(f"tester/{folder.name}", files_of(folder, f"tester/{folder.name}"))
+    board_hub.add_repo("tester/other", {"README.md": "---\ntags:\n- bert\n---\n"})
+    board_hub.add_repo("tester/hidden", files_of(board_encoders[0], "tester/hidden"), private=True)
+    board = gather(board_hub, tmp_path)
+    assert board.asides == []
+    assert [entry.repo_id for entry in board.entries] == ["tester/collapsed", "tester/sound", "tester/vit"]
+    for entry in board.entries:
+        folder = next(folder for folder in board_encoders if entry.repo_id.endswith(folder.name))
+        claimed = {(m.metric, m.value, m.protocol) for m in measurements_of(read_results(folder / "results.json"))}
+        assert {(r.metric, r.value, r.protocol) for r in entry.results} == claimed
+        assert {(r.task, r.dataset, r.source, r.revision) for r in entry.results} == {
+            ("knn", "digits", "author", entry.revision)
+        }
+        report = SpectralReport.load(folder)
+        spectrum = report.features["representation"]
+        assert entry.spectra.summary["effective_rank"] == pytest.approx(spectrum.effective_rank)
+        assert entry.spectra.summary["weights_rank_min"] == pytest.approx(report.summary()["weights/relative_rank_min"])
+        curve = spectrum.eigenvalues.numpy()[[rank - 1 for rank in entry.spectra.ranks("representation")]]
+        assert entry.spectra.curves["representation"] == pytest.approx(curve, rel=1e-4)
+        assert len(entry.spectra.curves["input"]) == 200
+        assert entry.spectra.lengths["input"] == 3072
+    collapsed, sound, _ = board.entries
+    assert (sound.backbone, sound.method, sound.regularizer, sound.gamma) == ("resnet10t", "byol", "so", 1e-6)
+    assert (collapsed.regularizer, sound.pretrained_on, sound.image_size) == (None, "digits", 32)
+    assert collapsed.spectra.summary["effective_rank"] < 2 < sound.spectra.summary["effective_rank"]
+    weights = board_hub.repo("tester/sound").head["main"].files[WEIGHTS]
+    assert sound.weights == weights.sha256
+    assert sound.parameters == board_hub.store.numbers(weights)
+
+
+def test_the_linear_probe_keeps_its_name_in_the_card(board_encoders, board_hub, tmp_path):
+    files = Variations(board_encoders).files("tester/one", 1)
+    board_hub.add_repo("tester/one", {path: c for path, c in files.items() if not path.startswith(".eval_results")})
+    (entry,) = gather(board_hub, tmp_path).entries
+    assert {(r.task, r.dataset, r.protocol) for r in entry.results} == {
+        ("knn", CIFAR, "k = 20, temperature = 0.07"),
+        ("linear", CIFAR, "sgd, epochs = 100"),
+    }
+
+
+def test_requests_follow_what_has_changed(board_encoders, board_hub, tmp_path):
+    names = Variations(board_encoders).fill(board_hub, 60)
+    board_hub.page_size = 25
+    first = gather(board_hub, tmp_path)
+    assert len(first.entries) == 60
+    assert len(board_hub.requests) == 3 + 60 * OF_A_REPO, "three pages"
+    board_hub.requests.clear()
+    again = gather(board_hub, tmp_path)
+    assert (again.entries, again.asides) == (first.entries, first.asides)
+    assert len(board_hub.requests) == 3
+    for name in names[:3]:
+        change(board_hub, name, 0.5)
+    board_hub.requests.clear()
+    changed = gather(board_hub, tmp_path)
+    assert len(board_hub.requests) == 3 + 3 * OF_A_REPO
+    assert all(0.5 in [result.value for result in entry.results] for entry in changed.entries[:3])
+    assert changed.entries[3:] == first.entries[3:]
+    board_hub.requests.clear()
+    elsewhere = gather(board_hub, tmp_path / "new", previous=changed)
+    assert elsewhere.entries == changed.entries
+    assert len(board_hub.requests) == 3, "the published board is as good as the folder"
+
+
+def test_pages_are_asked_for_by_etag(board_encoders, board_hub, tmp_path):
+    Variations(board_encoders).fill(board_hub, 2)
+    pages = tmp_path / "cache" / "pages"
+    gather(board_hub, tmp_path)
+    (page,) = pages.iterdir()
+    known = page.read_bytes()
+    # What a 304 leaves in place is used: the kept page is the one that is read.
+    page.write_bytes(known.replace(b"encoder-0001", b"encoder-0009"))
+    assert any(aside.repo_id == "tester/encoder-0009" for aside in gather(board_hub, tmp_path).asides)
+    page.write_bytes(b"{broken")
+    assert len(gather(board_hub, tmp_path).entries) == 2
+    assert page.read_bytes() == known
+
+
+def test_the_hub_may_ask_for_patience(board_encoders, board_hub, tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", waited.append)
+    Variations(board_encoders).fill(board_hub, 3)
+    board_hub.fail("GET /api/models/tester/encoder-0001", 429, Retry_After="7")
+    board_hub.fail("GET /tester/encoder-0002/resolve/.*/README.md", 503)
+    board_hub.cut("GET /tester/encoder-0000/resolve/.*/config.json")
+    board = gather(board_hub, tmp_path)
+    assert len(board.entries) == 3
+    assert board.asides == []
+    assert any(7 <= seconds <= 8 for seconds in waited)
+
+
+def test_what_cannot_be_read_goes_aside_and_is_tried_again(board_encoders, board_hub, tmp_path):
+    Variations(board_encoders).fill(board_hub, 3)
+    board_hub.fail("GET /api/models/tester/encoder-0001", 429, times=100)
+    board = gather(board_hub, tmp_path)
+    assert [entry.repo_id for entry in board.entries] == ["tester/encoder-0000", "tester/encoder-0002"]
+    (aside,) = board.asides
+    assert (aside.repo_id, aside.field) == ("tester/encoder-0001", UNREAD)
+    assert "429" in aside.reason
+    board_hub.faults.clear()
+    board_hub.requests.clear()
+    assert len(gather(board_hub, tmp_path).entries) == 3
+    assert len(board_hub.requests) == 1 + OF_A_REPO
+
+
+def test_without_a_listing_the_old_board_stays(board_encoders, board_hub, tmp_path):
+    Variations(board_encoders).fill(board_hub, 3)
+    board_hub.page_size = 2
+    gather(board_hub, tmp_path)
+    kept = (tmp_path / "cache" / "board.json").read_bytes()
+    board_hub.fail("cursor=2", 500, times=100)
+    with pytest.raises(OSError, match="answered 500 again and again"):
+        gather(board_hub, tmp_path)
+    assert (tmp_path / "cache" / "board.json").read_bytes() == kept
+
+
+@pytest.mark.parametrize("what", ["deleted", "rewritten", "deleted later", "made private"])
+def test_a_repository_that_is_gone_between_listing_and_reading(board_encoders, board_hub, tmp_path, monkeypatch, what):
+    Variations(board_encoders).fill(board_hub, 3)
+    name, served = "tester/encoder-0001", board_hub.fault
+    moment = "/resolve/" if what == "deleted later" else "/revision/"
+
+    def act_first(line, late):
+        if f"{name}{moment}" in line and not late:
+            if what.startswith("deleted"):
+                board_hub.store.repos.pop(("model", name), None)
+            elif what == "made private":
+                board_hub.repo(name).private = True
+            elif board_hub.repo(name).head["main"].parent:
+                files = board_hub.files(name)
+                del board_hub.store.repos["model", name]
+                board_hub.add_repo(name, files | {"more.txt": "x"})
+        return served(line, late)
+
+    monkeypatch.setattr(board_hub, "fault", act_first)
+    board = gather(board_hub, tmp_path)
+    assert [entry.repo_id for entry in board.entries] == ["tester/encoder-0000", "tester/encoder-0002"]
+    (aside,) = board.asides
+    assert (aside.repo_id, aside.field) == (name, UNREAD)
+    assert re.search("rewritten meanwhile" if what == "rewritten" else "no such repository", aside.reason)
+
+
+def test_malformed_lines_of_the_listing(board_encoders, board_hub, tmp_path, monkeypatch):
+    Variations(board_encoders).fill(board_hub, 2)
+    lines = [None, 3, {}, {"id": SCRIPT_ID, "sha": "0" * 40}, {"id": "a/b", "sha": "../.."}, {"id": ["x"], "sha": {}}]
+    pages = Fetcher.pages
+    monkeypatch.setattr(Fetcher, "pages", lambda *args: iter([*pages(*args), lines]))
+    board = gather(board_hub, tmp_path)
+    assert len(board.entries) == 2
+    assert len(board.asides) == len(lines)
+
+
+SCRIPT_ID = "<script>/x"
+
+
+class Endless(BaseHTTPRequestHandler):
+    """Sends 5 MB without saying how much."""
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(50):
+            self.wfile.write(b"x" * 100_000)
+
+
+def test_bytes_are_counted_where_no_size_is_announced(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        server.handle_error = lambda *args: None
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        fetcher = Fetcher(f"http://127.0.0.1:{server.server_port}", False)
+        with pytest.raises(TooLarge, match="holds more than the 1,000,000"):
+            fetcher.file("a/b", "0" * 40, "x", 1_000_000)
+        assert len(fetcher.file("a/b", "0" * 40, "x", 1_000_000, start=True)) == 1_000_000
+        assert len(fetcher.file("a/b", "0" * 40, "x", 5_000_000)) == 5_000_000
+        server.shutdown()
+
+
+def test_a_listing_goes_on_at_no_other_server(board_hub, tmp_path, monkeypatch):
+    """It would be given the token."""
+    board_hub.add_repo("a/b", {"README.md": "---\ntags:\n- orthossl\n---\n"})
+    board_hub.add_repo("a/c", {"README.md": "---\ntags:\n- orthossl\n---\n"})
+    board_hub.page_size = 1
+    fetcher = Fetcher(board_hub.url, "hf_secret")
+    board_hub.tokens["hf_secret"] = ("a", False)
+    board_hub.url = "http://elsewhere.example"
+    with pytest.raises(OSError, match=r"another server, http://elsewhere\.example"):
+        list(fetcher.pages("orthossl", ("sha",)))
+
+
+@pytest.fixture(scope="module")
+def hostile_board(board_encoders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile")
+    with pytest.MonkeyPatch.context() as patch, LocalHub(folder / "hub") as hub:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        Variations(board_encoders).fill(hub, 10)
+        marker = folder / "was-run"
+        repos = {repo.name: repo for repo in hostile_repos(lambda name: files_of(board_encoders[0], name), str(marker))}
+        for repo in repos.values():
+            hub.add_repo(f"stranger/{repo.name}", repo.files)
+            if repo.after:
+                repo.after(hub, f"stranger/{repo.name}")
+        board = collect(folder / "cache", fetcher=Fetcher(hub.url, False))
+        yield repos, board, list(hub.requests), marker
+
+
+# Names without an encoder: `pytest --collect-only` shows them without making any.
+PLAIN = {CONFIG: b'{"orthossl": {}}', SCALARS: b'{"features": {"representation": {}}}'}
+HOSTILE = [repo.name for repo in hostile_repos(lambda name: PLAIN, "marker")]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_repositories_end_where_they_should(name, hostile_board):
+    repos, board, _, _ = hostile_board
+    repo = repos[name]
+    entries = [entry for entry in board.entries if entry.repo_id == f"stranger/{name}"]
+    reasons = [f"{aside.field} {aside.reason}" for aside in board.asides if aside.repo_id == f"stranger/{name}"]
+    assert len(entries) == repo.is_entry, f"{repo.tries}: {reasons}"
+    if repo.reason:
+        assert any(repo.reason in reason for reason in reasons), f"{repo.tries}: {reasons}"
+    else:
+        assert reasons == []
+    for reason in reasons:
+        assert reason.isprintable()
+        assert len(reason) < 450
+
+
+def test_the_rest_of_the_board_stands(hostile_board):
+    repos, board, requests, marker = hostile_board
+    sound = [entry for entry in board.entries if entry.repo_id.startswith("tester/")]
+    assert len(sound) == 10
+    assert all(entry.spectra and len(entry.results) == 2 for entry in sound)
+    assert not marker.exists(), "something was run"
+    assert len(board.entries) + len(board.asides) > len(repos)
+    # Nothing but what the board reads was asked for, and of the huge file nothing.
+    files = {line.split("/resolve/")[1].split("/", 1)[1] for line in requests if "/resolve/" in line}
+    assert all(
+        name in (CONFIG, CARD, SCALARS, ARRAYS) or re.fullmatch(r"\.eval_results/\w[\w.-]*", name) for name in files
+    )
+    assert not any("huge-file/resolve" in line and SCALARS in line for line in requests)
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+NAMED = st.sampled_from(
+    [
+        "orthossl",
+        "backbone",
+        "num_features",
+        "features",
+        "weights",
+        "representation",
+        "dim",
+        "exact",
+        "model-index",
+        "results",
+        "metrics",
+        "args",
+        "task",
+        "dataset",
+        "id",
+        "task_id",
+        "notes",
+        "value",
+        "schema_version",
+        "shape",
+        "effective_rank",
+        "protocol",
+        "split",
+        "type",
+    ]
+)
+named_junk = st.recursive(
+    junk | st.just(1) | st.just("knn_top1") | st.just("split = test, k = 1"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMED, inner, max_size=6),
+    max_leaves=25,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(named_junk, named_junk, named_junk, st.binary(max_size=200), st.text(max_size=200))
+def test_no_junk_raises_out_of_the_checks(config, scalars, card, arrays, text):
+    config = config if isinstance(config, dict) else {"orthossl": config}
+    for block in (config, {"orthossl": {"num_features": 16, "backbone": "x", "method": "y", "image_size": 32}}):
+        files = {
+            CONFIG: json.dumps(block).encode(),
+            SCALARS: json.dumps(scalars).encode(),
+            ARRAYS: arrays,
+            CARD: f"---\n{yaml.safe_dump(card, allow_unicode=True)}\n---\n".encode(errors="replace"),
+            ".eval_results/a.yaml": yaml.safe_dump(card).encode(),
+            ".eval_results/b.yaml": text.encode(errors="replace"),
+        }
+        entry, asides = check(
+            Published("a/b", "0" * 40, "a", None, dict.fromkeys([*files, WEIGHTS, text], 1), None, 1, files)
+        )
+        assert entry is not None or asides

@@ -1,0 +1,204 @@
+"""The board's own form: what it refuses when read, its order, its pairs and its snapshot."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from datasets import load_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_board import entry, measured, spectra, synthetic_board
+
+from hf_orthossl.hub.leaderboard.board_json import from_json, to_json
+from hf_orthossl.hub.leaderboard.ranking import measurements, paired, rank
+from hf_orthossl.hub.leaderboard.schema import Aside, Board, Measured, Spectra
+from hf_orthossl.hub.leaderboard.snapshot import read_snapshot, write_snapshot
+from hf_orthossl.hub.leaderboard.spectra_of import effective_rank
+from hf_orthossl.spectra import effective_rank as by_torch
+
+NOW, HUB = "2026-01-31T12:00:00+00:00", "http://localhost"
+
+
+def board_of(*entries) -> Board:
+    return Board(list(entries), [], NOW, HUB)
+
+
+def test_a_board_is_read_as_it_was_written():
+    board = synthetic_board(40)
+    board = dataclasses.replace(board, asides=[aside for aside in board.asides if aside.field.isprintable()])
+    assert from_json(to_json(board)) == board
+
+
+CHANGES = {
+    "value of 1.5": lambda e: e["results"][0].update(value=1.5),
+    "true for a value": lambda e: e["results"][0].update(value=True),
+    "NaN": lambda e: e["results"][0].update(value=math.nan),
+    "infinity": lambda e: e["spectra"]["summary"].update(effective_rank=math.inf),
+    "half an interval": lambda e: e["results"][0].update(high=None),
+    "no protocol": lambda e: e["results"][0].update(protocol=""),
+    "unknown source": lambda e: e["results"][0].update(source="friend"),
+    "unknown task": lambda e: e["results"][0].update(task="chess"),
+    "no repository": lambda e: e.update(repo_id="../../x"),
+    "no commit": lambda e: e.update(revision="main"),
+    "no date": lambda e: e.update(last_modified="yesterday"),
+    "half a parameter": lambda e: e.update(parameters=0.5),
+    "a look-alike": lambda e: e.update(method="b\u0443ol"),
+    "too many results": lambda e: e.update(results=e["results"] * 500),
+    "too many points": lambda e: e["spectra"]["curves"].update(input=[1.0] * 201),
+    "more points than eigenvalues": lambda e: e["spectra"]["lengths"].update(input=3),
+    "a rising curve": lambda e: e["spectra"]["curves"].update(input=[0.5, 1.0]),
+    "NaN in a curve": lambda e: e["spectra"]["curves"].update(input=[1.0, math.nan, 0.0]),
+    "a curve of text": lambda e: e["spectra"]["curves"].update(input=["1"]),
+    "a curve above 1": lambda e: e["spectra"]["curves"].update(input=[2.0, 1.0]),
+    "a huge integer in a curve": lambda e: e["spectra"]["curves"].update(input=[10**400]),
+    "a list for an object": lambda e: e.update(spectra=[]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_wrong_with_one_entry_puts_it_aside_alone(change):
+    content = json.loads(to_json(board_of(entry("a/one"), entry("a/two"))))
+    CHANGES[change](content["entries"][0])
+    board = from_json(json.dumps(content))
+    assert [kept.repo_id for kept in board.entries] == ["a/two"]
+    (aside,) = board.asides
+    assert aside.reason
+    # And the board with its aside can be written and read again.
+    assert from_json(to_json(board)) == board
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "format"),
+        ('{"format": 99}', "format"),
+        ('{"format": 1}', "asides"),
+        ('{"format": 1, "asides": [], "entries": [], "collected_at": 3, "endpoint": "x"}', "collected_at"),
+    ],
+)
+def test_what_is_no_board_is_refused_in_one_line(text, match):
+    with pytest.raises(ValueError, match=match) as raised:
+        from_json(text)
+    assert "\n" not in str(raised.value)
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("0" * 40) | st.just("a/b"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([field.name for field in dataclasses.fields(Measured)]), inner, max_size=5)
+        | st.dictionaries(st.sampled_from(["repo_id", "revision", "results", "spectra", "curves", "summary"]), inner)
+    ),
+    max_leaves=15,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(junk, max_size=3), st.lists(junk, max_size=3), st.sampled_from(["entries", "spectra", "results"]), junk)
+def test_junk_never_raises_anything_else(entries, asides, place, value):
+    content = json.loads(to_json(board_of(entry("a/one"))))
+    if place != "entries":
+        content["entries"][0][place] = value
+    content["entries"] += entries
+    content["asides"] += asides
+    board = from_json(json.dumps(content))
+    assert len(board.entries) + len(board.asides) == len(content["entries"]) + len(content["asides"])
+
+
+def test_a_curve_keeps_its_ends_and_its_ranks():
+    curve = Spectra({}, {"x": [1.0] * 200, "y": [1.0, 0.5]}, {"x": 3072, "y": 2})
+    assert (curve.ranks("x")[0], curve.ranks("x")[-1], len(curve.ranks("x"))) == (1, 3072, 200)
+    assert curve.ranks("x") == sorted(set(curve.ranks("x")))
+    assert curve.ranks("y") == [1, 2]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=40))
+def test_effective_rank_without_torch_is_that_with_torch(values):
+    import numpy as np
+    import torch
+
+    ours, theirs = effective_rank(np.array(values)), by_torch(torch.tensor(values, dtype=torch.float64))
+    assert ours == pytest.approx(theirs, rel=1e-9)
+
+
+def test_rank_is_brute_force_order():
+    board = synthetic_board(200, seed=3)
+    rows = rank(board, "knn", "CIFAR10", "top1")
+    best = {
+        e.repo_id: max(r.value for r in e.results if (r.task, r.dataset, r.metric) == ("knn", "cifar10", "top1"))
+        for e in board.entries
+        if any((r.task, r.metric) == ("knn", "top1") for r in e.results)
+    }
+    assert {row.entry.repo_id: row.result.value for row in rows} == best
+    for row in rows:
+        assert row.rank == 1 + sum(value > row.result.value for value in best.values())
+
+
+def test_the_boards_own_number_counts_before_the_claim():
+    claim = measured("knn", "cifar10", "top1", 0.99)
+    own = dataclasses.replace(claim, value=0.4, low=0.39, high=0.41, source="board")
+    board = board_of(entry("a/liar", results=[claim, own]), entry("a/honest", value=0.6))
+    assert [row.entry.repo_id for row in rank(board, "knn", "cifar10", "top1")] == ["a/honest", "a/liar"]
+
+
+def test_what_is_measured_most_comes_first():
+    few = [measured("linear", "imagenet-1k", "top1", 0.5)]
+    board = board_of(entry("a/1"), entry("a/2"), entry("a/3", results=few), entry("a/4", results=[]))
+    assert measurements(board) == [("knn", "cifar10", "top1"), ("linear", "imagenet-1k", "top1")]
+
+
+def test_pairs_differ_by_the_penalty_alone():
+    board = board_of(
+        entry("a/plain", value=0.6),
+        entry("a/worse", value=0.5),
+        entry("a/so", regularizer="so", value=0.7),
+        entry("a/srip", regularizer="srip", value=0.55),
+        entry("a/other-method", regularizer="so", method="dino", value=0.9),
+        entry("a/other-size", regularizer="so", image_size=64, value=0.9),
+        entry("a/other-data", regularizer="so", pretrained_on="stl10", value=0.9),
+        entry("a/unknown-data", regularizer="so", pretrained_on=None, value=0.9),
+        entry("a/other-backbone", regularizer="so", backbone="resnet50", value=0.9),
+    )
+    found = [(without.repo_id, with_.repo_id, round(difference, 6)) for without, with_, difference in paired(board)]
+    assert found == [("a/plain", "a/so", 0.1), ("a/plain", "a/srip", -0.05)]
+
+
+def test_pairs_are_of_one_protocol():
+    other = dataclasses.replace(measured("knn", "cifar10", "top1", 0.9), protocol="k = 200")
+    board = board_of(entry("a/plain", value=0.6), entry("a/so", regularizer="so", results=[other]))
+    assert [difference for _, _, difference in paired(board)] == [None]
+
+
+def test_a_snapshot_is_a_data_set(tmp_path):
+    board = synthetic_board(30)
+    board = dataclasses.replace(board, asides=[Aside("x/y", None, "config.json", "is not JSON")])
+    folder = write_snapshot(board, tmp_path / "board")
+    assert read_snapshot(folder) == board
+    rows = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache")).to_list()
+    expected = [(e.repo_id, r.value, r.source) for e in board.entries for r in e.results]
+    assert [(row["repo_id"], row["value"], row["source"]) for row in rows if row["value"] is not None] == expected
+    without = {e.repo_id for e in board.entries if not e.results}
+    assert {row["repo_id"] for row in rows if row["value"] is None} == without
+    assert "30 encoders" in (folder / "README.md").read_text()
+    assert {path.name for path in folder.iterdir()} == {"board.json", "board.parquet", "README.md"}
+
+
+def test_an_empty_board_is_a_data_set_too(tmp_path):
+    folder = write_snapshot(board_of(), tmp_path / "board")
+    assert read_snapshot(folder) == board_of()
+
+
+@pytest.mark.parametrize(("location", "match"), [("nowhere", "owner/name"), (".", "has no board.json")])
+def test_no_snapshot(location, match, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=match):
+        read_snapshot(location)
+
+
+def test_synthetic_spectra_pass_the_checks():
+    kept = from_json(to_json(board_of(entry("a/b", spectra=spectra(512, 0.5)))))
+    assert kept.entries[0].spectra == spectra(512, 0.5)

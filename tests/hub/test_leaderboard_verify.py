@@ -1,0 +1,220 @@
+"""Published weights measured again: honest claims are borne out, others are shown for what they are."""
+
+import dataclasses
+import json
+
+import pytest
+from leaderboard_hostile import stolen_spectra
+from leaderboard_repos import SPLITS, files_of
+
+from hf_orthossl.evaluation import Result, read_results
+from hf_orthossl.hub import publish_encoder
+from hf_orthossl.hub.leaderboard.badge import badge_words
+from hf_orthossl.hub.leaderboard.building import add_verification, build, publish_verification
+from hf_orthossl.hub.leaderboard.catalogue import Catalogue
+from hf_orthossl.hub.leaderboard.ranking import rank
+from hf_orthossl.hub.leaderboard.remeasure import Data, parse_protocol
+from hf_orthossl.hub.leaderboard.schema import Board, Measured
+from hf_orthossl.hub.leaderboard.snapshot import read_snapshot
+from hf_orthossl.hub.leaderboard.verification import (
+    Verification,
+    compare,
+    interval,
+    merge,
+    verifications_from,
+    verifications_json,
+    with_verifications,
+)
+from hf_orthossl.hub.leaderboard.verify import verify
+
+DATA = Data(train_split=SPLITS["train_split"])
+
+
+@pytest.fixture
+def hub(hub_here, monkeypatch):
+    monkeypatch.setattr("hf_orthossl.hub.remote.RETRY_AFTER", (0, 0))
+    return hub_here
+
+
+def test_publish_appears_verify_badge(board_encoders, hub, tmp_path):
+    publish_encoder(board_encoders[0], "tester/sound")
+    first = build(tmp_path / "board", "tester/board", publish=True)
+    (entry,) = first.board.entries
+    assert {result.source for result in entry.results} == {"author"}
+    found = verify("tester/sound", DATA)
+    assert [pair.agrees for pair in found.compared] == [True, True]
+    assert all(abs(pair.difference) < 1e-9 for pair in found.compared), "the same weights, images and protocol"
+    assert found.verification.spectra == ""
+    assert found.notes == []
+    assert publish_verification("tester/board", found.verification) == f"{hub.url}/datasets/tester/board"
+    hub.requests.clear()
+    second = build(tmp_path / "elsewhere", "tester/board", publish=True)
+    assert not any("/resolve/" in line for line in hub.requests if "tester/sound" in line), "nothing is read again"
+    (entry,) = second.board.entries
+    claims = read_results(board_encoders[0] / "results.json")
+    for source in ("verified", "board"):
+        of_source = {result.metric: result.value for result in entry.results if result.source == source}
+        assert of_source == pytest.approx({claim.metric: claim.value for claim in claims})
+    assert entry.spectra is not None
+    assert read_snapshot("tester/board") == second.board
+    (row,) = rank(second.board, "knn", "digits", "top1")
+    assert row.result.source == "board"
+    words = badge_words(Catalogue(second.board), "tester/sound", ("knn", "digits", "top1"))
+    assert words == ("orthossl · knn digits top1", f"#1 of 1 · {row.result.value:.3f} ✓")
+    # Another commit of the same weights: what was measured still holds. Other weights: it does not.
+    hub.change(hub.repo("tester/sound"), {"notes.md": "x"})
+    (entry,) = build(tmp_path / "elsewhere", "tester/board").board.entries
+    assert {result.source for result in entry.results} == {"verified", "board"}
+    files = files_of(board_encoders[1], "tester/sound")
+    hub.change(hub.repo("tester/sound"), {name: files[name] for name in ("model.safetensors", "spectra.json")})
+    (entry,) = build(tmp_path / "elsewhere", "tester/board").board.entries
+    assert {result.source for result in entry.results} == {"author"}
+
+
+def test_a_claim_beyond_the_interval_differs_and_is_listed(board_encoders, hub, tmp_path):
+    claims = [dataclasses.replace(claim, value=0.97) for claim in read_results(board_encoders[1] / "results.json")]
+    hub.add_repo("tester/boaster", files_of(board_encoders[1], "tester/boaster", claims))
+    found = verify("tester/boaster", DATA)
+    assert [pair.agrees for pair in found.compared] == [False, False]
+    top1 = found.compared[0]
+    assert top1.measured.low <= 0.97 - top1.difference <= top1.measured.high
+    assert top1.difference > 0.5
+    add_verification(tmp_path / "board", found.verification)
+    board = build(tmp_path / "board").board
+    (entry,) = board.entries
+    assert {result.source for result in entry.results} == {"author", "board"}
+    assert [aside.field for aside in board.asides] == ["re-run, knn top1 on digits", "re-run, knn top5 on digits"]
+    assert "claims 0.9700; measured again it is" in board.asides[0].reason
+    assert rank(board, "knn", "digits", "top1")[0].result.value < 0.5
+    again = build(tmp_path / "board").board
+    assert (again.entries, again.asides) == (board.entries, board.asides), "applied once, however often it is built"
+
+
+def test_spectra_of_other_weights_are_found_out(board_encoders, hub, tmp_path):
+    sound, collapsed = (files_of(folder, "tester/thief") for folder in board_encoders[:2])
+    hub.add_repo("tester/thief", stolen_spectra(collapsed, sound))
+    before = build(tmp_path / "board").board
+    assert before.entries[0].spectra is not None, "they are in order by themselves"
+    found = verify("tester/thief", DATA)
+    assert "recomputed from the published weights" in found.verification.spectra
+    add_verification(tmp_path / "board", found.verification)
+    board = build(tmp_path / "board").board
+    assert board.entries[0].spectra is None
+    assert [aside.field for aside in board.asides] == ["re-run, spectra"]
+
+
+def test_spectra_of_better_features_are_found_out(board_encoders, hub):
+    """The weights' spectra are their own; those of the features are another encoder's."""
+    own, other = (files_of(folder, "tester/thief") for folder in (board_encoders[1], board_encoders[0]))
+    from safetensors.torch import load, save
+
+    scalars = [json.loads(files["spectra.json"]) for files in (own, other)]
+    scalars[0]["features"] = scalars[1]["features"]
+    arrays = [load(files["spectra.safetensors"]) for files in (own, other)]
+    mixed = {name: (arrays[1] if name.startswith("features/") else arrays[0])[name] for name in arrays[0]}
+    own |= {"spectra.json": json.dumps(scalars[0]).encode(), "spectra.safetensors": save(mixed)}
+    hub.add_repo("tester/thief", own)
+    assert "of representation is published as" in verify("tester/thief", DATA).verification.spectra
+
+
+def test_the_training_runs_own_accuracy_and_probes_are_measured_again(board_encoders, hub):
+    settings = {"k": 5, "temperature": 0.07, "bank": 240, "queries": 60, "step": "end"}
+    probe = {"protocol": "sgd", "epochs": 5, "learning_rate": 0.1, "weight_decay": 0.0, "batch_size": 64}
+    claims = [
+        Result("knn", "digits", "train[:300]", "top1", 0.3, settings),
+        Result("linear", "digits", "test[:100]", "top1", 0.3, probe | {"train_images": 300, "test_images": 100}),
+        Result("linear", "digits", "test[:100]", "top1", 0.3, probe | {"epochs": 10**9}),
+        Result("knn", "digits", "test[:100]", "top1", 0.3, {"k": 5, "temperature": None, "train_images": 300}),
+        Result("finetune", "digits", "test", "top1", 0.9, {"protocol": "full"}),
+        Result("knn", "my_photos", "test", "top1", 0.9, {"k": 5, "temperature": 0.07}),
+    ]
+    hub.add_repo("tester/many", files_of(board_encoders[0], "tester/many", claims))
+    found = verify("tester/many", DATA)
+    assert [pair.measured is not None for pair in found.compared[:6]] == [True, True, False, True, False, False]
+    assert found.compared[0].measured.protocol == "k = 5, temperature = 0.07, bank = 240, queries = 60"
+    told = "; ".join(found.notes)
+    for words in ("epochs must be a whole number up to 1,000", "only kNN and linear", "pass --dataset"):
+        assert words in told
+
+
+def test_a_strangers_name_is_no_folder_here(board_encoders, hub, tmp_path, monkeypatch):
+    (tmp_path / "owner" / "photos").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    claims = [Result("knn", "owner/photos", "test", "top1", 0.9, {"k": 5, "temperature": 0.07})]
+    files = files_of(board_encoders[0], "tester/one", [Result("knn", "a/b", "test", "top1", 0.9, claims[0].settings)])
+    hub.add_repo("tester/one", {p: c.replace(b"a/b", b"owner/photos") for p, c in files.items()})
+    found = verify("tester/one")
+    assert found.verification.results == []
+    assert "pass --dataset" in found.notes[0]
+
+
+def test_data_that_cannot_be_loaded_leave_the_other_claims(board_encoders, hub):
+    settings = {"k": 5, "temperature": 0.07, "train_images": 300, "test_images": 100}
+    claims = [
+        Result("knn", "nobody/nothing", "test", "top1", 0.9, settings),
+        Result("knn", "digits", "test[:100]", "top1", 0.28, settings),
+    ]
+    hub.add_repo("tester/two", files_of(board_encoders[0], "tester/two", claims))
+    found = verify("tester/two", DATA)
+    assert {result.dataset for result in found.verification.results} == {"digits"}
+    assert "claims on nobody/nothing, test: not measured again" in found.notes[0]
+    with pytest.raises((ValueError, OSError), match="nobody/nothing"):
+        verify("tester/two", dataclasses.replace(DATA, dataset="nobody/nothing"))
+
+
+@pytest.mark.parametrize(
+    ("model", "match"), [("resnet18", "owner/name"), ("tester/nobody", "no such repository"), ("tester/bare", "board")]
+)
+def test_what_cannot_be_verified(model, match, hub):
+    hub.add_repo("tester/bare", {"README.md": "x"})
+    with pytest.raises((ValueError, OSError), match=match):
+        verify(model)
+
+
+def claim(value: float, protocol: str = "k = 5, train_images = 10", **changes) -> Measured:
+    return Measured("knn", "digits", "test", "top1", value, protocol, **changes)
+
+
+def test_only_the_number_of_images_may_differ():
+    ours = claim(0.5, low=0.4, high=0.6, source="board")
+    theirs = [claim(0.55, "k = 5, train_images = 9"), claim(0.55, "k = 6, train_images = 10"), claim(0.7)]
+    assert [pair.agrees for pair in compare(theirs, [ours])] == [True, None, False]
+    assert compare([claim(0.7, low=0.58, high=0.8)], [ours])[0].agrees, "its own interval reaches into ours"
+    assert compare([], [ours])[0].claimed is None
+
+
+def test_wilson_interval_is_the_root_of_its_equation():
+    for value, count in ((0.3, 100), (0.99, 57), (0.5, 10_000)):
+        for end in interval(value, count):
+            assert abs(value - end) == pytest.approx(1.959963985 * (end * (1 - end) / count) ** 0.5, rel=1e-6)
+    for value in (0.0, 1.0):
+        low, high = interval(value, 100)
+        assert low <= value <= high
+        assert high - low > 0.03
+
+
+def test_the_latest_re_run_of_the_same_weights_stays():
+    one = Verification("a/b", "0" * 40, "1" * 64, "2026-01-01", "0.1")
+    later = dataclasses.replace(one, revision="2" * 40, date="2026-02-01")
+    other = dataclasses.replace(one, weights="3" * 64)
+    assert merge([later, other], [one]) == [other, later]
+    assert verifications_from(verifications_json([other, later]).encode()) == [other, later]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 1, "verified": [3]}', '{"format": 2}'])
+def test_what_is_no_list_of_re_runs(text):
+    with pytest.raises(ValueError, match=r"verified\.json"):
+        verifications_from(text.encode())
+
+
+def test_a_re_run_says_nothing_of_other_repositories():
+    board = Board([], [], "2026-01-01", "x")
+    assert with_verifications(board, [Verification("a/b", "0" * 40, None, "2026-01-01", "0.1")]) == board
+
+
+def test_protocols_are_read_as_they_are_written():
+    assert parse_protocol("k = 20, plain vote, train_images = 3") == {
+        "k": "20",
+        "protocol": "plain vote",
+        "train_images": "3",
+    }

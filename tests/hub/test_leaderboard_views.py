@@ -1,0 +1,275 @@
+"""The leaderboard's page without a browser: views as links, filters, figures, downloads, badges, the Space."""
+
+import csv
+import io
+import math
+import random
+import re
+import threading
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_board import HOSTILE, entry, measured, synthetic_board
+
+from hf_orthossl.hub.leaderboard import charts
+from hf_orthossl.hub.leaderboard.badge import badge_svg, badge_words
+from hf_orthossl.hub.leaderboard.catalogue import Catalogue
+from hf_orthossl.hub.leaderboard.page import render_page
+from hf_orthossl.hub.leaderboard.refreshing import RefreshedBoard
+from hf_orthossl.hub.leaderboard.rendering import hub_address
+from hf_orthossl.hub.leaderboard.schema import Board
+from hf_orthossl.hub.leaderboard.space import space_files
+from hf_orthossl.hub.leaderboard.view import COLUMNS, DETAILS, PAGES, SIZES, View
+
+
+def parsed(html):
+    """Tags with their attributes, as a browser would read them."""
+    found = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
+    parser.feed(html)
+    return found
+
+
+TEXT = st.text(max_size=60).map(str.strip)
+VIEWS = st.builds(
+    View,
+    show=st.sampled_from((*PAGES, *DETAILS)),
+    model=TEXT,
+    compare=st.lists(TEXT.filter(bool), max_size=4, unique=True).map(tuple),
+    dataset=TEXT,
+    q=TEXT,
+    size=st.sampled_from(("", *SIZES)),
+    sort=st.sampled_from(COLUMNS),
+    order=st.sampled_from(("up", "down")),
+    n=st.integers(1, 99999),
+)
+
+
+@pytest.fixture(scope="module")
+def catalogue():
+    return Catalogue(synthetic_board(150))
+
+
+@given(VIEWS)
+def test_a_link_opens_the_view_it_was_made_of(view):
+    assert View.from_query(view.query()) == view
+
+
+@given(st.text(max_size=200))
+@settings(deadline=None)
+def test_any_address_has_a_page(catalogue, query):
+    assert "data-status" in render_page(catalogue, query)
+
+
+@pytest.mark.parametrize("query", ["&".join(["q=a"] * 100), "n=" + "9" * 5000, "n=-1", "show=../../etc", "a=%ff%00"])
+def test_hostile_addresses_open_the_table(catalogue, query):
+    assert View.from_query(query).show == "table"
+    assert 'class="board"' in render_page(catalogue, query)
+
+
+def test_lines_are_those_of_a_plain_loop(catalogue):
+    view = View(method="simclr", regularizer="any", size="m", q="VIT user")
+    expected = [
+        e.repo_id
+        for e in catalogue.board.entries
+        if e.method == "simclr" and e.regularizer and 15e6 <= e.parameters < 50e6 and "vit" in e.repo_id
+    ]
+    assert sorted(line.entry.repo_id for line in catalogue.lines(view)) == sorted(expected)
+    assert expected
+
+
+@pytest.mark.parametrize("order", ["up", "down"])
+@pytest.mark.parametrize("column", COLUMNS)
+def test_what_has_no_value_comes_last_in_any_order(catalogue, column, order):
+    lines = catalogue.lines(View(sort=column, order=order))
+    ranks = [e.entry.spectra.summary["effective_rank"] for e in lines if e.entry.spectra]
+    assert len(lines) == 150
+    if column == "effective_rank":
+        assert ranks == sorted(ranks, reverse=order == "down")
+        assert not any(line.entry.spectra for line in lines[len(ranks) :])
+    if column in ("rank", "value", "by"):
+        assert all(line.row for line in lines[:135])
+        assert not any(line.row for line in lines[135:])
+
+
+def test_only_numbers_of_one_source(catalogue):
+    lines = catalogue.lines(View(by="board"))
+    assert lines
+    assert {line.result.source for line in lines} == {"board"}
+
+
+def test_an_effective_rank_that_none_can_be_is_not_shown():
+    entries = [entry(f"a/b{i}", share=0.5) for i in range(3)]
+    for one, wrong in zip(entries, (1e15, -3.0, 0.0), strict=True):
+        one.spectra.summary["effective_rank"] = wrong
+    catalogue = Catalogue(Board([*entries, entry("a/good", share=0.25)], [], "2026-01-01", "https://huggingface.co"))
+    assert "1 of 4 models have both numbers" in render_page(catalogue, "show=scatter")
+    assert render_page(catalogue, "").count('class="bar"') == 1
+
+
+def test_pairs_show_the_difference_of_their_values():
+    pair = [entry("a/plain", value=0.5), entry("a/so", regularizer="so", value=0.625)]
+    html = render_page(Catalogue(Board(pair, [], "2026-01-01", "https://huggingface.co")), "show=pairs")
+    assert "+0.125" in html
+    assert "With a penalty 1 of 1 pairs are better; the median difference is +0.125." in html
+
+
+def test_a_claim_that_a_re_run_does_not_bear_out_is_marked():
+    claim, found = measured("knn", "cifar10", "top1", 0.9), measured("knn", "cifar10", "top1", 0.6, "board")
+    catalogue = Catalogue(Board([entry("a/b", results=[claim, found])], [], "2026-01-01", "https://huggingface.co"))
+    assert "differs: this board got 0.600" in render_page(catalogue, "show=model&model=a/b")
+    agreeing = entry("a/b", results=[claim, measured("knn", "cifar10", "top1", 0.897, "board")])
+    catalogue = Catalogue(Board([agreeing], [], "2026-01-01", "https://huggingface.co"))
+    assert "differs:" not in render_page(catalogue, "show=model&model=a/b")
+
+
+def test_an_empty_board_says_what_to_do():
+    catalogue = Catalogue(Board([], [], "", ""))
+    for page in (*PAGES, *DETAILS):
+        html = render_page(catalogue, f"show={page}")
+        assert "empty" in html
+        assert "could not be read yet" in html
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_strangers_words_are_text_on_every_page(text):
+    evil = entry(f"evil/{text}", method=text, pretrained_on=text, library_version=text)
+    evil = entry("evil/x", results=[measured("knn", text, "top1", 0.5)]) if text == HOSTILE[0] else evil
+    evil.spectra.curves[text], evil.spectra.lengths[text] = [1.0, 0.5], 2
+    catalogue = Catalogue(Board([evil, entry("a/b")], [], text, f"https://evil.example/{text}"))
+    for page in (*PAGES, *DETAILS):
+        view = View(show=page, model=evil.repo_id, compare=(evil.repo_id, text))
+        tags = parsed(render_page(catalogue, view.query()))
+        assert not {tag for tag, _ in tags} & {"script", "img", "iframe", "object", "link", "style"}
+        assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
+        links = [value for _, attributes in tags for name, value in attributes.items() if name in ("href", "src")]
+        assert links
+        assert all(re.match(r"\?|board\.(csv|parquet)\?|https://huggingface\.co/(evil|a)/", link) for link in links)
+
+
+def test_links_to_the_hub_are_made_of_checked_parts():
+    assert hub_address("https://huggingface.co", "a/b", "abc") == "https://huggingface.co/a/b/tree/abc"
+    assert hub_address("javascript:alert(1)//", "a/b") == "https://huggingface.co/a/b"
+    for name in ("a", "a/b/c", "../etc", "a/b?x", "javascript:alert(1)", "a/b\u202e"):
+        assert hub_address("https://huggingface.co", name) is None
+
+
+@given(st.floats(1e-6, 1e3), st.floats(1.01, 1e6), st.booleans())
+def test_ticks_lie_on_the_axis_and_are_few(low, ratio, log):
+    scale = charts.Scale(low, low * ratio, 0, 100, log=log)
+    ticks = scale.ticks()
+    assert len(ticks) <= 8
+    assert all(-0.2 <= scale(tick) <= 100.2 for tick in ticks if tick > 0)
+    assert ticks or ratio < 2.6
+
+
+def test_marks_lie_where_the_numbers_are():
+    points = [charts.Point(x, y, 0, "", "?") for x, y in ((10, 0.2), (100, 0.6), (1000, 0.4))]
+    root = ElementTree.fromstring(charts.scatter(points, "x", "y"))
+    places = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("circle")]
+    (x0, y0), (x1, y1), (x2, y2) = places
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)  # log axis
+    assert (y2 - y1) == pytest.approx((y0 - y2), abs=0.2)
+    assert y1 < y2 < y0  # up is more
+
+
+def test_spearman_against_scipy():
+    from scipy.stats import spearmanr
+
+    draw = random.Random(0)
+    xs, ys = [[draw.randint(0, 9) for _ in range(40)] for _ in range(2)]
+    assert charts.rank_correlation(xs, ys) == pytest.approx(spearmanr(xs, ys).statistic)
+    assert charts.rank_correlation([1, 2], [1, 2]) is None
+    assert charts.rank_correlation([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_collapsed_spectra_are_drawn_as_far_as_they_go():
+    curve = charts.Curve(0, "a/b", [1, 2, 3], [1.0, 0.0, 0.0], 3)
+    html = charts.spectrum("layer", [curve])
+    assert "polyline" not in html
+    assert "<circle" in html
+    nothing = charts.spectrum("layer", [charts.Curve(0, "a/b", [1], [0.0], 1)])
+    assert ElementTree.fromstring(nothing) is not None
+
+
+def test_csv_has_all_results_and_no_formulas(catalogue):
+    from hf_orthossl.hub.leaderboard.downloads import csv_text
+
+    rows = list(csv.DictReader(io.StringIO(csv_text(catalogue.board))))
+    assert len(rows) == sum(max(len(e.results), 1) for e in catalogue.board.entries)
+    first = catalogue.board.entries[1]
+    mine = [row for row in rows if row["repo_id"] == first.repo_id]
+    assert [float(row["value"]) for row in mine] == [r.value for r in first.results]
+    evil = Board([entry("a/b", backbone="resnet18", pretrained_on='=HYPERLINK("http://x")')], [], "", "")
+    assert next(csv.DictReader(io.StringIO(csv_text(evil))))["pretrained_on"].startswith("'=")
+
+
+def test_badge(catalogue):
+    chosen = catalogue.measurement(View())
+    best = next(iter(catalogue.ranked(chosen)))
+    left, right = badge_words(catalogue, best, chosen)
+    assert left == "orthossl · knn cifar10 top1"
+    assert right.startswith("#1 of 135 · ")
+    assert badge_words(catalogue, "no/body", chosen)[1] == "not on the board"
+    root = ElementTree.fromstring(badge_svg("<script>", '" onload="x'))
+    assert not list(root.iter("script"))
+    assert root.get("onload") is None
+
+
+def test_the_last_good_board_stays_while_the_hub_is_away(caplog):
+    boards = [synthetic_board(1), OSError("the Hub is away"), ValueError("no board"), synthetic_board(2)]
+    seen, turn = [], threading.Event()
+
+    def read():
+        board = boards[len(seen)]
+        seen.append(board)
+        if len(seen) == 4:
+            turn.set()
+        if isinstance(board, Exception):
+            raise board
+        return board
+
+    refreshed = RefreshedBoard(read, every=0.01)
+    shown = {len(refreshed().entries)}
+    while not turn.wait(0.001):
+        shown.add(len(refreshed().entries))
+    boards.extend([OSError("away for good")] * 10_000)
+    refreshed.close()
+    assert shown <= {1, 2}
+    assert len(refreshed().entries) == 2
+    assert "the Hub is away" in caplog.text
+
+
+def test_the_first_reading_fails_unless_it_may_be_tried_again():
+    def away():
+        raise OSError("the Hub is away")
+
+    with pytest.raises(OSError, match="away"):
+        RefreshedBoard(away)
+    refreshed = RefreshedBoard(away, retry=3600)
+    assert refreshed().entries == []
+    refreshed.close()
+
+
+def test_files_of_the_space():
+    files = space_files("owner/board")
+    front = yaml.safe_load(files["README.md"].split("---")[1])
+    assert {front[name] for name in ("sdk", "app_file")} == {"gradio", "app.py"}
+    assert len(front["short_description"]) <= 60
+    called = {}
+    module = {"serve": lambda board, **options: called.update(options, board=board)}
+    code = files["app.py"].replace("from hf_orthossl.hub.leaderboard.app import serve", "")
+    exec(compile(code, "app.py", "exec"), module)
+    assert called["board"] == "owner/board"
+    assert (called["host"], called["port"], called["every"]) == ("0.0.0.0", 7860, 3600)
+    assert math.isfinite(called["retry"])
+    for wrong in ('x", evil("', "a", "a/b/c", "a/b\nimport os"):
+        with pytest.raises(ValueError, match="board_id"):
+            space_files(wrong)
+    with pytest.raises(ValueError, match="package"):
+        space_files("owner/board", package="a\nb")
