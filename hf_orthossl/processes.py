@@ -4,7 +4,8 @@ Outside a process group there is one process, and all of this costs nothing. Whe
 """
 
 import datetime
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from torch import Tensor
 
 # The main process may compute for hours (a linear probe) before the others hear of it.
 PATIENCE = datetime.timedelta(days=1)
+
+T = TypeVar("T")
 
 _cpu_groups: dict[Any, Any] = {}
 
@@ -38,6 +41,31 @@ def everyone(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value, group=_cpu_group())
     return values
+
+
+def found_by_main(find: Callable[[], T]) -> T:
+    """What `find` gives the main process, on all of them; where it raises, all do.
+
+    Args:
+        find (`Callable`): Checks or chooses something; gives what is small and picklable, or nothing.
+
+    Raises:
+        OSError, ValueError: what `find` raised.
+    """
+    value = error = kind = None
+    if rank() == 0:
+        try:
+            value = find()
+        except (OSError, ValueError) as failure:
+            error = failure
+            kind = next(kind for kind in (FileNotFoundError, OSError, ValueError) if isinstance(error, kind))
+    # As words: errors of the Hub hold an answer of the network, which cannot be sent on.
+    value, kind, message = everyone((value, kind, error and str(error)))[0]
+    if error is not None:
+        raise error
+    if kind is not None:
+        raise kind(message)
+    return value
 
 
 def gather_rows(rows: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from .processes import another_failed, first_to_fail, is_main
+from .processes import another_failed, is_main, part, say_error
 
 # Sub-command → what it does. Each is a module of this package with `main(argv)`, imported only when asked for.
 COMMANDS = {
@@ -62,6 +62,7 @@ def run(prog: str, command, argv: list[str]) -> None:
     debug = "--debug" in argv
     try:
         command([argument for argument in argv if argument != "--debug"])
+        part()
     except USER_ERRORS as error:
         if debug:
             raise
@@ -80,6 +81,5 @@ def run(prog: str, command, argv: list[str]) -> None:
 def fail(prog: str, error: Exception) -> None:
     """Prints one line and exits with code 2."""
     message = " ".join(str(error).split()) or type(error).__name__
-    if first_to_fail():
-        print(f"{prog}: error: {message}", file=sys.stderr)
+    say_error(f"{prog}: error: {message}")
     raise SystemExit(2)

@@ -1,5 +1,6 @@
 """`orthossl pretrain`: images in, a trained encoder that anyone can load out."""
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from ..hub import write_encoder_folder
 from ..hub.publish import Publication, publish_encoder
 from ..methods import get_method
 from ..modeling import SSLConfig, SSLModel
+from ..processes import found_by_main
 from ..training import OrthoSSLTrainer, OrthoSSLTrainingArguments, pretrain_loop
 from ..training.checkpoint_files import replace_text
-from ..training.checkpoints import MARK, clear_run, holds_run, is_run
+from ..training.checkpoints import MARK, holds_run, is_run, overwriting, put_back
 from ..training.elastic import resumed
 from ..training.inputs import as_image_dataset, build_dataloader, build_views, default_views
 from ..training.loop_state import STATE as LOOP_STATE
@@ -30,7 +32,7 @@ from ..training.record import training_record
 from ..training.trainer import STATE as TRAINER_STATE
 from .options import DataArguments, ModelArguments, PretrainArguments
 from .parsing import parse, read_config, scan
-from .processes import checked_by_main, fall_silent
+from .processes import fall_silent, part
 from .publish import published
 
 # Where a run goes and how it was started is no part of what it is.
@@ -64,8 +66,8 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
     folder = Path(args.output_dir)
     if not main:
         fall_silent()
-    checked_by_main(lambda: check_folder(folder, args))
-    checked_by_main(lambda: check_push(args))
+    found_by_main(lambda: check_folder(folder, args))
+    found_by_main(lambda: check_push(args))
     args = resumed(args, LOOP_STATE if train is train_with_loop else TRAINER_STATE)
     set_seed(args.seed)
     # transformers' own bars (one per file written) would tear the training bar apart.
@@ -83,20 +85,21 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
     dataset = as_image_dataset(source, model, args)
     build_dataloader(dataset, args)
     build_views(model, args)
-    # All that can be wrong with the command has been found by now: an earlier run may go.
-    if main:
-        settings = {k: v for k, v in given.items() if k not in NOT_SETTINGS} | fixed_settings(data, chosen, args)
-        begin_folder(folder, args, settings)
-        print(describe(model, source, args))
-    monitor = knn_monitor(data, source, model, args) if main else None
-    results = monitor.measure(model.encoder, step=0) if monitor else []
-    penalties = [float(model.penalty().detach())] if model.regularizer else []
-    train(model, dataset, during_training(args))
+    # What is wrong with the command may show only in training: until its first step, an earlier run is kept.
+    with overwriting(folder) if main and args.overwrite_output else contextlib.nullcontext():
+        if main:
+            settings = {k: v for k, v in given.items() if k not in NOT_SETTINGS} | fixed_settings(data, chosen, args)
+            begin_folder(folder, args, settings)
+            print(describe(model, source, args))
+        monitor = knn_monitor(data, source, model, args) if main else None
+        results = monitor.measure(model.encoder, step=0) if monitor else []
+        penalties = [float(model.penalty().detach())] if model.regularizer else []
+        train(model, dataset, during_training(args))
     # Of sharded weights each process holds a part: all take part in whatever reads them.
     if model.regularizer:
         penalties.append(float(model.penalty().detach()))
     encoder = unsharded(model.encoder)
-    PartialState().destroy_process_group()
+    part()
     if not main:
         return
 
@@ -117,11 +120,14 @@ def read_options(argv: list[str], prog: str) -> tuple[DataArguments, ModelArgume
     """The options; with `--resume`, those of the run in the folder, which flags may extend but not change."""
     classes = [DataArguments, ModelArguments, PretrainArguments]
     quick = scan(argv)
-    saved = Path(quick.output_dir or PretrainArguments.output_dir) / "config.yaml"
-    resumed = saved if quick.resume and saved.is_file() else None
-    (data, chosen, args), given = parse(prog, DESCRIPTION, classes, argv, base=resumed)
-    if resumed:
-        before = read_config(resumed)
+    base = Path(quick.output_dir or PretrainArguments.output_dir) / "config.yaml"
+    (data, chosen, args), given = parse(
+        prog, DESCRIPTION, classes, argv, base=base if quick.resume and base.is_file() else None
+    )
+    # A file named with --config may say where the run is.
+    saved = Path(args.output_dir) / "config.yaml"
+    if args.resume and saved.is_file():
+        before = read_config(saved)
         for name, value in fixed_settings(data, chosen, args).items():
             # kNN only watches: it may be asked for anew.
             if before.get(name) != value and name != "knn_images":
@@ -143,6 +149,8 @@ def check_folder(folder: Path, args: OrthoSSLTrainingArguments) -> None:
         raise ValueError("resume and overwrite_output exclude each other: pass one of them")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file: pass a folder")
+    if not args.resume:
+        put_back(folder)
     if not holds_run(folder) or args.resume:
         return
     if not args.overwrite_output:
@@ -158,9 +166,7 @@ def check_folder(folder: Path, args: OrthoSSLTrainingArguments) -> None:
 
 
 def begin_folder(folder: Path, args: OrthoSSLTrainingArguments, settings: dict) -> None:
-    """Clears an earlier run where that was asked for, and writes what this one was started with."""
-    if args.overwrite_output:
-        clear_run(folder)
+    """Writes what a run was started with."""
     if not args.resume:
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "config.yaml", MARK + yaml.safe_dump(settings, sort_keys=False))

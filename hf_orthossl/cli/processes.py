@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from datetime import timedelta
 
 # Under this key of the launcher's store, processes count the errors of a run.
@@ -33,28 +32,6 @@ def fall_silent() -> None:
     datasets.disable_progress_bars()
 
 
-def checked_by_main(check: Callable[[], None]) -> None:
-    """Lets the main process check something; all processes raise what it raises.
-
-    Raises:
-        OSError, ValueError: what `check` raised.
-    """
-    from ..processes import everyone, rank
-
-    error = None
-    if rank() == 0:
-        try:
-            check()
-        except (OSError, ValueError) as failure:
-            error = failure
-    # As words: errors of the Hub hold an answer of the network, which cannot be sent on.
-    kind, message = everyone((OSError if isinstance(error, OSError) else ValueError, error and str(error)))[0]
-    if error is not None:
-        raise error
-    if message is not None:
-        raise kind(message)
-
-
 def join(device: str | None = None) -> None:
     """Lets the processes that a launcher started work on one command together; all but the main one print nothing.
 
@@ -73,14 +50,32 @@ def join(device: str | None = None) -> None:
         sys.stdout = io.StringIO()
 
 
-def first_to_fail() -> bool:
-    """Whether no other process of this run has announced an error before; announces one.
+def part() -> None:
+    """Ends what the processes of a command have in common, so that each may go on alone, or end."""
+    if not several():
+        return
+    from accelerate import PartialState
+    from torch import distributed
+
+    if distributed.is_initialized():
+        # gloo's threads may still hold tensors of the last collective; were Python to end then, they would abort the
+        # process. A barrier, as the last one, has none.
+        PartialState().wait_for_everyone()
+        distributed.destroy_process_group()
+
+
+def say_error(line: str) -> None:
+    """Prints an error of this process, unless another one of this run has printed one before.
 
     Errors that all processes find alike are then told by whichever comes first, and those that follow from a process
-    having ended by none.
+    having ended by none. Without torchrun's store processes do not know of each other: each says its rank.
     """
     store = _store()
-    return is_main() if store is None else store.add(FAILED, 1) == 1
+    if store is None:
+        line = f"[rank {os.environ.get('RANK', '0')}] {line}" if several() else line
+    elif store.add(FAILED, 1) > 1:
+        return
+    print(line, file=sys.stderr)
 
 
 def another_failed() -> bool:

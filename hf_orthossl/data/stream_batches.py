@@ -16,11 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 class _Start(NamedTuple):
-    """Where an epoch was entered: the batch's number in the run, the epoch, and images used of it before."""
+    """Where an epoch was entered: the batch's number in the run, the epoch, images used of it before, and its groups.
+
+    Without groups, they are those of the present number of processes.
+    """
 
     batch: int
     epoch: int
     images: int
+    groups: int | None = None
 
 
 class StreamBatches(IterableDataset):
@@ -51,20 +55,20 @@ class StreamBatches(IterableDataset):
         return {
             "epoch": start.epoch,
             "images": start.images + (batches - start.batch) * self.batch_size * world_size(),
+            "groups": start.groups or self.dataset.groups(world_size()),
         }
 
     def resume(self, batches: int, position: dict[str, int]) -> None:
         """Continues from a [`~StreamBatches.position`], be it of a run with another number of processes.
 
-        With as many processes, or where they share the stream's blocks (see [`StreamingImageDataset.blocks`]), every
-        image still comes once in the epoch. With another number of processes that have shard files of their own, as
-        many images are skipped, but not exactly those that were used.
+        With as many images per step over all processes, every image still comes once in the epoch, whose shard files
+        stay in the groups it was begun with; the next epoch has those of the present number of processes.
 
         Args:
             batches (`int`): Batches that the front will skip.
             position (`dict`): What [`~StreamBatches.position`] gave.
         """
-        self._starts = [_Start(batches, position["epoch"], position["images"])]
+        self._starts = [_Start(batches, **position)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Batches as [`collate`] makes them; empty ones for those before the point of resuming.
@@ -79,10 +83,11 @@ class StreamBatches(IterableDataset):
         yield from DataLoader(_Decoded(self.dataset), batch_sampler=self._blocks(), collate_fn=collate, **self.loader)
 
     def _blocks(self) -> Iterator[list[Row]]:
-        (batch, epoch, images), processes = self._starts[0], world_size()
+        (batch, epoch, images, groups), processes = self._starts[0], world_size()
         while True:
             before = batch
-            blocks = self.dataset.blocks(epoch, self.batch_size, rank=rank(), processes=processes, skip=images)
+            place = {"rank": rank(), "processes": processes, "skip": images, "groups": groups}
+            blocks = self.dataset.blocks(epoch, self.batch_size, **place)
             block = next(blocks, [])
             while smallest(len(block)) == self.batch_size:
                 yield block
@@ -102,7 +107,7 @@ class StreamBatches(IterableDataset):
                     f"the stream {self.dataset.source.name} has fewer images than the {processes * self.batch_size} of "
                     "one step: lower --per_device_train_batch_size"
                 )
-            epoch, images = epoch + 1, 0
+            epoch, images, groups = epoch + 1, 0, None
             self._starts.append(_Start(batch, epoch, images))
 
 

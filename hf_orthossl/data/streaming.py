@@ -97,12 +97,20 @@ class StreamingImageDataset(IterableDataset):
         elif skipped:
             raise TooManyUnreadable.of(skipped, seen)
 
-    def blocks(self, epoch: int, size: int, *, rank: int = 0, processes: int = 1, skip: int = 0) -> Iterator[list[Row]]:
+    def groups(self, processes: int) -> int:
+        """Into how many groups the shard files are dealt for so many processes: as many as divide both numbers."""
+        return math.gcd(self._rows.num_shards, processes)
+
+    def blocks(
+        self, epoch: int, size: int, *, rank: int = 0, processes: int = 1, skip: int = 0, groups: int | None = None
+    ) -> Iterator[list[Row]]:
         """One process's share of an epoch in blocks of `size` rows, of which only the last may be shorter.
 
-        The shard files are dealt to the processes, in as many groups as divide both numbers. A group's processes read
-        the same files and take its blocks in turn: with one group, block j·P + p of the whole stream is the j-th of
-        process p, and where P divides the number of files, no row is read twice.
+        The shard files are dealt to the processes in [`~StreamingImageDataset.groups`]. A group's processes read the
+        same files and take its blocks in turn: with one group, block j·P + p of the whole stream is the j-th of
+        process p, and where P divides the number of files, no row is read twice. Groups that were made for another
+        number of processes are first put together, row by row, to as many as divide P: steps with as many images then
+        have the same ones.
 
         Args:
             epoch (`int`): Its order is its own.
@@ -110,16 +118,16 @@ class StreamingImageDataset(IterableDataset):
             rank (`int`, defaults to 0), processes (`int`, defaults to 1): Whose share, of how many.
             skip (`int`, defaults to 0): Rows of the epoch, over all processes, that were used before: they are read but
                 not decoded.
+            groups (`int`, *optional*): Those in which the epoch was begun, where another number of processes did.
 
         Returns:
             Rows whose `index` is unique in the epoch over all processes, and the same whatever is skipped.
         """
-        groups = math.gcd(self._rows.num_shards, processes)
-        group, member, members = rank % groups, rank // groups, processes // groups
-        stream = split_dataset_by_node(self._rows, rank=group, world_size=groups)
-        stream.set_epoch(epoch)
-        rows = itertools.islice(self._read(stream), skip // groups, None)
-        numbered = (Row(epoch, place * groups + group, *row) for place, row in enumerate(rows, start=skip // groups))
+        groups = groups or self.groups(processes)
+        together = math.gcd(groups, processes)
+        first, member, members = rank % together, rank // together, processes // together
+        mine = [self._group(epoch, group, groups, skip // groups) for group in range(first, groups, together)]
+        numbered = itertools.chain.from_iterable(zip(*mine, strict=False))
         for turn in itertools.cycle(range(members)):
             block = list(itertools.islice(numbered, size))
             if turn == member and block:
@@ -146,6 +154,12 @@ class StreamingImageDataset(IterableDataset):
             items = [next(item for item in items[place:] + items if item) for place in range(len(items))]
             items[0] = items[0] | {"unreadable": unreadable}
         return items
+
+    def _group(self, epoch: int, group: int, groups: int, skip: int) -> Iterator[Row]:
+        stream = split_dataset_by_node(self._rows, rank=group, world_size=groups)
+        stream.set_epoch(epoch)
+        rows = itertools.islice(self._read(stream), skip, None)
+        return (Row(epoch, place * groups + group, *row) for place, row in enumerate(rows, start=skip))
 
     def _read(self, stream: datasets.IterableDataset) -> Iterator[tuple[Any, Any]]:
         for part in stream.iter(batch_size=_READ):

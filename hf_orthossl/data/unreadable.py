@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..processes import everyone, rank, smallest, world_size
+
 # A run goes on with at most this share of a data set unreadable …
 LIMIT = 0.01
 # … which in a stream, whose length is unknown, is judged from this many images on.
@@ -48,7 +50,8 @@ class TooManyUnreadable(ValueError):
 class UnreadableLog:
     """Counts unreadable images, once each, and names them in a file.
 
-    A file left by an earlier part of the same run is continued.
+    A file left by an earlier part of the same run is continued. Of several processes each is told what all of them
+    found, so that the limit holds for the run as a whole; the main one writes.
 
     Args:
         path (`str` or `Path`): The file; written when there is something to write, one line per image.
@@ -72,7 +75,7 @@ class UnreadableLog:
         return len(self._images)
 
     def add(self, unreadable: Iterable[tuple[int, str, str]], seen: int = 0) -> None:
-        """Takes note of a batch.
+        """Takes note of a batch; every process calls it, with a batch of its own.
 
         Args:
             unreadable (iterable of `(index, name, reason)`): The batch's `unreadable`.
@@ -82,15 +85,20 @@ class UnreadableLog:
         Raises:
             TooManyUnreadable: more than 1 % of the images cannot be read.
         """
+        batch = list(unreadable)
+        # A number is cheaper to send than a list, which is empty for almost every batch.
+        if smallest(-len(batch)) < 0:
+            batch = [image for images in everyone(batch) for image in images]
         fresh = {}
-        for index, name, reason in unreadable:
+        for index, name, reason in batch:
             if index not in self._images and index not in fresh:
                 # Tabs and line ends would break the file's form.
                 fresh[index] = Unreadable(index, " ".join(name.split()), " ".join(reason.split()))
-        self.seen += seen
+        # Batches of a stream are as large on every process.
+        self.seen += seen * world_size()
         self._fresh += len(fresh)
         self._images |= fresh
-        if fresh:
+        if fresh and rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines("\t".join(map(str, image)) + "\n" for image in fresh.values())

@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 def block_classes(module: nn.Module) -> list[str]:
     """Names of the classes of blocks that a network is a sequence of, the innermost ones: what FSDP2 shards as units.
 
-    A block is an element of a `Sequential` or `ModuleList` with at least two layers of its own: a residual block, a layer
-    of a transformer.
+    A block is an element of a `Sequential` or `ModuleList` with at least two layers of its own: a residual block, a
+    layer of a transformer.
     """
     blocks: dict[str, nn.Module] = {}
     for container in module.modules():

@@ -78,7 +78,6 @@ class TrainingRecipe:
         views (`str`): Name of the augmentation recipe.
         lr_batch_size (`int`, *optional*): Batch the learning rate refers to; `None` leaves it unscaled.
         warmup (`float`, defaults to 0): Linear warm-up, as a share of the run.
-        sync_batchnorm (`bool`, defaults to `True`): Whether batch norm takes the statistics of all processes.
     """
 
     optim: str
@@ -87,7 +86,6 @@ class TrainingRecipe:
     views: str
     lr_batch_size: int | None = 256
     warmup: float = 0.0
-    sync_batchnorm: bool = True
 
 
 class SSLMethod(nn.Module):

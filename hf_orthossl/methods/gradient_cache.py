@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from .sync_batchnorm import is_synchronized
+
 
 class ChunkedEncoder(nn.Module):
     """An encoder that holds the activations of one chunk of the batch at a time.
@@ -36,10 +38,21 @@ class ChunkedEncoder(nn.Module):
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Representations `(B, D)` of one view `(B, 3, H, W)` of the whole batch."""
+        """Representations `(B, D)` of one view `(B, 3, H, W)` of the whole batch.
+
+        Raises:
+            ValueError: a chunk has a single image, and the encoder batch norm that is not synchronized.
+        """
         if not torch.is_grad_enabled():
             return self.encoder(images)
-        chunks = images.tensor_split(-(-len(images) // self.size))
+        count = -(-len(images) // self.size)
+        if 1 < len(images) < 2 * count and any(map(_needs_two_images, self.encoder.modules())):
+            raise ValueError(
+                f"gradient_cache is {self.size}: it leaves a chunk of one image of a batch of {len(images)}, in which "
+                "the encoder's batch norm has no statistics: pass --gradient_cache "
+                f"{-(-len(images) // (len(images) // 2))} or more"
+            )
+        chunks = images.tensor_split(count)
         return torch.cat(
             [checkpoint(self.encoder, chunk, use_reentrant=False, context_fn=self._contexts) for chunk in chunks]
         )
@@ -59,3 +72,7 @@ class ChunkedEncoder(nn.Module):
         finally:
             for norm, (momentum, batches) in zip(norms, kept, strict=True):
                 norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
+def _needs_two_images(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.training and not is_synchronized(module)

@@ -132,7 +132,7 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
         ValueError: a batch norm computes something of its own, and how to synchronize it is unknown.
     """
     for name, module in model.named_modules():
-        if not isinstance(module, _BatchNorm) or isinstance(module, _Synchronized | nn.SyncBatchNorm):
+        if not isinstance(module, _BatchNorm) or is_synchronized(module):
             continue
         if type(module) not in _SYNCHRONIZED:
             raise ValueError(
@@ -141,3 +141,8 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
             )
         module.__class__ = _SYNCHRONIZED[type(module)]
     return model
+
+
+def is_synchronized(module: nn.Module) -> bool:
+    """Whether a layer is batch norm that takes the statistics of all processes' batches, by ours or by torch's."""
+    return isinstance(module, _Synchronized | nn.SyncBatchNorm)

@@ -7,9 +7,15 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
+from transformers.utils.logging import get_logger
 
 from ..methods import TrainingRecipe
+from ..processes import PATIENCE
+
+logger = get_logger(__name__)
 
 # Names of `optim` that `transformers` does not know; None stands for the recipe's.
 OWN_OPTIMIZERS = (None, "lars", "adam")
@@ -46,7 +52,8 @@ class OrthoSSLTrainingArguments(TrainingArguments):
 
     What is left at `None` follows the recipe the method was published with; everything else is
     `transformers.TrainingArguments`, with these defaults changed: batches of 256 with the last, smaller one dropped, 30
-    epochs, a cosine schedule, no gradient clipping, the two newest checkpoints kept.
+    epochs, a cosine schedule, no gradient clipping, the two newest checkpoints kept, and processes that wait for each
+    other for a day, as the main one may measure for long. One process trains on one GPU, however many there are.
 
     Args:
         output_dir (`str`, defaults to "runs/default"): Where everything of the run goes.
@@ -60,8 +67,8 @@ class OrthoSSLTrainingArguments(TrainingArguments):
         momentum (`float`, defaults to 0.9): Momentum of "lars" and "sgd", in [0, 1).
         warmup_steps (`float`, *optional*): Steps of linear warm-up, or a share of the run if below 1; the method's by
             default.
-        sync_batchnorm (`bool`, *optional*): Whether batch norm takes the statistics of all processes' batches; as the
-            method was published by default. Without effect on one process.
+        sync_batchnorm (`bool`, defaults to `True`): Whether batch norm takes the statistics of all processes' batches.
+            Without effect on one process.
         gradient_cache (`int`, *optional*): Images of a chunk in which the encoder goes through each batch: the loss of
             the whole batch at the memory of a chunk, for a third more time in the encoder, whose batch norm sees
             chunks. See [`~methods.gradient_cache.ChunkedEncoder`].
@@ -114,9 +121,11 @@ class OrthoSSLTrainingArguments(TrainingArguments):
     ddp_broadcast_buffers: bool | None = field(
         default=False, metadata={"help": "send the main process's buffers to all at every forward pass"}
     )
-    sync_batchnorm: bool | None = field(
-        default=None,
-        metadata={"help": "batch norm over the batches of all processes (default: as the method was published)"},
+    ddp_timeout: int = field(
+        default=int(PATIENCE.total_seconds()), metadata={"help": "seconds that processes wait for each other"}
+    )
+    sync_batchnorm: bool = field(
+        default=True, metadata={"help": "batch norm over the batches of all processes (default: yes)"}
     )
     gradient_cache: int | None = field(
         default=None,
@@ -174,14 +183,25 @@ class OrthoSSLTrainingArguments(TrainingArguments):
         for name in ("spectra_steps", "knn_steps", "linear_probe_steps"):
             check_interval(name, getattr(self, name))
         check_threshold("spectra_threshold", self.spectra_threshold)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
-            # Unless told so, accelerate takes each of several CPU processes for the only one.
-            self.use_cpu = True
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
+                # Unless told so, accelerate takes each of several CPU processes for the only one.
+                self.use_cpu = True
+            if self.use_cpu:
+                # The parent would make the group, and without the timeout.
+                PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
         # The parent knows none of these, nor "as the recipe says": it sees a stand-in while it checks the rest.
         ours = self.optim, self.warmup_steps
         self.optim = "sgd" if self.optim in OWN_OPTIMIZERS else self.optim
         self.warmup_steps = self.warmup_steps or 0
         super().__post_init__()
+        if self.n_gpu > 1:
+            # The Trainer would wrap the model in nn.DataParallel, and both fronts take n_gpu times the batch.
+            logger.warning_once(
+                f"one process trains on one of the {self.n_gpu} GPUs of this machine: start it with `accelerate "
+                "launch` to use all"
+            )
+            self._n_gpu = 1
         if self.on_nonfinite == "skip" and self.deepspeed_plugin is not None:
             raise ValueError("on_nonfinite skip does not work with DeepSpeed, which steps by itself: use stop")
         if ours[0] in OWN_OPTIMIZERS:
@@ -205,6 +225,4 @@ class OrthoSSLTrainingArguments(TrainingArguments):
             args.weight_decay = recipe.weight_decay
         if args.warmup_steps is None:
             args.warmup_steps = recipe.warmup
-        if args.sync_batchnorm is None:
-            args.sync_batchnorm = recipe.sync_batchnorm
         return args

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..processes import smallest
@@ -21,8 +22,10 @@ from .watching import say
 STAGING = ".saving"
 # Added to the name of a checkpoint that was found damaged.
 ASIDE = ".damaged"
-# What a run leaves in its folder, and all that --overwrite_output may remove.
-RUN_FILES = ("encoder", "config.yaml", "history.jsonl", "results.json", "unreadable_images.txt")
+# Where an earlier run waits until the one that replaces it has taken a step, and what it is called while it is removed.
+OVERWRITTEN, GONE = ".overwritten", ".overwritten.removing"
+# What a run leaves in its folder, and all that --overwrite_output may remove. First the one that says whose it is.
+RUN_FILES = ("config.yaml", "encoder", "history.jsonl", "results.json", "unreadable_images.txt")
 
 
 # First line of a run's config.yaml; tells our files from a user's of the same names.
@@ -41,14 +44,56 @@ def is_run(folder: Path) -> bool:
     return config.is_file() and config.read_text(errors="replace").startswith(MARK)
 
 
-def clear_run(folder: Path) -> None:
-    """Removes what a run left in its folder, and nothing else."""
-    aside = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*{ASIDE}")
-    for path in [folder / STAGING, *(folder / name for name in RUN_FILES), *checkpoints(folder), *aside]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+@contextlib.contextmanager
+def overwriting(folder: Path) -> Iterator[None]:
+    """Keeps the run in a folder aside while another one starts there, until that has taken an optimizer step.
+
+    Then the earlier run goes, and nothing else does. What fails before brings it back; after a kill, [`put_back`] does.
+
+    Args:
+        folder (`Path`): Run folder; call it on the main process.
+    """
+    aside = folder / OVERWRITTEN
+    aside.mkdir(parents=True, exist_ok=True)
+    for path in _left_by_run(folder):
+        path.rename(aside / path.name)
+
+    def remove(*_) -> None:
+        if aside.is_dir():
+            # Renamed first, so that a kill leaves no half of a run to be put back.
+            shutil.rmtree(folder / GONE, ignore_errors=True)
+            aside.rename(folder / GONE)
+            shutil.rmtree(folder / GONE, ignore_errors=True)
+
+    hook = register_optimizer_step_post_hook(remove)
+    try:
+        yield
+        remove()
+    except BaseException:
+        put_back(folder)
+        raise
+    finally:
+        hook.remove()
+
+
+def put_back(folder: Path) -> None:
+    """Brings back a run that [`overwriting`] set aside and that nothing has replaced, if there is one."""
+    aside = folder / OVERWRITTEN
+    if not aside.is_dir():
+        return
+    # Settings are the first to go aside and the last to return: those found here as well are of the run that failed.
+    if is_run(aside) and is_run(folder):
+        for path in _left_by_run(folder):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in reversed(_left_by_run(aside)):
+        path.rename(folder / path.name)
+    shutil.rmtree(aside)
+
+
+def _left_by_run(folder: Path) -> list[Path]:
+    damaged = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*{ASIDE}")
+    named = (folder / name for name in (*RUN_FILES, STAGING))
+    return [*(path for path in named if path.exists()), *checkpoints(folder), *damaged]
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -151,19 +196,23 @@ def staged(folder: Path, step: int, write: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _all_or_none(target: Path) -> Iterator[None]:
-    """Raises in every process when the block fails to write in one of them."""
+    """Raises in every process when the block fails in one of them."""
     failure = None
     try:
         yield
-    # torch.save reports a full disk as RuntimeError, safetensors as an error of its own.
-    except (OSError, RuntimeError, SafetensorError) as error:
+    # Whatever it is, the others wait to hear of it.
+    except BaseException as error:
         failure = error
-    if not smallest(int(failure is None)):
-        reason = "another process could not write" if failure is None else _first_line(failure)
-        raise OSError(
-            f"could not save checkpoint {target} ({reason}): earlier checkpoints are intact; "
-            "free some space and continue with --resume"
-        ) from failure
+    if smallest(int(failure is None)):
+        return
+    # torch.save reports a full disk as RuntimeError, safetensors as an error of its own.
+    if not isinstance(failure, OSError | RuntimeError | SafetensorError | None):
+        raise failure
+    reason = "another process could not write" if failure is None else _first_line(failure)
+    raise OSError(
+        f"could not save checkpoint {target} ({reason}): earlier checkpoints are intact; "
+        "free some space and continue with --resume"
+    ) from failure
 
 
 def _put_in_place(checkpoint: Path, target: Path) -> None:

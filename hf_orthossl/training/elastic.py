@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import has_length
 
-from ..processes import everyone, rank
+from ..processes import found_by_main, rank
 from .arguments import OrthoSSLTrainingArguments
 from .checkpoint_files import damage
 from .checkpoints import newest_checkpoint, steps_done
@@ -37,7 +38,8 @@ def resumed(args: OrthoSSLTrainingArguments, marker: str) -> OrthoSSLTrainingArg
     """
     if not args.resume or args.resume_from_checkpoint is not None:
         return args
-    checkpoint = _chosen_by_main_process(Path(args.output_dir), marker)
+    # One process checks and cleans up.
+    checkpoint = found_by_main(lambda: newest_checkpoint(Path(args.output_dir), marker))
     shape = json.loads((checkpoint / SHAPE).read_text())
     args = copy.copy(args)
     args.resume_from_checkpoint = str(checkpoint)
@@ -59,12 +61,15 @@ def resumed(args: OrthoSSLTrainingArguments, marker: str) -> OrthoSSLTrainingArg
     return args
 
 
-def chosen_checkpoint(args: OrthoSSLTrainingArguments, chosen: str | bool | None, marker: str) -> Path | None:
+def chosen_checkpoint(
+    args: OrthoSSLTrainingArguments, chosen: str | os.PathLike | bool | None, marker: str
+) -> Path | None:
     """The checkpoint that `train(resume_from_checkpoint=chosen)` is to resume from, or `None`.
 
     Args:
         args ([`OrthoSSLTrainingArguments`]): Arguments of the run, as [`resumed`] gave them.
-        chosen (`str` or `bool`, *optional*): A checkpoint; `True` for the newest that is whole, as `args.resume` asks.
+        chosen (`str`, `PathLike` or `bool`, *optional*): A checkpoint; `True` for the newest that is whole, as
+            `args.resume` asks.
         marker (`str`): File that the front's checkpoints hold.
 
     Raises:
@@ -73,20 +78,22 @@ def chosen_checkpoint(args: OrthoSSLTrainingArguments, chosen: str | bool | None
     """
     if not (args.resume if chosen is None else chosen):
         return None
-    if isinstance(chosen, str):
-        reason = damage(Path(chosen))
+    if isinstance(chosen, str | os.PathLike):
+        checkpoint = Path(chosen)
+        reason = damage(checkpoint)
         if reason:
             raise ValueError(f"checkpoint {chosen} is damaged ({reason}): pass resume=True, which takes a whole one")
-        return Path(chosen)
-    asked = copy.copy(args)
-    asked.resume = True
-    found = resumed(asked, marker)
-    if found.images_per_step != args.images_per_step:
+    else:
+        asked = copy.copy(args)
+        asked.resume = True
+        checkpoint = Path(resumed(asked, marker).resume_from_checkpoint)
+    images = json.loads((checkpoint / SHAPE).read_text())["images_per_step"]
+    if images != args.images_per_step:
         raise ValueError(
-            f"the run in {args.output_dir} takes {found.images_per_step} images per optimizer step, not "
-            f"{args.images_per_step}: pass resume=True with the arguments, which adapts the batch"
+            f"the run of {checkpoint} takes {images} images per optimizer step, not {args.images_per_step}: pass "
+            "resume=True with the arguments, which adapts the batch"
         )
-    return Path(found.resume_from_checkpoint)
+    return checkpoint
 
 
 def save_shape(checkpoint: Path, args: OrthoSSLTrainingArguments, step: SSLStep, loader: DataLoader, done: int) -> None:
@@ -136,6 +143,24 @@ def steps_per_epoch(loader: DataLoader, args: OrthoSSLTrainingArguments) -> int 
     return math.ceil(len(loader) / args.gradient_accumulation_steps) if has_length(loader) else None
 
 
+def planned_steps(loader: DataLoader, args: OrthoSSLTrainingArguments, done: int = 0) -> int:
+    """Optimizer steps of the whole run: `max_steps`, else as many as `num_train_epochs` have.
+
+    Raises:
+        ValueError: a stream without `max_steps`, or the run is to end before the `done` steps that it has behind it.
+    """
+    per_epoch = steps_per_epoch(loader, args)
+    if args.max_steps <= 0 and per_epoch is None:
+        raise ValueError("max_steps is not set and a streamed data set has no length: pass --max_steps")
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    if steps < done:
+        ends = f"max_steps is {steps}" if args.max_steps > 0 else f"num_train_epochs is {args.num_train_epochs:g}"
+        raise ValueError(
+            f"{ends} and the run in {args.output_dir} has done {done} steps: resume it with --max_steps {done} or more"
+        )
+    return steps
+
+
 def seed_if_processes_changed(checkpoint: Path, args: OrthoSSLTrainingArguments) -> bool:
     """On another number of processes, sets all random number generators from seed, process and step.
 
@@ -149,20 +174,6 @@ def seed_if_processes_changed(checkpoint: Path, args: OrthoSSLTrainingArguments)
     parts = (args.seed, args.process_index, steps_done(checkpoint))
     set_seed(int(np.random.SeedSequence(parts).generate_state(1)[0]))
     return True
-
-
-def _chosen_by_main_process(folder: Path, marker: str) -> Path:
-    """The main process's choice, or its error, on every process: one of them checks and cleans up."""
-    chosen, error = None, None
-    if rank() == 0:
-        try:
-            chosen = newest_checkpoint(folder, marker)
-        except OSError as failure:
-            error = failure
-    chosen, error = everyone((chosen, error))[0]
-    if error is not None:
-        raise error
-    return chosen
 
 
 def _own(checkpoint: Path, process: int) -> Path:

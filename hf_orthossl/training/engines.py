@@ -10,6 +10,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
     broadcast,
     parse_flag_from_env,
 )
@@ -29,7 +30,8 @@ def engine_settings(args: OrthoSSLTrainingArguments) -> dict[str, Any]:
             DistributedDataParallelKwargs(
                 find_unused_parameters=bool(args.ddp_find_unused_parameters),
                 broadcast_buffers=bool(args.ddp_broadcast_buffers),
-            )
+            ),
+            InitProcessGroupKwargs(timeout=args.ddp_timeout_delta),
         ],
     }
 

@@ -1,7 +1,5 @@
 """The accelerate front: the whole training loop, to be read and changed."""
 
-import math
-
 from accelerate import Accelerator
 from accelerate.utils import (
     DataLoaderConfiguration,
@@ -13,9 +11,10 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from ..modeling import SSLModel
+from ..processes import found_by_main
 from .arguments import OrthoSSLTrainingArguments, steps_between
 from .callbacks import append_history, bar_text, trim_history
-from .elastic import resumed, steps_per_epoch
+from .elastic import planned_steps, resumed, steps_per_epoch
 from .engines import engine_settings, make_ready
 from .inputs import as_image_dataset, build_views, prepared_dataloader, unreadable_log
 from .interruption import Interruption
@@ -59,13 +58,16 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
         log_with=args.report_to or None,
     )
     accelerator.init_trackers("orthossl")
-    if accelerator.is_main_process:
-        check_push(args)
+    found_by_main(lambda: check_push(args))
     dataset = as_image_dataset(train_dataset, model, args)
     push = EncoderPush(model, dataset, args, front="accelerate loop") if args.push_to_hub else None
     views = build_views(model, args)
     loader = prepared_dataloader(dataset, args, accelerator)
-    max_steps, epoch_steps, epoch_batches = _length(loader, args)
+    max_steps = planned_steps(loader, args)
+    # To a stream the whole run is one epoch.
+    epoch_steps = steps_per_epoch(loader, args)
+    epoch_batches = max_steps * args.gradient_accumulation_steps if epoch_steps is None else len(loader)
+    epoch_steps = epoch_steps or max_steps
 
     make_ready(model, accelerator, args)
     optimizer = build_optimizer(model, args)
@@ -89,6 +91,8 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
     )
     state = LoopState(accelerator, scheduler, step, loader, args)
     done = state.load() if args.resume else 0
+    # Before anything is written: a run may not be told to end where it has been already.
+    planned_steps(loader, args, done)
     spectra = SpectraCallback(args.spectra_steps, threshold=args.spectra_threshold)
     watching = [spectra, *build_probes(model, dataset, args)]
     history = trim_history(args.output_dir, done) if accelerator.is_main_process else []
@@ -159,17 +163,6 @@ def _finish_trackers(accelerator: Accelerator) -> None:
     """What `end_training` does, but for ending the processes' group: what was trained is still to be measured."""
     for tracker in accelerator.trackers:
         tracker.finish()
-
-
-def _length(loader, args: OrthoSSLTrainingArguments) -> tuple[int, int, int]:
-    """Optimizer steps of the run, optimizer steps of an epoch, and batches of an epoch."""
-    per_epoch = steps_per_epoch(loader, args)
-    if per_epoch is None:
-        if args.max_steps <= 0:
-            raise ValueError("max_steps is not set and a streamed data set has no length: pass --max_steps")
-        return args.max_steps, args.max_steps, args.max_steps * args.gradient_accumulation_steps
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
-    return steps, per_epoch, len(loader)
 
 
 def _save_is_due(args: OrthoSSLTrainingArguments, done: int, max_steps: int, epoch_ends: bool) -> bool:

@@ -3,6 +3,7 @@
 from transformers import Trainer
 
 from ..hub.publish import Publication
+from ..processes import found_by_main
 from .publishing import EncoderPush, check_push
 
 
@@ -16,8 +17,7 @@ class PublishingTrainer(Trainer):
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Finds out whether the encoder can be published; the repository is made with its first commit."""
-        if self.is_world_process_zero():
-            check_push(self.args)
+        found_by_main(lambda: check_push(self.args))
         self.hub_model_id = self.args.hub_model_id
 
     def push_to_hub(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks import HistoryCallback, LossBar
 from .checkpoints import remove_old_checkpoints, staged
-from .elastic import chosen_checkpoint, load_shape, resumed, save_shape, seed_if_processes_changed
+from .elastic import chosen_checkpoint, load_shape, planned_steps, resumed, save_shape, seed_if_processes_changed
 from .engines import check_engine, make_ready
 from .inputs import as_image_dataset, build_views, prepared_dataloader, unreadable_log
 from .interruption import Interrupted, Interruption
@@ -87,19 +88,21 @@ class OrthoSSLTrainer(PublishingTrainer):
         if self.pop_callback(ProgressCallback):
             self.add_callback(LossBar())
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        self._resuming = chosen_checkpoint(self.args, resume_from_checkpoint, STATE)
-        if self._resuming:
-            check_engine(self._resuming, self.accelerator)
-            done = json.loads((self._resuming / STATE).read_text())["global_step"]
-            if 0 < self.args.max_steps <= done:
+    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, **kwargs):
+        checkpoint = chosen_checkpoint(self.args, resume_from_checkpoint, STATE)
+        if checkpoint:
+            check_engine(checkpoint, self.accelerator)
+            done = json.loads((checkpoint / STATE).read_text())["global_step"]
+            if planned_steps(self.get_train_dataloader(), self.args, done) == done:
                 # The Trainer would take one step more.
-                self._load_from_checkpoint(str(self._resuming))
+                self._load_from_checkpoint(str(checkpoint))
+                self.state.global_step = done
                 self._push_last(done)
                 return TrainOutput(done, 0.0, {})
+        self._resuming = checkpoint
         with self.interruption:
             try:
-                output = super().train(resume_from_checkpoint=self._resuming and str(self._resuming), **kwargs)
+                output = super().train(resume_from_checkpoint=checkpoint and str(checkpoint), **kwargs)
             except Interrupted:
                 # Trackers write what they hold.
                 self.callback_handler.on_train_end(self.args, self.state, self.control)
@@ -113,8 +116,10 @@ class OrthoSSLTrainer(PublishingTrainer):
         if self.train_dataset is None:
             raise ValueError("train_dataset is None: pass a data set to OrthoSSLTrainer")
         self._loader = prepared_dataloader(self.train_dataset, self.args, self.accelerator)
-        if self._resuming:
-            load_shape(self._resuming, self.args, self.step, self._loader)
+        # Once: a loader asked for later begins at the beginning, and what the step has collected since stays.
+        checkpoint, self._resuming = self._resuming, None
+        if checkpoint:
+            load_shape(checkpoint, self.args, self.step, self._loader)
         return self._loader
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

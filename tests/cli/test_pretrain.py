@@ -115,6 +115,31 @@ def test_overwrite_deletes_nothing_if_the_new_command_is_wrong(run_folder, capsy
     assert sorted(run_folder.rglob("*")) == before
 
 
+def test_overwrite_brings_the_run_back_if_training_refuses_to_begin(run_folder, capsys):
+    """Also when only the trainer finds out, after the new run's settings were written."""
+    before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}
+    arguments = f"pretrain {SMALL} --overwrite_output --lr_scheduler_type cosine_warmup_with_min_lr"
+    assert "min_lr" in refused(arguments, capsys, run_folder)
+    assert {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()} == before
+
+
+def test_overwrite_removes_the_run_with_the_first_step(tmp_path, monkeypatch):
+    pretrain("--max_steps 1 --knn_images 0", tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    ends, there = SSLModel.end_step, []
+
+    def look(self, skipped=False):
+        there.append({path.name for path in tmp_path.iterdir()})
+        ends(self, skipped)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SSLModel, "end_step", look)
+    with pytest.raises(SystemExit):
+        pretrain("--max_steps 2 --knn_images 0 --overwrite_output --seed 7", tmp_path)
+    assert there == [{"config.yaml", "notes.txt"}]
+    assert "seed: 7" in (tmp_path / "config.yaml").read_text()
+
+
 def test_overwrite_clears_our_runs_only(capsys, tmp_path):
     (tmp_path / "encoder").mkdir()
     (tmp_path / "config.yaml").write_text("mine: true")
@@ -134,6 +159,13 @@ def test_resume_cannot_change_the_run(run_folder, capsys):
     assert "method is 'byol' and the run in" in line
     assert "was started with 'simclr'" in line
     assert (run_folder / "config.yaml").read_text() == config
+
+
+def test_resume_is_compared_with_the_run_that_the_file_names(run_folder, capsys, tmp_path):
+    """Not with the one in the default folder, of which it knows nothing."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"output_dir: {run_folder}\nmethod: byol\nbackbone_config: {{channels: [8, 8, 16, 16]}}\n")
+    assert f"method is 'byol' and the run in {run_folder}" in refused(f"pretrain --config {path} --resume", capsys)
 
 
 def test_resume_needs_no_other_option(tmp_path):

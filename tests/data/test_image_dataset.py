@@ -19,6 +19,7 @@ from hf_orthossl.data import (
     get_recipe,
     load_source,
 )
+from hf_orthossl.processes import rank
 
 RECIPE = get_recipe("cifar-asym")
 
@@ -213,6 +214,27 @@ def test_log_of_a_resumed_run_goes_on_where_it_was(tmp_path):
     assert len(again) == 2
     with pytest.raises(TooManyUnreadable):
         again.add([(4, "four.png", "bad")])
+
+
+def log_on_a_process(path, total):
+    log, here = UnreadableLog(path, total), rank()
+    log.add([(here, f"{here}.png", "bad"), (9, "9.png", "bad")], seen=150)
+    log.add([])
+    early = len(log), log.seen
+    try:
+        log.add([(5, "5.png", "bad")] if here else [])
+    except TooManyUnreadable as error:
+        return early, str(error)
+
+
+@pytest.mark.parametrize("total", [300, None])
+def test_log_of_several_processes_counts_for_all_and_names_each_image_once(total, two_processes, tmp_path):
+    path = tmp_path / "unreadable_images.txt"
+    first, second = two_processes.run(log_on_a_process, path, total)
+    assert first == second
+    assert first[0] == (3, 300)
+    assert first[1].startswith("4 of 300 images cannot be read")
+    assert [line.split("\t")[1] for line in path.read_text().splitlines()] == ["0.png", "9.png", "1.png", "5.png"]
 
 
 def test_log_of_a_stream_judges_by_what_was_seen(tmp_path):

@@ -73,11 +73,11 @@ def test_two_processes_see_every_image_once_per_epoch(files, two_processes, tmp_
 def test_an_epoch_leaves_out_less_than_a_step_and_ends_at_once(files, two_processes, tmp_path):
     folder = write_files(tmp_path / "data", files_of(1000, files))
     first, second = two_processes.run(labels_and_indices, folder, 31)
-    assert first[2] == second[2] == {"epoch": 0, "images": 31 * 32}
+    assert first[2] == second[2] == {"epoch": 0, "images": 31 * 32, "groups": 2 if files == 8 else 1}
     seen = flat(first[0] + second[0])
     assert len(set(seen)) == len(seen) == 992
     first, second = two_processes.run(labels_and_indices, folder, 32)
-    assert first[2] == second[2] == {"epoch": 1, "images": 32}
+    assert first[2] == second[2] == {"epoch": 1, "images": 32, "groups": 2 if files == 8 else 1}
     assert len(first[0][-1]) == len(second[0][-1]) == BATCH
 
 
@@ -99,7 +99,7 @@ def test_files_of_uneven_length_end_together_and_are_told(two_processes, tmp_pat
     for epoch in (slice(0, 6), slice(6, 8)):
         seen = flat(shares[0][0][epoch] + shares[1][0][epoch])
         assert len(set(seen)) == len(seen)
-    assert shares[0][2] == shares[1][2] == {"epoch": 1, "images": 64}
+    assert shares[0][2] == shares[1][2] == {"epoch": 1, "images": 64, "groups": 2}
     assert len(told[0] + told[1]) == 1
     assert "files of equal length" in (told[0] + told[1])[0]
 
@@ -122,7 +122,8 @@ def test_the_last_batch_of_one_process(drop_last, tmp_path):
     stream = stream_of(write_files(tmp_path / "data", [40]), drop_last=drop_last)
     sizes = [len(labels) for labels in labels_of(stream, 6)]
     assert sizes == ([16] * 6 if drop_last else [16, 16, 8] * 2)
-    assert stream.position(4) == ({"epoch": 2, "images": 0} if drop_last else {"epoch": 1, "images": 16})
+    epoch, images = (2, 0) if drop_last else (1, 16)
+    assert stream.position(4) == {"epoch": epoch, "images": images, "groups": 1}
 
 
 def test_a_stream_that_is_too_short(tmp_path):
@@ -159,7 +160,7 @@ def test_two_processes_resume_without_duplicates_or_loss(files, two_processes, t
     folder = write_files(tmp_path / "data", files_of(960, files))
     whole = two_processes.run(labels_and_indices, folder, 60)
     (early, _, position), (others, _, same) = two_processes.run(labels_and_indices, folder, 37)
-    assert position == same == {"epoch": 1, "images": 7 * 2 * BATCH}
+    assert position == same == {"epoch": 1, "images": 7 * 2 * BATCH, "groups": 2 if files == 6 else 1}
     rest = two_processes.run(labels_and_indices, folder, 23, position)
     for uninterrupted, before, after in zip(whole, (early, others), rest, strict=True):
         assert uninterrupted[0] == before + after[0]
@@ -178,6 +179,29 @@ def test_another_number_of_processes_reads_what_is_left(processes, two_processes
     used = [label for labels, _, _ in shares for label in flat(labels)]
     left = [label for labels, _, _ in rest for label in flat(labels)]
     assert sorted(used + left) == list(range(960))
+
+
+@pytest.mark.parametrize(("files", "before", "now"), [(12, 4, 1), (12, 4, 2), (12, 2, 4), (12, 4, 3), (6, 6, 4)])
+def test_an_epoch_begun_by_another_number_of_processes_has_the_same_steps(files, before, now, tmp_path):
+    """Steps of 24 images, of files that the processes had dealt among them: the same images in each."""
+    data = stream_of(write_files(tmp_path / "data", files_of(480, files))).dataset
+
+    def steps(processes, **place):
+        shares = [data.blocks(1, 24 // processes, rank=rank, processes=processes, **place) for rank in range(processes)]
+        return [sorted(row for block in step for row in block) for step in zip(*shares, strict=True)]
+
+    whole = steps(before)
+    assert sorted(row.label for step in whole for row in step) == list(range(480))
+    assert steps(now, skip=24 * 7, groups=data.groups(before)) == whole[7:]
+
+
+def test_the_groups_of_an_epoch_are_kept_to_its_end(two_processes, tmp_path):
+    folder = write_files(tmp_path / "data", files_of(960, 6))
+    shares = two_processes.run(labels_and_indices, folder, 10)
+    labels, _, position = labels_and_indices(folder, 40, shares[0][2])
+    assert sorted(flat(labels) + [label for before, _, _ in shares for label in flat(before)]) == list(range(960))
+    assert position == {"epoch": 0, "images": 960, "groups": 2}
+    assert labels_and_indices(folder, 41, shares[0][2])[2] == {"epoch": 1, "images": BATCH, "groups": 1}
 
 
 def test_what_was_had_is_not_decoded_again(tmp_path, monkeypatch):

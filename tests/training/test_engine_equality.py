@@ -23,8 +23,8 @@ def fit(engine, front, folder, *, model, **settings):
     """Trains a tiny model here, on this process's share of 32 images a step.
 
     Returns:
-        Weights and buffers of the encoder, whole, on the main process; of how many blocks FSDP made units, and the share
-        of parameters that it shards.
+        Weights and buffers of the encoder, whole, on the main process; how many units FSDP made, and the share of
+        parameters that it shards.
     """
     with ENGINES[engine]():
         # No stochastic depth: which samples it drops depends on the process.

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel
+from hf_orthossl.methods import ChunkedEncoder
 from hf_orthossl.training import pretrain_loop
 
 # Without batch norm in the encoder, whose statistics would be the chunks'.
@@ -37,6 +38,15 @@ def test_chunks_give_the_losses_of_the_whole_batch(front, tmp_path):
     assert max(sizes) <= 6
     assert chunked == pytest.approx(whole, rel=1e-5)
     assert len(whole) == 3
+
+
+@pytest.mark.parametrize(("batch", "size", "remedy"), [(4, 1, 2), (3, 2, 3), (5, 2, 3)])
+def test_batch_norm_and_a_chunk_of_one_image(batch, size, remedy, tiny_encoder):
+    images = torch.randn(batch, 3, 8, 8)
+    with pytest.raises(ValueError, match=f"batch of {batch}, .* pass --gradient_cache {remedy} or more"):
+        ChunkedEncoder(tiny_encoder, size)(images)
+    assert ChunkedEncoder(tiny_encoder, remedy)(images).shape == (batch, 12)
+    assert ChunkedEncoder(tiny_encoder.eval(), size)(images).shape == (batch, 12)
 
 
 def test_a_chunk_holds_at_least_one_image(tmp_path):
