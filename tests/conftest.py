@@ -16,28 +16,9 @@ import pytest
 import torch
 from local_hub import LocalHub
 from processes import ProcessGroup
-from torch import nn
+from tiny_encoder import TinyEncoder
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-
-class TinyEncoder(nn.Module):
-    """What methods need of an encoder, at a size where float64 on one core is quick."""
-
-    num_features = 12
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, self.num_features, 3, stride=2),
-            nn.BatchNorm2d(self.num_features),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-        )
-
-    def forward(self, images):
-        return self.layers(images)
 
 
 @pytest.fixture(autouse=True)
