@@ -1,6 +1,10 @@
 """Shared by all tests: one thread, fixed seeds, no network, and a small encoder."""
 
 import os
+import signal
+
+# A shell that starts the tests in the background leaves them deaf to Ctrl-C, and with them every process they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Read by the libraries when they are imported: no test may reach the Hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
