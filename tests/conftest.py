@@ -3,9 +3,6 @@
 import os
 import signal
 
-# A shell that starts the tests in the background leaves them deaf to Ctrl-C, and with them every process they start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 # Read by the libraries when they are imported: no test may reach the Hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -21,6 +18,9 @@ import torch
 from local_hub import LocalHub
 from processes import ProcessGroup
 from tiny_encoder import TinyEncoder
+
+# A shell that starts the tests in the background leaves them deaf to Ctrl-C, and with them every process they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -268,6 +268,7 @@ def test_a_model_in_full_and_back(visitor):
     assert page.evaluate("navigator.clipboard.readText()") == page.inner_text("#timm-code")
     page.go_back()
     page.wait_for_selector("table.board .model")
+    visitor.settle()
     assert visitor.models() == names(method="byol", sort="value", order="down")[:50]
 
 
