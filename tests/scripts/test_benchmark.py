@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from hf_orthossl import SSLConfig, SSLModel
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -48,3 +51,55 @@ def test_spectra(monkeypatch, tmp_path, capsys):
     assert row["times"]["features"]["ratio"] > 0
     assert row["peak_bytes"] > 0
     assert "the forward pass" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_scaling(monkeypatch, tmp_path):
+    """Real processes: what one method sends, a step on one and on two, and what follows for two machines."""
+    arguments = "scaling --backbone resnet10t --batch 4 --repeats 1 --method simclr --methods simclr dino --nodes 1 2"
+    benchmark(f"{arguments} --regularizers so --json {tmp_path / 'out.json'}", monkeypatch)
+    rows = json.loads((tmp_path / "out.json").read_text())["scaling"]
+    steps, traffic, extrapolated = (
+        [row for row in rows if row["table"] == table] for table in ("step", "traffic", "extrapolation")
+    )
+    assert [(row["processes"], row["sharing"]) for row in steps] == [
+        (processes, sharing) for processes in (1, 2) for sharing in (None, "whole", "shared")
+    ]
+    simclr = next(row for row in traffic if row["method"] == "simclr")
+    model = SSLModel(SSLConfig(backbone="resnet10t", image_size=32, method="simclr"))
+    assert simclr["gradient_bytes"] == 4 * sum(p.numel() for p in model.parameters())
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    # Embeddings of both views and their gradients; mean, variance and count of each batch norm at each view, and of the
+    # embeddings for their spread in the log; back through a batch norm, two sums.
+    widths, dim = [norm.num_features for norm in norms], model.config.method_config["output_dim"]
+    floats = 2 * 2 * 4 * dim + 2 * sum(2 * width + 1 for width in widths) + 2 * dim + 1
+    assert simclr["gathered_bytes"] == 4 * floats
+    assert simclr["reduced_bytes"] == 4 * 2 * sum(2 * width for width in widths)
+    assert {row["processes"] for row in extrapolated} == {8, 16}
+    assert all(row["images_per_second"] > 0 for row in extrapolated)
+
+
+@pytest.mark.parametrize(("gpus", "nodes"), [(1, 1), (2, 1), (8, 1), (8, 4)])
+def test_extrapolation_counts_what_crosses_each_link(gpus, nodes, monkeypatch):
+    """Against rings and gathers that are simulated send by send, at one byte per second."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from benchmarks.extrapolation import Cluster, step_time
+
+    cluster = Cluster(gpus_per_node=gpus, link=1.0, nic=1.0, efficiency=1.0, latency=0.0, overlap=0.0)
+    size, part = 1024 * gpus * nodes, 3.0
+    traffic = {"gradient_bytes": size, "gathered_bytes": part, "reduced_bytes": 0, "collectives": 5}
+    terms = step_time(cluster, nodes, compute=7.0, penalty=8.0, share=0.5, traffic=traffic)
+    assert terms["compute"] == 7
+    assert terms["penalty"] == 4
+    # Reduce and spread within the machine, each GPU with 1/gpus of the bytes to the other machines in between.
+    assert terms["gradients"] == pytest.approx(_ring(size, gpus) + _ring(size / gpus, nodes))
+    # Every process receives the part of each other one; those of other machines have passed a network card before.
+    received = sum(part for process in range(gpus * nodes) if process != 0)
+    crossed = sum(part for machine in range(1, nodes) for _ in range(gpus)) / gpus
+    assert terms["gathers"] == pytest.approx(received + crossed)
+
+
+def _ring(size, count):
+    """Bytes that one of `count` sends in a ring all-reduce: one chunk a turn, once around to sum and once to spread."""
+    turns = [turn for _ in ("sum", "spread") for turn in range(count - 1)]
+    return sum(size / count for _ in turns)
