@@ -72,7 +72,10 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize(("engine", "front"), RUNS)
+@pytest.mark.parametrize(
+    ("engine", "front"),
+    [pytest.param(*run, marks=pytest.mark.slow if run == ("ddp", "trainer") else ()) for run in RUNS],
+)
 def test_two_processes_are_one(engine, front, two_processes, tmp_path):
     """Losses, penalty, norm of the gradient, spectra and accuracies as logged, and what was trained."""
     settings = RUNS[engine, front] | {"spectra_steps": 2, "knn_steps": 4, "linear_probe_steps": 4}
