@@ -1,7 +1,7 @@
 """Images from anywhere, and the batched views that self-supervised methods compare.
 
 Public names are imported when first used: the recipes are plain data, and listing them must not cost an import of
-`datasets` and kornia.
+`datasets` and torch.
 """
 
 from ..lazy import lazy_names

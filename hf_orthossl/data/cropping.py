@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from .recipes import ViewSpec
+from .separable import Taps, separable
 
 # Boxes tried before the fallback, as in Inception's crop and torchvision's RandomResizedCrop.
 TRIES = 10
@@ -57,45 +58,58 @@ def crop_at_decode(image: Image.Image, spec: ViewSpec, size: int, generator: np.
     return crop.resize((size, size), _PILLOW[spec.interpolation])
 
 
-def resized_crops(images: Tensor, boxes: Tensor, size: int, interpolation: str) -> Tensor:
-    """Crops every image of a batch to its own box and resizes it, antialiased, as Pillow does.
-
-    Resizing is linear and separable, so a batch of different boxes is two batched matrix products. kornia's
-    `RandomResizedCrop` goes through the images one by one or does not antialias.
+def resize_taps(
+    boxes: Tensor, size: int, interpolation: str, device: torch.device, mirrored: Tensor | None = None
+) -> tuple[Taps, Taps]:
+    """What resizes every image's own box to `size` × `size` pixels, antialiased, with Pillow's weights.
 
     Args:
-        images (`Tensor` of shape `(B, 3, H, W)`): Floating point.
-        boxes (`Tensor` of shape `(B, 4)`): From [`crop_boxes`], on the images' device.
-        size (`int`): Side of the result, in pixels.
+        boxes (`Tensor` of shape `(B, 4)`): From [`crop_boxes`], on the CPU.
+        size (`int`): In pixels.
         interpolation (`str`): "bicubic" or "bilinear".
+        device (`torch.device`): Where the images are.
+        mirrored (`Tensor` of shape `(B,)`, bool, *optional*): Images to be flipped, left to right; none by default.
 
     Returns:
-        `Tensor` of shape `(B, 3, size, size)`, not clamped: bicubic weights overshoot.
+        What to do to the columns, and to the rows, of whole images.
     """
-    batch, channels, height, width = images.shape
-    top, left, box_height, box_width = boxes.unbind(1)
-    along_rows = _resize_matrices(left, box_width, width, size, interpolation)
-    along_columns = _resize_matrices(top, box_height, height, size, interpolation)
-    narrow = torch.bmm(images.reshape(batch, channels * height, width), along_rows.transpose(1, 2))
-    return torch.matmul(along_columns.unsqueeze(1), narrow.view(batch, channels, height, size))
-
-
-def _resize_matrices(start: Tensor, length: Tensor, pixels: int, size: int, interpolation: str) -> Tensor:
-    """Matrices `(B, size, pixels)` that resize `length` pixels from `start` on to `size` pixels."""
-    step = (length / size).float().view(-1, 1, 1)
-    widening = step.clamp_min(1)  # the kernel widens with the step when an image shrinks: that is the antialiasing
     support = _SUPPORT[interpolation]
-    first, last = start.view(-1, 1, 1), (start + length - 1).view(-1, 1, 1)
-    centre = first + (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5) * step
-    # Only the pixels that the kernel reaches have a weight, at the longest crop these many.
-    reach = math.ceil(support * max(pixels / size, 1)) + 1
-    pixel = centre.floor().long() + torch.arange(-reach, reach + 1, device=start.device)
+    # Counted on the CPU, without waiting for the device.
+    taps = torch.arange(math.ceil(2 * support * max(boxes[:, 2:].max().item() / size, 1)), device=device)
+    first, length = boxes.to(device, non_blocking=True).view(-1, 2, 2, 1, 1).unbind(1)
+    place = torch.arange(size, device=device).view(-1, 1).repeat(len(boxes), 2, 1, 1)
+    if mirrored is not None:
+        rows = mirrored.to(device, non_blocking=True).view(-1, 1, 1)
+        place[:, 1] = torch.where(rows, size - 1 - place[:, 1], place[:, 1])
+    step = length.float() / size
+    widening = step.clamp_min(1)  # the kernel widens with the step when an image shrinks: that is the antialiasing
+    centre = (place + 0.5) * step
+    pixel = (centre - support * widening + 0.5).floor() + taps
     distance = ((pixel + 0.5 - centre) / widening).abs_()
     weights = _cubic(distance) if interpolation == "bicubic" else (1 - distance).clamp_min_(0)
-    weights *= (pixel >= first) & (pixel <= last)
-    weights /= weights.sum(2, keepdim=True)
-    matrices = weights.new_zeros(len(start), size, pixels)
-    return matrices.scatter_add_(2, pixel.clamp_(0, pixels - 1), weights)
+    weights *= (pixel >= 0) & (pixel < length)
+    weights /= weights.sum(-1, keepdim=True)
+    sources = torch.minimum(pixel.clamp_(min=0).long(), length - 1).add_(first)
+    return Taps(sources[:, 0], weights[:, 0]), Taps(sources[:, 1], weights[:, 1])
+
+
+def resized_crops(images: Tensor, boxes: Tensor, columns: Taps, rows: Taps) -> Tensor:
+    """Crops every image of a batch to its own box and resizes it.
+
+    Args:
+        images (`Tensor` of shape `(B, 3, H, W)`): uint8 or floating point. Only what lies between the outermost edges
+            of the boxes is read.
+        boxes (`Tensor` of shape `(B, 4)`): From [`crop_boxes`], on the CPU.
+        columns, rows ([`Taps`]): From [`resize_taps`].
+
+    Returns:
+        `Tensor` of shape `(B, 3, size, size)`, float32, not clamped: bicubic weights overshoot.
+    """
+    lines = boxes.tolist()
+    top, left = min(line[0] for line in lines), min(line[1] for line in lines)
+    bottom, right = max(line[0] + line[2] for line in lines), max(line[1] + line[3] for line in lines)
+    inside = images[:, :, top:bottom, left:right].float()
+    return separable(inside, Taps(columns.sources - top, columns.weights), Taps(rows.sources - left, rows.weights))
 
 
 def _cubic(distance: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from .cropping import crop_at_decode
 from .decoding import UnreadableImage, decode_image, to_tensor
+from .kept_images import CHOICES, KeptImages, fits
 from .recipes import Recipe
 from .shaping import Shape, fit
 from .sources import ImageSource
@@ -90,9 +91,13 @@ class ImageDataset(Dataset):
         image_size (`int`, *optional*): Side of the encoder's input, in pixels; needed where image sizes differ.
         seed (`int`, defaults to 0): Determines crops made at decode.
         indices (`Sequence[int]`, *optional*): Rows to use, in this order; defaults to all.
+        cache_images (`str`, defaults to `"never"`): Whether whole images stay in memory once they are decoded: "auto"
+            for images of at most 96 pixels that fill at most a quarter of the free memory, "always", or "never". The
+            items are the same.
 
     Raises:
-        ValueError: the source is a stream, its images are smaller than the views, or `image_size` is missing.
+        ValueError: the source is a stream, its images are smaller than the views, `image_size` is missing, or images
+            cannot be kept as crops are made of them at decode.
     """
 
     def __init__(
@@ -103,6 +108,7 @@ class ImageDataset(Dataset):
         image_size: int | None = None,
         seed: int = 0,
         indices: Sequence[int] | None = None,
+        cache_images: str = "never",
     ):
         if not isinstance(source.dataset, datasets.Dataset):
             raise ValueError(f"dataset {source.name} is a stream: use StreamingImageDataset")
@@ -111,6 +117,7 @@ class ImageDataset(Dataset):
         self._make = ItemMaker(source, views, image_size, seed)
         columns = [source.image_column] + ([source.label_column] if source.label_column else [])
         self._rows = source.dataset.select_columns(columns).with_format(None)
+        self._kept = self._keeps(cache_images)
 
     def __len__(self) -> int:
         return self.source.num_rows if self.indices is None else len(self.indices)
@@ -129,6 +136,18 @@ class ImageDataset(Dataset):
             TooManyUnreadable: no stand-in is found for an unreadable image.
         """
         rows = [self._row(position) for position in positions]
+        if self._kept is None:
+            return self._made(positions, rows)
+        missing = self._kept.missing(rows)
+        made = dict(zip(missing, self._made([positions[m] for m in missing], [rows[m] for m in missing]), strict=True))
+        for item in made.values():
+            self._kept.keep(item)
+        return [made[place] if place in made else self._kept[row] for place, row in enumerate(rows)]
+
+    def _made(self, positions: Sequence[int], rows: list[int]) -> list[dict[str, Any]]:
+        """The items of rows, which stand at these positions, from their files."""
+        if not rows:
+            return []
         table = self._rows[rows]
         images = table[self.source.image_column]
         labels = table[self.source.label_column] if self.source.label_column else [None] * len(rows)
@@ -139,6 +158,18 @@ class ImageDataset(Dataset):
             except UnreadableImage as error:
                 items.append(self._stand_in(position, Unreadable(row, self._make.name(image, row), str(error))))
         return items
+
+    def _keeps(self, choice: str) -> KeptImages | None:
+        if choice not in CHOICES:
+            raise ValueError(f"cache_images is {choice!r}: choose from {', '.join(CHOICES)}")
+        shape = self._make.shape.whole
+        if choice == "always" and shape is None:
+            raise ValueError(
+                f"cache_images is always, and of the images of {self.source.name} crops are made at decode, others in "
+                "every epoch: leave it at auto"
+            )
+        keeps = choice == "always" or (choice == "auto" and shape is not None and fits(len(self), shape))
+        return KeptImages(self.source.num_rows, shape) if keeps else None
 
     def _row(self, position: int) -> int:
         size = len(self)

@@ -1,6 +1,6 @@
 """A batch of images to a batch of views, on whatever device the images are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -8,9 +8,15 @@ from torch import Tensor
 
 from . import cropping, photometric
 from .recipes import Recipe, ViewSpec, get_recipe
+from .separable import Taps
+
+# From places in the batch to crops of the images that stand there, RGB in [0, 1].
+Crop = Callable[[slice], Tensor]
 
 # The last one decides the flip.
 _DRAWS = cropping.DRAWS + photometric.DRAWS + 1
+# Pixels of a view that each thread works on at a time on the CPU: 96 images at 32 px, and single ones at 224 px.
+_PIXELS = 98304
 
 
 class Views:
@@ -65,26 +71,56 @@ class Views:
         # NumPy's, as torch's CPU generator ignores all but the lowest 32 bits of a seed.
         generator = np.random.default_rng(seed % 2**64)
         device = batch[0].device
+        views = []
         # Reduced precision would round pixels more coarsely than their 8 bits.
         with torch.autocast(device.type, enabled=False):
-            pixels = None if cropped else batch.float() / 255
-            views = []
             for number, (spec, size) in enumerate(zip(self.recipe.views, self.sizes, strict=True)):
                 # For the whole of the larger batch: a step split in any way sees the same views of the same images.
                 draws = generator.random((total, _DRAWS), dtype=np.float32)
                 uniform = torch.from_numpy(draws[first : first + images])
                 if cropped:
-                    view = batch[number].float() / 255
+                    crop = self._cropped(batch[number], uniform, spec)
                 else:
-                    boxes = cropping.crop_boxes(uniform[:, : cropping.DRAWS], *pixels.shape[-2:], spec)
-                    view = cropping.resized_crops(
-                        pixels, boxes.to(device, non_blocking=True), size, spec.interpolation
-                    ).clamp_(0, 1)
-                views.append(self._finish(view, uniform[:, cropping.DRAWS :], spec))
+                    crop = self._whole(batch, uniform, spec, size)
+                views.append(self._finished(crop, uniform, spec, torch.empty(images, 3, size, size, device=device)))
         return views
 
-    def _finish(self, view: Tensor, uniform: Tensor, spec: ViewSpec) -> Tensor:
-        mirrored = (uniform[:, -1] < spec.flip).to(view.device, non_blocking=True)
-        view = torch.where(mirrored.view(-1, 1, 1, 1), view.flip(3), view)
-        view = photometric.photometric(view, uniform[:, : photometric.DRAWS], spec)
-        return view.sub_(self.mean.to(view.device)).div_(self.std.to(view.device))
+    def _whole(self, images: Tensor, uniform: Tensor, spec: ViewSpec, size: int) -> Crop:
+        """Makes crops of whole images."""
+        boxes = cropping.crop_boxes(uniform[:, : cropping.DRAWS], *images.shape[-2:], spec)
+        mirrored = uniform[:, -1] < spec.flip
+        columns, rows = cropping.resize_taps(boxes, size, spec.interpolation, images.device, mirrored)
+
+        def crop(part: slice) -> Tensor:
+            taps = (Taps(axis.sources[part], axis.weights[part]) for axis in (columns, rows))
+            return cropping.resized_crops(images[part], boxes[part], *taps).div_(255).clamp_(0, 1)
+
+        return crop
+
+    def _cropped(self, crops: Tensor, uniform: Tensor, spec: ViewSpec) -> Crop:
+        """Takes crops made at decode."""
+        flip = photometric.Step(lambda chosen: chosen.flip(3), (uniform[:, -1] < spec.flip).tolist())
+
+        def crop(part: slice) -> Tensor:
+            return flip(crops[part].float().div_(255), part.start)
+
+        return crop
+
+    def _finished(self, crop: Crop, uniform: Tensor, spec: ViewSpec, views: Tensor) -> Tensor:
+        """Recolours and normalizes the crops, into `views`."""
+        steps = photometric.photometric_steps(uniform[:, cropping.DRAWS : -1], spec, views.device)
+        mean, std = self.mean.to(views.device), self.std.to(views.device)
+        for part in _parts(views):
+            pixels = crop(part)
+            for step in steps:
+                pixels = step(pixels, part.start)
+            torch.sub(pixels, mean, out=views[part]).div_(std)
+        return views
+
+
+def _parts(views: Tensor) -> list[slice]:
+    """What is worked on at a time: on the CPU, few enough views that they stay in the cache between operations."""
+    length = max(len(views), 1)
+    if views.device.type == "cpu":
+        length = max(_PIXELS * torch.get_num_threads() // (views.shape[-2] * views.shape[-1]), 1)
+    return [slice(start, start + length) for start in range(0, len(views), length)]

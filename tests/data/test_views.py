@@ -9,7 +9,7 @@ from scipy import ndimage, stats
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from hf_orthossl.data import RECIPES, Recipe, Views, ViewSpec, cropping, get_recipe, photometric
+from hf_orthossl.data import RECIPES, Recipe, Views, ViewSpec, blurring, colours, cropping, get_recipe, photometric
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 PLAIN = ViewSpec(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0, jitter=0, grayscale=0)
@@ -44,7 +44,8 @@ def only(**changes) -> Views:
 def test_crops_are_torchvisions_antialiased_ones(interpolation, height, width, size, seed):
     images = uniform(3, 3, height, width, seed=seed)
     boxes = cropping.crop_boxes(uniform(3, cropping.DRAWS, seed=seed), height, width, ViewSpec())
-    crops = cropping.resized_crops(images, boxes, size, interpolation)
+    taps = cropping.resize_taps(boxes, size, interpolation, images.device)
+    crops = cropping.resized_crops(images, boxes, *taps)
     for image, box, crop in zip(images, boxes.tolist(), crops, strict=True):
         expected = tv.resized_crop(
             image.double(), *box, [size, size], interpolation=INTERPOLATIONS[interpolation], antialias=True
@@ -82,14 +83,14 @@ def test_hue_is_torchvisions():
     images[1] = 0.5
     images[2, 1:] = 0.0
     shift = uniform(64, seed=1) - 0.5
-    turned = photometric.adjust_hue(images, shift)
+    turned = colours.turn_hue(images.clone(), shift)
     for image, amount, result in zip(images, shift.tolist(), turned, strict=True):
         torch.testing.assert_close(result, tv.adjust_hue(image, amount), atol=1e-5, rtol=0)
 
 
 def test_blur_is_torchvisions_and_close_to_the_untruncated_gaussian():
     images, sigma = uniform(6, 3, 24, 20), torch.tensor([0.1, 0.4, 0.8, 1.2, 1.6, 2.0])
-    blurred = photometric.blur(images, sigma, 2.0)
+    blurred = blurring.blur(images, sigma, 2.0)
     for image, width, result in zip(images, sigma.tolist(), blurred, strict=True):
         torch.testing.assert_close(result, tv.gaussian_blur(image, [13, 13], [width, width]), atol=1e-5, rtol=0)
         exact = ndimage.gaussian_filter(image.double().numpy(), (0, width, width), mode="mirror", truncate=8)
@@ -97,13 +98,15 @@ def test_blur_is_torchvisions_and_close_to_the_untruncated_gaussian():
 
 
 def test_blur_of_a_tiny_view_runs():
-    assert photometric.blur(uniform(2, 3, 4, 4), torch.tensor([2.0, 0.1]), 2.0).shape == (2, 3, 4, 4)
+    assert blurring.blur(uniform(2, 3, 4, 4), torch.tensor([2.0, 0.1]), 2.0).shape == (2, 3, 4, 4)
 
 
 def test_every_image_gets_its_own_jitter_in_its_own_order_as_torchvision_applies_it():
     images, draws = uniform(48, 3, 8, 8), uniform(48, photometric.DRAWS, seed=1)
     spec = ViewSpec(jitter=0.7, saturation=0.3, hue=0.2, grayscale=0.3, solarize=0.3, solarize_threshold=0.6)
-    results = photometric.photometric(images.clone(), draws, spec)
+    results = images.clone()
+    for step in photometric.photometric_steps(draws, spec, images.device):
+        results = step(results)
     orders = set()
     for image, draw, result in zip(images, draws, results, strict=True):
         brightness, contrast, saturation = (

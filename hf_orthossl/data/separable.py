@@ -1,0 +1,67 @@
+"""Linear maps along columns and rows, such as resizing and blurring, every image of a batch by its own."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Taps(NamedTuple):
+    """A linear map from n pixels in a line to m, for each of B images: every new pixel is a sum of k weighted old ones.
+
+    Args:
+        sources (`Tensor` of shape `(B, m, k)`, int64): Old pixels, in [0, n).
+        weights (`Tensor` of shape `(B, m, k)`): Floating point.
+    """
+
+    sources: Tensor
+    weights: Tensor
+
+
+def separable(images: Tensor, columns: Taps, rows: Taps) -> Tensor:
+    """Maps every column of every image, and then every row.
+
+    On CUDA these are two batched products with matrices, most of whose elements are 0. The CPU sums up the few pixels
+    that count, whole rows at a time, between two transpositions: less than half the time of torch's antialiased
+    `interpolate`, or of a convolution, at 224 pixels.
+
+    Args:
+        images (`Tensor` of shape `(B, C, H, W)`): Floating point.
+        columns, rows ([`Taps`]): To h pixels and to w pixels.
+
+    Returns:
+        `Tensor` of shape `(B, C, h, w)`.
+    """
+    return _by_sums(images, columns, rows) if images.device.type == "cpu" else _by_products(images, columns, rows)
+
+
+def _by_products(images: Tensor, columns: Taps, rows: Taps) -> Tensor:
+    batch, channels, height, width = images.shape
+    narrow = torch.bmm(images.reshape(batch, channels * height, width), _matrices(rows, width).mT)
+    return torch.matmul(_matrices(columns, height).unsqueeze(1), narrow.view(batch, channels, height, -1))
+
+
+def _matrices(taps: Taps, pixels: int) -> Tensor:
+    zeros = taps.weights.new_zeros(*taps.weights.shape[:2], pixels)
+    return zeros.scatter_add_(2, taps.sources, taps.weights)
+
+
+def _by_sums(images: Tensor, columns: Taps, rows: Taps) -> Tensor:
+    return _transposed(_sums_of_rows(_transposed(_sums_of_rows(images, columns)), rows))
+
+
+def _sums_of_rows(images: Tensor, taps: Taps) -> Tensor:
+    batch, channels, height, width = images.shape
+    first = height * torch.arange(batch * channels).view(batch, channels, 1, 1)
+    sources = (first + taps.sources.unsqueeze(1)).flatten(0, 2)
+    weights = taps.weights.unsqueeze(1).expand(-1, channels, -1, -1).flatten(0, 2)
+    sums = functional.embedding_bag(sources, images.reshape(-1, width), mode="sum", per_sample_weights=weights)
+    return sums.view(batch, channels, -1, width)
+
+
+def _transposed(images: Tensor) -> Tensor:
+    """`images.mT.contiguous()`: what `channel_shuffle` does to pixels in groups, at a third of the time."""
+    batch, channels, height, width = images.shape
+    pixels = images.view(-1, 1, 1, height * width).permute(0, 3, 1, 2)
+    return functional.channel_shuffle(pixels, height).reshape(batch, channels, width, height)
