@@ -1,0 +1,84 @@
+"""The report: tables, verdicts and figures of the runs that have ended, and their raw numbers."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from hf_orthossl.encoders import load_encoder
+
+from .figures import plot_arms, plot_seeds
+from .plan import Plan
+from .runs import Run
+from .statistics import Difference, mean_and_spread, paired_difference
+
+TEMPLATE = Path(__file__).with_name("report_template.md")
+SCORES = {"knn": "kNN", "linear": "the linear probe"}
+MEASURES = (*SCORES, "representation_effective_rank", "weights_relative_rank", "so", "srip")
+
+
+def write_report(plans: Sequence[Plan], folder: Path, machine: str) -> Path:
+    """Writes `README.md`, `runs.json` (raw numbers) and figures of the experiments that have measured runs.
+
+    Args:
+        plans (sequence of [`Plan`]): The experiments.
+        folder (`Path`): Where it goes.
+        machine (`str`): What it all ran on.
+
+    Returns:
+        `Path` of the page.
+
+    Raises:
+        ValueError: no run has been measured yet.
+    """
+    found = [(plan, [run for run in plan.runs() if run.is_measured]) for plan in plans]
+    found = [(plan, runs) for plan, runs in found if runs]
+    if not found:
+        raise ValueError("no run has ended yet: leave out --report, and the same command runs what is missing")
+    folder.mkdir(parents=True, exist_ok=True)
+    experiments = [_experiment(plan, runs, folder) for plan, runs in found]
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    path = folder / "README.md"
+    path.write_text(page.render(experiments=experiments, machine=machine) + "\n", encoding="utf-8")
+    raw = [run.measure() for _, runs in found for run in runs]
+    (folder / "runs.json").write_text(json.dumps(raw, indent=2) + "\n")
+    return path
+
+
+def _experiment(plan: Plan, runs: list[Run], folder: Path) -> dict:
+    """What the page shows of one experiment."""
+    name, rows = plan.experiment.name, [run.measure() for run in runs]
+    arms = [arm.name for arm in plan.experiment.arms if any(row["arm"] == arm.name for row in rows)]
+    plot_seeds(rows, arms, folder / f"{name}-seeds.png")
+    first = [run for run in runs if run.seed == runs[0].seed]
+    plot_arms(first, folder, name)
+    return {
+        "plan": plan.experiment,
+        "epochs": rows[0]["epochs"],
+        "steps": runs[0].steps,
+        "batch": plan.experiment.options["per_device_train_batch_size"],
+        "million_parameters": sum(p.numel() for p in load_encoder(str(first[0].encoder)).parameters()) / 1e6,
+        "seeds": sorted({run.seed for run in runs}),
+        "scores": plan.scores(),
+        "dim": rows[0]["representation_dim"],
+        "arms": [_arm(rows, arm, arms[0]) for arm in arms],
+    }
+
+
+def _arm(rows: Sequence[dict], arm: str, reference: str) -> dict:
+    """Means and spreads of one arm, and its differences from the one without a penalty."""
+    own = [row for row in rows if row["arm"] == arm]
+    return {
+        "name": arm,
+        "weight": own[0]["weight"],
+        "count": len(own),
+        "measures": {key: mean_and_spread([row[key] for row in own]) for key in MEASURES},
+        "differences": {} if arm == reference else {SCORES[k]: _difference(rows, arm, reference, k) for k in SCORES},
+    }
+
+
+def _difference(rows: Sequence[dict], arm: str, reference: str, key: str) -> Difference:
+    by_seed = [{row["seed"]: row[key] for row in rows if row["arm"] == name} for name in (arm, reference)]
+    return paired_difference(*by_seed)

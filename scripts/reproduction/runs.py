@@ -1,0 +1,159 @@
+"""One run: trained by `orthossl pretrain`'s own code, then measured as the paper does."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hf_orthossl.cli.pretrain import main as pretrain
+from hf_orthossl.cli.pretrain import train_with_loop
+from hf_orthossl.data import ImageDataset
+from hf_orthossl.encoders import Encoder, load_encoder
+from hf_orthossl.evaluation import LabelledFeatures, Result, knn_results, labelled_splits, linear_results
+from hf_orthossl.evaluation.features import normalized_batches
+from hf_orthossl.hub.encoder_folder import spectra_rows
+from hf_orthossl.regularization import OrthogonalityRegularizer
+from hf_orthossl.spectra import SpectralReport, spectral_report
+
+from .presets import Arm, Experiment
+
+MEASURED = "measured.json"
+SPECTRA = "spectra"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm of an experiment from one seed, in a folder of its own.
+
+    Args:
+        experiment ([`Experiment`]), arm ([`Arm`]): What is run.
+        weight (`float`, *optional*): γ of the arm.
+        seed (`int`): Of weights, batches and views.
+        epochs (`float`): Passes over the training images.
+        dataset (`str`): Where CIFAR-10 is.
+        folder (`Path`): Where everything of the run goes.
+        device (`str`): Where it runs.
+    """
+
+    experiment: Experiment
+    arm: Arm
+    weight: float | None
+    seed: int
+    epochs: float
+    dataset: str
+    folder: Path
+    device: str
+
+    @property
+    def encoder(self) -> Path:
+        """Its encoder, without the package."""
+        return self.folder / "encoder"
+
+    @property
+    def spectra(self) -> Path:
+        """Spectra of its weights, and of the features of test images."""
+        return self.folder / SPECTRA
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that a trained run has taken."""
+        return json.loads((self.encoder / "config.json").read_text())["orthossl"]["training"]["steps"]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether [`measure`] has been called."""
+        return (self.folder / MEASURED).is_file()
+
+    def options(self) -> dict:
+        """The options of `orthossl pretrain` that make this run."""
+        chosen = {} if self.arm.option is None else {self.arm.option: self.weight}
+        fixed = {"save_steps": 0.25, "save_total_limit": 1, "logging_steps": 0.02, "disable_tqdm": True}
+        return {
+            "dataset": self.dataset,
+            "split": self.experiment.train,
+            "method": self.experiment.method,
+            "backbone": self.experiment.backbone,
+            **self.experiment.options,
+            "regularizer": self.arm.regularizer,
+            **chosen,
+            **fixed,
+            "num_train_epochs": self.epochs,
+            "seed": self.seed,
+            "use_cpu": self.device == "cpu",
+            "output_dir": str(self.folder),
+        }
+
+    def train(self) -> None:
+        """Trains it, or goes on where an earlier call was stopped; a run that has ended stays as it is."""
+        if (self.encoder / "README.md").is_file():
+            return
+        if (self.folder / "config.yaml").is_file():
+            argv = ["--output_dir", str(self.folder), "--resume"]
+        else:
+            argv = [text for name, value in self.options().items() for text in (f"--{name}", *_texts(value))]
+        pretrain(argv, train=train_with_loop, prog="reproduce.py")
+
+    def score(self) -> float:
+        """kNN top-1 on the experiment's validation split: what γ is chosen by."""
+        features = self._features(self._load(), self.experiment.validation)
+        return knn_results(features, temperatures=[0.1])[0].value
+
+    def measure(self) -> dict:
+        """kNN, linear probe, penalties and spectra of the trained encoder, measured once and kept."""
+        path = self.folder / MEASURED
+        if self.is_measured:
+            return json.loads(path.read_text())
+        encoder = self._load()
+        results = self._accuracies(encoder)
+        report = self._spectra(encoder)
+        report.save(self.spectra)
+        summary, last = report.summary(), report.features["representation"]
+        row = {
+            "experiment": self.experiment.name,
+            "arm": self.arm.name,
+            "weight": self.weight,
+            "seed": self.seed,
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "knn": results[0].value,
+            "knn_interval": results[0].settings["interval"],
+            "linear": results[1].value,
+            "linear_interval": results[1].settings["interval"],
+            "representation_effective_rank": last.effective_rank,
+            "representation_positive": last.num_positive,
+            "representation_dim": last.dim,
+            "weights_relative_rank": summary["weights/relative_rank_mean"],
+            **{kind: self._penalty(encoder, kind) for kind in ("so", "srip")},
+            "results": [result.to_dict() for result in results],
+        }
+        path.write_text(json.dumps(row, indent=2) + "\n")
+        return row
+
+    def _load(self) -> Encoder:
+        return load_encoder(str(self.encoder), pretrained=True).to(self.device).eval()
+
+    def _features(self, encoder: Encoder, split: str) -> LabelledFeatures:
+        train, test = labelled_splits(self.dataset, train_split=self.experiment.train, test_split=split)
+        return LabelledFeatures.extract(encoder, train, test)
+
+    def _accuracies(self, encoder: Encoder) -> list[Result]:
+        """Top-1 of kNN and of the linear probe, as the paper's two frameworks measure them."""
+        features = self._features(encoder, self.experiment.test)
+        return [knn_results(features, temperatures=[0.1])[0], linear_results(features)[0]]
+
+    def _spectra(self, encoder: Encoder) -> SpectralReport:
+        _, test = labelled_splits(self.dataset, train_split=self.experiment.train, test_split=self.experiment.test)
+        rows = spectra_rows(test.num_rows, self.experiment.spectra_images)
+        images = normalized_batches(encoder, ImageDataset(test, image_size=encoder.image_size, indices=rows))
+        return spectral_report(encoder, images, metadata={"model": self.arm.name, "dataset": test.name})
+
+    @torch.no_grad()
+    def _penalty(self, encoder: Encoder, kind: str) -> float:
+        """Σ OR(W) before γ; SRIP with iterations enough to be σ_max."""
+        penalty = OrthogonalityRegularizer(encoder, kind, iterations=50)
+        return float(penalty(torch.Generator(self.device).manual_seed(0)))
+
+
+def _texts(value: object) -> list[str]:
+    return [str(part) for part in value] if isinstance(value, list) else [str(value)]
