@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ..files import replace_file
 
 # Far above what any evaluation writes, and small enough to be read into memory.
 MAX_BYTES = 16 * 2**20
@@ -43,10 +44,7 @@ def write_results(path: str | Path, results: list[Result]) -> Path:
     """Writes results as a JSON list of flat objects; an earlier file is replaced whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".json.tmp")
-    aside.write_text(json.dumps([result.to_dict() for result in results], indent=2) + "\n")
-    os.replace(aside, path)
-    return path
+    return replace_file(path, json.dumps([result.to_dict() for result in results], indent=2) + "\n")
 
 
 def read_results(path: str | Path) -> list[Result]:

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from ..files import replace_file
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 16 * 2**20
@@ -127,10 +128,7 @@ class Forecast:
         except (TypeError, ValueError) as error:
             raise ValueError(f"metadata must hold JSON values only, no NaN or infinity: {error}") from error
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text + "\n")
-        os.replace(partial, path)
-        return path
+        return replace_file(path, text + "\n")
 
     @classmethod
     def load(cls, path: str | PathLike) -> "Forecast":

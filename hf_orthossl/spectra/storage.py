@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors.torch import load as load_arrays
 from safetensors.torch import save as save_arrays
 from torch import Tensor
 
+from ..files import replace_file
 from .spectrum import FeatureSpectrum, WeightSpectrum
 
 SCHEMA_VERSION = 1
@@ -44,8 +44,8 @@ def save(weights: dict, features: dict, metadata: dict, notes: list[str], direct
     except (TypeError, ValueError) as error:
         raise ValueError(f"metadata must hold JSON values only, no NaN or infinity: {error}") from error
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / ARRAYS, save_arrays(arrays))
-    _replace(directory / SCALARS, (text + "\n").encode())
+    replace_file(directory / ARRAYS, save_arrays(arrays))
+    replace_file(directory / SCALARS, text + "\n")
     return directory
 
 
@@ -67,13 +67,6 @@ def load(directory: Path) -> tuple[dict, dict, dict, list[str]]:
     except ValueError as error:
         raise ValueError(f"{directory} is no spectral report: {error}") from error
     return *sections, metadata, notes
-
-
-def _replace(path: Path, data: bytes) -> None:
-    # A reader, or a run that is killed here, sees the old file or the new one.
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 def _read(path: Path) -> bytes:

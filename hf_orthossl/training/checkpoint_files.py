@@ -5,6 +5,8 @@ import json
 import os
 from pathlib import Path
 
+from ..files import replace_file
+
 MANIFEST = "manifest.json"
 
 
@@ -22,7 +24,7 @@ def seal(folder: Path) -> None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             files[path.relative_to(folder).as_posix()] = {"size": file.tell(), "sha256": digest}
             os.fsync(file.fileno())
-    write_through(folder / MANIFEST, json.dumps({"files": files}, indent=1))
+    replace_file(folder / MANIFEST, json.dumps({"files": files}, indent=1), durable=True)
     for directory in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         sync_folder(directory)
 
@@ -54,21 +56,6 @@ def damage(folder: Path, *, thorough: bool = True) -> str | None:
         except OSError as error:
             return f"{name}: {error.strerror}"
     return None
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replaces a file's text such that at any moment either the old or the new one is there."""
-    aside = path.with_name(path.name + ".new")
-    write_through(aside, text)
-    aside.replace(path)
-
-
-def write_through(path: Path, text: str) -> None:
-    """Writes a text file and waits until it is on the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

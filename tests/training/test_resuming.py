@@ -10,7 +10,8 @@ import pytest
 from survival_runs import FRONTS, KILLED, Life, assert_same, digits, history, state, tiny_arguments, tiny_model, train
 
 from hf_orthossl import OrthoSSLTrainer
-from hf_orthossl.training.checkpoints import MARK, overwriting, put_back, staged
+from hf_orthossl.training.checkpoints import staged
+from hf_orthossl.training.run_folder import MARK, overwriting, put_back
 
 
 def trainer(folder, **changes):
