@@ -2,6 +2,7 @@
 
 import inspect
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -22,17 +23,20 @@ class SSLConfig(PretrainedConfig):
         backbone_config (`dict`, *optional*): Further arguments of the backbone, such as `{"patch_size": 4}`.
         method (`str`, defaults to "byol"): A name from `orthossl methods`.
         method_config (`dict`, *optional*): The method's hyper-parameters; its recipe's by default.
-        regularizer (`str`, *optional*): "so", "srip", "dso" or "mc"; `None` or "none" trains without.
+        regularizer (`str`, *optional*): "so", "sketched_so", "srip", "dso" or "mc"; `None` or "none" trains without.
         gamma (`float`, defaults to 1e-6): Weight γ ≥ 0 of the penalty. The NeurIPS 2024 paper tuned it over
             1e-5…1e-7 for SO and 1e-3…1e-5 for SRIP.
         regularizer_config (`dict`, *optional*): Further arguments of [`OrthogonalityRegularizer`].
+        penalty_every (`int`, defaults to 1): The penalty is computed at every so many optimizer steps, the first among
+            them, and counts as many times: over these steps its gradient is the same on average (the lazy
+            regularization of Karras et al., StyleGAN2, CVPR 2020, §3.1; the optimizer's settings stay as they are).
         whitening (`float`, defaults to 0): Weight γ_vic ≥ 0 of feature whitening, the paper's baseline: VICReg's
             variance term, and its covariance term times 0.004, on the predictor's output. The paper tuned it over
             1e-3…1e-5.
 
     Raises:
-        ValueError: unknown method, regularizer or hyper-parameter, a negative weight, or whitening of a method that has
-            no predictor.
+        ValueError: unknown method, regularizer or hyper-parameter, a negative weight, `penalty_every` < 1, or whitening
+            of a method that has no predictor.
     """
 
     model_type = "orthossl"
@@ -47,6 +51,7 @@ class SSLConfig(PretrainedConfig):
         regularizer: str | None = None,
         gamma: float = 1e-6,
         regularizer_config: dict | None = None,
+        penalty_every: int = 1,
         whitening: float = 0.0,
         **kwargs,
     ):
@@ -72,6 +77,9 @@ class SSLConfig(PretrainedConfig):
                 "regularizer_config persistent=true: its vectors are in no checkpoint, so that a resumed run would "
                 "differ; pass iterations=4 for a closer estimate"
             )
+        if penalty_every < 1 or penalty_every != int(penalty_every):
+            raise ValueError(f"penalty_every is {penalty_every}: the penalty is computed at every 1, 2, 3, … steps")
+        self.penalty_every = int(penalty_every)
         if not whitening >= 0:
             raise ValueError(f"whitening is {whitening}: its weight must be 0 or more, as in 1e-4")
         if whitening and not get_method(method).has_predictor:
@@ -137,13 +145,18 @@ class SSLModel(PreTrainedModel):
             if isinstance(module, Encoder):
                 module.restore_buffers()
 
+    # Not compiled itself, what it calls is: it depends on the number of the step, and would be compiled at every one.
+    @torch.compiler.disable(recursive=False)
     def forward(self, views: list[Tensor], penalty_weight: float = 1.0) -> SSLOutput:
-        """The loss of one batch: the method's, plus `penalty_weight`·γ·Σ OR(W).
+        """The loss of one batch: the method's, plus `penalty_weight`·γ·Σ OR(W) at the steps that compute it.
+
+        The part `orthogonality` is γ·Σ OR(W) at these steps, and missing from the others.
 
         Args:
             views (`list[Tensor]`): V tensors of shape `(B, 3, H, W)`, normalized as the encoder expects.
             penalty_weight (`float`, defaults to 1.0): 0 leaves the penalty out. With n accumulation steps, pass n
-                to the last and 0 to the others: it then counts once per optimizer step.
+                to the last and 0 to the others: it then counts once per optimizer step. Where the penalty is computed
+                at every k-th step only, it is multiplied by k in here.
         """
         encoder = self.encoder
         if self.gradient_cache is not None:
@@ -154,17 +167,19 @@ class SSLModel(PreTrainedModel):
             whitening = self.config.whitening * sum(whitening_terms(gather(p)) for p in output.predictions)
             output.parts["whitening"] = whitening.detach()
             output.loss = output.loss + whitening
-        if self.regularizer is not None and penalty_weight:
+        every = self.config.penalty_every
+        if self.regularizer is not None and penalty_weight and self.method.progress.step % every == 0:
             # After the layers, so that it is differentiated before them: FSDP passes a layer's gradients on only once.
             penalty = self.config.gamma * self._shared_penalty()
             output.parts["orthogonality"] = penalty.detach()
-            output.loss = output.loss + penalty_weight * penalty
+            output.loss = output.loss + (penalty_weight * every) * penalty
         return output
 
     def penalty(self) -> Tensor:
         """Σ OR(W) over the encoder's matrices, before γ; its random vectors follow from seed and step."""
         return self.regularizer(self.method.progress.generator(self.device))
 
+    @torch.compiler.disable
     def _shared_penalty(self) -> Tensor:
         """This process's share of [`penalty`], which is the mean over processes."""
         generator = self.method.progress.generator(self.device)

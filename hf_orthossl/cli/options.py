@@ -6,7 +6,7 @@ from ..methods import parse_assignments
 from ..training import OrthoSSLTrainingArguments
 
 # γ where the user names none: the middle of what the NeurIPS 2024 paper tuned over.
-DEFAULT_GAMMA = {"so": 1e-6, "dso": 1e-6, "srip": 1e-4, "mc": 1e-4}
+DEFAULT_GAMMA = {"so": 1e-6, "sketched_so": 1e-6, "dso": 1e-6, "srip": 1e-4, "mc": 1e-4}
 
 
 @dataclass
@@ -55,16 +55,18 @@ class ModelArguments:
     method_config: list[str] | None = field(
         default=None, metadata={"help": "hyper-parameters, as in temperature=0.2", "metavar": "KEY=VALUE"}
     )
-    regularizer: str = field(default="so", metadata={"help": "so, srip, dso, mc or none"})
+    regularizer: str = field(default="so", metadata={"help": "so, sketched_so, srip, dso, mc or none"})
     gamma: float | None = field(
         default=None,
-        metadata={"help": "weight of the penalty (default: 1e-6 for so and dso, 1e-4 for srip and mc)"},
+        metadata={"help": "weight of the penalty (default: 1e-4 for srip and mc, 1e-6 for the others)"},
     )
     regularizer_config: list[str] | None = field(
         default=None,
-        metadata={"help": "further arguments of the penalty, as in iterations=4", "metavar": "KEY=VALUE"},
+        metadata={"help": "further arguments of the penalty, as in iterations=4 or probes=8", "metavar": "KEY=VALUE"},
     )
-
+    penalty_every: int = field(
+        default=1, metadata={"help": "compute the penalty at every so many steps only, times as many"}
+    )
     whitening: float = field(
         default=0.0, metadata={"help": "weight of feature whitening on the predictor's output, the paper's baseline"}
     )

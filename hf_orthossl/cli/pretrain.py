@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
 from accelerate import PartialState
 from torch.utils.data import Dataset
 from transformers import set_seed
@@ -22,13 +21,12 @@ from ..methods import get_method
 from ..modeling import SSLConfig, SSLModel
 from ..processes import found_by_main
 from ..training import OrthoSSLTrainer, OrthoSSLTrainingArguments, pretrain_loop
-from ..training.checkpoint_files import replace_text
-from ..training.checkpoints import MARK, holds_run, is_run, overwriting, put_back
 from ..training.elastic import resumed
 from ..training.inputs import as_image_dataset, build_dataloader, build_views, default_views
 from ..training.loop_state import STATE as LOOP_STATE
 from ..training.publishing import check_push
 from ..training.record import training_record
+from ..training.run_folder import begin_folder, check_folder, overwriting
 from ..training.trainer import STATE as TRAINER_STATE
 from .options import DataArguments, ModelArguments, PretrainArguments
 from .parsing import parse, read_config, scan
@@ -62,9 +60,9 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
         prog (`str`): The command's name in help and messages.
     """
     data, chosen, args, given = read_options(argv, prog)
-    main = PartialState().is_main_process
+    is_main = PartialState().is_main_process
     folder = Path(args.output_dir)
-    if not main:
+    if not is_main:
         fall_silent()
     found_by_main(lambda: check_folder(folder, args))
     found_by_main(lambda: check_push(args))
@@ -86,12 +84,12 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
     build_dataloader(dataset, args)
     build_views(model, args)
     # What is wrong with the command may show only in training: until its first step, an earlier run is kept.
-    with overwriting(folder) if main and args.overwrite_output else contextlib.nullcontext():
-        if main:
+    with overwriting(folder) if is_main and args.overwrite_output else contextlib.nullcontext():
+        if is_main:
             settings = {k: v for k, v in given.items() if k not in NOT_SETTINGS} | fixed_settings(data, chosen, args)
             begin_folder(folder, args, settings)
             print(describe(model, source, args))
-        monitor = knn_monitor(data, source, model, args) if main else None
+        monitor = knn_monitor(data, source, model, args) if is_main else None
         results = monitor.measure(model.encoder, step=0) if monitor else []
         penalties = [float(model.penalty().detach())] if model.regularizer else []
         train(model, dataset, during_training(args))
@@ -100,7 +98,7 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
         penalties.append(float(model.penalty().detach()))
     encoder = unsharded(model.encoder)
     part()
-    if not main:
+    if not is_main:
         return
 
     if monitor:
@@ -129,10 +127,10 @@ def read_options(argv: list[str], prog: str) -> tuple[DataArguments, ModelArgume
     if args.resume and saved.is_file():
         before = read_config(saved)
         for name, value in fixed_settings(data, chosen, args).items():
-            # kNN only watches: it may be asked for anew.
-            if before.get(name) != value and name != "knn_images":
+            # kNN only watches: it may be asked for anew. Runs of earlier releases do not name every option.
+            if name in before and before[name] != value and name != "knn_images":
                 raise ValueError(
-                    f"{name} is {value!r} and the run in {saved.parent} was started with {before.get(name)!r}: leave "
+                    f"{name} is {value!r} and the run in {saved.parent} was started with {before[name]!r}: leave "
                     "the option out to resume it, or start another run with another --output_dir"
                 )
     return data, chosen, args, given
@@ -141,35 +139,6 @@ def read_options(argv: list[str], prog: str) -> tuple[DataArguments, ModelArgume
 def fixed_settings(data: DataArguments, chosen: ModelArguments, args: PretrainArguments) -> dict:
     """What a resumed run cannot change."""
     return dataclasses.asdict(data) | dataclasses.asdict(chosen) | {"views": args.views, "seed": args.seed}
-
-
-def check_folder(folder: Path, args: OrthoSSLTrainingArguments) -> None:
-    """Refuses a folder that holds another run, unless the user says what to do with it."""
-    if args.resume and args.overwrite_output:
-        raise ValueError("resume and overwrite_output exclude each other: pass one of them")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir {folder} is a file: pass a folder")
-    if not args.resume:
-        put_back(folder)
-    if not holds_run(folder) or args.resume:
-        return
-    if not args.overwrite_output:
-        raise ValueError(
-            f"output_dir {folder} holds another run: pass --resume to continue it, --overwrite_output to replace it, "
-            "or another --output_dir"
-        )
-    if not is_run(folder):
-        raise ValueError(
-            f"output_dir {folder} holds files that orthossl pretrain did not write: it clears its own runs only; pass "
-            "another --output_dir"
-        )
-
-
-def begin_folder(folder: Path, args: OrthoSSLTrainingArguments, settings: dict) -> None:
-    """Writes what a run was started with."""
-    if not args.resume:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / "config.yaml", MARK + yaml.safe_dump(settings, sort_keys=False))
 
 
 def build_model(chosen: ModelArguments, source: ImageSource) -> SSLModel:
@@ -187,6 +156,7 @@ def build_model(chosen: ModelArguments, source: ImageSource) -> SSLModel:
         regularizer=chosen.regularizer,
         gamma=chosen.gamma,
         regularizer_config=chosen.regularizer_config,
+        penalty_every=chosen.penalty_every,
         whitening=chosen.whitening,
     )
     encoder = load_encoder(chosen.backbone, pretrained=chosen.pretrained, image_size=size, **chosen.backbone_config)

@@ -1,23 +1,11 @@
 """Power iteration with `XXᵀ − I` and the gradient of its estimate, for matrices here or on many processes."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-
-class Products(Protocol):
-    """Products with one or several matrices `X`, and the lengths of their vectors."""
-
-    def image(self, v: Tensor) -> Tensor:
-        """`Xᵀv`."""
-
-    def product(self, y: Tensor) -> Tensor:
-        """`Xy`."""
-
-    def norm(self, v: Tensor) -> Tensor:
-        """`‖v‖` of each matrix's vector, of a shape that broadcasts to that of `v`."""
+from .products import Products
 
 
 def iterate(X: Products, start: Tensor, iterations: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -41,11 +29,11 @@ def iterate(X: Products, start: Tensor, iterations: int) -> tuple[list[Tensor], 
 def gradient_factors(
     X: Products, units: Sequence[Tensor], images: Sequence[Tensor], norms: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """`L` and `R` of shapes `(..., 2n)`, the gradient of the estimate with respect to `X` being `LRᵀ`.
+    """`L` and `R` of `2n` rows, the gradient of the estimate with respect to `X` being `LᵀR`.
 
     Args:
         X ([`Products`]): the matrices.
-        units, images, norms (sequences of `torch.Tensor`): what [`iterate`] gave.
+        units, images, norms (sequences of `torch.Tensor`): what [`iterate`] gave for one start vector.
     """
     n = len(norms)
     left, right = [], []
@@ -62,7 +50,7 @@ def gradient_factors(
             if k == n:
                 adjoint = adjoint - norms[n - 1] * units[n - 1]
             adjoint = adjoint / torch.where(norms[k - 2] > 0, norms[k - 2], 1.0)
-    return torch.stack(left, -1), torch.stack(right, -1)
+    return torch.cat(left, -2), torch.cat(right, -2)
 
 
 def _normalize(X: Products, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .layouts import Block, blocks, output_first
-from .penalties import compute_dtype
+from .matrices import compute_dtype
 from .selection import WeightMatrix
 
 

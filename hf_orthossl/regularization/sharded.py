@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import penalties
-from .penalties import full_precision, refuse_second_derivative
+from .matrices import full_precision, refuse_second_derivative
 from .power import gradient_factors, iterate
 from .row_shard import RowShard, sum_over
 from .sharded_products import SharedProducts
+from .sketch import sketch, sketch_gradient_factors
 
 
 class Evaluated(NamedTuple):
@@ -29,15 +30,15 @@ class Evaluated(NamedTuple):
 
 
 def evaluate(
-    kind: str, shards: Sequence[RowShard], starts: Sequence[Tensor] | None = None, iterations: int = 2
+    kind: str, shards: Sequence[RowShard], random: Sequence[Tensor] | None = None, iterations: int = 2
 ) -> list[Evaluated]:
     """Penalties of sharded parameters; to be called by all processes of their meshes, in the same order.
 
     Args:
-        kind (`str`): `"so"`, `"srip"`, `"dso"` or `"mc"`.
+        kind (`str`): `"so"`, `"sketched_so"`, `"srip"`, `"dso"` or `"mc"`.
         shards (sequence of [`RowShard`]): the parameters.
-        starts (sequence of `torch.Tensor` of shape `(count, smaller side)`, *optional*): SRIP's start vectors; those
-            of the first process of the mesh hold for all.
+        random (sequence of `torch.Tensor` of shape `(count, k, smaller side)`, *optional*): sketched SO's random
+            vectors and, with `k = 1`, SRIP's start; those of the first process of the mesh hold for all.
         iterations (`int`, *optional*, defaults to `2`): power iterations of SRIP.
     """
     families = defaultdict(list)
@@ -47,8 +48,11 @@ def evaluate(
     for family in families.values():
         members = [shards[i] for i in family]
         with torch.no_grad(), full_precision(members[0].weight):
-            if kind == "srip":
-                results = _srip(members, [starts[i] for i in family], iterations)
+            if kind in ("srip", "sketched_so"):
+                X = SharedProducts(members)
+                vectors = _joined(members, [random[i] for i in family])
+                results = _srip(X, vectors, iterations) if kind == "srip" else _sketched_so(X, vectors)
+                results = _by_parameter(members, *results)
             elif kind == "mc":
                 results = [(*_mc(shard), None) for shard in members]
             else:
@@ -133,19 +137,38 @@ def _mc(shard: RowShard) -> tuple[Tensor, list[Tensor]]:
     return values.detach(), [block.rows.to(shard.dtype) for block in shard.cut(own)]
 
 
-def _srip(shards: list[RowShard], starts: list[Tensor], iterations: int) -> list[tuple[Tensor, list[Tensor], Tensor]]:
-    X = SharedProducts(shards)
+def _joined(shards: list[RowShard], random: list[Tensor]) -> Tensor:
+    """The vectors of all matrices as [`SharedProducts`] takes them, the same on all processes."""
     local = shards[0].weight.to_local()
-    start = torch.cat([s.to(local.device, shards[0].dtype).flatten() for s in starts])
+    vectors = torch.cat([v.movedim(1, 0).flatten(1).to(local.device, shards[0].dtype) for v in random], -1)
     for mesh_dim in range(shards[0].mesh.ndim):
-        dist.broadcast(start, group=shards[0].mesh.get_group(mesh_dim), group_src=0)
+        dist.broadcast(vectors, group=shards[0].mesh.get_group(mesh_dim), group_src=0)
+    return vectors
+
+
+def _srip(X: SharedProducts, start: Tensor, iterations: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Of each matrix: the value, this process's rows of the gradient, the last vector."""
     units, images, norms = iterate(X, start, iterations)
     gradients = X.gradients(*gradient_factors(X, units, images, norms))
-    values = [norm[0] for norm in norms[-1].split(X.sizes)]
-    vectors = torch.where(norms[-1] > 0, units[-1], units[0]).split(X.sizes)
+    values = [norm[0, 0] for norm in norms[-1].split(X.sizes, -1)]
+    last = torch.where(norms[-1] > 0, units[-1], units[0])[0].split(X.sizes)
+    return values, gradients, last
+
+
+def _sketched_so(X: SharedProducts, vectors: Tensor) -> tuple[list[Tensor], list[Tensor], None]:
+    """Of each matrix: the value and this process's rows of the gradient."""
+    residuals, images = sketch(X, vectors)
+    gradients = X.gradients(*sketch_gradient_factors(X, vectors, residuals, images))
+    values = [torch.linalg.vector_norm(r).square() / len(r) for r in residuals.split(X.sizes, -1)]
+    return values, gradients, None
+
+
+def _by_parameter(
+    shards: list[RowShard], values: list[Tensor], gradients: list[Tensor], vectors: list[Tensor] | None
+) -> list[tuple[Tensor, list[Tensor], Tensor | None]]:
     results, first = [], 0
     for shard in shards:
         own = slice(first, first := first + shard.matrix.count)
         gradient = [gradients[own][block.index] for block in shard.blocks]
-        results.append((torch.stack(values[own]), gradient, torch.stack(vectors[own])))
+        results.append((torch.stack(values[own]), gradient, torch.stack(vectors[own]) if vectors else None))
     return results

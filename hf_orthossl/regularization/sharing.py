@@ -11,12 +11,12 @@ def cost(kind: str, shape: tuple[int, int], count: int = 1) -> int:
     """What the penalty of `count` matrices costs with its gradient, in multiply-adds up to a factor.
 
     Args:
-        kind (`str`): `"so"`, `"srip"`, `"dso"` or `"mc"`.
+        kind (`str`): `"so"`, `"sketched_so"`, `"srip"`, `"dso"` or `"mc"`.
         shape (`tuple[int, int]`): `(input, output)` of a matrix.
         count (`int`, *optional*, defaults to `1`): how many there are.
     """
     small, large = sorted(shape)
-    return count * large * (small if kind == "srip" else small**2)
+    return count * large * (small if kind in ("srip", "sketched_so") else small**2)
 
 
 def shares(costs: Sequence[int], processes: int) -> list[list[int]]:

@@ -8,11 +8,11 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from ..files import replace_file
 from ..methods import Progress
 from ..methods.gather import mean_over_processes
 from ..processes import rank, world_size
 from ..regularization import OrthogonalityRegularizer
-from .checkpoint_files import replace_text
 from .reporting import ReportingCallback
 
 # Shown beside the progress bar, in this order; everything logged is in the history file.
@@ -47,7 +47,7 @@ def trim_history(folder: str | Path, step: int) -> list[dict]:
         return []
     entries = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     kept = [entry for entry in entries if entry["step"] <= step]
-    replace_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+    replace_file(path, "".join(json.dumps(entry) + "\n" for entry in kept), durable=True)
     return kept
 
 
@@ -68,7 +68,8 @@ class OrthogonalityCallback(ReportingCallback):
 
     The penalty's gradient is put in place before the first backward pass of each optimizer step, so it counts once
     whatever the gradient accumulation, is clipped with the rest and scaled as fp16 needs. Its value, γ applied, is
-    logged as `orthogonality` to whatever `report_to` names. Not for DeepSpeed, which keeps gradients to itself.
+    logged as `orthogonality` to whatever `report_to` names, as a mean over the steps that computed it. Not for
+    DeepSpeed, which keeps gradients to itself.
 
     On several processes the training is the same: under FSDP2 each gets the gradient of its own entries, under DDP each
     computes all of it, or, with `ddp_find_unused_parameters=False`, a share of the matrices.
@@ -78,20 +79,33 @@ class OrthogonalityCallback(ReportingCallback):
     ```
 
     Args:
-        kind (`str`, defaults to "so"): "so", "srip", "dso" or "mc".
+        kind (`str`, defaults to "so"): "so", "sketched_so", "srip", "dso" or "mc".
         gamma (`float`, defaults to 1e-6): Weight γ ≥ 0.
         module (`nn.Module`, *optional*): The part to regularize, such as `model.vit`; all of the model by default.
-        seed (`int`, defaults to 0): Seed of SRIP's random vectors.
+        seed (`int`, defaults to 0): Seed of the random vectors of SRIP and sketched SO.
+        every (`int`, defaults to 1): The penalty is computed at every so many optimizer steps, the first among them,
+            and its gradient multiplied by as many, as `penalty_every` of [`SSLConfig`].
         kwargs: Further arguments of [`OrthogonalityRegularizer`], such as `include` and `exclude`.
 
     Raises:
-        ValueError: γ < 0, or what [`OrthogonalityRegularizer`] refuses.
+        ValueError: γ < 0, `every` < 1, or what [`OrthogonalityRegularizer`] refuses.
     """
 
-    def __init__(self, kind: str = "so", gamma: float = 1e-6, module: nn.Module | None = None, seed: int = 0, **kwargs):
+    def __init__(
+        self,
+        kind: str = "so",
+        gamma: float = 1e-6,
+        module: nn.Module | None = None,
+        seed: int = 0,
+        every: int = 1,
+        **kwargs,
+    ):
         if not gamma >= 0:
             raise ValueError(f"gamma is {gamma}: the penalty's weight must be 0 or more, as in 1e-6")
+        if every < 1 or every != int(every):
+            raise ValueError(f"every is {every}: the penalty is computed at every 1, 2, 3, … steps")
         self.kind, self.gamma, self.module, self.seed, self.kwargs = kind, gamma, module, seed, kwargs
+        self.every = every
         self.regularizer: OrthogonalityRegularizer | None = None
         self.sum, self.count = torch.zeros(()), 0
         self.processes = 1
@@ -105,21 +119,15 @@ class OrthogonalityCallback(ReportingCallback):
         self.processes = world_size() if averages_all and not self.regularizer.persistent else 1
 
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
-        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        generator = Progress(step=state.global_step, seed=self.seed).generator(trained[0].device)
-        with torch.enable_grad():
-            process = rank() if self.processes > 1 else 0
-            penalty = self.gamma * self.regularizer(generator, process=process, processes=self.processes)
+        if state.global_step % self.every:
+            return
+        generator = Progress(step=state.global_step, seed=self.seed).generator(next(self.module.parameters()).device)
         # fp16 gradients are scaled until the optimizer, or clipping, unscales them all.
         scaler = getattr(optimizer, "scaler", None)
-        scale = scaler.get_scale() if scaler is not None else 1.0
-        # Not backward(): under DDP that would set off hooks that expect a forward pass.
-        gradients = torch.autograd.grad(penalty * scale, trained, allow_unused=True)
-        for parameter, gradient in zip(trained, gradients, strict=True):
-            if gradient is not None:
-                # Contiguous: the gradient of a transposed view would keep its strides, which optimizers are slower on.
-                parameter.grad = gradient.contiguous() if parameter.grad is None else parameter.grad.add_(gradient)
-        self.sum, self.count = self.sum.to(penalty.device) + penalty.detach(), self.count + 1
+        weight = self.gamma * self.every * (scaler.get_scale() if scaler is not None else 1.0)
+        process = rank() if self.processes > 1 else 0
+        value = self.regularizer.add_gradients(weight, generator, process=process, processes=self.processes)
+        self.sum, self.count = self.sum.to(value.device) + self.gamma * value, self.count + 1
 
     def scalars(self, state, logs):
         if not self.count or "loss" not in logs:

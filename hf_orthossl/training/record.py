@@ -24,8 +24,9 @@ def training_record(
     Returns:
         `dict`: `front`, `views`, `epochs` (passes over the data; left out for a stream), `steps` (taken),
         `planned_steps` (of a run that has not ended), `images_per_step`, `processes`, `optim`, `learning_rate` (peak),
-        `lr_scheduler_type`, `weight_decay`, `momentum` (where the optimizer has one), `warmup_steps`, `precision`,
-        `seed` and `pretrained` (whether it started from published weights; left out where that is not known).
+        `lr_scheduler_type`, `weight_decay`, `momentum` (where the optimizer has one), `warmup_steps`, `penalty_every`
+        (steps between two penalties, of a lazy one), `precision`, `seed` and `pretrained` (whether it started from
+        published weights; left out where that is not known).
     """
     args = args.with_recipe(model.method.recipe)
     steps, epochs = args.max_steps, None
@@ -50,6 +51,7 @@ def training_record(
         "weight_decay": args.weight_decay,
         "momentum": args.momentum if optimizer in ("sgd", "lars") else None,
         "warmup_steps": args.get_warmup_steps(steps),
+        "penalty_every": model.config.penalty_every if model.regularizer and model.config.penalty_every > 1 else None,
         "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
         "seed": args.seed,
         # A checkpoint that was loaded does not say what it once started from.

@@ -1,4 +1,4 @@
-"""One value and gradient of SO and SRIP: ours against plain autograd through a formed Gram matrix."""
+"""One value and gradient of SO, sketched SO and SRIP: ours against plain autograd through a formed Gram matrix."""
 
 import argparse
 from collections.abc import Callable
@@ -9,9 +9,13 @@ from torch import Tensor, nn
 
 from hf_orthossl.regularization import OrthogonalityRegularizer
 
-from .measure import measure, peak_memory
+from .measure import in_unit, judged, measure, peak_memory
 
 MODELS = ("resnet18", "resnet50", "vit_small_patch16_224")
+# Time of ours divided by that of plain autograd.
+TARGETS = {"cpu": {"so": 0.60, "srip": 0.20}, "cuda": {"so": 0.30, "srip": 0.15}}
+PROBES = (1, 4, 16)
+NAMES = {"so": "SO", "srip": "SRIP", "sketched_so": "sketched SO"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,37 +23,97 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict]:
-    """A row per encoder and penalty; prints each as it is measured."""
+    """Rows of three tables, speed, memory and error, with targets where there are; prints them as they are measured."""
     if unknown := [name for name in args.models if not timm.is_model(name)]:
         raise ValueError(f"--models: timm has no {unknown[0]!r}; timm.list_models() names what it has")
-    print(f"{'encoder':<24}{'penalty':<8}{'autograd ms':>16}{'ours ms':>16}{'ratio':>8}{'extra MB':>16}")
+    print("in place: gradients added to .grad matrix by matrix, as OrthogonalityCallback does, without a loss")
+    print(f"{'encoder':<24}{'penalty':<20}{'':<10}{'ms':>16}{'of autograd':>12}{'extra MB':>10}")
     rows = []
     for name in args.models:
         encoder = timm.create_model(name, num_classes=0).to(args.device)
-        for kind in ("so", "srip"):
-            rows.append({"encoder": name, "penalty": kind, **_compare(encoder, kind, args)})
-            print(_line(rows[-1]), flush=True)
+        # Gradients exist already, as they do after the loss has been differentiated.
+        for parameter in encoder.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        rows += [{"encoder": name, **row} for row in _speed_and_memory(name, encoder, args)]
+        for row in _error(encoder, args.repeats):
+            rows.append({"encoder": name, **row})
+            print(
+                f"{name:<24}sketched SO, k = {row['probes']:<4} standard deviation of the value "
+                f"{row['value_error']:.1%}, of the gradient {row['gradient_error']:.0%}",
+                flush=True,
+            )
+    print()
+    for row in rows:
+        if "target" in row:
+            print(_verdict(row))
     return rows
 
 
-def _compare(encoder: nn.Module, kind: str, args: argparse.Namespace) -> dict:
-    regularizer = OrthogonalityRegularizer(encoder, kind)
-    matrices = [m for m in regularizer.matrices if m.index == 0]
+def _speed_and_memory(name: str, encoder: nn.Module, args: argparse.Namespace) -> list[dict]:
+    parameters = [m for m in OrthogonalityRegularizer(encoder).matrices if m.index == 0]
+    # Twice the largest matrix and its Gram matrix, in float32.
+    allowed = 4 * max(2 * m.shape[0] * m.shape[1] + min(m.shape) ** 2 for m in parameters)
 
-    def autograd() -> Tensor:
-        return sum(_AUTOGRAD[kind](W) for m in matrices for W in m.stack().unbind())
+    def by_autograd(kind: str) -> Callable[[], None]:
+        return lambda: sum(_AUTOGRAD[kind](W) for m in parameters for W in m.stack().unbind()).backward()
 
-    def step(penalty: Callable[[], Tensor]) -> Callable[[], None]:
-        return lambda: penalty().backward()
+    def ours(kind: str, **more) -> dict[str, Callable[[], object]]:
+        regularizer = OrthogonalityRegularizer(encoder, kind, **more)
+        return {"ours": lambda: regularizer().backward(), "in place": regularizer.add_gradients}
 
-    # Gradients exist already, as they do after the loss has been differentiated.
-    for parameter in encoder.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    contenders = {"autograd": step(autograd), "ours": step(regularizer)}
-    result = measure(contenders, args.device, args.repeats)
-    memory = {name: peak_memory(call, args.device) for name, call in contenders.items()}
-    largest = max(m.shape[0] * m.shape[1] + min(m.shape) ** 2 for m in matrices) * 4
-    return {"matrices": len(regularizer), "times": result, "extra_bytes": memory, "largest_bytes": largest}
+    families = {"so": {("so", None): ours("so")}, "srip": {("srip", None): ours("srip")}}
+    families["so"] |= {("sketched_so", k): ours("sketched_so", probes=k) for k in PROBES}
+    rows = []
+    for reference, family in families.items():
+        contenders = {("autograd", reference, None): by_autograd(reference)}
+        contenders |= {(way, *key): call for key, calls in family.items() for way, call in calls.items()}
+        for (way, kind, probes), time in measure(contenders, args.device, args.repeats).items():
+            row = {"penalty": kind, "way": way, **({"probes": probes} if probes else {})}
+            memory = peak_memory(contenders[way, kind, probes], args.device)
+            title = NAMES[kind] + (f", k = {probes}" if probes else "")
+            milliseconds = f"{time['median_ms']:.1f} ± {time['iqr_ms'] / 2:.1f}"
+            columns = f"{milliseconds:>16}{time['ratio']:>11.2f}×{memory / 1e6:>10.1f}"
+            print(f"{name:<24}{title:<20}{way:<10}{columns}", flush=True)
+            what = f"{title} of {name}" + (", in place" if way == "in place" else "")
+            rows.append({"table": "speed", **row, **time})
+            if way == "ours" and kind in TARGETS[args.device]:
+                target = TARGETS[args.device][kind]
+                rows[-1] |= judged(f"{what}, of autograd's time", time["ratio"], "×", at_most=target)
+            rows.append({"table": "memory", **row, "bytes": memory})
+            if way != "autograd" and probes in (None, PROBES[-1]):
+                rows[-1] |= judged(f"{what}, memory", memory / 1e6, " MB", at_most=allowed / 1e6)
+    return rows
+
+
+def _error(encoder: nn.Module, draws: int) -> list[dict]:
+    """Root mean square errors of sketched SO's value and gradient, as shares of exact SO's."""
+    exact, gradient = _value_and_gradient(OrthogonalityRegularizer(encoder))
+    rows = []
+    for probes in PROBES:
+        regularizer = OrthogonalityRegularizer(encoder, "sketched_so", probes=probes)
+        values, gradients = [], []
+        for _ in range(draws):
+            value, found = _value_and_gradient(regularizer)
+            values.append((value - exact).square())
+            gradients.append(sum((f - g).square().sum() for f, g in zip(found, gradient, strict=True)))
+        norm = sum(g.square().sum() for g in gradient)
+        rows.append(
+            {
+                "table": "error",
+                "probes": probes,
+                "draws": draws,
+                "value_error": (torch.stack(values).mean().sqrt() / exact).item(),
+                "gradient_error": (torch.stack(gradients).mean() / norm).sqrt().item(),
+            }
+        )
+    return rows
+
+
+def _value_and_gradient(regularizer: OrthogonalityRegularizer) -> tuple[Tensor, list[Tensor]]:
+    weights = [m.parameter for m in regularizer.matrices if m.index == 0]
+    for weight in weights:
+        weight.grad.zero_()
+    return regularizer.add_gradients(), [weight.grad.clone() for weight in weights]
 
 
 def _gram_minus_identity(W: Tensor) -> Tensor:
@@ -71,8 +135,6 @@ def _srip(W: Tensor) -> Tensor:
 _AUTOGRAD = {"so": _so, "srip": _srip}
 
 
-def _line(row: dict) -> str:
-    ours, reference = row["times"]["ours"], row["times"]["autograd"]
-    times = [f"{t['median_ms']:.1f} ± {t['iqr_ms'] / 2:.1f}" for t in (reference, ours)]
-    memory = " / ".join(f"{row['extra_bytes'][name] / 1e6:.0f}" for name in ("autograd", "ours"))
-    return f"{row['encoder']:<24}{row['penalty']:<8}{times[0]:>16}{times[1]:>16}{ours['ratio']:>8.2f}{memory:>16}"
+def _verdict(row: dict) -> str:
+    measured, target = (in_unit(row[key], row["unit"]) for key in ("measured", "target"))
+    return f"{row['what']}: {measured}, target {row['bound']} {target}: {'met' if row['met'] else 'MISSED'}"

@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_orthossl.regularization import KINDS, OrthogonalityRegularizer, select_matrices, so
 
-regularizer_module = importlib.import_module("hf_orthossl.regularization.regularizer")
+evaluation_module = importlib.import_module("hf_orthossl.regularization.evaluation")
 
 
 class Mixed(nn.Module):
@@ -35,6 +35,8 @@ def formed_gram(kind, W, start):
         return sum((F**2).sum() for F in excesses)
     if kind == "mc":
         return E.abs().max()
+    if kind == "sketched_so":
+        return (E @ start.view(16, -1).T).square().sum() / 16
     u = E @ start
     v = E @ u
     return v.norm() / u.norm()
@@ -50,7 +52,7 @@ def model():
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_value_and_gradient_do_not_depend_on_batching(model, monkeypatch, kind, reduction, limit):
-    monkeypatch.setitem(regularizer_module._TOGETHER, "cpu", limit)
+    monkeypatch.setitem(evaluation_module._TOGETHER, "cpu", limit)
     regularizer = OrthogonalityRegularizer(model, kind, reduction=reduction)
     penalty = regularizer(torch.Generator().manual_seed(3))
     penalty.backward()
@@ -59,7 +61,13 @@ def test_value_and_gradient_do_not_depend_on_batching(model, monkeypatch, kind, 
     oracle.zero_grad()
     matrices = select_matrices(oracle)
     sizes = [min(m.shape) for m in matrices]
-    starts = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(3)).double().split(sizes)
+    generator = torch.Generator().manual_seed(3)
+    if kind == "sketched_so":
+        sizes = [16 * size for size in sizes]
+        drawn = 2 * torch.randint(2, (sum(sizes),), generator=generator, dtype=torch.float32) - 1
+    else:
+        drawn = torch.randn(sum(sizes), generator=generator)
+    starts = drawn.double().split(sizes)
     values = [formed_gram(kind, m.matrix(), start) for m, start in zip(matrices, starts, strict=True)]
     expected = sum(values) / (len(values) if reduction == "mean" else 1)
     expected.backward()
