@@ -2,7 +2,8 @@
 
     python scripts/benchmark.py penalty --json penalty.json
 
-Each sub-command is a module of `scripts/benchmarks` with `add_arguments(parser)` and `run(args) -> list of rows`.
+Each sub-command is a module of `scripts/benchmarks` with `add_arguments(parser)` and `run(args) -> list of rows`;
+`all` runs the others and puts what has a target into one table.
 """
 
 import argparse
@@ -11,10 +12,20 @@ import sys
 from pathlib import Path
 
 import torch
-from benchmarks import methods, penalty, scaling, spectra
+from benchmarks import approximations, everything, methods, penalty, pretrain, scaling, spectra, step, views
 from benchmarks.measure import machine
 
-BENCHMARKS = {"penalty": penalty, "methods": methods, "spectra": spectra, "scaling": scaling}
+BENCHMARKS = {
+    "penalty": penalty,
+    "approximations": approximations,
+    "views": views,
+    "step": step,
+    "pretrain": pretrain,
+    "methods": methods,
+    "spectra": spectra,
+    "scaling": scaling,
+    "all": everything,
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -35,20 +46,28 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
-    if args.repeats < 1:
+    if args.repeats is not None and args.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {args.repeats}")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no CUDA device is available here; use --device cpu")
     try:
-        print(machine(args.device))
-        rows = BENCHMARKS[args.benchmark].run(args)
+        print(machine(args.device), flush=True)
+        failed = None
+        try:
+            rows = BENCHMARKS[args.benchmark].run(args)
+        except everything.Failed as error:
+            rows, failed = error.rows, error
         if args.json:
-            report = {"machine": machine(args.device), args.benchmark: rows}
-            args.json.write_text(json.dumps(report, indent=2) + "\n")
+            # All of them: one report of the form that each by itself has.
+            named = rows if isinstance(rows, dict) else {args.benchmark: rows}
+            args.json.write_text(json.dumps({"machine": machine(args.device), **named}, indent=2) + "\n")
             print(f"written to {args.json}")
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    if failed:
+        print(failed, file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

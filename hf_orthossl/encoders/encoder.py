@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from .memory_format import memory_formats
+
 # Networks of equal blocks (ViTs) are read at a quarter, a half, three quarters and the whole of their depth.
 MAX_STAGES = 6
 ISOTROPIC_STAGES = 4
@@ -66,6 +68,7 @@ class Encoder(nn.Module):
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.interpolation = interpolation
+        self._memory_formats = memory_formats(backbone)
         self._stage_modules = list(stage_modules)
         shapes = self._probe()
         self._stage_modules = [stage for stage in self._stage_modules if stage in shapes]
@@ -115,6 +118,11 @@ class Encoder(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.name!r}, library={self.library}, image_size={self.image_size}, num_features={self.num_features}"
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        """Images in the memory order in which the backbone is fastest on their device; the same images."""
+        memory_format = self._memory_formats.get(images.device.type, torch.contiguous_format)
+        return images.contiguous(memory_format=memory_format)
 
     def _as_feature_map(self, output: Tensor) -> Tensor:
         return output

@@ -17,7 +17,7 @@ class TimmEncoder(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """Representations `(B, D)` of normalised images `(B, 3, H, W)`."""
-        return self.backbone(images)
+        return self.backbone(self._laid_out(images))
 
     def _as_feature_map(self, output: Tensor) -> Tensor:
         if output.ndim == 4 and getattr(self.backbone, "output_fmt", None) == "NHWC":

@@ -33,7 +33,7 @@ class TransformersEncoder(Encoder):
         kwargs = {}
         if images.shape[-1] != self.image_size and self._interpolates():
             kwargs["interpolate_pos_encoding"] = True
-        outputs = self.backbone(images, **kwargs)
+        outputs = self.backbone(self._laid_out(images), **kwargs)
         if self.pooling is None:  # the probe at construction settles it
             self.pooling = self._choose_pooling(outputs)
         if self.pooling == "pooler_output":

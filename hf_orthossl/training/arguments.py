@@ -69,6 +69,8 @@ class OrthoSSLTrainingArguments(TrainingArguments):
             default.
         sync_batchnorm (`bool`, defaults to `True`): Whether batch norm takes the statistics of all processes' batches.
             Without effect on one process.
+        cache_images (`str`, defaults to "auto"): Whether images stay in memory once they are decoded: "auto" for images
+            of at most 96 pixels that fill at most a quarter of the free memory, "always", or "never". Not for streams.
         gradient_cache (`int`, *optional*): Images of a chunk in which the encoder goes through each batch: the loss of
             the whole batch at the memory of a chunk, for a third more time in the encoder, whose batch norm sees
             chunks. See [`~methods.gradient_cache.ChunkedEncoder`].
@@ -126,6 +128,9 @@ class OrthoSSLTrainingArguments(TrainingArguments):
     )
     sync_batchnorm: bool = field(
         default=True, metadata={"help": "batch norm over the batches of all processes (default: yes)"}
+    )
+    cache_images: str = field(
+        default="auto", metadata={"help": "keep decoded images in memory: auto (small ones that fit), always, or never"}
     )
     gradient_cache: int | None = field(
         default=None,

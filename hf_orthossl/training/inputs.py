@@ -46,7 +46,7 @@ def as_image_dataset(
         settings = {"views": get_recipe(args.views), "image_size": model.encoder.image_size, "seed": args.seed}
         if data.num_rows is None:
             return StreamingImageDataset(data, **settings, shuffle_buffer=STREAM_SHUFFLE)
-        return ImageDataset(data, **settings)
+        return ImageDataset(data, **settings, cache_images=args.cache_images)
     return data
 
 

@@ -70,6 +70,9 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
     epoch_steps = epoch_steps or max_steps
 
     make_ready(model, accelerator, args)
+    if args.torch_compile:
+        # In place: accelerate's plugin would rename what checkpoints hold.
+        model.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
     optimizer = build_optimizer(model, args)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     # Not prepared: accelerate would step it once per process.

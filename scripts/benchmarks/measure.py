@@ -94,6 +94,31 @@ def peak_rss(call: Callable[[], object], device: str) -> int:
     return max(peak, process.memory_info().rss) - before
 
 
+def judged(
+    what: str, measured: float, unit: str, *, at_most: float | None = None, at_least: float | None = None
+) -> dict[str, object]:
+    """What a row says of its target, for the table of `scripts/benchmark.py all`.
+
+    Args:
+        what (`str`): What was measured, on what.
+        measured (`float`): The outcome; a share as a fraction of 1.
+        unit (`str`): `"×"`, `"%"`, …
+        at_most, at_least (`float`, *optional*): The target, one of the two.
+
+    Returns:
+        `what`, `measured`, `unit`, `target`, `bound` (`"≤"` or `"≥"`) and `met`.
+    """
+    target = at_least if at_most is None else at_most
+    bound = "≥" if at_most is None else "≤"
+    met = measured >= target if at_most is None else measured <= target
+    return {"what": what, "measured": measured, "unit": unit, "target": target, "bound": bound, "met": met}
+
+
+def in_unit(value: float, unit: str) -> str:
+    """A number as text: three significant digits, a fraction of 1 as percent."""
+    return f"{100 * value:.3g} %" if unit == "%" else f"{value:.3g}{unit}"
+
+
 def machine(device: str) -> str:
     """One line naming what the numbers were measured on."""
     name = torch.cuda.get_device_name() if device == "cuda" else _processor()

@@ -22,9 +22,20 @@ def benchmark(arguments, monkeypatch):
 def test_penalty(monkeypatch, tmp_path, capsys):
     benchmark(f"penalty --models resnet10t --repeats 1 --json {tmp_path / 'out.json'}", monkeypatch)
     rows = json.loads((tmp_path / "out.json").read_text())["penalty"]
-    assert [row["penalty"] for row in rows] == ["so", "srip"]
-    assert all(row["times"]["ours"]["ratio"] > 0 and row["extra_bytes"]["ours"] > 0 for row in rows)
-    assert "resnet10t" in capsys.readouterr().out
+    speed, memory, error = ([row for row in rows if row["table"] == table] for table in ("speed", "memory", "error"))
+    assert [(row["penalty"], row["target"]) for row in speed if "target" in row] == [("so", 0.6), ("srip", 0.2)]
+    assert all(row["met"] == (row["ratio"] <= row["target"]) for row in speed if "target" in row)
+    # The largest matrix is 4608 × 512; a small encoder keeps within twice of it in every way.
+    assert {round(1e6 * row["target"]) for row in memory if "target" in row} == {4 * (2 * 4608 * 512 + 512**2)}
+    assert all(row["met"] for row in memory if "target" in row)
+    # A gradient of rank 2k is far from one of full rank, the less so the more probes.
+    assert [row["probes"] for row in error] == [1, 4, 16]
+    assert error[0]["gradient_error"] > 2 * error[2]["gradient_error"] > 1
+    assert all(row["value_error"] < 0.2 for row in error)
+    printed = capsys.readouterr().out
+    assert sum(line.endswith((": met", ": MISSED")) for line in printed.splitlines()) == len(
+        [row for row in rows if "target" in row]
+    )
 
 
 def test_methods(monkeypatch, tmp_path):
@@ -34,6 +45,25 @@ def test_methods(monkeypatch, tmp_path):
     assert [row["regularizer"] for row in rows] == [None, "so"]
     assert rows[0]["knn_before"] == rows[1]["knn_before"]
     assert all(0 <= row["knn_after"] <= 1 and row["effective_rank"] >= 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_approximations(monkeypatch, tmp_path):
+    """From the same weights, every way of computing SO lowers it."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from benchmarks import approximations
+
+    kept = ("none", "SO", "sketched, k = 1", "lazy, every 4")
+    monkeypatch.setattr(approximations, "ARMS", {name: approximations.ARMS[name] for name in kept})
+    arguments = f"approximations --steps 6 --batch 4 --seeds 1 --gamma 1 --json {tmp_path / 'out.json'}"
+    benchmark(arguments, monkeypatch)
+    rows = json.loads((tmp_path / "out.json").read_text())["approximations"]
+    assert [row["arm"] for row in rows] == list(kept)
+    assert len({row["so_before"] for row in rows}) == 1
+    none, so, *others = (row["so"] for row in rows)
+    assert so < none
+    assert all(other < none for other in others)
+    assert all(0 <= row["knn"] <= 1 and row["effective_rank"] >= 1 for row in rows)
 
 
 def test_unknown_model_is_one_line(monkeypatch, capsys):

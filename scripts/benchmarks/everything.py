@@ -1,0 +1,94 @@
+"""All of the benchmarks one after the other, and one table of what was aimed at and what was measured."""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from .measure import in_unit
+
+SCRIPT = Path(__file__).parents[1] / "benchmark.py"
+# In this order, each as it comes but for its repeats; `--quick` for a look at whether all of it runs.
+QUICK = {
+    "penalty": ["--repeats", "2"],
+    "views": ["--repeats", "2"],
+    "step": ["--repeats", "1", "--batch", "16"],
+    "pretrain": ["--repeats", "1", "--steps", "4"],
+    "spectra": ["--repeats", "1", "--images", "256"],
+    "scaling": ["--repeats", "2", "--methods", "byol"],
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="minutes instead of a quarter of an hour, less exact")
+    # Each has its own.
+    parser.set_defaults(repeats=None)
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to this file")
+
+
+def run(args: argparse.Namespace) -> dict[str, list[dict]]:
+    """Rows by benchmark. One that fails is reported in the table, and the others go on.
+
+    Raises:
+        Failed: at the end, if one has; what the others found is printed and in `rows`.
+    """
+    found, failed = {}, []
+    for name in QUICK:
+        print(f"\n{name}", flush=True)
+        rows = _start(name, args)
+        if rows is None:
+            failed.append(name)
+        else:
+            found[name] = rows
+    text = table(found, failed)
+    print(f"\n{text}")
+    if args.markdown:
+        args.markdown.write_text(text + "\n")
+        print(f"\nwritten to {args.markdown}")
+    if failed:
+        raise Failed(found, failed)
+    return found
+
+
+class Failed(Exception):
+    """Some benchmarks did not run to their end.
+
+    Args:
+        rows (`dict[str, list[dict]]`): What the others found.
+        names (`list[str]`): Which.
+    """
+
+    def __init__(self, rows: dict[str, list[dict]], names: list[str]):
+        super().__init__(f"failed: {', '.join(names)}; what they said is above")
+        self.rows = rows
+
+
+def table(found: dict[str, list[dict]], failed: list[str]) -> str:
+    """What has a target, as Markdown; of all rows those with `target`, see `judged`."""
+    lines = ["| what | target | measured | |", "| --- | --- | --- | --- |"]
+    for rows in found.values():
+        for row in rows:
+            if "target" in row:
+                target, measured = (in_unit(row[key], row["unit"]) for key in ("target", "measured"))
+                verdict = "met" if row["met"] else "**MISSED**"
+                lines.append(f"| {row['what']} | {row['bound']} {target} | {measured} | {verdict} |")
+    lines += [f"| {name} | | | **FAILED** |" for name in failed]
+    return "\n".join(lines)
+
+
+def _start(name: str, args: argparse.Namespace) -> list[dict] | None:
+    """The rows of one benchmark, run in a process of its own so that it leaves no memory behind; None if it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "rows.json"
+        options = ["--device", args.device, "--json", str(answer), *(QUICK[name] if args.quick else [])]
+        if args.repeats:
+            options += ["--repeats", str(args.repeats)]
+        with subprocess.Popen(
+            [sys.executable, str(SCRIPT), name, *options], stdout=subprocess.PIPE, text=True
+        ) as process:
+            for line in process.stdout:
+                if str(answer) not in line:
+                    print(line, end="", flush=True)
+        return json.loads(answer.read_text())[name] if process.returncode == 0 else None
