@@ -23,6 +23,7 @@ from ..data import (
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .interruption import outlast_interruption
+from .step import SSLStep
 
 # Images of a stream among which the next one is drawn; `datasets`' own default.
 STREAM_SHUFFLE = 1000
@@ -154,3 +155,20 @@ def unreadable_log(dataset: Dataset, args: OrthoSSLTrainingArguments) -> Unreada
     """Counts images that cannot be decoded, in a file of the run folder."""
     total = len(dataset) if hasattr(dataset, "__len__") else None
     return UnreadableLog(Path(args.output_dir) / "unreadable_images.txt", total)
+
+
+def build_step(model: SSLModel, dataset: Dataset, args: OrthoSSLTrainingArguments) -> SSLStep:
+    """What both fronts do in an optimizer step, on this process.
+
+    Raises:
+        ValueError: as [`build_views`].
+    """
+    return SSLStep(
+        model,
+        build_views(model, args),
+        args.seed,
+        args.process_index,
+        unreadable_log(dataset, args),
+        images_per_step=args.images_per_step,
+        on_nonfinite=args.on_nonfinite,
+    )

@@ -16,14 +16,13 @@ from .arguments import OrthoSSLTrainingArguments, steps_between
 from .callbacks import append_history, bar_text, trim_history
 from .elastic import planned_steps, resumed, steps_per_epoch
 from .engines import engine_settings, make_ready
-from .inputs import as_image_dataset, build_views, prepared_dataloader, unreadable_log
+from .inputs import as_image_dataset, build_step, prepared_dataloader
 from .interruption import Interruption
 from .loop_state import STATE, LoopState
 from .optimizers import build_optimizer
 from .probe_callbacks import build_probes
 from .publishing import EncoderPush, check_push
 from .spectra_callback import SpectraCallback
-from .step import SSLStep
 
 
 def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArguments) -> SSLModel:
@@ -61,7 +60,6 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
     found_by_main(lambda: check_push(args))
     dataset = as_image_dataset(train_dataset, model, args)
     push = EncoderPush(model, dataset, args, front="accelerate loop") if args.push_to_hub else None
-    views = build_views(model, args)
     loader = prepared_dataloader(dataset, args, accelerator)
     max_steps = planned_steps(loader, args)
     # To a stream the whole run is one epoch.
@@ -83,15 +81,7 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
         num_training_steps=max_steps,
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,
     )
-    step = SSLStep(
-        model,
-        views,
-        args.seed,
-        accelerator.process_index,
-        unreadable_log(dataset, args),
-        images_per_step=args.images_per_step,
-        on_nonfinite=args.on_nonfinite,
-    )
+    step = build_step(model, dataset, args)
     state = LoopState(accelerator, scheduler, step, loader, args)
     done = state.load() if args.resume else 0
     # Before anything is written: a run may not be told to end where it has been already.

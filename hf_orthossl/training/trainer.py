@@ -17,14 +17,13 @@ from .callbacks import HistoryCallback, LossBar
 from .checkpoints import remove_old_checkpoints, staged
 from .elastic import chosen_checkpoint, load_shape, planned_steps, resumed, save_shape, seed_if_processes_changed
 from .engines import check_engine, make_ready
-from .inputs import as_image_dataset, build_views, prepared_dataloader, unreadable_log
+from .inputs import as_image_dataset, build_step, prepared_dataloader
 from .interruption import Interrupted, Interruption
 from .optimizers import build_optimizer
 from .probe_callbacks import build_probes
 from .publishing import EncoderPush
 from .publishing_trainer import PublishingTrainer
 from .spectra_callback import SpectraCallback
-from .step import SSLStep
 from .step_callback import StepCallback
 
 # Tells this front's checkpoints from the loop's.
@@ -69,16 +68,7 @@ class OrthoSSLTrainer(PublishingTrainer):
         self._resuming: Path | None = None
         self.interruption = Interruption()
         self._push = EncoderPush(model, dataset, args, front="Trainer") if args.push_to_hub else None
-        views = build_views(model, args)
-        self.step = SSLStep(
-            model,
-            views,
-            args.seed,
-            args.process_index,
-            unreadable_log(dataset, args),
-            images_per_step=args.images_per_step,
-            on_nonfinite=args.on_nonfinite,
-        )
+        self.step = build_step(model, dataset, args)
         self.add_callback(StepCallback(self))
         self.add_callback(HistoryCallback())
         if not any(isinstance(callback, SpectraCallback) for callback in self.callback_handler.callbacks):
