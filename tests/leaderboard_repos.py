@@ -23,6 +23,7 @@ from hf_orthossl.evaluation import LabelledFeatures, Result, knn_results, labell
 from hf_orthossl.evaluation.features import normalized_batches
 from hf_orthossl.hub import eval_result_files, render_card
 from hf_orthossl.hub.contents import published_files
+from hf_orthossl.hub.encoder_folder import spectra_rows
 
 SPLITS = {"train_split": "train[:300]", "test_split": "test[:100]"}
 CIFAR = "uoft-cs/cifar10"
@@ -54,10 +55,32 @@ def collapse(folder: Path) -> None:
                 weights[f"{norm}.{part}"] = weights[f"{norm}.{part}"] * keep
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     change_block(folder, regularizer=None, gamma=None)
+    write_spectra(folder)
+
+
+def cut_rank(folder: Path, rank: int) -> None:
+    """Leaves so many directions of the last stage's weights; results of the weights before it are taken away."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if "layer4" in name and weight.ndim == 4:
+            left, values, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+            weights[name] = (left[:, :rank] * values[:rank] @ right[:rank]).view_as(weight)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "results.json").unlink()
+    write_spectra(folder)
+
+
+def write_spectra(folder: Path) -> None:
+    """Of the weights and training images that a folder names."""
+    block = json.loads((folder / "config.json").read_text())["orthossl"]
     encoder = load_encoder(str(folder), pretrained=True).eval()
-    source = load_source("digits", split="train[:60]")
-    images = normalized_batches(encoder, ImageDataset(source, image_size=32))
-    spectral_report(encoder, images, metadata={"model": "collapsed"}).save(folder)
+    source = load_source(block["dataset"], split=block["split"])
+    images = ImageDataset(source, image_size=encoder.image_size, indices=spectra_rows(source.num_rows))
+    report = spectral_report(encoder, normalized_batches(encoder, images), metadata={"model": folder.name})
+    report.save(folder)
+    report.plot(folder / "spectra.png")
 
 
 def evaluate(folder: Path) -> None:

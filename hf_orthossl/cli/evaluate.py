@@ -15,7 +15,7 @@ from ..evaluation.frozen import LabelledFeatures, knn_results, labelled_splits, 
 from ..evaluation.linear_probe import PROTOCOLS
 from ..evaluation.tables import results_table
 from ..evaluation.transfer import with_earlier
-from ..hub.publish_results import publish_results, results_repo
+from ..hub.adding_results import publish_results, results_repo
 from ..methods import nearest
 from .evaluate_detection import DetectionArguments, boxed_splits, describe_boxes, measure_detection
 from .evaluate_finetune import FineTuneOptions, measure_finetune

@@ -7,8 +7,8 @@ from tqdm.auto import tqdm
 
 from ..hub.leaderboard.building import add_verification, build, publish_verification
 from ..hub.leaderboard.space import space_files
-from ..hub.publish import check_repo_id, require_token
-from ..hub.remote import HubRepo
+from ..hub.names import check_repo_id
+from ..hub.remote import HubRepo, require_token
 from ..methods import nearest
 from .parsing import parse
 
@@ -16,7 +16,7 @@ ACTIONS = {
     "build": "collect all encoders with the tag orthossl into a folder, and publish it as a data set",
     "serve": "show a board in the browser, from a folder or a data set",
     "deploy": "create or update a Space that shows a data set's board and reads the Hub anew every hour",
-    "verify": "measure a published encoder again, and compare with what its author claims",
+    "verify": "measure an encoder's kNN, linear probes and spectra again, and compare with what its author claims",
 }
 DEFAULT_BOARD = "runs/leaderboard"
 USAGE = "\n".join(
@@ -133,10 +133,8 @@ def serve_board(argv: list[str]) -> None:
 
 def deploy_board(argv: list[str]) -> None:
     args = _parse("deploy", DeployArguments, argv)
-    for name in ("space", "board"):
-        if getattr(args, name) is None:
-            raise ValueError(f"--{name} is missing: pass one of the form user/name")
-        check_repo_id(getattr(args, name))
+    check_repo_id(args.space, "--space")
+    check_repo_id(args.board, "--board")
     repo = HubRepo(args.space, require_token(), kind="space")
     contents = {path: text.encode() for path, text in space_files(args.board).items()}
     tip = repo.tip()
@@ -149,7 +147,7 @@ def deploy_board(argv: list[str]) -> None:
 def verify_model(argv: list[str]) -> None:
     args = _parse("verify", VerifyArguments, argv)
     if args.push_to_hub is not None:
-        check_repo_id(args.push_to_hub)
+        check_repo_id(args.push_to_hub, "--push_to_hub")
         require_token()
     # What needs torch is imported once the options are known to be good.
     from ..evaluation import FeatureCache
@@ -188,7 +186,10 @@ def verified_table(found) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     entry, wrong = found.entry, found.verification.spectra
     spectra = {None: "not taken again", "": "agree with the published weights"}.get(wrong, f"DIFFER: {wrong}")
-    lines = [f"{entry.repo_id} at {entry.revision[:10]}", "", *lines, "", f"spectra    {spectra}"]
+    claims = [pair for pair in found.compared if pair.claimed]
+    again = sum(pair.measured is not None for pair in claims)
+    told = [f"claims     {again} of {len(claims)} measured again", f"spectra    {spectra}"]
+    lines = [f"{entry.repo_id} at {entry.revision[:10]}", "", *lines, "", *told]
     lines += [f"left out   {aside.field}: {aside.reason}" for aside in found.asides]
     return "\n".join([*lines, *(f"note       {note}" for note in found.notes)])
 

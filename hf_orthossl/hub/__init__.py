@@ -1,17 +1,21 @@
-"""What leaves the machine: encoder folders and their cards."""
+"""What leaves the machine: encoder folders and their cards.
 
-from .card import render_card
-from .encoder_folder import write_encoder_folder
-from .measurements import eval_result_files
-from .publish import Publication, publish_encoder
-from .publish_results import PublishedResults, publish_results
+Public names are imported when first used: the leaderboard's page needs neither torch nor what trains.
+"""
 
-__all__ = [
-    "Publication",
-    "PublishedResults",
-    "eval_result_files",
-    "publish_encoder",
-    "publish_results",
-    "render_card",
-    "write_encoder_folder",
-]
+from ..lazy import lazy_names
+
+# Public name → module that defines it.
+_HOMES = {
+    "Publication": "publish",
+    "PublishedResults": "adding_results",
+    "eval_result_files": "measurements",
+    "publish_encoder": "publish",
+    "publish_results": "adding_results",
+    "render_card": "card",
+    "write_encoder_folder": "encoder_folder",
+}
+
+__all__ = sorted(_HOMES)
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

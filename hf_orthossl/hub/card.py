@@ -14,19 +14,15 @@ from ..evaluation import Result
 from ..spectra import SpectralReport
 from .card_metadata import as_list, front_matter, parse_front_matter
 from .card_sections import find_sections, merge_sections, offered_line, split_front_matter
-from .escaping import Safe, escape, literal
+from .escaping import Safe, escape
+from .loading import loading_calls
 from .measurements import load_measurements, measurements_of
 from .reading import feature_rows, plain_reading, weight_rows
 from .record import EncoderRecord
+from .words import REGULARIZERS
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 SPECTRA, FIGURE = "spectra.json", "spectra.png"
-REGULARIZERS = {
-    "so": "soft orthogonality, SO",
-    "srip": "spectral restricted isometry, SRIP",
-    "dso": "double soft orthogonality, DSO",
-    "mc": "mutual coherence, MC",
-}
 # `EncoderRecord.pooling` → the representation in what AutoModel, and what the pipeline, returns.
 _MEAN = "features.mean(dim=1) if features.ndim == 3 else features.mean(dim=(2, 3))"
 _FROM_OUTPUTS = {
@@ -46,6 +42,7 @@ _LABELS = {
     "lr_scheduler_type": "learning rate schedule",
     "weight_decay": "weight decay",
     "warmup_steps": "warm-up steps",
+    "penalty_every": "steps between two penalties",
     "front": "trained by",
 }
 
@@ -110,33 +107,6 @@ def render_card(
         body = merge_sections(body_before, body, ours="orthossl" in as_list(owners.get("tags")))
     head = f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=120)}---\n"
     return head.replace("\n", "\r\n" if "\r\n" in body else "\n") + body
-
-
-def loading_calls(
-    record: EncoderRecord, location: str, revision: str | None = None, *, is_folder: bool = False
-) -> dict[str, Safe | None]:
-    """Python that loads an encoder without this package.
-
-    Args:
-        record ([`EncoderRecord`]): What the encoder is.
-        location (`str`): Hub id, or a folder.
-        revision (`str`, *optional*): Branch on the Hub; the main one by default.
-        is_folder (`bool`, defaults to `False`): What `location` is.
-
-    Returns:
-        `dict`: `timm_call` (`None` where timm alone does not know the architecture), `auto_call`, `location` (the
-        arguments that say where it is) and `trust` (the one that runs code of the repository, or nothing).
-    """
-    source = f"local-dir:{location}" if is_folder else f"hf-hub:{location}" + (f"@{revision}" if revision else "")
-    native_timm = record.library == "timm" and not record.remote_code
-    where = Safe(literal(location) + (f", revision={literal(revision)}" if revision else ""))
-    trust = Safe(", trust_remote_code=True" if record.remote_code else "")
-    return {
-        "timm_call": Safe(f"timm.create_model({literal(source)}, pretrained=True).eval()") if native_timm else None,
-        "auto_call": Safe(f"AutoModel.from_pretrained({where}{trust}).eval()"),
-        "location": where,
-        "trust": trust,
-    }
 
 
 def _usage(record: EncoderRecord) -> dict[str, Any]:

@@ -14,16 +14,9 @@ from huggingface_hub import EvalResult, EvalResultEntry, constants, eval_result_
 from ..evaluation import Result, read_results
 from .escaping import clean
 from .names import hub_id, public_name
+from .words import METRICS, TASKS
 
 RESULTS = "results.json"
-TASKS = {
-    "knn": "kNN classification",
-    "linear": "linear probe",
-    "finetune": "fine-tuning",
-    "transfer": "transfer",
-    "detection": "object detection",
-}
-METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "mean_per_class": "mean accuracy per class"}
 # How the Hub spells a metric, where it has a word for it.
 _METRIC_IDS = {"top1": "accuracy"}
 # Said elsewhere in a row, or too long for one.

@@ -24,6 +24,18 @@ def hub_id(name: str) -> str | None:
     return plain if plain.count("/") == 1 and (scheme or not _is_folder(plain)) else None
 
 
+def check_repo_id(repo_id: str | None, argument: str = "repo_id") -> None:
+    """Raises a ValueError that names the argument unless the id has the form "user/name"."""
+    if not repo_id:
+        raise ValueError(f"{argument} is missing: pass one of the form user/name")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{argument} {repo_id!r} is not valid: {error}") from error
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{argument} {repo_id!r} names no owner: pass one of the form user/name")
+
+
 def public_name(name: str) -> str:
     """A name that may leave the machine: a folder goes by its own name, as its path is nobody's business.
 

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from .. import __version__
 from ..evaluation import Result, read_results
-from .card import loading_calls, render_card
+from .card import render_card
 from .card_metadata import parse_front_matter
 from .card_sections import find_sections, owners_text, split_front_matter
 from .contents import FIGURES, FILES, code_files, published_files, read_encoder_config, refuse_tokens, size_of
+from .loading import loading_calls
 from .measurements import RESULTS, eval_result_files, merge_results, names_source, public_result
+from .names import check_repo_id
 from .record import EncoderRecord
-from .remote import Found, HubRepo
+from .remote import Found, HubRepo, require_token
 
 # Those of the Hub's identifiers, and of git's names of branches that need no quoting.
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]{0,40}")
@@ -143,26 +143,6 @@ def check_destination(
     found = repo.look()
     if found is not None:
         _check_found(repo, found, private)
-
-
-def check_repo_id(repo_id: str | None) -> None:
-    """Raises a ValueError unless it has the form "user/name"."""
-    if not repo_id:
-        raise ValueError("repo_id is missing: pass one of the form user/name")
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"repo_id {repo_id!r} is not valid: {error}") from error
-    if repo_id.count("/") != 1:
-        raise ValueError(f"repo_id {repo_id!r} names no owner: pass one of the form user/name")
-
-
-def require_token(token: str | None = None) -> str:
-    """The token given, or the one of this machine; raises an OSError where there is none."""
-    token = token or get_token()
-    if not token:
-        raise OSError("publishing needs an access token and there is none: run `hf auth login`, or set HF_TOKEN")
-    return token
 
 
 def loading_lines(record: EncoderRecord, repo_id: str, revision: str | None = None) -> list[str]:

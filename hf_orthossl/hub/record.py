@@ -7,9 +7,12 @@ import os
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from ..methods import SSLMethod, get_method
+from .loading import library_of
+
+if TYPE_CHECKING:
+    from ..methods import SSLMethod
 
 POOLINGS = ("pooler_output", "cls", "mean")
 _MAX_BYTES = 16 * 2**20
@@ -28,7 +31,7 @@ class EncoderRecord:
         pooling (`str`): Where `AutoModel` keeps the representation, "pooler_output", "cls" or "mean".
         method (`str`): The SSL method, as `orthossl methods` names it.
         method_config (`dict`, *optional*): Its hyper-parameters.
-        regularizer (`str`, *optional*): "so", "srip", "dso" or "mc"; `None` without.
+        regularizer (`str`, *optional*): "so", "sketched_so", "srip", "dso" or "mc"; `None` without.
         regularizer_config (`dict`, *optional*): Further arguments of the penalty.
         gamma (`float`, *optional*): Weight γ of the penalty; `None` without.
         whitening (`float`, defaults to 0): Weight of feature whitening.
@@ -97,8 +100,7 @@ class EncoderRecord:
         if values["pooling"] not in POOLINGS:
             pooling = values["pooling"][:80]
             raise ValueError(f"{path}: orthossl.pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
-        library = "timm" if "architecture" in config else "transformers"
-        return cls(**values, library=library, remote_code="auto_map" in config)
+        return cls(**values, **library_of(config))
 
     def to_dict(self) -> dict:
         """The `orthossl` block."""
@@ -107,8 +109,11 @@ class EncoderRecord:
         return values
 
     @property
-    def known_method(self) -> type[SSLMethod] | None:
+    def known_method(self) -> "type[SSLMethod] | None":
         """The method's class; `None` for a name that this version does not know."""
+        # Needs torch, which what reads a record alone does without.
+        from ..methods import get_method
+
         try:
             return get_method(self.method)
         except ValueError:

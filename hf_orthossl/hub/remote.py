@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
     BadRequestError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
 from .contents import is_ours
+from .errors import hub_error, status_of
 
 # Seconds before each further try; the client itself waits longer while it uploads files.
 RETRY_AFTER = (1.0, 4.0)
@@ -222,20 +221,12 @@ class HubRepo:
         )
 
 
-def hub_error(error: BaseException | None) -> Exception | None:
-    """What the Hub or the way there caused, below the client's own wrapping; `None` if something else went wrong."""
-    while error is not None:
-        from_client = type(error).__module__.split(".")[0] in ("httpx", "httpx2")
-        # An answer that is no JSON is a proxy's.
-        named = HfHubHTTPError | LocalEntryNotFoundError | ConnectionError | TimeoutError | json.JSONDecodeError
-        if from_client or isinstance(error, named):
-            return error
-        error = error.__cause__
-    return None
-
-
-def status_of(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
+def require_token(token: str | None = None) -> str:
+    """The token given, or the one of this machine; raises an OSError where there is none."""
+    token = token or get_token()
+    if not token:
+        raise OSError("publishing needs an access token and there is none: run `hf auth login`, or set HF_TOKEN")
+    return token
 
 
 def _is_transient(error: Exception) -> bool:

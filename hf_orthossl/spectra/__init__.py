@@ -1,47 +1,38 @@
-"""Spectra of weights and features: collapse, measured."""
+"""Spectra of weights and features: collapse, measured.
 
-from .covariance import SketchedCovariance, StreamingCovariance
-from .eigenvalues import covariance_eigenvalues, normalized_eigenvalues, singular_values
-from .figures import plot_spectra
-from .maps import filter_correlation, plot_filter_correlation, plot_representations
-from .measures import (
-    alpha_req,
-    condition_number,
-    count_positive,
-    effective_rank,
-    lidar,
-    participation_ratio,
-    rankme,
-    stable_rank,
-)
-from .probe import spectral_report, weight_spectra
-from .report import SpectralReport
-from .spectrum import FeatureSpectrum, WeightSpectrum
-from .stages import guess_stages, last_weights
+Public names are imported when first used: a page that shows spectra needs no torch.
+"""
 
-__all__ = [
-    "FeatureSpectrum",
-    "SketchedCovariance",
-    "SpectralReport",
-    "StreamingCovariance",
-    "WeightSpectrum",
-    "alpha_req",
-    "condition_number",
-    "count_positive",
-    "covariance_eigenvalues",
-    "effective_rank",
-    "filter_correlation",
-    "guess_stages",
-    "last_weights",
-    "lidar",
-    "normalized_eigenvalues",
-    "participation_ratio",
-    "plot_filter_correlation",
-    "plot_representations",
-    "plot_spectra",
-    "rankme",
-    "singular_values",
-    "spectral_report",
-    "stable_rank",
-    "weight_spectra",
-]
+from ..lazy import lazy_names
+
+# Public name → module that defines it.
+_HOMES = {
+    "SketchedCovariance": "covariance",
+    "StreamingCovariance": "covariance",
+    "covariance_eigenvalues": "eigenvalues",
+    "normalized_eigenvalues": "eigenvalues",
+    "singular_values": "eigenvalues",
+    "plot_spectra": "figures",
+    "filter_correlation": "maps",
+    "plot_filter_correlation": "maps",
+    "plot_representations": "maps",
+    "alpha_req": "measures",
+    "condition_number": "measures",
+    "count_positive": "measures",
+    "effective_rank": "measures",
+    "lidar": "measures",
+    "participation_ratio": "measures",
+    "rankme": "measures",
+    "stable_rank": "measures",
+    "spectral_report": "probe",
+    "weight_spectra": "probe",
+    "SpectralReport": "report",
+    "FeatureSpectrum": "spectrum",
+    "WeightSpectrum": "spectrum",
+    "guess_stages": "stages",
+    "last_weights": "stages",
+}
+
+__all__ = sorted(_HOMES)
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

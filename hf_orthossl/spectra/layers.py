@@ -7,9 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .stages import guess_stages
+from .stages import EMBEDDING, INPUT, REPRESENTATION, guess_stages
 
-INPUT, REPRESENTATION, EMBEDDING = "input", "representation", "embedding"
 POOLS = ("avg", "flatten")
 
 

@@ -1,8 +1,10 @@
-"""Which modules and which weights stand for the stages of a network, from names alone."""
+"""Which modules and which weights stand for the stages of a network, from names alone, without torch."""
 
 import re
 from collections.abc import Iterable, Sequence
 
+# Layers of every network, beside its stages.
+INPUT, REPRESENTATION, EMBEDDING = "input", "representation", "embedding"
 _NUMBERED = re.compile(r"(?P<head>(?:.*\.)?)(?P<kind>layer|stage|block|group|stages|blocks|layers|features)\.?\d+")
 # Networks with more blocks than this (ViTs) are read at the end of each quarter of their depth.
 _MAX_STAGES = 6

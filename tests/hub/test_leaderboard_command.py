@@ -7,7 +7,7 @@ import pytest
 from leaderboard_repos import SPLITS, Variations, change, files_of
 
 from hf_orthossl.cli import main
-from hf_orthossl.evaluation import read_results
+from hf_orthossl.evaluation import Result, read_results
 from hf_orthossl.hub.leaderboard.snapshot import read_snapshot
 
 
@@ -100,9 +100,16 @@ def test_verify_says_in_words_what_agrees(hub, capsys, board_encoders, tmp_path)
 def test_verify_says_in_words_what_differs(hub, capsys, board_encoders):
     lie = [dict(vars(result), value=0.99) for result in read_results(board_encoders[1] / "results.json")]
     claims = [type(read_results(board_encoders[1] / "results.json")[0])(**values) for values in lie]
+    claims.append(Result("finetune", "digits", "test", "top1", 0.95, {"protocol": "full", "epochs": 50}))
     hub.add_repo("tester/boaster", files_of(board_encoders[1], "tester/boaster", claims))
     out = run(capsys, "verify", "tester/boaster", "--train_split", SPLITS["train_split"])
     assert out.count("DIFFERS: beyond the interval") == 2
+    assert "claims     2 of 3 measured again" in out
+    (line,) = (line for line in out.splitlines() if line.startswith("finetune"))
+    assert line.endswith("not measured again")
+    (note,) = (line for line in out.splitlines() if line.startswith("note"))
+    assert "finetune top1 on digits: not measured again, only kNN and linear probes are" in note
+    assert "orthossl evaluate --task finetune" in note
 
 
 def test_deploy_makes_a_space_and_updates_it(hub, capsys):

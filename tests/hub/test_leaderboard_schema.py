@@ -75,8 +75,8 @@ def test_what_is_wrong_with_one_entry_puts_it_aside_alone(change):
         ("[" * 100_000, "not JSON"),
         ("[]", "format"),
         ('{"format": 99}', "format"),
-        ('{"format": 1}', "asides"),
-        ('{"format": 1, "asides": [], "entries": [], "collected_at": 3, "endpoint": "x"}', "collected_at"),
+        ('{"format": 2}', "asides"),
+        ('{"format": 2, "asides": [], "entries": [], "collected_at": 3, "endpoint": "x"}', "collected_at"),
     ],
 )
 def test_what_is_no_board_is_refused_in_one_line(text, match):
@@ -159,6 +159,7 @@ def test_pairs_differ_by_the_penalty_alone():
         entry("a/srip", regularizer="srip", value=0.55),
         entry("a/other-method", regularizer="so", method="dino", value=0.9),
         entry("a/other-size", regularizer="so", image_size=64, value=0.9),
+        entry("a/other-width", regularizer="so", parameters=1_000, value=0.9),
         entry("a/other-data", regularizer="so", pretrained_on="stl10", value=0.9),
         entry("a/unknown-data", regularizer="so", pretrained_on=None, value=0.9),
         entry("a/other-backbone", regularizer="so", backbone="resnet50", value=0.9),

@@ -183,6 +183,14 @@ def test_only_the_number_of_images_may_differ():
     assert compare([], [ours])[0].claimed is None
 
 
+def test_each_of_two_numbers_of_images_is_compared_with_its_own():
+    monitored, frozen = (f"k = 5, {counts}" for counts in ("bank = 10, queries = 5", "train_images = 10"))
+    ours = [claim(0.2, monitored, low=0.15, high=0.25), claim(0.6, frozen, low=0.5, high=0.7)]
+    for order in (ours, ours[::-1]):
+        pairs = compare([claim(0.21, monitored), claim(0.61, frozen)], order)
+        assert [(pair.agrees, pair.measured.protocol) for pair in pairs] == [(True, monitored), (True, frozen)]
+
+
 def test_wilson_interval_is_the_root_of_its_equation():
     for value, count in ((0.3, 100), (0.99, 57), (0.5, 10_000)):
         for end in interval(value, count):

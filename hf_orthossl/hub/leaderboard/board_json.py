@@ -7,6 +7,7 @@ from typing import Any
 from . import values
 from .schema import (
     FORMAT,
+    LIBRARIES,
     METRICS,
     MOST_CURVES,
     MOST_POINTS,
@@ -49,10 +50,10 @@ def from_json(text: str | bytes) -> Board:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"the board is not of format {FORMAT}: build it anew with this version's orthossl leaderboard")
     entries, asides = [], []
-    for part in _list("asides", content.get("asides")):
+    for part in values.sequence("asides", content.get("asides")):
         kept = _attempt(aside_from, part, asides)
         asides += [kept] if kept else []
-    for part in _list("entries", content.get("entries")):
+    for part in values.sequence("entries", content.get("entries")):
         kept = _attempt(entry_from, part, asides)
         entries += [kept] if kept else []
     collected_at = values.date("collected_at", content.get("collected_at"))
@@ -61,8 +62,8 @@ def from_json(text: str | bytes) -> Board:
 
 def entry_from(content: Any) -> Entry:
     """An entry from JSON values; raises `Refused`."""
-    content = _object("entry", content)
-    results = _list("results", content.get("results"))
+    content = values.mapping("entry", content)
+    results = values.sequence("results", content.get("results"))
     if len(results) > MOST_RESULTS:
         raise Refused("results", f"has {len(results)} numbers, at most {MOST_RESULTS} are shown")
     spectra = content.get("spectra")
@@ -82,12 +83,14 @@ def entry_from(content: Any) -> Entry:
         spectra=None if spectra is None else spectra_from(spectra),
         library_version=_maybe(values.name, "library_version", content),
         weights=_maybe(values.revision, "weights", content),
+        library=_one_of("library", content.get("library"), LIBRARIES),
+        remote_code=values.flag("remote_code", content.get("remote_code")),
     )
 
 
 def measured_from(content: Any) -> Measured:
     """A result from JSON values; raises `Refused`."""
-    content = _object("result", content)
+    content = values.mapping("result", content)
     protocol = values.text("protocol", content.get("protocol"), 300)
     if not protocol:
         raise Refused("protocol", "is missing: a number without its protocol cannot be compared")
@@ -111,8 +114,8 @@ def measured_from(content: Any) -> Measured:
 
 def spectra_from(content: Any) -> Spectra:
     """Spectra from JSON values; raises `Refused`."""
-    content = _object("spectra", content)
-    summary, curves, lengths = (_object(part, content.get(part)) for part in ("summary", "curves", "lengths"))
+    content = values.mapping("spectra", content)
+    summary, curves, lengths = (values.mapping(part, content.get(part)) for part in ("summary", "curves", "lengths"))
     if len(summary) > 40 or len(curves) > MOST_CURVES or set(curves) != set(lengths):
         raise Refused("spectra", "has too many scalars or curves, or curves without their lengths")
     found = Spectra({}, {}, {})
@@ -132,7 +135,7 @@ def spectra_from(content: Any) -> Spectra:
 
 def aside_from(content: Any) -> Aside:
     """An aside from JSON values; raises `Refused`."""
-    content = _object("aside", content)
+    content = values.mapping("aside", content)
     return Aside(
         # Of a listing's own malformed lines even the name may be none.
         repo_id=values.text("repo_id", content.get("repo_id"), 120),
@@ -159,18 +162,6 @@ def _maybe(check: Callable, field: str, content: dict, *limits: Any) -> Any:
 def _one_of(field: str, value: Any, known: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in known:
         raise Refused(field, f"must be one of {', '.join(known)}, got {values.shown(value)}")
-    return value
-
-
-def _object(field: str, value: Any) -> dict:
-    if not isinstance(value, dict):
-        raise Refused(field, f"must be an object, got {values.shown(value)}")
-    return value
-
-
-def _list(field: str, value: Any) -> list:
-    if not isinstance(value, list):
-        raise Refused(field, f"must be a list, got {values.shown(value)}")
     return value
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..publish import check_repo_id, require_token
-from ..remote import HubRepo
+from ..names import check_repo_id
+from ..remote import HubRepo, require_token
 from .collect import collect
 from .fetching import Fetcher, Gone, NoFile
 from .schema import Board

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..card_sections import split_front_matter
+from ..loading import library_of
 from . import values
 from .parsing import parse_arrays, parse_json, parse_yaml
 from .results_of import Results
@@ -100,6 +101,7 @@ def _entry(published: Published, results: Results) -> Entry:
         spectra=_spectra(published, results, num_features),
         library_version=_optional(results, values.name, "version", block, 40),
         weights=published.weights,
+        **library_of(config),
     )
 
 

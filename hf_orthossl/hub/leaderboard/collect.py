@@ -6,13 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+from ...files import replace_file
 from . import values
 from .board_json import from_json, to_json
 from .checking import check
 from .fetching import Fetcher, NotRead
-from .replacing import replace
 from .repositories import Listed, read_published
 from .schema import UNREAD, Aside, Board, Entry
 from .values import Refused
@@ -76,14 +75,14 @@ def collect(
             for done, (line, outcome) in enumerate(zip(changed, pool.map(_reader(fetcher), changed), strict=True), 1):
                 outcomes[line.repo_id] = outcome
                 if done % KEEP_EVERY == 0:
-                    replace(cache / _KEPT, to_json(board()).encode())
+                    replace_file(cache / _KEPT, to_json(board()).encode())
                 if progress:
                     progress(done, len(changed))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     collected = board()
-    replace(cache / _KEPT, to_json(collected).encode())
+    replace_file(cache / _KEPT, to_json(collected).encode())
     return collected
 
 
@@ -92,31 +91,17 @@ def _listed(fetcher: Fetcher) -> tuple[list[Listed], list[Aside]]:
     asides = []
     for page in fetcher.pages(TAG, _FIELDS):
         for line in page:
+            if isinstance(line, dict) and (line.get("private") or line.get("disabled")):
+                continue
             try:
-                read = _line(line)
+                read = Listed.read(line)
             except Refused as error:
                 name = line.get("id") if isinstance(line, dict) else line
                 asides.append(Aside(values.shown(name, 100).strip("'"), None, error.field, error.reason))
                 continue
-            if read:
-                # A repository that moved between two pages is listed twice.
-                found.setdefault(read.repo_id.lower(), read)
+            # A repository that moved between two pages is listed twice.
+            found.setdefault(read.repo_id.lower(), read)
     return list(found.values()), asides
-
-
-def _line(line: Any) -> Listed | None:
-    if not isinstance(line, dict):
-        raise Refused("listing", f"must hold objects, got {values.shown(line)}")
-    if line.get("private") or line.get("disabled"):
-        return None
-    repo_id = values.repo_id("id", line.get("id"))
-    date = line.get("lastModified")
-    return Listed(
-        repo_id,
-        values.revision("sha", line.get("sha")),
-        repo_id.split("/")[0],
-        None if date is None else values.date("lastModified", date),
-    )
 
 
 def _reader(fetcher: Fetcher) -> Callable[[Listed], tuple[Entry | None, list[Aside]]]:

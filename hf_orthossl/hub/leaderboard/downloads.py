@@ -87,9 +87,23 @@ class Headers:
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
+class OneAddress:
+    """Keeps the page's query string from Gradio, which takes `page` and `deep_link` in it for its own.
+
+    Only code in the browser reads ours.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_page = scope["type"] == "http" and scope["path"] in ("", "/")
+        await self.app({**scope, "query_string": b""} if is_page else scope, receive, send)
+
+
 def middleware() -> list[Middleware]:
     """For the application that serves the page."""
-    return [Middleware(Headers)]
+    return [Middleware(Headers), Middleware(OneAddress)]
 
 
 def _cell(value: object) -> object:

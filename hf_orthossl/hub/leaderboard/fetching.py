@@ -13,8 +13,8 @@ from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, http_stream_backoff
 
-from ..remote import hub_error, status_of
-from .replacing import replace
+from ...files import replace_file
+from ..errors import hub_error, status_of
 
 MAX_PAGE = 64 * 2**20
 TIMEOUT = 30.0
@@ -167,7 +167,7 @@ class Fetcher:
         following = _next(answer.headers.get("link", ""))
         if kept and answer.headers.get("etag"):
             kept.parent.mkdir(parents=True, exist_ok=True)
-            replace(kept, json.dumps({"etag": answer.headers["etag"], "next": following, "page": page}).encode())
+            replace_file(kept, json.dumps({"etag": answer.headers["etag"], "next": following, "page": page}).encode())
         return page, following
 
     def _in_words(self, error: Exception) -> NotRead:

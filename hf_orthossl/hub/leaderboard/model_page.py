@@ -6,7 +6,8 @@ from markupsafe import Markup
 
 from ...spectra.matching import match_features
 from ..escaping import literal
-from ..measurements import METRICS, TASKS
+from ..loading import loading_calls
+from ..words import METRICS, TASKS
 from . import charts
 from .badge import badge_svg, badge_words
 from .catalogue import Catalogue, effective_rank
@@ -126,18 +127,23 @@ def _reading(entry: Entry) -> str:
     )
 
 
-def _loading(entry: Entry) -> dict[str, str | None]:
-    """Python that loads this revision; only timm's own names are without a slash."""
-    where = f"hf-hub:{entry.repo_id}@{entry.revision}"
-    timm_code = f"import timm\n\nencoder = timm.create_model({literal(where)}, pretrained=True).eval()"
-    place = f"{literal(entry.repo_id)}, revision={literal(entry.revision)}"
-    auto_code = (
+def _loading(entry: Entry) -> dict[str, Markup | None]:
+    """Python that loads this revision: with timm, with transformers, and where that runs the author's code, without."""
+    calls = loading_calls(entry, entry.repo_id, entry.revision)
+    timm = f"import timm\n\nencoder = {calls['timm_call']}"
+    auto = (
         "from transformers import AutoImageProcessor, AutoModel\n\n"
-        f"processor = AutoImageProcessor.from_pretrained({place})\nencoder = AutoModel.from_pretrained({place}).eval()"
+        f"processor = AutoImageProcessor.from_pretrained({calls['location']})\nencoder = {calls['auto_call']}"
     )
+    own = literal(f"hf-hub:{entry.repo_id}@{entry.revision}")
+    own = f"from hf_orthossl import load_encoder\n\nencoder = load_encoder({own}, pretrained=True).eval()"
+    shown = {
+        "timm_code": calls["timm_call"] and timm,
+        "auto_code": auto,
+        "own_code": own if entry.remote_code else None,
+    }
     # Line breaks are ours: the page's texts are otherwise one line each.
-    timm = None if "/" in entry.backbone else Markup("{}").format(timm_code)
-    return {"timm_code": timm, "auto_code": Markup("{}").format(auto_code)}
+    return {name: code and Markup("{}").format(str(code)) for name, code in shown.items()}
 
 
 def _badge_code(entry: Entry, view: View, base_url: str, words: str) -> str:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 from typing import Any
 
-from ..card import REGULARIZERS
-from ..measurements import METRICS
+from ..words import METRICS, REGULARIZERS
 from . import charts
 from .catalogue import Catalogue, effective_rank
 from .model_page import compare_page, model_page
@@ -91,7 +91,6 @@ def _form(catalogue: Catalogue, view: View) -> dict[str, Any]:
 
 def _table(catalogue: Catalogue, view: View) -> dict[str, Any]:
     lines, measurement = catalogue.lines(view), catalogue.measurement(view)
-    shown, number, last = _cut(lines, view)
     measured = sum(line.row is not None for line in lines)
     words = f"{len(lines):,} of {len(catalogue.entries):,} models"
     if measurement:
@@ -102,9 +101,7 @@ def _table(catalogue: Catalogue, view: View) -> dict[str, Any]:
         for column, title in _TITLES.items()
     ]
     return {
-        "lines": shown,
-        "number": number,
-        "last": last,
+        **_cut(lines, view),
         "columns": columns,
         "status": words + ".",
         "download": view.query(show="table", compare=(), n=1),
@@ -135,16 +132,14 @@ def _scatter(catalogue: Catalogue, view: View) -> dict[str, Any]:
 
 def _pairs(catalogue: Catalogue, view: View) -> dict[str, Any]:
     pairs, chosen = catalogue.pairs(view), catalogue.measurement(view)
-    shown, number, last = _cut(pairs, view)
-    known = sorted(difference for _, _, difference in pairs if difference is not None)
+    known = [difference for _, _, difference in pairs if difference is not None]
     better = sum(difference > 0 for difference in known)
     status = f"{len(pairs):,} pairs."
     if known:
-        middle = (known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2
-        status = (
-            f"With a penalty {better:,} of {len(known):,} pairs are better; the median difference is {middle:+.3f}."
-        )
-    rows = [
+        status = f"With a penalty {better:,} of {len(known):,} pairs are better; "
+        status += f"the median difference is {median(known):+.3f}."
+    cut = _cut(pairs, view)
+    cut["rows"] = [
         {
             "without": without,
             "with_": with_,
@@ -152,10 +147,10 @@ def _pairs(catalogue: Catalogue, view: View) -> dict[str, Any]:
             "results": [best(entry, *chosen) for entry in (without, with_)],
             "ranks": [effective_rank(entry) for entry in (without, with_)],
         }
-        for without, with_, difference in shown
+        for without, with_, difference in cut["rows"]
     ]
     empty = "No two models that fit these filters differ by the penalty alone."
-    return {"pairs": rows, "number": number, "last": last, "status": status, "empty": _nothing(catalogue, empty)}
+    return {**cut, "status": status, "empty": _nothing(catalogue, empty)}
 
 
 def _aside(catalogue: Catalogue, view: View) -> dict[str, Any]:
@@ -165,22 +160,19 @@ def _aside(catalogue: Catalogue, view: View) -> dict[str, Any]:
         for aside in catalogue.board.asides
         if all(word in f"{aside.repo_id} {aside.field} {aside.reason}".casefold() for word in words)
     ]
-    shown, number, last = _cut(fitting, view)
     count = len(catalogue.board.asides)
     return {
-        "asides_shown": shown,
-        "number": number,
-        "last": last,
+        **_cut(fitting, view),
         "status": f"{len(fitting):,} of {count:,} entries.",
         "empty": "Nothing was left out." if not count else "No entry fits this search.",
     }
 
 
-def _cut(values: list, view: View) -> tuple[list, int, int]:
-    """The values of one page, its number, and the number of the last."""
+def _cut(values: list, view: View) -> dict[str, Any]:
+    """The rows of one page, its number, and the number of the last."""
     last = max(1, -(-len(values) // PAGE_SIZE))
     number = min(view.n, last)
-    return values[(number - 1) * PAGE_SIZE : number * PAGE_SIZE], number, last
+    return {"rows": values[(number - 1) * PAGE_SIZE : number * PAGE_SIZE], "number": number, "last": last}
 
 
 def _with(measurements: list, chosen: tuple | None) -> list:

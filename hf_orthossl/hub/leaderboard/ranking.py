@@ -70,7 +70,7 @@ def measurements(board: Board) -> list[tuple[str, str, str]]:
 def paired(
     board: Board, task: str = "knn", dataset: str | None = None, metric: str = "top1"
 ) -> list[tuple[Entry, Entry, float | None]]:
-    """Encoders with the same backbone, method, training data and image size, without and with a penalty.
+    """Encoders alike in backbone, parameters, method, training data and image size, without and with a penalty.
 
     Args:
         board ([`Board`]): Where from.
@@ -87,7 +87,8 @@ def paired(
         dataset = same[0][1] if same else ""
     groups: dict[tuple, dict[str | None, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     for entry in board.entries:
-        alike = (entry.backbone, entry.method, (entry.pretrained_on or "").lower(), entry.image_size)
+        data = (entry.pretrained_on or "").lower()
+        alike = (entry.backbone, entry.parameters, entry.method, data, entry.image_size)
         if entry.pretrained_on:
             groups[alike][entry.regularizer].append(entry)
     pairs = []

@@ -106,7 +106,7 @@ def parse_protocol(text: str) -> dict[str, str]:
 
 def _not_again(claim: Measured, location: str | None, protocol: dict[str, str]) -> str | None:
     if claim.task not in ("knn", "linear"):
-        return "only kNN and linear probes are measured again"
+        return f"not measured again, only kNN and linear probes are; orthossl evaluate --task {claim.task} measures it"
     if claim.metric not in ("top1", "top5"):
         return f"{claim.metric} is not measured again"
     if location is None:

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ..escaping import clean
-from ..measurements import METRICS, TASKS
+from ..words import METRICS, TASKS
 from .catalogue import Measurement, effective_rank
 
 HERE = Path(__file__).parent

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any, Self
 
 from . import values
 from .checking import ARRAYS, CARD, CONFIG, SCALARS, WEIGHTS, Published, wanted_files
@@ -26,17 +27,23 @@ class Listed:
     author: str
     last_modified: str | None
 
+    @classmethod
+    def read(cls, line: Any) -> Self:
+        """From what the Hub says of a repository; raises `Refused`."""
+        line = values.mapping("listing", line)
+        repo_id = values.repo_id("id", line.get("id"))
+        date = line.get("lastModified")
+        return cls(
+            repo_id,
+            values.revision("sha", line.get("sha")),
+            repo_id.split("/")[0],
+            None if date is None else values.date("lastModified", date),
+        )
+
 
 def find(fetcher: Fetcher, repo_id: str, revision: str = "main") -> Listed:
     """The commit that a branch or tag of a repository is at; raises `NotRead` if there is none."""
-    info = fetcher.info(repo_id, revision)
-    date = info.get("lastModified")
-    return Listed(
-        values.repo_id("id", repo_id),
-        values.revision("sha", info.get("sha")),
-        repo_id.split("/")[0],
-        None if date is None else values.date("lastModified", date),
-    )
+    return Listed.read(fetcher.info(repo_id, revision) | {"id": repo_id})
 
 
 def read_published(fetcher: Fetcher, line: Listed) -> tuple[Published, list[Aside]]:

@@ -83,8 +83,8 @@ class Results:
 
 
 def _of_eval_entry(part: Any) -> dict:
-    part = _object("result", part)
-    about = _object("dataset", part.get("dataset"))
+    part = values.mapping("result", part)
+    about = values.mapping("dataset", part.get("dataset"))
     task, metric = _task_and_metric(about.get("task_id"))
     notes = part.get("notes")
     found = _NOTES.fullmatch(notes) if isinstance(notes, str) and len(notes) <= 2000 else None
@@ -120,15 +120,15 @@ def _task_and_metric(task_id: Any) -> tuple[str, str]:
 
 def _metrics(content: Any) -> Iterator[dict]:
     """One flat mapping for each metric in a `model-index`."""
-    for model in _list("model-index", content):
-        for result in _list("results", _object("model", model).get("results")):
-            result = _object("result", result)
-            for metric in _list("metrics", result.get("metrics")):
+    for model in values.sequence("model-index", content):
+        for result in values.sequence("results", values.mapping("model", model).get("results")):
+            result = values.mapping("result", result)
+            for metric in values.sequence("metrics", result.get("metrics")):
                 yield {"dataset": result.get("dataset"), "metric": metric}
 
 
 def _of_model_index(part: dict) -> dict:
-    dataset, metric = (_object(name, part[name]) for name in ("dataset", "metric"))
+    dataset, metric = (values.mapping(name, part[name]) for name in ("dataset", "metric"))
     kind, args = metric.get("type"), metric.get("args")
     args = args if isinstance(args, dict) else {}
     # The name of the task above is that of the first of several.
@@ -153,15 +153,3 @@ def _bound(spread: re.Match | None, side: str) -> float | None:
         return float(spread[side]) if spread and spread[side] else None
     except ValueError:
         raise Refused("interval", f"must be numbers, got {shown(spread[0])}") from None
-
-
-def _object(field: str, value: Any) -> dict:
-    if not isinstance(value, dict):
-        raise Refused(field, f"must be an object, got {shown(value)}")
-    return value
-
-
-def _list(field: str, value: Any) -> list:
-    if not isinstance(value, list):
-        raise Refused(field, f"must be a list, got {shown(value)}")
-    return value

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
-FORMAT = 1
+FORMAT = 2
 TASKS = ("knn", "linear", "finetune", "transfer", "detection")
 METRICS = ("top1", "top5", "mean_per_class", "AP", "AP50", "AP75", "VOC07_AP50", "VOC12_AP50")
+LIBRARIES = ("timm", "transformers")
 # The author's claim; the author's claim that a re-run of this board bore out; that re-run's own number.
 SOURCES = ("author", "verified", "board")
 MOST_POINTS, MOST_CURVES, MOST_RESULTS = 200, 24, 400
@@ -85,6 +86,8 @@ class Entry:
         spectra ([`Spectra`], *optional*): `None` where none were published, or they were refused.
         library_version (`str`, *optional*): Of this package.
         weights (`str`, *optional*): SHA-256 of `model.safetensors`.
+        library (`str`, defaults to "timm"): One of `LIBRARIES`, which loads it.
+        remote_code (`bool`, defaults to `False`): Whether transformers needs code of the repository for it.
     """
 
     repo_id: str
@@ -102,6 +105,8 @@ class Entry:
     spectra: Spectra | None
     library_version: str | None
     weights: str | None = None
+    library: str = "timm"
+    remote_code: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from ...files import replace_file
 from .board_json import from_json, to_json
 from .fetching import Fetcher
-from .replacing import replace
 from .schema import Board, Entry, Measured
 
 BOARD, TABLE, CARD = "board.json", "board.parquet", "README.md"
@@ -59,8 +59,8 @@ def write_snapshot(board: Board, folder: str | Path, *, location: str | None = N
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / BOARD, to_json(board).encode())
-    replace(folder / TABLE, parquet(board))
+    replace_file(folder / BOARD, to_json(board).encode())
+    replace_file(folder / TABLE, parquet(board))
     results = sum(len(entry.results) for entry in board.entries)
     card = _CARD.format(
         encoders=f"{len(board.entries):,}",
@@ -70,7 +70,7 @@ def write_snapshot(board: Board, folder: str | Path, *, location: str | None = N
         date=board.collected_at[:10],
         location=location or folder.name,
     )
-    replace(folder / CARD, card.encode())
+    replace_file(folder / CARD, card.encode())
     return folder
 
 

@@ -3,7 +3,8 @@
 import json
 
 import yaml
-from huggingface_hub.utils import validate_repo_id
+
+from ..names import check_repo_id
 
 # The newest that the page was looked at with: what a later one draws, and fetches, nobody has seen yet.
 GRADIO = "6.31.0"
@@ -37,12 +38,7 @@ def space_files(board_id: str, *, package: str = PACKAGE) -> dict[str, str]:
     Raises:
         ValueError: `board_id` is no "owner/name", or `package` is more than one line.
     """
-    try:
-        validate_repo_id(board_id)
-    except ValueError as error:
-        raise ValueError(f"board_id must be a data set on the Hub, owner/name, got {board_id!r}") from error
-    if board_id.count("/") != 1:
-        raise ValueError(f"board_id must be a data set on the Hub, owner/name, got {board_id!r}")
+    check_repo_id(board_id, "board_id")
     if len(package.splitlines()) != 1:
         raise ValueError(f"package must be one requirement on one line, got {package!r}")
     front = {

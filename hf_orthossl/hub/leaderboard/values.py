@@ -58,6 +58,20 @@ def name(field: str, value: Any, longest: int = 96) -> str:
     return " ".join(value.split())
 
 
+def mapping(field: str, value: Any) -> dict:
+    """A JSON object."""
+    if not isinstance(value, dict):
+        raise Refused(field, f"must be an object, got {shown(value)}")
+    return value
+
+
+def sequence(field: str, value: Any) -> list:
+    """A JSON list."""
+    if not isinstance(value, list):
+        raise Refused(field, f"must be a list, got {shown(value)}")
+    return value
+
+
 def repo_id(field: str, value: Any) -> str:
     """The Hub's `owner/name`."""
     try:
@@ -101,6 +115,13 @@ def numbers(field: str, value: Any, low: float, high: float) -> list[float]:
     if value and not (low <= min(value) and max(value) <= high and math.isfinite(sum(value))):
         raise Refused(field, f"must hold numbers from {low:g} to {high:g}")
     return list(map(float, value))
+
+
+def flag(field: str, value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise Refused(field, f"must be true or false, got {shown(value)}")
+    return value
 
 
 def count(field: str, value: Any, high: int = 2**53) -> int:

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...files import replace_file
 from . import values
 from .board_json import measured_from
-from .replacing import replace
 from .schema import Aside, Board, Entry, Measured
 from .values import Refused
 
@@ -69,13 +69,15 @@ def compare(claims: list[Measured], measured: list[Measured]) -> list[Compared]:
 
     Protocols that differ in the number of images alone are the same: the interval says what that may change.
     """
-    by_key = {_loose(result): result for result in measured}
+    exact = {result.key: result for result in measured}
+    alike = {_loose(result): result for result in measured}
     compared, used = [], set()
     for claim in claims:
-        found = by_key.get(_loose(claim))
-        used.add(_loose(claim))
+        # Of several that differ in the number of images, the claim's own.
+        found = exact.get(claim.key) or alike.get(_loose(claim))
+        used |= {found.key} if found else set()
         compared.append(Compared(claim, found, None if found is None else _agree(claim, found)))
-    return compared + [Compared(None, result, None) for key, result in by_key.items() if key not in used]
+    return compared + [Compared(None, result, None) for result in measured if result.key not in used]
 
 
 def with_verifications(board: Board, verifications: list[Verification]) -> Board:
@@ -116,7 +118,7 @@ def merge(earlier: list[Verification], later: list[Verification]) -> list[Verifi
 def write_verifications(folder: Path, verifications: list[Verification]) -> Path:
     """Writes `verified.json`."""
     folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / VERIFIED, verifications_json(verifications).encode())
+    replace_file(folder / VERIFIED, verifications_json(verifications).encode())
     return folder / VERIFIED
 
 
@@ -142,8 +144,7 @@ def verifications_from(text: bytes) -> list[Verification]:
 
 
 def _from(content: object, where: str) -> Verification:
-    if not isinstance(content, dict):
-        raise Refused(where, f"must be an object, got {values.shown(content)}")
+    content = values.mapping(where, content)
     weights, spectra, results = content.get("weights"), content.get("spectra"), content.get("results")
     if not isinstance(results, list) or len(results) > 1000:
         raise Refused(where, "must have a list of results")

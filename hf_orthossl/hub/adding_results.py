@@ -9,8 +9,7 @@ from .card import FIGURE, render_card
 from .contents import FILES, refuse_tokens
 from .measurements import RESULTS, eval_result_files, merge_results, public_result
 from .names import hub_id
-from .publish import require_token
-from .remote import Found, HubRepo
+from .remote import Found, HubRepo, require_token
 
 
 @dataclass(frozen=True)

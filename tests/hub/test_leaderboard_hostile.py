@@ -1,0 +1,127 @@
+"""Hostile repositories, collected from a real server on loopback: where each ends, and that the rest stands."""
+
+import json
+import re
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from leaderboard_hostile import hostile_repos
+from leaderboard_repos import Variations, files_of
+from local_hub import LocalHub
+
+from hf_orthossl.hub.leaderboard.checking import ARRAYS, CARD, CONFIG, SCALARS, WEIGHTS, Published, check
+from hf_orthossl.hub.leaderboard.collect import collect
+from hf_orthossl.hub.leaderboard.fetching import Fetcher
+
+
+@pytest.fixture(scope="module")
+def hostile_board(board_encoders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile")
+    with pytest.MonkeyPatch.context() as patch, LocalHub(folder / "hub") as hub:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        Variations(board_encoders).fill(hub, 10)
+        marker = folder / "was-run"
+        repos = {repo.name: repo for repo in hostile_repos(lambda name: files_of(board_encoders[0], name), str(marker))}
+        for repo in repos.values():
+            hub.add_repo(f"stranger/{repo.name}", repo.files)
+            if repo.after:
+                repo.after(hub, f"stranger/{repo.name}")
+        board = collect(folder / "cache", fetcher=Fetcher(hub.url, False))
+        yield repos, board, list(hub.requests), marker
+
+
+# Names without an encoder: `pytest --collect-only` shows them without making any.
+PLAIN = {CONFIG: b'{"orthossl": {}}', SCALARS: b'{"features": {"representation": {}}}'}
+HOSTILE = [repo.name for repo in hostile_repos(lambda name: PLAIN, "marker")]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_repositories_end_where_they_should(name, hostile_board):
+    repos, board, _, _ = hostile_board
+    repo = repos[name]
+    entries = [entry for entry in board.entries if entry.repo_id == f"stranger/{name}"]
+    reasons = [f"{aside.field} {aside.reason}" for aside in board.asides if aside.repo_id == f"stranger/{name}"]
+    assert len(entries) == repo.is_entry, f"{repo.tries}: {reasons}"
+    if repo.reason:
+        assert any(repo.reason in reason for reason in reasons), f"{repo.tries}: {reasons}"
+    else:
+        assert reasons == []
+    for reason in reasons:
+        assert reason.isprintable()
+        assert len(reason) < 450
+
+
+def test_the_rest_of_the_board_stands(hostile_board):
+    repos, board, requests, marker = hostile_board
+    sound = [entry for entry in board.entries if entry.repo_id.startswith("tester/")]
+    assert len(sound) == 10
+    assert all(entry.spectra and len(entry.results) == 2 for entry in sound)
+    assert not marker.exists(), "something was run"
+    assert len(board.entries) + len(board.asides) > len(repos)
+    # Nothing but what the board reads was asked for, and of the huge file nothing.
+    files = {line.split("/resolve/")[1].split("/", 1)[1] for line in requests if "/resolve/" in line}
+    assert all(
+        name in (CONFIG, CARD, SCALARS, ARRAYS) or re.fullmatch(r"\.eval_results/\w[\w.-]*", name) for name in files
+    )
+    assert not any("huge-file/resolve" in line and SCALARS in line for line in requests)
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+NAMED = st.sampled_from(
+    [
+        "orthossl",
+        "backbone",
+        "num_features",
+        "features",
+        "weights",
+        "representation",
+        "dim",
+        "exact",
+        "model-index",
+        "results",
+        "metrics",
+        "args",
+        "task",
+        "dataset",
+        "id",
+        "task_id",
+        "notes",
+        "value",
+        "schema_version",
+        "shape",
+        "effective_rank",
+        "protocol",
+        "split",
+        "type",
+    ]
+)
+named_junk = st.recursive(
+    junk | st.just(1) | st.just("knn_top1") | st.just("split = test, k = 1"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMED, inner, max_size=6),
+    max_leaves=25,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(named_junk, named_junk, named_junk, st.binary(max_size=200), st.text(max_size=200))
+def test_no_junk_raises_out_of_the_checks(config, scalars, card, arrays, text):
+    config = config if isinstance(config, dict) else {"orthossl": config}
+    for block in (config, {"orthossl": {"num_features": 16, "backbone": "x", "method": "y", "image_size": 32}}):
+        files = {
+            CONFIG: json.dumps(block).encode(),
+            SCALARS: json.dumps(scalars).encode(),
+            ARRAYS: arrays,
+            CARD: f"---\n{yaml.safe_dump(card, allow_unicode=True)}\n---\n".encode(errors="replace"),
+            ".eval_results/a.yaml": yaml.safe_dump(card).encode(),
+            ".eval_results/b.yaml": text.encode(errors="replace"),
+        }
+        entry, asides = check(
+            Published("a/b", "0" * 40, "a", None, dict.fromkeys([*files, WEIGHTS, text], 1), None, 1, files)
+        )
+        assert entry is not None or asides
