@@ -25,4 +25,17 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = False) -> 
             file.flush()
             os.fsync(file.fileno())
     partial.replace(path)
+    if durable:
+        sync_folder(path.parent)
     return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk."""
+    # Windows cannot open folders, and writes their entries through.
+    if os.name != "nt":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

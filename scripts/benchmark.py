@@ -3,7 +3,7 @@
     python scripts/benchmark.py penalty --json penalty.json
 
 Each sub-command is a module of `scripts/benchmarks` with `add_arguments(parser)` and `run(args) -> list of rows`;
-`all` runs the others and puts what has a target into one table.
+`all` runs those of the README and puts what has a target into one table.
 """
 
 import argparse

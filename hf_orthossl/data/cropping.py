@@ -1,6 +1,7 @@
 """Random resized crops: where to crop, and the crop itself, at decode or for a whole batch at once."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -59,12 +60,18 @@ def crop_at_decode(image: Image.Image, spec: ViewSpec, size: int, generator: np.
 
 
 def resize_taps(
-    boxes: Tensor, size: int, interpolation: str, device: torch.device, mirrored: Tensor | None = None
+    boxes: Tensor,
+    shape: Sequence[int],
+    size: int,
+    interpolation: str,
+    device: torch.device,
+    mirrored: Tensor | None = None,
 ) -> tuple[Taps, Taps]:
     """What resizes every image's own box to `size` × `size` pixels, antialiased, with Pillow's weights.
 
     Args:
         boxes (`Tensor` of shape `(B, 4)`): From [`crop_boxes`], on the CPU.
+        shape (`Sequence[int]`): Height and width of the images.
         size (`int`): In pixels.
         interpolation (`str`): "bicubic" or "bilinear".
         device (`torch.device`): Where the images are.
@@ -74,8 +81,8 @@ def resize_taps(
         What to do to the columns, and to the rows, of whole images.
     """
     support = _SUPPORT[interpolation]
-    # Counted on the CPU, without waiting for the device.
-    taps = torch.arange(math.ceil(2 * support * max(boxes[:, 2:].max().item() / size, 1)), device=device)
+    # As many as the largest box could need: a part of a batch then sums as the whole does, to the last bit.
+    taps = torch.arange(math.ceil(2 * support * max(max(shape) / size, 1)), device=device)
     first, length = boxes.to(device, non_blocking=True).view(-1, 2, 2, 1, 1).unbind(1)
     place = torch.arange(size, device=device).view(-1, 1).repeat(len(boxes), 2, 1, 1)
     if mirrored is not None:

@@ -89,7 +89,8 @@ class Views:
         """Makes crops of whole images."""
         boxes = cropping.crop_boxes(uniform[:, : cropping.DRAWS], *images.shape[-2:], spec)
         mirrored = uniform[:, -1] < spec.flip
-        columns, rows = cropping.resize_taps(boxes, size, spec.interpolation, images.device, mirrored)
+        shape = images.shape[-2:]
+        columns, rows = cropping.resize_taps(boxes, shape, size, spec.interpolation, images.device, mirrored)
 
         def crop(part: slice) -> Tensor:
             taps = (Taps(axis.sources[part], axis.weights[part]) for axis in (columns, rows))
@@ -102,7 +103,7 @@ class Views:
         flip = photometric.Step(lambda chosen: chosen.flip(3), (uniform[:, -1] < spec.flip).tolist())
 
         def crop(part: slice) -> Tensor:
-            return flip(crops[part].float().div_(255), part.start)
+            return flip(crops[part].float() / 255, part.start)
 
         return crop
 

@@ -151,9 +151,7 @@ class OrthogonalityRegularizer:
             mine, _ = self._shares(self._weights(), process, processes)
             for factor, group in self._evaluate(mine, generator, processes):
                 parts.append((factor, group.values.detach()))
-                found = [i for i in group.places if i in mine]
-                owners = [self.matrices[i].module for i in found]
-                add_gradient((weight * factor) * group.values.sum(), [mine[i] for i in found], owners)
+                add_gradient((weight * factor) * group.values.sum())
         return _total(parts)
 
     @torch.no_grad()

@@ -104,15 +104,17 @@ class OrthogonalityCallback(ReportingCallback):
             raise ValueError(f"gamma is {gamma}: the penalty's weight must be 0 or more, as in 1e-6")
         if every < 1 or every != int(every):
             raise ValueError(f"every is {every}: the penalty is computed at every 1, 2, 3, … steps")
-        self.kind, self.gamma, self.module, self.seed, self.kwargs = kind, gamma, module, seed, kwargs
+        self.kind, self.gamma, self.given, self.seed, self.kwargs = kind, gamma, module, seed, kwargs
         self.every = every
+        self.module = module
         self.regularizer: OrthogonalityRegularizer | None = None
         self.sum, self.count = torch.zeros(()), 0
         self.processes = 1
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
-        self.module = self.module or model
+        # Anew for every training: the next may be of another model.
+        self.module = model if self.given is None else self.given
         self.regularizer = OrthogonalityRegularizer(self.module, self.kind, **self.kwargs)
         # Where parameters may go unused, DDP leaves their gradients as each process has them: these must be whole.
         averages_all = args.ddp_find_unused_parameters is False and not args.ddp_static_graph

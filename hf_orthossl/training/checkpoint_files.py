@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from ..files import replace_file
+from ..files import replace_file, sync_folder
 
 MANIFEST = "manifest.json"
 
@@ -56,14 +56,3 @@ def damage(folder: Path, *, thorough: bool = True) -> str | None:
         except OSError as error:
             return f"{name}: {error.strerror}"
     return None
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
-    # Windows cannot open folders, and writes their entries through.
-    if os.name != "nt":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

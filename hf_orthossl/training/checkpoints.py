@@ -14,8 +14,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..files import sync_folder
 from ..processes import smallest
-from .checkpoint_files import damage, seal, sync_folder
+from .checkpoint_files import damage, seal
 from .watching import say
 
 STAGING = ".saving"

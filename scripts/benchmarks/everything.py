@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="minutes instead of a quarter of an hour, less exact")
     # Each has its own.
     parser.set_defaults(repeats=None)
+    parser.add_argument("--dataset", default="digits", help="what pretrain trains on; its target is of CIFAR-10")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to this file")
 
 
@@ -83,6 +84,8 @@ def _start(name: str, args: argparse.Namespace) -> list[dict] | None:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "rows.json"
         options = ["--device", args.device, "--json", str(answer), *(QUICK[name] if args.quick else [])]
+        if name == "pretrain":
+            options += ["--dataset", args.dataset]
         if args.repeats:
             options += ["--repeats", str(args.repeats)]
         with subprocess.Popen(

@@ -99,7 +99,7 @@ class Clock:
 
 def our_run(source: ImageSource, args: argparse.Namespace) -> Callable[[], float]:
     """A run of our loop; what it measures of the weights and saves now and then is left out, as lightly has it not."""
-    dataset = ImageDataset(source, views=get_recipe(VIEWS), image_size=SIZE)
+    dataset = ImageDataset(source, views=get_recipe(VIEWS), image_size=SIZE, cache_images="auto")
 
     def train() -> float:
         model, clock = build(args), Clock(args)
@@ -145,7 +145,9 @@ def lightly_run(source: ImageSource, args: argparse.Namespace) -> Callable[[], f
     def train() -> float:
         model = lightly_twin(build(args).to(args.device), args.backbone).train()
         optimizer, clock = sgd(model), Clock(args)
-        loader = DataLoader(dataset, args.batch, shuffle=True, drop_last=True, num_workers=args.workers)
+        # Its example starts its workers anew every epoch, which on a small set would be all that is timed.
+        workers = {"num_workers": args.workers, "persistent_workers": args.workers > 0}
+        loader = DataLoader(dataset, args.batch, shuffle=True, drop_last=True, **workers)
         while True:
             for views in loader:
                 model.step([view.to(args.device) for view in views], optimizer, MOMENTUM, bf16=args.device == "cuda")

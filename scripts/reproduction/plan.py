@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_orthossl.files import replace_file
+
 from .presets import Arm, Experiment
 from .runs import Run
 
@@ -41,7 +43,7 @@ class Plan:
                 path = run.folder / TUNED
                 if not path.is_file():
                     run.train()
-                    path.write_text(json.dumps({"weight": run.weight, "knn": run.score()}) + "\n")
+                    replace_file(path, json.dumps({"weight": run.weight, "knn": run.score()}) + "\n", durable=True)
 
     def scores(self) -> dict[str, dict[float, float]]:
         """kNN top-1 on the validation split, by arm and candidate γ, of the candidates that have been run."""
@@ -72,11 +74,15 @@ class Plan:
         """How many runs that count have not been measured."""
         return len(self.seeds) * len(self.experiment.arms) - sum(run.is_measured for run in self.runs())
 
-    def _candidates(self, arm: Arm) -> list[Run]:
+    @property
+    def tuning_epochs(self) -> float:
+        """Of the runs that choose γ."""
         share = self.experiment.tuning_epochs / self.experiment.epochs
-        epochs = share * (self.epochs or self.experiment.epochs)
+        return share * (self.epochs or self.experiment.epochs)
+
+    def _candidates(self, arm: Arm) -> list[Run]:
         return [
-            self._run(arm, weight, TUNING_SEED, epochs, self.root / "tuning" / f"{arm.name}-{weight:g}")
+            self._run(arm, weight, TUNING_SEED, self.tuning_epochs, self.root / "tuning" / f"{arm.name}-{weight:g}")
             for weight in (arm.weights if len(arm.weights) > 1 else ())
         ]
 

@@ -1,12 +1,14 @@
 """The report: tables, verdicts and figures of the runs that have ended, and their raw numbers."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 
 from hf_orthossl.encoders import load_encoder
+from hf_orthossl.files import replace_file
 
 from .figures import plot_arms, plot_seeds
 from .plan import Plan
@@ -18,13 +20,12 @@ SCORES = {"knn": "kNN", "linear": "the linear probe"}
 MEASURES = (*SCORES, "representation_effective_rank", "weights_relative_rank", "so", "srip")
 
 
-def write_report(plans: Sequence[Plan], folder: Path, machine: str) -> Path:
+def write_report(plans: Sequence[Plan], folder: Path) -> Path:
     """Writes `README.md`, `runs.json` (raw numbers) and figures of the experiments that have measured runs.
 
     Args:
         plans (sequence of [`Plan`]): The experiments.
         folder (`Path`): Where it goes.
-        machine (`str`): What it all ran on.
 
     Returns:
         `Path` of the page.
@@ -41,9 +42,11 @@ def write_report(plans: Sequence[Plan], folder: Path, machine: str) -> Path:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     path = folder / "README.md"
-    path.write_text(page.render(experiments=experiments, machine=machine) + "\n", encoding="utf-8")
     raw = [run.measure() for _, runs in found for run in runs]
-    (folder / "runs.json").write_text(json.dumps(raw, indent=2) + "\n")
+    # How busy it was differs from run to run.
+    machines = sorted({re.sub(r", load [\d.]+", "", row["machine"]) for row in raw})
+    replace_file(path, page.render(experiments=experiments, machines=machines) + "\n")
+    replace_file(folder / "runs.json", json.dumps(raw, indent=2) + "\n")
     return path
 
 
@@ -62,6 +65,7 @@ def _experiment(plan: Plan, runs: list[Run], folder: Path) -> dict:
         "million_parameters": sum(p.numel() for p in load_encoder(str(first[0].encoder)).parameters()) / 1e6,
         "seeds": sorted({run.seed for run in runs}),
         "scores": plan.scores(),
+        "tuning_epochs": plan.tuning_epochs,
         "dim": rows[0]["representation_dim"],
         "arms": [_arm(rows, arm, arms[0]) for arm in arms],
     }

@@ -5,16 +5,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from benchmarks.measure import machine
 
+from hf_orthossl.cli.parsing import read_config
 from hf_orthossl.cli.pretrain import main as pretrain
 from hf_orthossl.cli.pretrain import train_with_loop
 from hf_orthossl.data import ImageDataset
 from hf_orthossl.encoders import Encoder, load_encoder
-from hf_orthossl.evaluation import LabelledFeatures, Result, knn_results, labelled_splits, linear_results
+from hf_orthossl.evaluation import (
+    LabelledFeatures,
+    Result,
+    knn_results,
+    labelled_splits,
+    linear_results,
+    write_results,
+)
 from hf_orthossl.evaluation.features import normalized_batches
+from hf_orthossl.files import replace_file
 from hf_orthossl.hub.encoder_folder import spectra_rows
+from hf_orthossl.hub.measurements import public_result
 from hf_orthossl.regularization import OrthogonalityRegularizer
 from hf_orthossl.spectra import SpectralReport, spectral_report
+from hf_orthossl.training.checkpoints import checkpoints
 
 from .presets import Arm, Experiment
 
@@ -68,7 +80,13 @@ class Run:
     def options(self) -> dict:
         """The options of `orthossl pretrain` that make this run."""
         chosen = {} if self.arm.option is None else {self.arm.option: self.weight}
-        fixed = {"save_steps": 0.25, "save_total_limit": 1, "logging_steps": 0.02, "disable_tqdm": True}
+        fixed = {
+            "knn_images": 0,
+            "save_steps": 0.25,
+            "save_total_limit": 1,
+            "logging_steps": 0.02,
+            "disable_tqdm": True,
+        }
         return {
             "dataset": self.dataset,
             "split": self.experiment.train,
@@ -85,10 +103,15 @@ class Run:
         }
 
     def train(self) -> None:
-        """Trains it, or goes on where an earlier call was stopped; a run that has ended stays as it is."""
+        """Trains it, or goes on where an earlier call was stopped; a run that has ended stays as it is.
+
+        Raises:
+            ValueError: its folder holds a run with other settings.
+        """
+        self._check()
         if (self.encoder / "README.md").is_file():
             return
-        if (self.folder / "config.yaml").is_file():
+        if checkpoints(self.folder):
             argv = ["--output_dir", str(self.folder), "--resume"]
         else:
             argv = [text for name, value in self.options().items() for text in (f"--{name}", *_texts(value))]
@@ -101,6 +124,7 @@ class Run:
 
     def measure(self) -> dict:
         """kNN, linear probe, penalties and spectra of the trained encoder, measured once and kept."""
+        self._check()
         path = self.folder / MEASURED
         if self.is_measured:
             return json.loads(path.read_text())
@@ -108,6 +132,8 @@ class Run:
         results = self._accuracies(encoder)
         report = self._spectra(encoder)
         report.save(self.spectra)
+        # Beside the weights, for whoever publishes them.
+        write_results(self.encoder / "results.json", [public_result(result) for result in results])
         summary, last = report.summary(), report.features["representation"]
         row = {
             "experiment": self.experiment.name,
@@ -125,10 +151,22 @@ class Run:
             "representation_dim": last.dim,
             "weights_relative_rank": summary["weights/relative_rank_mean"],
             **{kind: self._penalty(encoder, kind) for kind in ("so", "srip")},
+            "machine": machine(self.device),
             "results": [result.to_dict() for result in results],
         }
-        path.write_text(json.dumps(row, indent=2) + "\n")
+        replace_file(path, json.dumps(row, indent=2) + "\n", durable=True)
         return row
+
+    def _check(self) -> None:
+        """Refuses a run that was started with other settings: a trial must not pass for the real one."""
+        path = self.folder / "config.yaml"
+        before = read_config(path) if path.is_file() else {}
+        for name in ("dataset", "num_train_epochs", "per_device_train_batch_size", "seed", "gamma", "whitening"):
+            value = self.options().get(name)
+            if value is not None and name in before and before[name] != value:
+                raise ValueError(
+                    f"{self.folder} holds a run with {name} {before[name]}, not {value}: pass another --output_dir"
+                )
 
     def _load(self) -> Encoder:
         return load_encoder(str(self.encoder), pretrained=True).to(self.device).eval()

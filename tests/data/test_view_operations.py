@@ -176,8 +176,8 @@ def test_a_view_is_pillows_to_a_few_of_its_256_levels():
 def test_a_flip_is_part_of_the_crop():
     images, boxes = uniform(3, 3, 30, 40), cropping.crop_boxes(uniform(3, cropping.DRAWS), 30, 40, ViewSpec())
     mirrored = torch.tensor([True, False, True])
-    plain = cropping.resized_crops(images, boxes, *cropping.resize_taps(boxes, 16, "bicubic", CPU))
-    turned = cropping.resized_crops(images, boxes, *cropping.resize_taps(boxes, 16, "bicubic", CPU, mirrored))
+    taps = [cropping.resize_taps(boxes, images.shape[-2:], 16, "bicubic", CPU, flip) for flip in (None, mirrored)]
+    plain, turned = (cropping.resized_crops(images, boxes, *both) for both in taps)
     torch.testing.assert_close(turned[mirrored], plain[mirrored].flip(3), atol=2e-6, rtol=0)
     torch.testing.assert_close(turned[~mirrored], plain[~mirrored], atol=0, rtol=0)
 

@@ -54,6 +54,21 @@ def test_same_as_a_backward_pass(model, kind, reduction):
             assert ours[name].stride() == gradient.stride()
 
 
+def test_weights_that_another_layer_makes():
+    """As a hypernetwork does: only the graph knows whose parameters they come from."""
+    torch.manual_seed(0)
+    source, layer = nn.Linear(6, 3), nn.Linear(6, 3)
+    regularizer = OrthogonalityRegularizer(layer)
+    del layer._parameters["weight"]
+    for penalize in (lambda: regularizer().backward(), regularizer.add_gradients):
+        source.weight.grad = None
+        layer.weight = 2 * source.weight
+        penalize()
+        W = source.weight.detach().double()
+        expected = 2 * 4 * (4 * W @ W.T - torch.eye(3)) @ (2 * W)
+        torch.testing.assert_close(source.weight.grad.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_shares_average_to_the_whole(model, kind):
     regularizer = OrthogonalityRegularizer(model, kind)

@@ -25,6 +25,7 @@ from reproduction.statistics import paired_difference
 
 from hf_orthossl.cli.options import DataArguments, ModelArguments, PretrainArguments
 from hf_orthossl.cli.parsing import parse
+from hf_orthossl.training.run_folder import MARK
 
 TINY = Experiment(
     name="byol",
@@ -95,6 +96,22 @@ def test_stopped_continued_and_reported(tiny, tmp_path, capsys):
     assert tiny("--seeds", "0", "1") == 0
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == written
     assert json.loads((tmp_path / "cpu" / "runs.json").read_text()) == rows
+
+    # A trial with other settings does not pass for it, nor the other way round.
+    assert tiny("--seeds", "0", "1", "--epochs", "0.25") == 2
+    assert tiny("--seeds", "0", "1", "--report", "--epochs", "0.25") == 2
+
+
+def test_killed_before_its_first_checkpoint(tiny, tmp_path, capsys):
+    folder = tmp_path / "runs" / "cpu" / "byol" / "none-seed0"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(MARK + "dataset: digits\nseed: 0\nnum_train_epochs: 0.5\n")
+    run = Plan(TINY, "digits", folder.parent, [0], None, "cpu")._run(TINY.arms[0], None, 0, 0.5, folder)
+    run.train()
+    assert (run.encoder / "model.safetensors").is_file()
+    other = dataclasses.replace(run, epochs=2)
+    with pytest.raises(ValueError, match=r"none-seed0 holds a run with num_train_epochs 0\.5, not 2"):
+        other.train()
 
 
 def test_nothing_to_report(tiny, capsys):

@@ -61,6 +61,15 @@ def test_part_of_a_model(tmp_path):
     assert callback.regularizer.names == ["weight"]
 
 
+def test_used_again_for_another_model(tmp_path):
+    """As `hyperparameter_search` and cross-validation do."""
+    callback, models = OrthogonalityCallback(gamma=GAMMA), (Regression(), Regression())
+    for number, model in enumerate(models):
+        fit(model, tmp_path / str(number), [callback])
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_negative_gamma():
     with pytest.raises(ValueError, match="gamma is -1"):
         OrthogonalityCallback(gamma=-1)
