@@ -5,10 +5,10 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..hub.leaderboard.building import add_verification, build, publish_verification
-from ..hub.leaderboard.space import space_files
+from ..hub.leaderboard.building import add_verification, build, check_folder, publish_verification
+from ..hub.leaderboard.space import PACKAGE, deploy
 from ..hub.names import check_repo_id
-from ..hub.remote import HubRepo, require_token
+from ..hub.remote import require_token
 from ..methods import nearest
 from .parsing import parse
 
@@ -59,6 +59,14 @@ class DeployArguments:
     space: str | None = field(default=None, metadata={"help": "the Space", "metavar": "USER/NAME"})
     board: str | None = field(default=None, metadata={"help": "data set of the board", "metavar": "USER/NAME"})
     private: bool = field(default=False, metadata={"help": "make a new Space private"})
+    package: str = field(
+        default=PACKAGE,
+        metadata={
+            "help": "what the Space installs, one line of requirements.txt; where that release is not on PyPI: "
+            f"'{PACKAGE} @ git+https://…'",
+            "metavar": "REQUIREMENT",
+        },
+    )
 
 
 @dataclass
@@ -135,13 +143,10 @@ def deploy_board(argv: list[str]) -> None:
     args = _parse("deploy", DeployArguments, argv)
     check_repo_id(args.space, "--space")
     check_repo_id(args.board, "--board")
-    repo = HubRepo(args.space, require_token(), kind="space")
-    contents = {path: text.encode() for path, text in space_files(args.board).items()}
-    tip = repo.tip()
-    if tip is None:
-        repo.create(args.private or None, sdk="gradio")
-    repo.commit(contents, set(), tip, f"The board of {args.board}")
-    print(f"deployed  {repo.url} ({len(contents)} files), which shows {args.board}")
+    url, left = deploy(args.space, args.board, package=args.package, private=args.private)
+    print(f"deployed  {url}, which shows {args.board}")
+    if left:
+        print(f"to do     {left}")
 
 
 def verify_model(argv: list[str]) -> None:
@@ -149,6 +154,7 @@ def verify_model(argv: list[str]) -> None:
     if args.push_to_hub is not None:
         check_repo_id(args.push_to_hub, "--push_to_hub")
         require_token()
+    check_folder(args.output_dir)
     # What needs torch is imported once the options are known to be good.
     from ..evaluation import FeatureCache
     from ..hub.leaderboard.remeasure import Data

@@ -94,12 +94,17 @@ class HubRepo:
             file = self._asked(lambda name=name: self.api.hf_hub_download(self.repo_id, name, revision=sha))
             shutil.copyfile(file, folder / name)
 
-    def tip(self) -> str | None:
-        """The newest commit; `None` if there is no such repository."""
+    def info(self) -> Any:
+        """What the Hub says of the newest commit; `None` if there is no such repository."""
         try:
-            return self._asked(lambda: self.api.repo_info(self.repo_id, repo_type=self.kind)).sha
+            return self._asked(lambda: self.api.repo_info(self.repo_id, repo_type=self.kind))
         except RepositoryNotFoundError:
             return None
+
+    def tip(self) -> str | None:
+        """The newest commit; `None` if there is no such repository."""
+        info = self.info()
+        return None if info is None else info.sha
 
     def create(self, private: bool | None, sdk: str | None = None) -> None:
         """Makes the repository if there is none; a Space needs its `sdk`, such as "gradio"."""
@@ -173,7 +178,7 @@ class HubRepo:
 
     def text(self, path: str, sha: str) -> str:
         """A text file of a commit."""
-        file = self._asked(lambda: self.api.hf_hub_download(self.repo_id, path, revision=sha))
+        file = self._asked(lambda: self.api.hf_hub_download(self.repo_id, path, revision=sha, repo_type=self.kind))
         return Path(file).read_bytes().decode("utf-8", errors="replace")
 
     def _json(self, path: str, sha: str) -> Any:

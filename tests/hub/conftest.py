@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from board_visitor import BOARD, CHROMIUM, Visitor, free_port
-from leaderboard_repos import encoders
+from leaderboard_repos import Variations, encoders
 from published_encoders import written
 
 
@@ -32,6 +32,15 @@ def board_hub(local_hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
     return local_hub
+
+
+@pytest.fixture
+def hub(hub_here, board_encoders, tmp_path, monkeypatch):
+    """The local Hub with three encoders and one that is left out, seen from an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    Variations(board_encoders).fill(hub_here, 3)
+    hub_here.add_repo("tester/liar", {"README.md": "---\ntags:\n- orthossl\n---\n"})
+    return hub_here
 
 
 @pytest.fixture(scope="module")

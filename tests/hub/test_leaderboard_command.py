@@ -4,33 +4,11 @@ import json
 import sys
 
 import pytest
-from leaderboard_repos import SPLITS, Variations, change, files_of
+from leaderboard_command import refused, run
+from leaderboard_repos import SPLITS, change, files_of
 
-from hf_orthossl.cli import main
 from hf_orthossl.evaluation import Result, read_results
 from hf_orthossl.hub.leaderboard.snapshot import read_snapshot
-
-
-@pytest.fixture
-def hub(hub_here, board_encoders, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Variations(board_encoders).fill(hub_here, 3)
-    hub_here.add_repo("tester/liar", {"README.md": "---\ntags:\n- orthossl\n---\n"})
-    return hub_here
-
-
-def run(capsys, *argv: str) -> str:
-    main(["leaderboard", *argv])
-    return capsys.readouterr().out
-
-
-def refused(capsys, *argv: str) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(["leaderboard", *argv])
-    assert ended.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("orthossl leaderboard: error: ")
-    return error
 
 
 def test_build_prints_and_leaves_a_board(hub, capsys, tmp_path):
@@ -112,15 +90,20 @@ def test_verify_says_in_words_what_differs(hub, capsys, board_encoders):
     assert "orthossl evaluate --task finetune" in note
 
 
-def test_deploy_makes_a_space_and_updates_it(hub, capsys):
-    assert "which shows tester/board" in run(capsys, "deploy", "--space", "tester/page", "--board", "tester/board")
-    files = hub.repo("tester/page", "space").head["main"].files
-    assert {"README.md", "requirements.txt", "app.py"} <= set(files)
-    assert "tester/board" in "".join(hub.store.read(file).decode() for file in files.values())
-    assert "sdk: gradio" in hub.store.read(files["README.md"]).decode()
-    run(capsys, "deploy", "--space", "tester/page", "--board", "tester/other")
-    files = hub.repo("tester/page", "space").head["main"].files
-    assert "tester/other" in "".join(hub.store.read(file).decode() for file in files.values())
+def test_verify_fetches_nothing_that_a_stranger_names(hub, capsys, board_encoders, monkeypatch):
+    asked = []
+
+    def away(location, **options):
+        asked.append(location)
+        raise OSError("away")
+
+    monkeypatch.setattr("hf_orthossl.hub.leaderboard.remeasure.labelled_splits", away)
+    settings = {"k": 5, "temperature": 0.07, "train_images": 300, "test_images": 100}
+    claims = [Result("knn", name, "test", "top1", 0.9, settings) for name in ("evil/data", "uoft-cs/cifar10")]
+    hub.add_repo("tester/luring", files_of(board_encoders[0], "tester/luring", claims))
+    out = run(capsys, "verify", "tester/luring")
+    assert "knn top1 on evil/data: pass --dataset evil/data to measure it again" in out
+    assert asked == ["uoft-cs/cifar10"]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +143,22 @@ def test_no_board_yet(hub, capsys):
     hub.add_repo("runs/leaderboard", {"board.json": "{}"}, kind="dataset")
     assert "runs/leaderboard has no board.json" in refused(capsys, "serve")
     assert hub.requests == [], "a missing folder is not looked for on the Hub"
+
+
+def test_serve_says_what_is_missing_and_where(hub, capsys, tmp_path):
+    pytest.importorskip("gradio", reason="the page needs the extra [leaderboard]")
+    said = refused(capsys, "serve", "--board", "runs/board")
+    assert "there is no folder runs/board, and no data set of this name" in said
+    hub.add_repo("tester/empty", {"README.md": "x"}, kind="dataset")
+    assert "the data set tester/empty has no board.json" in refused(capsys, "serve", "--board", "tester/empty")
+    hub.fail("GET /datasets/runs/board", 500, times=100)
+    assert "there is no folder runs/board" in refused(capsys, "serve", "--board", "runs/board")
+    (tmp_path / "bad").mkdir()
+    for content in ('{"format":2,"entries":3}', "[]", "{"):
+        (tmp_path / "bad" / "board.json").write_text(content)
+        said = refused(capsys, "serve", "--board", str(tmp_path / "bad"))
+        assert f"board.json of {tmp_path / 'bad'}" in said
+        assert "build it anew" in said
 
 
 def test_help_lists_the_actions(capsys):

@@ -11,9 +11,12 @@ from leaderboard_hostile import hostile_repos
 from leaderboard_repos import Variations, files_of
 from local_hub import LocalHub
 
+from hf_orthossl.hub.leaderboard.board_json import from_json, to_json
 from hf_orthossl.hub.leaderboard.checking import ARRAYS, CARD, CONFIG, SCALARS, WEIGHTS, Published, check
-from hf_orthossl.hub.leaderboard.collect import collect
+from hf_orthossl.hub.leaderboard.collect import _reader, collect
 from hf_orthossl.hub.leaderboard.fetching import Fetcher
+from hf_orthossl.hub.leaderboard.repositories import Listed
+from hf_orthossl.hub.leaderboard.schema import Board
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +128,58 @@ def test_no_junk_raises_out_of_the_checks(config, scalars, card, arrays, text):
             Published("a/b", "0" * 40, "a", None, dict.fromkeys([*files, WEIGHTS, text], 1), None, 1, files)
         )
         assert entry is not None or asides
+
+
+def published(files: dict[str, bytes], **changes) -> Published:
+    block = {"num_features": 8, "backbone": "r", "method": "m", "image_size": 32} | changes
+    files = {CONFIG: json.dumps({"architecture": "resnet18", "orthossl": block}).encode(), **files}
+    return Published("e/v", "a" * 40, "e", None, dict.fromkeys([*files, WEIGHTS], 1), None, None, files)
+
+
+def result_files(count: int, **changes) -> dict[str, bytes]:
+    parts = [
+        {"dataset": {"id": "d", "task_id": "knn_top1"}, "notes": f"split = test, k = {number}", "value": 0.5} | changes
+        for number in range(count)
+    ]
+    pages = [parts[start : start + 100] for start in range(0, count, 100)]
+    return {f".eval_results/{number}.yaml": yaml.safe_dump(page).encode() for number, page in enumerate(pages)}
+
+
+def test_too_many_results_are_cut_not_the_encoder():
+    entry, asides = check(published(result_files(500)))
+    assert [aside.reason for aside in asides] == ["has 500 numbers, 200 are kept"]
+    board = from_json(to_json(Board([entry], asides, "2026-01-01", "http://h")))
+    assert [len(kept.results) for kept in board.entries] == [200]
+
+
+def test_asides_of_one_repository_are_few(monkeypatch):
+    files = published(result_files(300, value=7))
+    monkeypatch.setattr("hf_orthossl.hub.leaderboard.collect.read_published", lambda fetcher, line: (files, []))
+    _, asides = _reader(None)(Listed("e/v", "a" * 40, "e", None))
+    assert len(asides) == 21
+    assert (asides[-1].repo_id, asides[-1].reason) == ("e/v", "and 280 more, not listed")
+
+
+@pytest.mark.parametrize(
+    ("named", "gamma", "read"),
+    [
+        ("none", 0.1, (None, None)),
+        (" None", None, (None, None)),
+        ("", None, (None, None)),
+        ("so", 0, (None, None)),
+        ("so", 0.5, ("so", 0.5)),
+        ("so", None, ("so", None)),
+    ],
+)
+def test_no_penalty_by_another_name(named, gamma, read):
+    entry, asides = check(published({}, regularizer=named, gamma=gamma))
+    assert ((entry.regularizer, entry.gamma), asides) == (read, [])
+
+
+def test_length_of_training():
+    training = {"steps": 40, "epochs": 1.818, "images_per_step": 64}
+    entry, asides = check(published({}, training=training))
+    assert ((entry.steps, entry.epochs, entry.images_per_step), asides) == ((40, 1.818, 64), [])
+    assert from_json(to_json(Board([entry], [], "2026-01-01", "http://h"))).entries == [entry]
+    entry, asides = check(published({}, training={"steps": -1, "epochs": "many"}))
+    assert (entry.steps, entry.epochs, entry.images_per_step, len(asides)) == (None, None, None, 2)

@@ -14,7 +14,10 @@ from hf_orthossl.hub.leaderboard.board_json import from_json, to_json
 from hf_orthossl.hub.leaderboard.ranking import measurements, paired, rank
 from hf_orthossl.hub.leaderboard.schema import Aside, Board, Measured, Spectra
 from hf_orthossl.hub.leaderboard.snapshot import read_snapshot, write_snapshot
-from hf_orthossl.hub.leaderboard.spectra_of import effective_rank
+from hf_orthossl.hub.leaderboard.spectra_of import alpha_req, effective_rank, spectra_of
+from hf_orthossl.hub.leaderboard.splits import learned_from, overlap
+from hf_orthossl.hub.leaderboard.values import Refused
+from hf_orthossl.spectra import alpha_req as alpha_by_torch
 from hf_orthossl.spectra import effective_rank as by_torch
 
 NOW, HUB = "2026-01-31T12:00:00+00:00", "http://localhost"
@@ -75,8 +78,8 @@ def test_what_is_wrong_with_one_entry_puts_it_aside_alone(change):
         ("[" * 100_000, "not JSON"),
         ("[]", "format"),
         ('{"format": 99}', "format"),
-        ('{"format": 2}', "asides"),
-        ('{"format": 2, "asides": [], "entries": [], "collected_at": 3, "endpoint": "x"}', "collected_at"),
+        ('{"format": 3}', "asides"),
+        ('{"format": 3, "asides": [], "entries": [], "collected_at": 3, "endpoint": "x"}', "collected_at"),
     ],
 )
 def test_what_is_no_board_is_refused_in_one_line(text, match):
@@ -125,6 +128,45 @@ def test_effective_rank_without_torch_is_that_with_torch(values):
     assert ours == pytest.approx(theirs, rel=1e-9)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(1e-12, 1), min_size=1, max_size=150))
+def test_alpha_without_torch_is_that_with_torch(values):
+    import numpy as np
+    import torch
+
+    values = sorted(values, reverse=True)
+    ours, theirs = alpha_req(np.array(values)), alpha_by_torch(torch.tensor(values, dtype=torch.float64))
+    assert ours == (None if theirs is None else pytest.approx(theirs, rel=1e-6, abs=1e-6))
+
+
+@pytest.mark.parametrize(("length", "claimed"), [(64, 0.3), (64, -1e15), (4, 1.0)])
+def test_alpha_is_that_of_the_curve(length, claimed):
+    """λ = 1 / j has α = 1; four eigenvalues leave one to fit, and so no α."""
+    import numpy as np
+
+    curve = 1 / np.arange(1, length + 1)
+    about = {
+        "dim": length,
+        "num_images": 100,
+        "exact": True,
+        "effective_rank": effective_rank(np.sqrt(curve)),
+        "num_positive": length,
+        "participation_ratio": float(curve.sum() ** 2 / np.square(curve).sum()),
+        "rankme": 2.0,
+        "alpha": 1.0,
+    }
+
+    def read(**changes):
+        scalars = {"schema_version": 1, "weights": {}, "features": {"representation": about | changes}}
+        return spectra_of(scalars, {"features/representation/eigenvalues": curve}, length)
+
+    with pytest.raises(Refused, match="alpha"):
+        read(alpha=claimed)
+    assert read(alpha=None).summary.get("alpha") is None
+    if length > 6:
+        assert read().summary["alpha"] == pytest.approx(1)
+
+
 def test_rank_is_brute_force_order():
     board = synthetic_board(200, seed=3)
     rows = rank(board, "knn", "CIFAR10", "top1")
@@ -143,6 +185,55 @@ def test_the_boards_own_number_counts_before_the_claim():
     own = dataclasses.replace(claim, value=0.4, low=0.39, high=0.41, source="board")
     board = board_of(entry("a/liar", results=[claim, own]), entry("a/honest", value=0.6))
     assert [row.entry.repo_id for row in rank(board, "knn", "cifar10", "top1")] == ["a/honest", "a/liar"]
+
+
+def test_a_refuted_claim_never_ranks():
+    claim = dataclasses.replace(measured("knn", "cifar10", "top1", 0.999), protocol="k = 20, test_images = 899")
+    own = dataclasses.replace(claim, value=0.1, low=0.07, high=0.13, protocol="k = 20, test_images = 360")
+    other = dataclasses.replace(claim, value=0.998, protocol="k = 20, by magic")
+    own = dataclasses.replace(own, source="board")
+    board = board_of(entry("evil/m", results=[claim, other, own]), entry("good/m", value=0.97))
+    rows = rank(board, "knn", "cifar10", "top1")
+    found = [(row.rank, row.entry.repo_id, row.result.value, row.result.source) for row in rows]
+    assert found == [(1, "good/m", 0.97, "author"), (2, "evil/m", 0.1, "board")]
+
+
+def test_what_was_learned_from_does_not_rank():
+    train = dataclasses.replace(measured("knn", "cifar10", "top1", 1.0), split="train")
+    test = measured("knn", "cifar10", "top1", 0.4)
+    board = board_of(entry("a/both", results=[train, test]), entry("a/train", results=[train]))
+    assert [(row.entry.repo_id, row.result.split) for row in rank(board, "knn", "cifar10", "top1")] == [
+        ("a/both", "test")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "share"),
+    [
+        ("train", "test", False),
+        ("train", "train[:10]", True),
+        ("train[:80%]", "train[80%:]", False),
+        ("train[:81%]", "train[80%:]", True),
+        ("train[:80%]", "train[80:]", True),
+        ("train[-20%:]", "train[:80%]", True),
+        ("train[80%:]+test", "train[:80%]+validation", False),
+        ("train+test", "test[5:]", True),
+        ("all", "test", True),
+        ("train[oops]", "Train", True),
+    ],
+)
+def test_splits_that_share_images(one, other, share):
+    assert overlap(one, other) == overlap(other, one) == share
+
+
+def test_what_an_encoder_learned_from():
+    assert [learned_from(name, None) for name in ("train", "TRAIN+test", "trainval", "all", "test")] == [True] * 4 + [
+        False
+    ]
+    assert not learned_from("train[80%:]", None)
+    assert learned_from("train[80%:]", "train")
+    assert not learned_from("train[80%:]", "train[:80%]")
+    assert learned_from("test", "test")
 
 
 def test_what_is_measured_most_comes_first():
@@ -166,6 +257,21 @@ def test_pairs_differ_by_the_penalty_alone():
     )
     found = [(without.repo_id, with_.repo_id, round(difference, 6)) for without, with_, difference in paired(board)]
     assert found == [("a/plain", "a/so", 0.1), ("a/plain", "a/srip", -0.05)]
+
+
+def test_pairs_are_of_one_length_of_training():
+    told = {"steps": 40, "epochs": 1.8, "images_per_step": 64}
+    board = board_of(
+        entry("a/plain", value=0.6, **told),
+        entry("a/untold", regularizer="so", value=0.9),
+        entry("a/longer", regularizer="so", value=0.9, **told | {"steps": 60}),
+        entry("a/more-data", regularizer="so", value=0.9, **told | {"epochs": 1.0}),
+        entry("a/larger-batch", regularizer="so", value=0.9, **told | {"images_per_step": 128}),
+    )
+    assert paired(board) == []
+    so = entry("a/so", regularizer="so", value=0.7, **told)
+    (pair,) = paired(dataclasses.replace(board, entries=[*board.entries, so]))
+    assert pair[1].repo_id == "a/so"
 
 
 def test_pairs_are_of_one_protocol():

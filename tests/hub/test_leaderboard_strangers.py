@@ -4,20 +4,24 @@ import csv
 import dataclasses
 import io
 import re
+import urllib.error
 import urllib.request
 from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 from board_visitor import BOARD, FIRST, free_port, names
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from synthetic_board import HOSTILE, entry, measured
 
+from hf_orthossl.hub.leaderboard.catalogue import Catalogue
+from hf_orthossl.hub.leaderboard.page import render_page
 from hf_orthossl.hub.leaderboard.schema import Aside, Board
 from hf_orthossl.hub.leaderboard.view import View
 
 pytestmark = pytest.mark.browser
-# Gradio's own.
+# Names that are Gradio's own.
+FEW = Catalogue(Board(BOARD.entries[:3], [], BOARD.collected_at, BOARD.endpoint))
 GRADIO = ("page", "deep_link", "view", "logs", "__theme", "__sign", "session_hash")
 
 
@@ -68,13 +72,31 @@ def test_nothing_that_strangers_wrote_runs(visitor, board):
 NAMES = (
     st.sampled_from([*(field.name for field in dataclasses.fields(View)), "measure", "sorting", *GRADIO]) | st.text()
 )
-QUERIES = st.lists(st.tuples(NAMES, st.text(max_size=40)), max_size=6).map(urlencode) | st.text(
+# Around the 200 characters that are read of one, and with what separates the parts of some.
+LONG = st.builds(lambda count, end: "a" * count + end, st.integers(190, 205), st.text("|.a", max_size=8))
+VALUES = st.text(max_size=40) | LONG
+QUERIES = st.lists(st.tuples(NAMES, VALUES), max_size=6).map(urlencode) | st.text(
     st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="#"), max_size=60
 )
 
 
+# What no browser sends, but any program can: letters that are half of one, and none of them escaped.
+RAW = st.lists(st.tuples(NAMES, LONG | st.text(st.characters(exclude_categories=()), max_size=9)), max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(RAW)
+@example([("measure", "a" * 199 + "|b|c")])
+@example([("q", "\ud800")])
+def test_any_text_has_a_page(pairs):
+    query = "&".join(f"{name}={value}" for name, value in pairs)
+    render_page(FEW, f"?{query}").encode()
+    assert View.from_query(View.from_query(query).query()) == View.from_query(query)
+
+
 @settings(max_examples=60, deadline=None)
 @given(QUERIES)
+@example(urlencode({"measure": "a" * 199 + "|b|c"}))
 def test_any_address_is_answered(site, query):
     for path in ("/", "/board.csv", f"/badge/{quote(FIRST)}.svg"):
         with urllib.request.urlopen(f"{site}{path}?{query}") as answer:
@@ -146,6 +168,28 @@ def test_serves_a_snapshot_and_says_when_the_port_is_taken(site, tmp_path):
         blocks.close(verbose=False)
     with pytest.raises(FileNotFoundError, match="build it with orthossl leaderboard build"):
         serve(tmp_path, port, wait=False)
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
+def test_says_that_the_host_is_elsewhere(site, host):
+    from hf_orthossl.hub.leaderboard.app import serve
+
+    with pytest.raises(ValueError, match="no address of this machine: pass another host"):
+        serve(BOARD, free_port(), host=host, wait=False)
+
+
+def test_visitors_leave_no_files(site):
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\n'
+    parts = {"component_id": "1", "session_hash": "x", "fn_name": "show", "data": "[]"}
+    fields = "".join(f'\r\n--x\r\nContent-Disposition: form-data; name="{n}"\r\n\r\n{v}' for n, v in parts.items())
+    body = head + b"a" * 100 + fields.encode() + b"\r\n--x--\r\n"
+    for path in ("upload", "upload/", "component_server", "process_recording", "deep_link?session_hash=x"):
+        sent = None if path.startswith("deep_link") else body
+        asked = urllib.request.Request(f"{site}/gradio_api/{path}", sent)
+        asked.add_header("Content-Type", "Multipart/form-data; boundary=x")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(asked)
+        assert refused.value.code == 404, path
 
 
 def test_in_a_space_gradio_adds_nothing_from_elsewhere(site, monkeypatch):

@@ -6,10 +6,12 @@ import json
 import pytest
 from leaderboard_hostile import stolen_spectra
 from leaderboard_repos import SPLITS, files_of
+from synthetic_board import entry, spectra
 
 from hf_orthossl.evaluation import Result, read_results
 from hf_orthossl.hub import publish_encoder
 from hf_orthossl.hub.leaderboard.badge import badge_words
+from hf_orthossl.hub.leaderboard.board_json import from_json, to_json
 from hf_orthossl.hub.leaderboard.building import add_verification, build, publish_verification
 from hf_orthossl.hub.leaderboard.catalogue import Catalogue
 from hf_orthossl.hub.leaderboard.ranking import rank
@@ -21,6 +23,7 @@ from hf_orthossl.hub.leaderboard.verification import (
     compare,
     interval,
     merge,
+    spectra_digest,
     verifications_from,
     verifications_json,
     with_verifications,
@@ -118,10 +121,10 @@ def test_spectra_of_better_features_are_found_out(board_encoders, hub):
 
 
 def test_the_training_runs_own_accuracy_and_probes_are_measured_again(board_encoders, hub):
-    settings = {"k": 5, "temperature": 0.07, "bank": 240, "queries": 60, "step": "end"}
+    settings = {"k": 5, "temperature": 0.07, "bank": 120, "queries": 60, "step": "end"}
     probe = {"protocol": "sgd", "epochs": 5, "learning_rate": 0.1, "weight_decay": 0.0, "batch_size": 64}
     claims = [
-        Result("knn", "digits", "train[:300]", "top1", 0.3, settings),
+        Result("knn", "digits", "test[:100]", "top1", 0.3, settings),
         Result("linear", "digits", "test[:100]", "top1", 0.3, probe | {"train_images": 300, "test_images": 100}),
         Result("linear", "digits", "test[:100]", "top1", 0.3, probe | {"epochs": 10**9}),
         Result("knn", "digits", "test[:100]", "top1", 0.3, {"k": 5, "temperature": None, "train_images": 300}),
@@ -131,7 +134,7 @@ def test_the_training_runs_own_accuracy_and_probes_are_measured_again(board_enco
     hub.add_repo("tester/many", files_of(board_encoders[0], "tester/many", claims))
     found = verify("tester/many", DATA)
     assert [pair.measured is not None for pair in found.compared[:6]] == [True, True, False, True, False, False]
-    assert found.compared[0].measured.protocol == "k = 5, temperature = 0.07, bank = 240, queries = 60"
+    assert found.compared[0].measured.protocol == "k = 5, temperature = 0.07, bank = 120, queries = 60"
     told = "; ".join(found.notes)
     for words in ("epochs must be a whole number up to 1,000", "only kNN and linear", "pass --dataset"):
         assert words in told
@@ -151,15 +154,15 @@ def test_a_strangers_name_is_no_folder_here(board_encoders, hub, tmp_path, monke
 def test_data_that_cannot_be_loaded_leave_the_other_claims(board_encoders, hub):
     settings = {"k": 5, "temperature": 0.07, "train_images": 300, "test_images": 100}
     claims = [
-        Result("knn", "nobody/nothing", "test", "top1", 0.9, settings),
+        Result("knn", "uoft-cs/cifar10", "test", "top1", 0.9, settings),
         Result("knn", "digits", "test[:100]", "top1", 0.28, settings),
     ]
     hub.add_repo("tester/two", files_of(board_encoders[0], "tester/two", claims))
     found = verify("tester/two", DATA)
     assert {result.dataset for result in found.verification.results} == {"digits"}
-    assert "claims on nobody/nothing, test: not measured again" in found.notes[0]
-    with pytest.raises((ValueError, OSError), match="nobody/nothing"):
-        verify("tester/two", dataclasses.replace(DATA, dataset="nobody/nothing"))
+    assert "claims on uoft-cs/cifar10, test: not measured again" in found.notes[0]
+    with pytest.raises((ValueError, OSError), match="uoft-cs/cifar10"):
+        verify("tester/two", dataclasses.replace(DATA, dataset="uoft-cs/cifar10"))
 
 
 @pytest.mark.parametrize(
@@ -179,8 +182,75 @@ def test_only_the_number_of_images_may_differ():
     ours = claim(0.5, low=0.4, high=0.6, source="board")
     theirs = [claim(0.55, "k = 5, train_images = 9"), claim(0.55, "k = 6, train_images = 10"), claim(0.7)]
     assert [pair.agrees for pair in compare(theirs, [ours])] == [True, None, False]
-    assert compare([claim(0.7, low=0.58, high=0.8)], [ours])[0].agrees, "its own interval reaches into ours"
+    forged = [claim(0.7, low=0.0, high=1.0), claim(0.7, "k = 5", low=0.0, high=1.0)]
+    assert [pair.agrees for pair in compare(forged, [ours])] == [False, False], (
+        "an author's interval counts for nothing"
+    )
     assert compare([], [ours])[0].claimed is None
+
+
+def test_a_claim_of_another_number_of_images_is_given_that_numbers_interval():
+    ours = claim(0.5, "k = 5, test_images = 400", low=0.451, high=0.549)
+    same = claim(0.58, "k = 5, test_images = 400")
+    few = claim(0.999, "k = 5, test_images = 1")
+    more, many = (claim(0.58, f"k = 5, test_images = {count}") for count in (500, 100_000))
+    assert interval(0.58, 500)[0] < 0.549 < interval(0.58, 100_000)[0]
+    assert [pair.agrees for pair in compare([same, few, more, many], [ours])] == [False, False, True, False]
+
+
+def test_a_result_on_what_was_learned_from_is_aside_and_not_measured(board_encoders, hub):
+    settings = {"k": 1, "temperature": None}
+    claims = [
+        Result("knn", "digits", split, "top1", 1.0, settings) for split in ("train", "train[:60]", "train[1000:]")
+    ]
+    hub.add_repo("tester/learned", files_of(board_encoders[0], "tester/learned", claims))
+    found = verify("tester/learned", dataclasses.replace(DATA, train_split="train[:60]"))
+    # The encoder was trained on train[:60].
+    assert [result.split for result in found.entry.results] == ["train[1000:]"]
+    assert [aside.reason for aside in found.asides] == [
+        f"split: knn top1 on digits is of '{split}', which was learned from" for split in ("train", "train[:60]")
+    ]
+    assert found.compared[0].agrees is False
+    # With the default training split the neighbours would be the images themselves.
+    found = verify("tester/learned")
+    assert found.verification.results == []
+    assert "shares images with" in found.notes[0]
+
+
+def test_earlier_re_runs_on_training_images_are_not_shown():
+    train = dataclasses.replace(claim(1.0, source="board"), split="train")
+    board = Board([entry("a/b", results=[])], [], "2026-01-01", "x")
+    found = Verification("a/b", board.entries[0].revision, None, "2026-01-01", "0.1", [train, claim(0.5)])
+    (shown,) = with_verifications(board, [found]).entries
+    assert [result.split for result in shown.results] == ["test"]
+
+
+def test_a_verdict_on_spectra_is_of_those_spectra():
+    one = entry("a/b", weights="1" * 64)
+    digest = spectra_digest(one.spectra)
+    found = Verification("a/b", one.revision, "1" * 64, "2026-01-01", "0.1", [], "the spectra are others'", digest)
+    mended = dataclasses.replace(one, revision="c" * 40, spectra=spectra(512, 0.25))
+    moved = dataclasses.replace(one, revision="d" * 40)
+    for shown, stays in ((one, False), (moved, False), (mended, True)):
+        board = with_verifications(Board([shown], [], "2026-01-01", "x"), verifications_from(written([found])))
+        assert (board.entries[0].spectra is not None) == stays
+        assert len(board.asides) == (not stays)
+
+
+def written(found: list[Verification]) -> bytes:
+    return verifications_json(found).encode()
+
+
+def test_a_re_run_makes_few_asides_and_results_that_can_be_read():
+    claims = [claim(0.9, f"k = {number}") for number in range(200)]
+    again = [claim(0.1, f"k = {number}", low=0.05, high=0.15, source="board") for number in range(300)]
+    board = Board([entry("a/b", results=claims)], [], "2026-01-01", "x")
+    found = Verification("a/b", board.entries[0].revision, None, "2026-01-01", "0.1", again)
+    shown = with_verifications(board, [found])
+    assert len(shown.asides) == 21
+    assert shown.asides[-1].reason == "and 180 more, not listed"
+    assert len(from_json(to_json(shown)).entries) == 1
+    assert with_verifications(shown, [found]).asides == shown.asides
 
 
 def test_each_of_two_numbers_of_images_is_compared_with_its_own():

@@ -1,6 +1,7 @@
 """The leaderboard's page without a browser: views as links, filters, figures, downloads, badges, the Space."""
 
 import csv
+import dataclasses
 import io
 import math
 import re
@@ -20,6 +21,7 @@ from synthetic_board import HOSTILE, entry, measured, synthetic_board
 from hf_orthossl.hub.leaderboard import charts
 from hf_orthossl.hub.leaderboard.badge import badge_svg, badge_words
 from hf_orthossl.hub.leaderboard.catalogue import Catalogue
+from hf_orthossl.hub.leaderboard.model_page import compare_page
 from hf_orthossl.hub.leaderboard.page import render_page
 from hf_orthossl.hub.leaderboard.refreshing import RefreshedBoard
 from hf_orthossl.hub.leaderboard.rendering import hub_address
@@ -66,6 +68,7 @@ try:
 except ModuleNotFoundError as error:
     assert error.name == "gradio"
 from hf_orthossl.hub.leaderboard.catalogue import Catalogue
+from hf_orthossl.hub.leaderboard.model_page import compare_page
 from hf_orthossl.hub.leaderboard.page import render_page
 from hf_orthossl.hub.leaderboard.view import DETAILS, PAGES
 from synthetic_board import synthetic_board
@@ -154,6 +157,29 @@ def test_a_claim_that_a_re_run_does_not_bear_out_is_marked():
     agreeing = entry("a/b", results=[claim, measured("knn", "cifar10", "top1", 0.897, "board")])
     catalogue = Catalogue(Board([agreeing], [], "2026-01-01", "https://huggingface.co"))
     assert "differs:" not in render_page(catalogue, "show=model&model=a/b")
+
+
+def refuted(name: str = "evil/m"):
+    claim, found = measured("knn", "cifar10", "top1", 0.999), measured("knn", "cifar10", "top1", 0.1, "board")
+    return entry(name, results=[dataclasses.replace(claim, protocol=f"{claim.protocol}, test_images = 899"), found])
+
+
+def test_the_comparison_shows_the_boards_number_not_the_claim():
+    catalogue = Catalogue(Board([refuted(), entry("a/b", value=0.97)], [], "2026-01-01", "https://huggingface.co"))
+    ((_, _, cells),) = compare_page(catalogue, View(compare=("evil/m", "a/b")), "")["results"]
+    assert cells == [("0.100 (0.090–0.110)", False), ("0.970 (0.960–0.980)", True)]
+
+
+def test_a_model_with_a_number_of_the_board_is_listed_as_measured_by_it():
+    own = measured("knn", "cifar10", "top1", 0.5, "board")
+    better = dataclasses.replace(measured("knn", "cifar10", "top1", 0.6), protocol="k = 1")
+    models = [entry("a/b", results=[own, better]), entry("a/c")]
+    catalogue = Catalogue(Board(models, [], "2026-01-01", "https://huggingface.co"))
+    assert [line.entry.repo_id for line in catalogue.lines(View(by="board"))] == ["a/b"]
+
+
+def test_the_table_says_on_what_and_how(catalogue):
+    assert "<bdi>test</bdi>: <bdi>k = 20, temperature = 0.07</bdi>" in render_page(catalogue, "")
 
 
 def test_an_empty_board_says_what_to_do():

@@ -1,6 +1,7 @@
 """The leaderboard as a Gradio app."""
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,11 @@ def serve(
         `gradio.Blocks`, with its address as `local_url`.
 
     Raises:
-        ValueError: the snapshot is not of its form, or the port is taken.
+        ValueError: the snapshot is not of its form, the port is taken, or the host is not this machine.
         OSError: the snapshot cannot be read.
     """
+    if not _is_here(host):
+        raise ValueError(f"host {host!r} is no address of this machine: pass another host")
     reading = not isinstance(board, Board)
     source = _refreshed(board, collect_in, every, retry) if reading else board
     space = os.environ.get("SPACE_HOST")
@@ -129,6 +132,21 @@ def serve(
     if wait:
         blocks.block_thread()
     return blocks
+
+
+def _is_here(host: str) -> bool:
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    for family, kind, _, _, address in found:
+        try:
+            with socket.socket(family, kind) as tried:
+                tried.bind(address)
+            return True
+        except OSError:
+            continue
+    return False
 
 
 def _refreshed(

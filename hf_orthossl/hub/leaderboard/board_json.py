@@ -85,6 +85,9 @@ def entry_from(content: Any) -> Entry:
         weights=_maybe(values.revision, "weights", content),
         library=_one_of("library", content.get("library"), LIBRARIES),
         remote_code=values.flag("remote_code", content.get("remote_code")),
+        steps=_maybe(values.count, "steps", content),
+        epochs=_maybe(values.number, "epochs", content),
+        images_per_step=_maybe(values.count, "images_per_step", content),
     )
 
 

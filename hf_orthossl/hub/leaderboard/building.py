@@ -10,8 +10,9 @@ from ..names import check_repo_id
 from ..remote import HubRepo, require_token
 from .collect import collect
 from .fetching import Fetcher, Gone, NoFile
+from .owned import owned_tip
 from .schema import Board
-from .snapshot import BOARD, CARD, TABLE, read_part, read_snapshot, write_snapshot
+from .snapshot import BOARD, CARD, MARK, TABLE, published_part, read_part, read_snapshot, write_snapshot
 from .verification import (
     VERIFIED,
     Verification,
@@ -70,13 +71,13 @@ def build(
         ValueError: a malformed name, or files in the folder or the data set that are no board's.
         OSError: the Hub does not answer, or refuses; the folder's board is as it was.
     """
-    folder = Path(folder)
+    folder = check_folder(folder)
     if dataset is not None:
         check_repo_id(dataset)
     token = require_token(token) if publish else token
     with _ONE_AT_A_TIME:
         repo = HubRepo(dataset, token, kind="dataset") if publish else None
-        tip = repo.tip() if publish else None
+        tip = _owned_tip(repo) if publish else None
         earlier = _earlier_board(folder, dataset, token)
         verifications = merge(_verifications(folder, token), _verifications(dataset, token) if dataset else [])
         started, fetcher = time.perf_counter(), Fetcher(endpoint, token, folder / "cache" / "pages")
@@ -85,10 +86,20 @@ def build(
         board = with_verifications(board, verifications)
         write_snapshot(board, folder, location=dataset)
         contents: dict[str, bytes | Path] = {name: folder / name for name in (BOARD, TABLE, CARD)}
-        if verifications:
+        # Unpublished, the data set's stay there alone: what is withdrawn there is gone from the next build.
+        if verifications and publish:
             contents[VERIFIED] = write_verifications(folder, verifications)
         url = _publish(repo, contents, tip, f"{len(board.entries)} encoders") if publish else None
         return Built(board, folder, seconds, fetcher.requests, url)
+
+
+def check_folder(folder: str | Path, argument: str = "output_dir") -> Path:
+    """The folder, which need not exist; raises a ValueError if it cannot, as a file is in its way."""
+    folder = Path(folder)
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{argument} {folder}: {path} is a file: pass another folder")
+    return folder
 
 
 def add_verification(folder: str | Path, verification: Verification) -> Path:
@@ -110,9 +121,14 @@ def publish_verification(dataset: str, verification: Verification, *, token: str
     """
     check_repo_id(dataset)
     repo = HubRepo(dataset, require_token(token), kind="dataset")
-    tip = repo.tip()
+    tip = _owned_tip(repo)
     content = verifications_json(merge(_verifications(dataset, token), [verification]))
     return _publish(repo, {VERIFIED: content.encode()}, tip, f"{verification.repo_id} measured again")
+
+
+def _owned_tip(repo: HubRepo) -> str | None:
+    # The first re-run may have been published before any board.
+    return owned_tip(repo, CARD, MARK, frozenset({VERIFIED}))
 
 
 def _publish(repo: HubRepo, contents: dict[str, bytes | Path], tip: str | None, message: str) -> str:
@@ -136,7 +152,11 @@ def _earlier_board(folder: Path, dataset: str | None, token: str | None) -> Boar
 
 
 def _verifications(location: str | Path, token: str | None) -> list[Verification]:
+    folder = isinstance(location, Path)
     try:
-        return verifications_from(read_part(location, VERIFIED, token=token))
+        return verifications_from((read_part if folder else published_part)(location, VERIFIED, token=token))
     except (FileNotFoundError, Gone, NoFile):
         return []
+    except ValueError as error:
+        where = f"{location / VERIFIED}" if folder else f"{VERIFIED} of the data set {location}"
+        raise ValueError(f"{where} is no list of re-runs ({error}): delete it, and verify those models anew") from error

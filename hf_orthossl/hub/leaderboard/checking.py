@@ -84,7 +84,9 @@ def _entry(published: Published, results: Results) -> Entry:
     if not isinstance(block, dict):
         raise Refused(CONFIG, "has no orthossl block: the tag alone makes no entry")
     num_features = values.count("num_features", block.get("num_features"), 10**6)
+    results.trained_on = tuple(str(block.get(name) or "").lower() for name in ("dataset", "split"))
     _add_results(published, results)
+    regularizer, gamma = _penalty(block, results)
     return Entry(
         repo_id=published.repo_id,
         revision=published.revision,
@@ -92,8 +94,8 @@ def _entry(published: Published, results: Results) -> Entry:
         last_modified=published.last_modified,
         backbone=values.name("backbone", block.get("backbone")),
         method=values.name("method", block.get("method"), 40),
-        regularizer=_optional(results, values.name, "regularizer", block, 40),
-        gamma=_optional(results, values.number, "gamma", block, 0, 1e9),
+        regularizer=regularizer,
+        gamma=gamma,
         pretrained_on=_optional(results, values.name, "dataset", block),
         image_size=values.count("image_size", block.get("image_size"), 10_000),
         parameters=published.parameters,
@@ -101,8 +103,29 @@ def _entry(published: Published, results: Results) -> Entry:
         spectra=_spectra(published, results, num_features),
         library_version=_optional(results, values.name, "version", block, 40),
         weights=published.weights,
+        **_length(block, results),
         **library_of(config),
     )
+
+
+def _penalty(block: dict, results: Results) -> tuple[str | None, float | None]:
+    """The penalty and its weight; one of weight 0 is none, whatever it is called."""
+    named = block.get("regularizer")
+    if isinstance(named, str) and named.strip().lower() in ("", "none"):
+        return None, None
+    gamma = _optional(results, values.number, "gamma", block, 0, 1e9)
+    regularizer = _optional(results, values.name, "regularizer", block, 40) if gamma != 0 else None
+    return regularizer, gamma if regularizer else None
+
+
+def _length(block: dict, results: Results) -> dict[str, Any]:
+    training = block.get("training")
+    training = training if isinstance(training, dict) else {}
+    return {
+        "steps": _optional(results, values.count, "steps", training),
+        "epochs": _optional(results, values.number, "epochs", training, 0, 1e9),
+        "images_per_step": _optional(results, values.count, "images_per_step", training),
+    }
 
 
 def _add_results(published: Published, results: Results) -> None:

@@ -13,7 +13,7 @@ from .board_json import from_json, to_json
 from .checking import check
 from .fetching import Fetcher, NotRead
 from .repositories import Listed, read_published
-from .schema import UNREAD, Aside, Board, Entry
+from .schema import UNREAD, Aside, Board, Entry, first_asides
 from .values import Refused
 
 TAG = "orthossl"
@@ -109,7 +109,7 @@ def _reader(fetcher: Fetcher) -> Callable[[Listed], tuple[Entry | None, list[Asi
         try:
             published, asides = read_published(fetcher, line)
             entry, more = check(published)
-            return entry, asides + more
+            return entry, first_asides(asides + more, "more")
         except NotRead as error:
             return None, [Aside(line.repo_id, line.revision, UNREAD, str(error))]
         except Refused as error:

@@ -101,9 +101,25 @@ class OneAddress:
         await self.app({**scope, "query_string": b""} if is_page else scope, receive, send)
 
 
+class NoFiles:
+    """Answers 404 where Gradio would store what a visitor sends: the page takes no files."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            kind = dict(scope["headers"]).get(b"content-type", b"").lower()
+            stores = scope["path"].rstrip("/").endswith(("/upload", "/deep_link", "/process_recording"))
+            if stores or b"multipart/" in kind:
+                await Response(status_code=404)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
 def middleware() -> list[Middleware]:
     """For the application that serves the page."""
-    return [Middleware(Headers), Middleware(OneAddress)]
+    return [Middleware(Headers), Middleware(NoFiles), Middleware(OneAddress)]
 
 
 def _cell(value: object) -> object:

@@ -11,6 +11,7 @@ from ..words import METRICS, TASKS
 from . import charts
 from .badge import badge_svg, badge_words
 from .catalogue import Catalogue, effective_rank
+from .ranking import most_trusted
 from .rendering import in_words
 from .schema import Entry, Measured
 from .verification import compare
@@ -79,6 +80,7 @@ def facts(entry: Entry) -> list[tuple[str, str]]:
         ("Backbone", entry.backbone),
         ("Pretrained on", entry.pretrained_on or "not named"),
         ("Image size", f"{entry.image_size} × {entry.image_size} pixels"),
+        ("Training", _length(entry)),
         ("Parameters", "not known" if entry.parameters is None else _count(entry.parameters)),
         ("Revision", entry.revision[:12]),
         ("Last changed", (entry.last_modified or "not known")[:10]),
@@ -157,11 +159,8 @@ def _side_by_side(models: list[Entry]) -> list[tuple[str, str, list[tuple[str, b
     """Results by what was measured and how: (label, protocol, [(value in words, whether it is the best)])."""
     found: dict[tuple, dict[int, Measured]] = {}
     for place, entry in enumerate(models):
-        for result in entry.results:
-            known = found.setdefault(result.key, {})
-            # A number that this board measured or confirmed goes before a claim.
-            if place not in known or known[place].source == "author":
-                known[place] = result
+        for question, result in most_trusted(entry.results).items():
+            found.setdefault(question, {})[place] = result
     rows = []
     for values in found.values():
         first = next(iter(values.values()))
@@ -178,6 +177,11 @@ def _cell(result: Measured | None, top: float, count: int) -> tuple[str, bool]:
         return "–", False
     interval = "" if result.low is None else f" ({result.low:.3f}–{result.high:.3f})"
     return f"{result.value:.3f}{interval}", count > 1 and result.value == top
+
+
+def _length(entry: Entry) -> str:
+    told = [(entry.steps, "steps"), (entry.epochs, "epochs"), (entry.images_per_step, "images per step")]
+    return ", ".join(f"{value:,g} {unit}" for value, unit in told if value is not None) or "length not told"
 
 
 def _count(parameters: int) -> str:

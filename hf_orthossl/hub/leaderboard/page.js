@@ -5,6 +5,8 @@ let turn = 0, waiting = 0, more = false;
 
 const settings = () => [...new URLSearchParams(location.search)].filter(([name]) => name.startsWith("__"));
 
+const box = () => view.querySelector("[type=search]");
+
 function unfold() {
   // Only narrow screens have the button; what it unfolds stays so from one view to the next.
   view.querySelector("#narrow")?.classList.toggle("open", more);
@@ -12,9 +14,7 @@ function unfold() {
 }
 
 async function show(query, visit) {
-  const mine = ++turn, focused = document.activeElement;
-  const held = element.contains(focused) ? focused.id : "";
-  const caret = held && focused.type === "search" ? focused.selectionStart : null;
+  const mine = ++turn, asked = box()?.value;
   view.setAttribute("aria-busy", "true");
   let html = null;
   try { html = await server.show(query); } catch (error) { html = null; }
@@ -26,8 +26,13 @@ async function show(query, visit) {
     return;
   }
   status.classList.add("sr");
-  const before = view.dataset.show;
+  const before = view.dataset.show, old = box(), focused = document.activeElement;
+  const held = element.contains(focused) ? focused.id : "";
+  const caret = held && focused.type === "search" ? focused.selectionStart : null;
+  // Letters typed while the answer was on its way; and a search comes back without the space at its end.
+  const typed = old && (visit === "replaceState" || old.value !== asked) ? old.value : null;
   view.innerHTML = html;
+  if (typed !== null && box()) box().value = typed;
   view.dataset.show = new URLSearchParams(query).get("show") || "table";
   unfold();
   status.textContent = view.querySelector("[data-status]")?.textContent || "";
@@ -55,6 +60,15 @@ function send(form, visit) {
   show("?" + new URLSearchParams(kept), visit);
 }
 
+function later() {
+  clearTimeout(waiting);
+  // The box and the other choices as they are then; what was asked for before comes first, a slow link or not.
+  waiting = setTimeout(() => {
+    if (view.hasAttribute("aria-busy")) later();
+    else if (box()) send(box().form, "replaceState");
+  }, 250);
+}
+
 element.addEventListener("click", async (event) => {
   const copy = event.target.closest("[data-copy], [data-copy-address]");
   if (copy) {
@@ -77,14 +91,16 @@ element.addEventListener("click", async (event) => {
   const link = event.target.closest("[data-go]");
   if (!link || event.metaKey || event.ctrlKey || event.shiftKey || event.button) return;
   event.preventDefault();
+  clearTimeout(waiting);
   show(link.dataset.go || link.getAttribute("href"), "pushState");
 });
 element.addEventListener("change", (event) => { if (event.target.matches("select")) send(event.target.form, "pushState"); });
 element.addEventListener("input", (event) => {
-  if (!event.target.matches("[type=search]")) return;
-  clearTimeout(waiting);
-  waiting = setTimeout(() => send(event.target.form, "replaceState"), 250);
+  if (event.target.matches("[type=search]")) later();
 });
 element.addEventListener("submit", (event) => { event.preventDefault(); send(event.target, "pushState"); });
-window.addEventListener("popstate", () => show(location.search, ""));
+window.addEventListener("popstate", () => {
+  clearTimeout(waiting);
+  show(location.search, "");
+});
 show(location.search, "");

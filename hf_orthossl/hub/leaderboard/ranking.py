@@ -4,6 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from .schema import Board, Entry, Measured
+from .splits import learned_from
 
 # The board's own number counts more than a confirmed claim, and that more than a claim.
 _TRUST = ("board", "verified", "author")
@@ -27,7 +28,8 @@ class Row:
 def rank(board: Board, task: str, dataset: str, metric: str) -> list[Row]:
     """Encoders by one measurement, best first.
 
-    Each encoder counts with its best protocol, and of that with the number that this board measured itself, if it did.
+    Each encoder counts with the number that this board measured itself, if it did; without one with a claim that a
+    re-run confirmed; else with a claim; of several with the best. So a claim that a re-run refuted never ranks.
     Equal values are in order of the repository's name.
 
     Args:
@@ -50,8 +52,8 @@ def rank(board: Board, task: str, dataset: str, metric: str) -> list[Row]:
 
 def best(entry: Entry, task: str, dataset: str, metric: str) -> Measured | None:
     """The result by which an encoder is ranked; `None` without one."""
-    found = _by_protocol(entry, task, dataset, metric)
-    return max(found.values(), key=lambda result: result.value, default=None)
+    found = _by_protocol(entry, task, dataset, metric).values()
+    return min(found, key=lambda result: (_TRUST.index(result.source), -result.value), default=None)
 
 
 def measurements(board: Board) -> list[tuple[str, str, str]]:
@@ -70,7 +72,9 @@ def measurements(board: Board) -> list[tuple[str, str, str]]:
 def paired(
     board: Board, task: str = "knn", dataset: str | None = None, metric: str = "top1"
 ) -> list[tuple[Entry, Entry, float | None]]:
-    """Encoders alike in backbone, parameters, method, training data and image size, without and with a penalty.
+    """Encoders alike but for the penalty: in backbone, parameters, method, training data, image size and length.
+
+    A length of training that was not told is alike only to another.
 
     Args:
         board ([`Board`]): Where from.
@@ -88,7 +92,8 @@ def paired(
     groups: dict[tuple, dict[str | None, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     for entry in board.entries:
         data = (entry.pretrained_on or "").lower()
-        alike = (entry.backbone, entry.parameters, entry.method, data, entry.image_size)
+        length = (entry.steps, entry.epochs, entry.images_per_step)
+        alike = (entry.backbone, entry.parameters, entry.method, data, entry.image_size, *length)
         if entry.pretrained_on:
             groups[alike][entry.regularizer].append(entry)
     pairs = []
@@ -120,12 +125,15 @@ def _difference(without: Entry, with_: Entry, task: str, dataset: str, metric: s
     return protocols[1][key].value - protocols[0][key].value
 
 
-def _by_protocol(entry: Entry, task: str, dataset: str, metric: str) -> dict[tuple, Measured]:
-    """The most trusted number of each protocol."""
+def most_trusted(results: list[Measured]) -> dict[tuple, Measured]:
+    """One number of each that answers the same question: the most trusted, of equally trusted ones the best."""
     found: dict[tuple, Measured] = {}
-    for result in entry.results:
-        if (result.task, result.dataset.lower(), result.metric) == (task, dataset.lower(), metric):
-            known = found.get(result.key)
-            if known is None or _TRUST.index(result.source) < _TRUST.index(known.source):
-                found[result.key] = result
+    for result in sorted(results, key=lambda result: (_TRUST.index(result.source), -result.value)):
+        found.setdefault(result.alike, result)
     return found
+
+
+def _by_protocol(entry: Entry, task: str, dataset: str, metric: str) -> dict[tuple, Measured]:
+    wanted = (task, dataset.lower(), metric)
+    fitting = [r for r in entry.results if (r.task, r.dataset.lower(), r.metric) == wanted]
+    return most_trusted([result for result in fitting if not learned_from(result.split, None)])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ...data import load_source
+from ...data import ImageSource, load_source
 from ...evaluation import (
     FeatureCache,
     KNNMonitor,
@@ -15,10 +15,12 @@ from ...evaluation import (
     knn_results,
     labelled_splits,
     linear_results,
+    transfer_sets,
 )
 from ..measurements import measurements_of
 from ..names import hub_id, public_name
 from .schema import Measured
+from .splits import learned_from, overlap
 from .verification import interval
 
 # Nobody's claim may keep this machine busy for days.
@@ -109,8 +111,10 @@ def _not_again(claim: Measured, location: str | None, protocol: dict[str, str]) 
         return f"not measured again, only kNN and linear probes are; orthossl evaluate --task {claim.task} measures it"
     if claim.metric not in ("top1", "top5"):
         return f"{claim.metric} is not measured again"
+    if learned_from(claim.split, None):
+        return f"the split {claim.split} was learned from"
     if location is None:
-        return "the data has no name by which it can be loaded: pass --dataset"
+        return f"pass --dataset {claim.dataset} to measure it again"
     if claim.task == "linear" and protocol.get("protocol") not in ("sgd", "lbfgs"):
         return "the protocol names neither sgd nor lbfgs"
     numbers = {"k": MOST_NEIGHBOURS, "epochs": MOST_EPOCHS, "bank": 10**6, "queries": 10**6, "batch_size": 10**6}
@@ -125,18 +129,28 @@ def _not_again(claim: Measured, location: str | None, protocol: dict[str, str]) 
     return None
 
 
+def _check_held_out(train: ImageSource, test: ImageSource) -> None:
+    if train.split and test.split and overlap(train.split, test.split):
+        raise ValueError(
+            f"test_split={test.split!r} shares images with train_split={train.split!r}: name splits that share none"
+        )
+
+
 def _location(dataset: str, given: str | None) -> str | None:
-    """What to load for a claim's data; a stranger's name never means a folder of this machine."""
+    """What to load for a claim's data: a stranger's words fetch well-known data alone, and never a folder here."""
     if given is not None:
         return given if public_name(given).lower() == dataset.lower() else None
     if dataset == "digits":
         return dataset
-    return dataset if hub_id(dataset) else None
+    known = {entry.dataset.lower(): entry.dataset for entry in transfer_sets()}
+    found = known.get(dataset.lower())
+    return found if found and hub_id(found) else None
 
 
 def _frozen(encoder, location, split, data, asked, seed, cache, progress) -> list[Result]:
     columns = {"name": data.name, "image_column": data.image_column, "label_column": data.label_column}
     splits = labelled_splits(location, train_split=data.train_split, test_split=split, **columns)
+    _check_held_out(*splits)
     features = LabelledFeatures.extract(encoder, *splits, cache, progress=progress)
     results, votes, probes = [], defaultdict(dict), {}
     for task, protocol in asked:
@@ -161,12 +175,13 @@ def _monitored(encoder, location, split, data, asked, seed, cache, progress) -> 
     """The kNN accuracy that a training run takes on some of the images."""
     columns = {"name": data.name, "image_column": data.image_column, "label_column": data.label_column}
     source = load_source(location, split=data.train_split, **columns)
-    held_out = None if source.split == split else load_source(location, split=split, **columns)
+    held_out = load_source(location, split=split, **columns)
+    _check_held_out(source, held_out)
     results = []
     for settings in {tuple(sorted(p.items())): p for _, p in asked}.values():
         bank, queries = int(settings["bank"]), int(settings.get("queries", 1))
         # The number of images that gives this bank and these queries.
-        images = bank + queries if held_out is None else max(bank, 2 * queries)
+        images = max(bank, 2 * queries)
         temperature = float(settings["temperature"]) if "temperature" in settings else None
         monitor = KNNMonitor(
             source,

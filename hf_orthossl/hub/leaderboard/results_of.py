@@ -6,7 +6,8 @@ from typing import Any
 
 from . import values
 from .board_json import measured_from
-from .schema import METRICS, TASKS, Aside, Measured
+from .schema import METRICS, MOST_CLAIMS, TASKS, Aside, Measured
+from .splits import learned_from
 from .values import Refused, shown
 
 MOST_IN_FILE = 100
@@ -22,10 +23,14 @@ class Results:
 
     Args:
         repo_id, revision (`str`): Where they are from.
+
+    Attributes:
+        trained_on (`tuple[str, str]`): Data and split that the encoder learned from, in lower case; empty if not told.
     """
 
     def __init__(self, repo_id: str, revision: str):
         self.repo_id, self.revision = repo_id, revision
+        self.trained_on = ("", "")
         self.asides: list[Aside] = []
         # By what was measured, and where it was said.
         self.found: dict[tuple, dict[str, Measured]] = {}
@@ -67,11 +72,17 @@ class Results:
                 continue
             # The newer form knows the interval.
             results.append(max(said.values(), key=lambda measured: measured.low is not None))
-        return results
+        if len(results) > MOST_CLAIMS:
+            self.aside("results", f"has {len(results)} numbers, {MOST_CLAIMS} are kept")
+        return results[:MOST_CLAIMS]
 
     def _add(self, field: str, where: str, read: Any, part: Any) -> None:
         try:
             measured = measured_from(read(part) | {"revision": self.revision})
+            dataset, split = self.trained_on
+            if learned_from(measured.split, split if split and measured.dataset.lower() == dataset else None):
+                what = f"{measured.task} {measured.metric} on {measured.dataset}"
+                raise Refused("split", f"{what} is of {shown(measured.split)}, which was learned from")
         except Refused as error:
             self.aside(field, f"{error.field}: {error.reason}")
             return

@@ -1,16 +1,23 @@
 """What the board holds: all that the page ever sees. Made and read by `board_json`, which checks every value."""
 
+import re
 from dataclasses import dataclass, field
 
-FORMAT = 2
+FORMAT = 3
 TASKS = ("knn", "linear", "finetune", "transfer", "detection")
 METRICS = ("top1", "top5", "mean_per_class", "AP", "AP50", "AP75", "VOC07_AP50", "VOC12_AP50")
 LIBRARIES = ("timm", "transformers")
 # The author's claim; the author's claim that a re-run of this board bore out; that re-run's own number.
 SOURCES = ("author", "verified", "board")
 MOST_POINTS, MOST_CURVES, MOST_RESULTS = 200, 24, 400
+# Of an author's; each may have this board's number beside it.
+MOST_CLAIMS = MOST_RESULTS // 2
+# Of one repository.
+MOST_ASIDES = 20
 # What was not read rather than refused: it is tried again although the revision is the same.
 UNREAD = "not read"
+# How many images stood behind a number, not how it was made.
+_COUNTS = re.compile(r"(?:, )?\b(train_images|test_images|bank|queries) = \d+")
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,11 @@ class Measured:
         """What was measured and how, without what came out and who did it."""
         return self.task, self.dataset.lower(), self.split, self.metric, self.protocol
 
+    @property
+    def alike(self) -> tuple[str, str, str, str, str]:
+        """`key` without the number of images: numbers that answer the same question."""
+        return *self.key[:4], _COUNTS.sub("", self.protocol).strip(", ")
+
 
 @dataclass(frozen=True)
 class Spectra:
@@ -77,7 +89,7 @@ class Entry:
     Args:
         repo_id, revision, author, last_modified (`str`): What was read, and when it was last changed (ISO 8601).
         backbone, method (`str`): As `config.json` names them.
-        regularizer (`str`, *optional*): "so", "srip", "dso" or "mc"; `None` without.
+        regularizer (`str`, *optional*): "so", "srip", "dso" or "mc"; `None` without, and where its weight is 0.
         gamma (`float`, *optional*): Weight of the penalty.
         pretrained_on (`str`, *optional*): Training data.
         image_size (`int`): Pixels.
@@ -88,6 +100,8 @@ class Entry:
         weights (`str`, *optional*): SHA-256 of `model.safetensors`.
         library (`str`, defaults to "timm"): One of `LIBRARIES`, which loads it.
         remote_code (`bool`, defaults to `False`): Whether transformers needs code of the repository for it.
+        steps, images_per_step (`int`, *optional*), epochs (`float`, *optional*): Length of the training; `None` where
+            it was not told.
     """
 
     repo_id: str
@@ -107,6 +121,9 @@ class Entry:
     weights: str | None = None
     library: str = "timm"
     remote_code: bool = False
+    steps: int | None = None
+    epochs: float | None = None
+    images_per_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +158,14 @@ class Board:
     asides: list[Aside]
     collected_at: str
     endpoint: str
+
+
+def first_asides(asides: list[Aside], field: str) -> list[Aside]:
+    """Those of one repository up to `MOST_ASIDES`; how many more there are stands under `field`."""
+    if len(asides) <= MOST_ASIDES:
+        return asides
+    rest, last = len(asides) - MOST_ASIDES, asides[-1]
+    return [*asides[:MOST_ASIDES], Aside(last.repo_id, last.revision, field, f"and {rest:,} more, not listed")]
 
 
 def evenly(length: int, points: int) -> list[int]:

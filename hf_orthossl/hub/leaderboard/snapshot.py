@@ -5,11 +5,14 @@ from typing import Any
 
 from ...files import replace_file
 from .board_json import from_json, to_json
-from .fetching import Fetcher
+from .fetching import Fetcher, Gone, NoFile, NotRead
 from .schema import Board, Entry, Measured
+from .values import Refused
 
 BOARD, TABLE, CARD = "board.json", "board.parquet", "README.md"
 MAX_BYTES = 256 * 2**20
+# By this a data set is known as ours.
+MARK = "Made by `orthossl leaderboard build`."
 _CARD = """---
 pretty_name: Leaderboard of orthogonality-regularized encoders
 tags:
@@ -37,7 +40,7 @@ board = load_dataset("{location}", split="train")
 published weights agreed; "board", that re-run's own number. `revision` is the commit of the encoder that was read.
 Accuracies and average precisions are in [0, 1]. Names come from strangers: show them as text.
 
-Made by `orthossl leaderboard build`.
+{mark}
 """
 
 
@@ -69,6 +72,7 @@ def write_snapshot(board: Board, folder: str | Path, *, location: str | None = N
         endpoint=board.endpoint,
         date=board.collected_at[:10],
         location=location or folder.name,
+        mark=MARK,
     )
     replace_file(folder / CARD, card.encode())
     return folder
@@ -87,7 +91,15 @@ def read_snapshot(location: str | Path, *, token: str | None = None) -> Board:
         ValueError: it is not of this form.
         OSError: the Hub does not answer.
     """
-    return from_json(read_part(location, BOARD, token=token))
+    content = read_part(location, BOARD, token=token)
+    try:
+        return from_json(content)
+    except Refused as error:
+        raise ValueError(
+            f"{BOARD} of {location} is no board ({error}): build it anew with orthossl leaderboard build"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{BOARD} of {location}: {error}") from error
 
 
 def read_part(location: str | Path, name: str, *, token: str | None = None) -> bytes:
@@ -103,7 +115,29 @@ def read_part(location: str | Path, name: str, *, token: str | None = None) -> b
         return (path / name).read_bytes()
     if str(location).count("/") != 1:
         raise FileNotFoundError(f"there is no board at {location}: pass a folder that exists, or a data set owner/name")
-    return Fetcher(token=token).file(str(location), "main", name, MAX_BYTES, kind="dataset")
+    try:
+        return published_part(location, name, token=token)
+    except NoFile as error:
+        raise FileNotFoundError(
+            f"the data set {location} has no {name}: orthossl leaderboard build --push_to_hub {location} writes one"
+        ) from error
+    except Gone as error:
+        raise FileNotFoundError(
+            f"there is no folder {location}, and no data set of this name, or not for this token: pass a folder that "
+            "orthossl leaderboard build wrote, or a data set owner/name"
+        ) from error
+    except NotRead as error:
+        raise OSError(f"there is no folder {location}, and as a data set it cannot be read: {error}") from error
+
+
+def published_part(dataset: str, name: str, *, token: str | None = None) -> bytes:
+    """One file of a snapshot in a data set "owner/name", also where a folder here has that name.
+
+    Raises:
+        Gone, NoFile: there is no such data set, or no such file in it.
+        OSError: the Hub does not answer.
+    """
+    return Fetcher(token=token).file(dataset, "main", name, MAX_BYTES, kind="dataset")
 
 
 def _row(entry: Entry, result: Measured | None) -> dict[str, Any]:

@@ -1,17 +1,25 @@
-"""The files of the Hugging Face Space that shows a board."""
+"""The Hugging Face Space that shows a board: its files, and how it is made."""
 
 import json
 
 import yaml
 
 from ..names import check_repo_id
+from ..remote import HubRepo, require_token
+from .board_json import from_json
+from .fetching import Gone, NoFile
+from .owned import owned_tip
+from .snapshot import BOARD, published_part
 
 # The newest that the page was looked at with: what a later one draws, and fetches, nobody has seen yet.
 GRADIO = "6.31.0"
+PYTHON = "3.12"
 PACKAGE = "hf-orthossl[leaderboard]"
+# By this import a Space is known as ours.
+MARK = "from hf_orthossl.hub.leaderboard.app import serve"
 _APP = '''"""Encoders published with orthossl: the board in a data set, and every hour what is new on the Hub."""
 
-from hf_orthossl.hub.leaderboard.app import serve
+{mark}
 
 serve({board}, port=7860, host="0.0.0.0", every=3600, retry=60, collect_in="board")
 '''
@@ -48,6 +56,7 @@ def space_files(board_id: str, *, package: str = PACKAGE) -> dict[str, str]:
         "colorTo": "green",
         "sdk": "gradio",
         "sdk_version": GRADIO,
+        "python_version": PYTHON,
         "app_file": "app.py",
         "pinned": False,
         "license": "apache-2.0",
@@ -60,5 +69,46 @@ def space_files(board_id: str, *, package: str = PACKAGE) -> dict[str, str]:
             front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True), title=_TITLE, board=board_id
         ),
         "requirements.txt": f"{package}\n",
-        "app.py": _APP.format(board=json.dumps(board_id)),
+        "app.py": _APP.format(mark=MARK, board=json.dumps(board_id)),
     }
+
+
+def deploy(
+    space: str, board: str, *, package: str = PACKAGE, private: bool = False, token: str | None = None
+) -> tuple[str, str | None]:
+    """Makes or updates the Space that shows a data set's board.
+
+    Args:
+        space (`str`), board (`str`): Space and data set, "owner/name".
+        package (`str`): As in [`space_files`].
+        private (`bool`, defaults to `False`): Make a new Space private.
+        token (`str`, *optional*): Access token; defaults to the one of `hf auth login` or `HF_TOKEN`.
+
+    Returns:
+        the Space's address, and what is left to do by hand, if anything.
+
+    Raises:
+        ValueError: a malformed name, no board in the data set, or a Space that is not a board's.
+        OSError: no token, or the Hub does not answer, or refuses.
+    """
+    check_repo_id(space, "space")
+    contents = {path: text.encode() for path, text in space_files(board, package=package).items()}
+    token = require_token(token)
+    try:
+        from_json(published_part(board, BOARD, token=token))
+    except (Gone, NoFile) as error:
+        raise ValueError(
+            f"the data set {board} has no board, or none for this token: run orthossl leaderboard build --push_to_hub "
+            f"{board} first"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{BOARD} of {board}: {error}") from error
+    repo = HubRepo(space, token, kind="space")
+    tip = owned_tip(repo, "app.py", MARK)
+    if tip is None:
+        repo.create(private or None, sdk="gradio")
+    repo.commit(contents, set(), tip, f"The board of {board}")
+    info = HubRepo(board, token, kind="dataset").info()
+    if info is None or not info.private:
+        return repo.url, None
+    return repo.url, f"{board} is private: give the Space a secret HF_TOKEN that may read it, at {repo.url}/settings"

@@ -47,8 +47,12 @@ def spectra_of(scalars: dict, arrays: dict[str, np.ndarray], num_features: int) 
             raise Refused("spectra", f"are of {about['dim']} dimensions, the encoder has {num_features}")
         summary = {key: values.number(f"spectra {key}", about.get(key), 0) for key in _OF_REPRESENTATION}
         summary["relative_rank"] = summary["effective_rank"] / about["dim"]
-        if about.get("alpha") is not None:
-            summary["alpha"] = values.number("spectra alpha", about["alpha"])
+        alpha = alpha_req(_positive(curves[REPRESENTATION], about))
+        if alpha is None and about.get("alpha") is not None:
+            raise Refused("spectra", f"claim the alpha {shown(about['alpha'])}; their own curve gives none")
+        if alpha is not None and about.get("alpha") is not None:
+            _agree("spectra", "alpha", about, alpha, -values.LARGEST)
+            summary["alpha"] = alpha
     if shares:
         summary |= {"weights_rank_mean": sum(shares) / len(shares), "weights_rank_min": min(shares)}
     for name in last_weights(weights):
@@ -71,6 +75,22 @@ def effective_rank(singular_values: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
 
 
+def alpha_req(eigenvalues: np.ndarray, first: int = 4, last: int = 100) -> float | None:
+    """α-ReQ of descending eigenvalues, as `hf_orthossl.spectra.alpha_req`, without torch."""
+    found = eigenvalues[:last]
+    found = found[found > len(eigenvalues) * np.finfo(np.float64).eps * eigenvalues[0]][first - 1 :]
+    if len(found) < 3:
+        return None
+    ranks = np.arange(first, first + len(found))
+    # A line fitted to numbers weighted by w has w² in its squares.
+    return -float(np.polyfit(np.log(ranks), np.log(found), 1, w=ranks**-0.5)[0])
+
+
+def _positive(curve: np.ndarray, about: dict) -> np.ndarray:
+    """Without what rounding left of zeros."""
+    return np.where(curve > max(about["dim"], about["num_images"]) * np.finfo(np.float64).eps, curve, 0)
+
+
 def _checked_feature(name: str, about: dict, arrays: dict[str, np.ndarray]) -> np.ndarray:
     where = f"spectra of {shown(name)}"
     curve = _curve(name, arrays.get(f"features/{name}/eigenvalues"))
@@ -80,7 +100,7 @@ def _checked_feature(name: str, about: dict, arrays: dict[str, np.ndarray]) -> n
         raise Refused(where, f"have {len(curve)} eigenvalues for {dim} dimensions")
     if np.any(curve > 1) or (curve[0] not in (0, 1)):
         raise Refused(where, "are not normalized: the largest eigenvalue must be 1")
-    positive = np.where(curve > max(dim, images) * np.finfo(np.float64).eps, curve, 0)
+    positive = _positive(curve, about)
     _agree(where, "effective_rank", about, effective_rank(np.sqrt(positive)))
     _agree(where, "num_positive", about, float(np.count_nonzero(positive)))
     if exact and positive.any():
@@ -123,8 +143,8 @@ def _vector(where: str, vector: np.ndarray) -> np.ndarray:
     return vector
 
 
-def _agree(where: str, key: str, about: dict, found: float) -> None:
-    claimed = values.number(f"{where}, {key}", about.get(key), 0)
+def _agree(where: str, key: str, about: dict, found: float, low: float = 0) -> None:
+    claimed = values.number(f"{where}, {key}", about.get(key), low)
     # NaN agrees with nothing.
     if not abs(claimed - found) <= TOLERANCE * max(abs(found), 1):
         raise Refused(where, f"claim the {key} {claimed:.6g}; their own curve gives {found:.6g}")

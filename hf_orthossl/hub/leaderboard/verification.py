@@ -1,6 +1,7 @@
 """What a re-run found, beside what the author claims; kept with the board, where only its owner can write."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -10,7 +11,8 @@ from pathlib import Path
 from ...files import replace_file
 from . import values
 from .board_json import measured_from
-from .schema import Aside, Board, Entry, Measured
+from .schema import MOST_RESULTS, Aside, Board, Entry, Measured, Spectra, first_asides
+from .splits import learned_from
 from .values import Refused
 
 VERIFIED = "verified.json"
@@ -18,8 +20,9 @@ FORMAT = 1
 MOST = 100_000
 # Begins the `field` of every aside that a re-run makes.
 FIELD = "re-run"
-# How many images stood behind a number, not how it was made.
-_COUNTS = re.compile(r"(?:, )?\b(train_images|test_images|bank|queries) = \d+")
+# Two spellings of one number in decimal text differ by less.
+_SAME = 1e-9
+_IMAGES = re.compile(r"\b(?:test_images|queries) = (\d{1,9})\b")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Verification:
         results (`list[Measured]`): What came out, with `source` "board" and 95 % intervals.
         spectra (`str`, *optional*): What is wrong with the published spectra, one sentence; empty if they were
             recomputed and agree, `None` if they were not recomputed.
+        digest (`str`, *optional*): Of those spectra, [`spectra_digest`]; what is wrong with them is wrong with them in
+            other commits too.
     """
 
     repo_id: str
@@ -42,6 +47,7 @@ class Verification:
     version: str
     results: list[Measured] = field(default_factory=list)
     spectra: str | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,9 @@ class Compared:
 
     Args:
         claimed, measured ([`Measured`], *optional*): `None` where there is none.
-        agrees (`bool`, *optional*): Whether the claim lies in the 95 % interval of the re-run, widened by its own;
-            `None` where one of the two is missing.
+        agrees (`bool`, *optional*): Whether the claim lies in the 95 % interval of the re-run. Where the claim is of
+            another number of images, its own interval by that number need only reach into it; one that the author
+            names counts for nothing. `None` where one of the two is missing.
     """
 
     claimed: Measured | None
@@ -70,11 +77,11 @@ def compare(claims: list[Measured], measured: list[Measured]) -> list[Compared]:
     Protocols that differ in the number of images alone are the same: the interval says what that may change.
     """
     exact = {result.key: result for result in measured}
-    alike = {_loose(result): result for result in measured}
+    alike = {result.alike: result for result in measured}
     compared, used = [], set()
     for claim in claims:
         # Of several that differ in the number of images, the claim's own.
-        found = exact.get(claim.key) or alike.get(_loose(claim))
+        found = exact.get(claim.key) or alike.get(claim.alike)
         used |= {found.key} if found else set()
         compared.append(Compared(claim, found, None if found is None else _agree(claim, found)))
     return compared + [Compared(None, result, None) for result in measured if result.key not in used]
@@ -107,6 +114,11 @@ def interval(value: float, count: int) -> tuple[float, float]:
     middle = (value + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(value * (1 - value) / count + z * z / (4 * count * count))
     return max(min(middle - half, value), 0.0), min(max(middle + half, value), 1.0)
+
+
+def spectra_digest(spectra: Spectra) -> str:
+    """SHA-256 of spectra as the board shows them."""
+    return hashlib.sha256(json.dumps(vars(spectra), sort_keys=True).encode()).hexdigest()
 
 
 def merge(earlier: list[Verification], later: list[Verification]) -> list[Verification]:
@@ -146,6 +158,7 @@ def verifications_from(text: bytes) -> list[Verification]:
 def _from(content: object, where: str) -> Verification:
     content = values.mapping(where, content)
     weights, spectra, results = content.get("weights"), content.get("spectra"), content.get("results")
+    digest = content.get("digest")
     if not isinstance(results, list) or len(results) > 1000:
         raise Refused(where, "must have a list of results")
     return Verification(
@@ -156,6 +169,7 @@ def _from(content: object, where: str) -> Verification:
         version=values.name(where, content.get("version")),
         results=[dataclasses.replace(measured_from(part), source="board") for part in results],
         spectra=None if spectra is None else values.text(where, spectra, 300),
+        digest=None if digest is None else values.revision(where, digest),
     )
 
 
@@ -165,7 +179,9 @@ def _verified(entry: Entry, found: Verification) -> tuple[Entry, list[Aside]]:
     def aside(what: str, reason: str) -> None:
         asides.append(Aside(entry.repo_id, entry.revision, f"{FIELD}, {what}"[:120], reason))
 
-    for pair in compare(entry.results, found.results):
+    # An earlier version measured on training images too.
+    held_out = [result for result in found.results if not learned_from(result.split, None)]
+    for pair in compare(entry.results, held_out):
         if pair.claimed:
             results.append(dataclasses.replace(pair.claimed, source="verified") if pair.agrees else pair.claimed)
         if pair.measured:
@@ -175,18 +191,20 @@ def _verified(entry: Entry, found: Verification) -> tuple[Entry, list[Aside]]:
             told = f"{ours.value:.4f}" + ("" if ours.low is None else f" ({ours.low:.4f} to {ours.high:.4f})")
             what = f"{ours.task} {ours.metric} on {ours.dataset}"
             aside(what, f"the author claims {pair.claimed.value:.4f}; measured again it is {told}")
-    if found.spectra:
+    theirs = entry.spectra and spectra_digest(entry.spectra)
+    if found.spectra and theirs and (found.revision == entry.revision or found.digest == theirs):
         aside("spectra", found.spectra)
         entry = dataclasses.replace(entry, spectra=None)
     # A re-run answers claims of several numbers of images, and stands once.
-    return dataclasses.replace(entry, results=list(dict.fromkeys(results))), asides
-
-
-def _loose(result: Measured) -> tuple[str, ...]:
-    return *result.key[:4], _COUNTS.sub("", result.protocol).strip(", ")
+    results = list(dict.fromkeys(results))[:MOST_RESULTS]
+    return dataclasses.replace(entry, results=results), first_asides(asides, FIELD)
 
 
 def _agree(claim: Measured, measured: Measured) -> bool:
     low, high = (measured.value, measured.value) if measured.low is None else (measured.low, measured.high)
-    own_low, own_high = (claim.value, claim.value) if claim.low is None else (claim.low, claim.high)
-    return own_low <= high and own_high >= low
+    images, again = (_IMAGES.search(result.protocol) for result in (claim, measured))
+    own_low, own_high = claim.value, claim.value
+    if images and again and images[1] != again[1]:
+        # No fewer than of the re-run: one image would bear out anything.
+        own_low, own_high = interval(claim.value, max(int(images[1]), int(again[1]), 1))
+    return own_low <= high + _SAME and own_high >= low - _SAME

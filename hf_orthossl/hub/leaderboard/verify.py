@@ -22,8 +22,9 @@ from .remeasure import Data, remeasure
 from .repositories import find, read_published
 from .schema import Aside, Entry, evenly
 from .spectra_of import REPRESENTATION
+from .splits import learned_from
 from .values import LARGEST, shown
-from .verification import Compared, Verification, compare
+from .verification import Compared, Verification, compare, spectra_digest
 
 # Of spectra taken twice of the same weights, on different machines: relative to the number, and on a curve in [0, 1].
 TOLERANCE = 0.01
@@ -86,6 +87,11 @@ def verify(
     seed = seed if type(seed) is int and 0 <= seed < 2**32 else 0
     data = data or Data()
     results, notes = remeasure(encoder, entry.results, data, seed=seed, cache=cache, progress=progress)
+    trained_on = block.get("split") if isinstance(block.get("split"), str) else None
+    own = (entry.pretrained_on or "").lower()
+    seen = {r for r in results if learned_from(r.split, trained_on if r.dataset.lower() == own else None)}
+    results = [result for result in results if result not in seen]
+    notes += [f"{r.task} {r.metric} on {r.dataset}: its {r.split} was learned from" for r in sorted(seen, key=str)]
     # Of data that nobody asked for, none is downloaded.
     known = {result.dataset for result in results} | {data.dataset, "digits"}
     wrong, told = recompute(entry, published, encoder, known)
@@ -97,6 +103,7 @@ def verify(
         version=__version__,
         results=results,
         spectra=wrong,
+        digest=entry.spectra and spectra_digest(entry.spectra),
     )
     return Verified(entry, asides + more, verification, compare(entry.results, results), notes + told)
 

@@ -62,15 +62,18 @@ class View:
     def from_query(cls, query: str) -> Self:
         """The view that a query string names, with or without its question mark; never fails."""
         try:
-            pairs = parse_qsl(str(query)[:4000].removeprefix("?"), max_num_fields=60, errors="replace")
+            # Half a surrogate pair is no letter, and no page could be sent with it.
+            text = str(query)[:4000].encode("utf-8", "ignore").decode()
+            pairs = parse_qsl(text.removeprefix("?"), max_num_fields=60, errors="replace")
         except ValueError:
             return cls()
         names = {field.name for field in dataclasses.fields(cls)} - {"compare", "n", "measure"}
         values = {name: value.strip()[:_LONGEST] for name, value in pairs if name in names}
         given = dict(pairs)
         # What two choices of the form send in one value; a data set may have any name.
-        if given.get("measure", "").count("|") > 1:
-            task, _, rest = given["measure"][:_LONGEST].partition("|")
+        measure = given.get("measure", "")[:_LONGEST]
+        if measure.count("|") > 1:
+            task, _, rest = measure.partition("|")
             values |= dict(zip(("task", "dataset", "metric"), (task, *rest.rsplit("|", 1)), strict=True))
         if "." in given.get("sorting", ""):
             values |= dict(zip(("sort", "order"), given["sorting"].split(".", 1), strict=True))
