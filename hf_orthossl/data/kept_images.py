@@ -67,11 +67,11 @@ def _free_memory() -> int:
     free = psutil.virtual_memory().available
     try:
         limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # there is none, or it says "max"
+        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        # What was read from files, and may go again, counts as used.
+        return min(free, limit - used + int(statistics["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # there is no limit, or it says "max"
         return free
-    # What was read from files and may go again is no use of memory.
-    statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-    return min(free, limit - used + int(statistics.get("inactive_file", 0)))
 
 
 def _shared(shape: tuple[int, ...], dtype: type) -> np.ndarray:
