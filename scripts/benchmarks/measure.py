@@ -122,8 +122,9 @@ def in_unit(value: float, unit: str) -> str:
 def machine(device: str) -> str:
     """One line naming what the numbers were measured on."""
     name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    threads = f"{torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "1 thread"
     return (
-        f"{name}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, "
+        f"{name}, {os.cpu_count()} CPU cores, {threads}, load {os.getloadavg()[0]:.1f}, "
         f"torch {torch.__version__}, Python {platform.python_version()}"
     )
 

@@ -13,7 +13,7 @@ from hf_orthossl.files import replace_file
 from .figures import plot_arms, plot_seeds
 from .plan import Plan
 from .runs import Run
-from .statistics import Difference, mean_and_spread, paired_difference
+from .statistics import Difference, agreement, mean_and_spread, paired_difference
 
 TEMPLATE = Path(__file__).with_name("report_template.md")
 SCORES = {"knn": "kNN", "linear": "the linear probe"}
@@ -79,6 +79,7 @@ def _arm(rows: Sequence[dict], arm: str, reference: str) -> dict:
         "weight": own[0]["weight"],
         "count": len(own),
         "measures": {key: mean_and_spread([row[key] for row in own]) for key in MEASURES},
+        "agreement": agreement([_difference(rows, arm, reference, key) for key in SCORES]),
         "differences": {} if arm == reference else {SCORES[k]: _difference(rows, arm, reference, k) for k in SCORES},
     }
 

@@ -31,6 +31,14 @@ class Difference:
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "not told apart"
 
 
+def agreement(differences: Sequence[Difference]) -> str:
+    """How several measures of one arm stand to the claim that it is higher: they agree, disagree, or leave it open."""
+    verdicts = {difference.verdict for difference in differences}
+    if {"higher", "lower"} <= verdicts:
+        return "partly agrees, partly disagrees"
+    return "agrees" if "higher" in verdicts else "disagrees" if "lower" in verdicts else "is left open"
+
+
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation; the latter is NaN for a single value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan

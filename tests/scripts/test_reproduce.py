@@ -21,7 +21,7 @@ import reproduce
 from reproduction import presets, runs
 from reproduction.plan import Plan
 from reproduction.presets import PRESETS, Arm, Experiment
-from reproduction.statistics import paired_difference
+from reproduction.statistics import agreement, paired_difference
 
 from hf_orthossl.cli.options import DataArguments, ModelArguments, PretrainArguments
 from hf_orthossl.cli.parsing import parse
@@ -30,6 +30,7 @@ from hf_orthossl.training.run_folder import MARK
 TINY = Experiment(
     name="byol",
     title="BYOL, tiny",
+    claim="a higher accuracy",
     method="byol",
     backbone="resnet10t",
     options={"image_size": 32, "method_config": ["hidden_dim=32", "output_dim=16"], "per_device_train_batch_size": 32},
@@ -179,6 +180,13 @@ def test_verdicts():
     assert paired_difference(up, up | {0: 0.6}).verdict == "not told apart"
     single = paired_difference({0: 0.9}, {0: 0.1})
     assert single.verdict == "not told apart"
+    higher, lower, open_ = paired_difference(up, down), paired_difference(down, up), single
+    assert [agreement(found) for found in ([higher, open_], [open_, lower], [higher, lower], [open_, open_])] == [
+        "agrees",
+        "disagrees",
+        "partly agrees, partly disagrees",
+        "is left open",
+    ]
     assert math.isinf(single.high)
     with pytest.raises(ValueError, match="no seed in common"):
         paired_difference({0: 1.0}, {1: 1.0})
