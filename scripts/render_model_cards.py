@@ -18,8 +18,10 @@ from hf_orthossl.hub import render_card
 from hf_orthossl.spectra import SpectralReport, plot_spectra
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
+# Where `scripts/reproduce.py` puts its reports: no card of an encoder.
+REPORTS = "reproduction"
 # The same encoder, data and seed without and with the penalty.
-COMPARED = {"without SO": "cifar10-resnet10t-simclr", "with SO": "cifar10-resnet10t-simclr-so"}
+COMPARED = {"without SO": "cifar10-vit-dino", "with SO": "cifar10-vit-dino-so"}
 
 
 def render(folder: Path) -> str:
@@ -38,9 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        stale = [
-            path for folder in sorted(args.folder.iterdir()) if folder.is_dir() for path in visit(folder, args.check)
-        ]
+        encoders = sorted(path for path in args.folder.iterdir() if path.is_dir() and path.name != REPORTS)
+        stale = [path for folder in encoders for path in visit(folder, args.check)]
         if all((args.folder / name).is_dir() for name in COMPARED.values()):
             reports = {label: SpectralReport.load(args.folder / name) for label, name in COMPARED.items()}
             comparison = args.folder / "comparison.png"

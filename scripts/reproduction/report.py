@@ -66,6 +66,7 @@ def _experiment(plan: Plan, runs: list[Run], folder: Path) -> dict:
         "seeds": sorted({run.seed for run in runs}),
         "scores": plan.scores(),
         "tuning_epochs": plan.tuning_epochs,
+        "untrained": {key: mean_and_spread([r["untrained"][key] for r in rows if r["untrained"]]) for key in SCORES},
         "dim": rows[0]["representation_dim"],
         "arms": [_arm(rows, arm, arms[0]) for arm in arms],
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.measure import machine
+from transformers import set_seed
 
 from hf_orthossl.cli.parsing import read_config
 from hf_orthossl.cli.pretrain import main as pretrain
@@ -24,6 +25,7 @@ from hf_orthossl.evaluation.features import normalized_batches
 from hf_orthossl.files import replace_file
 from hf_orthossl.hub.encoder_folder import spectra_rows
 from hf_orthossl.hub.measurements import public_result
+from hf_orthossl.methods import parse_assignments
 from hf_orthossl.regularization import OrthogonalityRegularizer
 from hf_orthossl.spectra import SpectralReport, spectral_report
 from hf_orthossl.training.checkpoints import checkpoints
@@ -151,8 +153,9 @@ class Run:
             "representation_dim": last.dim,
             "weights_relative_rank": summary["weights/relative_rank_mean"],
             **{kind: self._penalty(encoder, kind) for kind in ("so", "srip")},
+            "untrained": self._untrained() if self.arm == self.experiment.arms[0] else None,
             "machine": machine(self.device),
-            "results": [result.to_dict() for result in results],
+            "results": [public_result(result).to_dict() for result in results],
         }
         replace_file(path, json.dumps(row, indent=2) + "\n", durable=True)
         return row
@@ -174,6 +177,15 @@ class Run:
     def _features(self, encoder: Encoder, split: str) -> LabelledFeatures:
         train, test = labelled_splits(self.dataset, train_split=self.experiment.train, test_split=split)
         return LabelledFeatures.extract(encoder, train, test)
+
+    def _untrained(self) -> dict[str, float]:
+        """What the encoder knew before it was trained; the arms of a seed all begin with it."""
+        set_seed(self.seed)
+        options = self.experiment.options
+        config = parse_assignments(options.get("backbone_config", []))
+        encoder = load_encoder(self.experiment.backbone, image_size=options.get("image_size"), **config)
+        knn, linear = self._accuracies(encoder.to(self.device).eval())
+        return {"knn": knn.value, "linear": linear.value}
 
     def _accuracies(self, encoder: Encoder) -> list[Result]:
         """Top-1 of kNN and of the linear probe, as the paper's two frameworks measure them."""

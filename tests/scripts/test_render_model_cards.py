@@ -11,7 +11,7 @@ from hf_orthossl.evaluation import read_results
 from hf_orthossl.spectra import SpectralReport
 
 ROOT = Path(__file__).parents[2]
-CARDS = sorted(path for path in (ROOT / "model_cards").iterdir() if path.is_dir())
+CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/config.json"))
 
 
 @pytest.fixture(scope="module")
