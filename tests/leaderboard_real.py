@@ -28,7 +28,7 @@ OWNERS = ("ada", "emmy", "grace", "lise", "sofia")
 # Penalty → options; larger γ than a long run would take, as these are short.
 PENALTIES = {
     "none": ["--regularizer", "none"],
-    "so": ["--regularizer", "so", "--gamma", "1e-3"],
+    "so": ["--regularizer", "so", "--gamma", "1e-4"],
     "srip": ["--regularizer", "srip", "--gamma", "1e-2"],
 }
 BACKBONES = {
