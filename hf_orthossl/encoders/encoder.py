@@ -121,8 +121,9 @@ class Encoder(nn.Module):
     def _laid_out(self, images: Tensor) -> Tensor:
         """The same images, channels-last for convolutions on CUDA.
 
-        Not on the CPU, where torch's batch norm over them is up to ten times less exact and oneDNN writes beyond its
-        memory in the gradient of some strided 1×1 convolutions (https://github.com/uxlfoundation/oneDNN/issues/6035).
+        Not on the CPU, where torch's batch norm over them sums less exactly (CONTRIBUTING has numbers) and oneDNN
+        writes beyond its memory in the gradient of some strided 1×1 convolutions
+        (https://github.com/uxlfoundation/oneDNN/issues/6035).
         """
         channels_last = self._channels_last and images.is_cuda
         return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

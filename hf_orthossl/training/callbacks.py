@@ -106,7 +106,6 @@ class OrthogonalityCallback(ReportingCallback):
             raise ValueError(f"every is {every}: the penalty is computed at every 1, 2, 3, … steps")
         self.kind, self.gamma, self.given, self.seed, self.kwargs = kind, gamma, module, seed, kwargs
         self.every = every
-        self.module = module
         self.regularizer: OrthogonalityRegularizer | None = None
         self.sum, self.count = torch.zeros(()), 0
         self.processes = 1

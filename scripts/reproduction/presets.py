@@ -71,7 +71,14 @@ _CLAIMS = {
 
 # The paper's pull, γ times the number of steps, over some 700 steps instead of 195,000: its grids times 300, rounded.
 _SHORT = {"so": (3e-4, 3e-3, 3e-2), "srip": (3e-3, 3e-2, 3e-1)}
-_ADAMW = {"optim": "adamw_torch", "learning_rate": 2e-3, "weight_decay": 1e-4, "warmup_steps": 0.1}
+_SMALL = {
+    "image_size": 24,
+    "per_device_train_batch_size": 128,
+    "optim": "adamw_torch",
+    "learning_rate": 2e-3,
+    "weight_decay": 1e-4,
+    "warmup_steps": 0.1,
+}
 
 _CPU = [
     Experiment(
@@ -82,10 +89,8 @@ _CPU = [
         backbone="resnet18_cifar",
         options={
             "backbone_config": ["channels=[16,32,64,128]"],
-            "image_size": 24,
             "method_config": ["hidden_dim=1024"],
-            "per_device_train_batch_size": 128,
-            **_ADAMW,
+            **_SMALL,
         },
         arms=_arms(**_SHORT, whitening=(3e-3, 3e-2, 3e-1)),
         epochs=9,
@@ -100,10 +105,8 @@ _CPU = [
         backbone="vit_tiny_patch16_224",
         options={
             "backbone_config": ["patch_size=4", "embed_dim=96", "depth=4"],
-            "image_size": 24,
             "method_config": ["hidden_dim=512", "prototypes=1024", "momentum=0.99", "freeze_last_layer_epochs=0"],
-            "per_device_train_batch_size": 128,
-            **_ADAMW,
+            **_SMALL,
             "learning_rate": 1e-3,
         },
         arms=_arms(**_SHORT),

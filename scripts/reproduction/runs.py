@@ -125,7 +125,14 @@ class Run:
         return knn_results(features, temperatures=[0.1])[0].value
 
     def measure(self) -> dict:
-        """kNN, linear probe, penalties and spectra of the trained encoder, measured once and kept."""
+        """kNN, linear probe, penalties and spectra of the trained encoder, measured once and kept.
+
+        Returns:
+            `dict`: JSON values; accuracies in [0, 1], penalties before γ.
+
+        Raises:
+            ValueError: its folder holds a run with other settings.
+        """
         self._check()
         path = self.folder / MEASURED
         if self.is_measured:
@@ -168,7 +175,8 @@ class Run:
             value = self.options().get(name)
             if value is not None and name in before and before[name] != value:
                 raise ValueError(
-                    f"{self.folder} holds a run with {name} {before[name]}, not {value}: pass another --output_dir"
+                    f"{self.folder} holds a run with {name} {before[name]}, not {value}: pass the options it was "
+                    "started with, or another --output_dir"
                 )
 
     def _load(self) -> Encoder:

@@ -67,7 +67,7 @@ class View:
             pairs = parse_qsl(text.removeprefix("?"), max_num_fields=60, errors="replace")
         except ValueError:
             return cls()
-        names = {field.name for field in dataclasses.fields(cls)} - {"compare", "n", "measure"}
+        names = {field.name for field in dataclasses.fields(cls)} - {"compare", "n"}
         values = {name: value.strip()[:_LONGEST] for name, value in pairs if name in names}
         given = dict(pairs)
         # What two choices of the form send in one value; a data set may have any name.
