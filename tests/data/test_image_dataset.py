@@ -19,7 +19,7 @@ from hf_orthossl.data import (
     get_recipe,
     load_source,
 )
-from hf_orthossl.processes import rank
+from hf_orthossl.distributed.collectives import rank
 
 RECIPE = get_recipe("cifar-asym")
 

@@ -7,8 +7,8 @@ import torch
 
 from hf_orthossl import load_encoder
 from hf_orthossl.data import ImageDataset, load_source
+from hf_orthossl.distributed.collectives import rank
 from hf_orthossl.evaluation import FeatureCache, KNNMonitor, LabelledFeatures, extract_features, knn_results, knn_scores
-from hf_orthossl.processes import rank
 
 
 def encoder():

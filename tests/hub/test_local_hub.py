@@ -105,7 +105,7 @@ def test_faults_happen_as_often_as_asked(local_hub):
 
 
 def test_runs_by_itself(tmp_path):
-    script = Path(__file__).parents[1] / "local_hub.py"
+    script = Path(__file__).parents[1] / "support" / "local_hub.py"
     command = [sys.executable, str(script), "--store", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         endpoint, token = (word.split("=")[1] for word in process.stdout.readline().split())

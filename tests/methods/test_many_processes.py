@@ -4,10 +4,10 @@ import pytest
 import torch
 from small_models import Run, assert_same_training, train
 
+from hf_orthossl.distributed.collectives import rank
+from hf_orthossl.distributed.gather import pooled_moments
 from hf_orthossl.methods import METHODS, THEORY_LOSSES
 from hf_orthossl.methods.base import embedding_std
-from hf_orthossl.methods.gather import pooled_moments
-from hf_orthossl.processes import rank
 
 WITH_PREDICTOR = [name for name, method in METHODS.items() if method.has_predictor]
 

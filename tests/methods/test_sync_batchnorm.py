@@ -8,9 +8,8 @@ from timm.layers import BatchNormAct2d
 from timm.layers.split_batchnorm import SplitBatchNorm2d
 from torch import nn
 
-from hf_orthossl.methods import synchronize_batchnorm
-from hf_orthossl.methods.gather import mean_over_processes
-from hf_orthossl.processes import rank, world_size
+from hf_orthossl.distributed.collectives import all_reduce_mean, rank, world_size
+from hf_orthossl.distributed.sync_batchnorm import synchronize_batchnorm
 
 SHAPES = {nn.BatchNorm1d: (10, 5), nn.BatchNorm2d: (10, 5, 3, 4), nn.BatchNorm3d: (10, 5, 2, 3, 2)}
 SHAPES[BatchNormAct2d] = SHAPES[nn.BatchNorm2d]
@@ -49,7 +48,7 @@ def outcome(kind, settings, batches, weights, device="cpu", dtype=None):
         (y * weight).sum().backward()
         outputs.append(y.detach().cpu())
         gradients.append(x.grad.cpu())
-    shared = [world_size() * mean_over_processes(p.grad).cpu() for p in layer.parameters()]
+    shared = [world_size() * all_reduce_mean(p.grad).cpu() for p in layer.parameters()]
     layer.eval()
     state = {key: value.cpu() for key, value in layer.state_dict().items()}
     # Without running statistics eval mode takes the batch at hand, on one process as on any.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_orthossl.processes import rank, share
+from hf_orthossl.distributed.collectives import rank, shard_range
 from hf_orthossl.spectra import SpectralReport, spectral_report
 from hf_orthossl.spectra.covariance import SketchedCovariance, StreamingCovariance
 
@@ -21,7 +21,7 @@ def samples(count: int) -> torch.Tensor:
 
 def combined(kind: str, count: int, uneven: bool):
     covariance = StreamingCovariance(DIM) if kind == "exact" else SketchedCovariance(DIM, top_k=12)
-    own = share(count)
+    own = shard_range(count)
     if uneven:
         own = range(count - 2) if rank() == 0 else range(count - 2, count)
     for part in samples(count)[own.start : own.stop].split(5):
@@ -65,7 +65,7 @@ def report_of(count: int, changed: bool, shared: bool) -> SpectralReport:
     images = torch.randn(count, 3, 8, 8, generator=generator, dtype=torch.float64)
     images[:, 0, 0, 0] = torch.linspace(1, -1, count)
     views = torch.randn(count, 3, 3, 8, 8, generator=generator, dtype=torch.float64)
-    own = share(count) if shared else range(count)
+    own = shard_range(count) if shared else range(count)
     return spectral_report(
         Pooled(changed),
         images[own.start : own.stop],

@@ -13,7 +13,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from hf_orthossl import OrthoSSLTrainer
-from hf_orthossl.encoders import Encoder, unsharded
+from hf_orthossl.distributed.sharding import gather_module
+from hf_orthossl.encoders import Encoder
 from hf_orthossl.training import pretrain_loop
 
 ENGINES = {"one": contextlib.nullcontext, "ddp": ddp, "fsdp2": fsdp2}
@@ -42,7 +43,7 @@ def fit(engine, front, folder, *, model, **settings):
             pretrain_loop(trained, digits(160), args)
         else:
             OrthoSSLTrainer(model=trained, args=args, train_dataset=digits(160)).train()
-        encoder = unsharded(trained.encoder)
+        encoder = gather_module(trained.encoder)
         state = encoder and {name: value.clone() for name, value in encoder.state_dict().items()}
         sharded = [isinstance(parameter, DTensor) for parameter in trained.parameters()]
         units = sum(isinstance(module, FSDPModule) for module in trained.modules())

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from survival_runs import tiny_arguments, tiny_model
 from torch.distributed import TCPStore
 
-from hf_orthossl.cli import processes
 from hf_orthossl.cli.pretrain import main, train_with_loop, train_with_trainer
-from hf_orthossl.processes import PATIENCE, found_by_main, rank
+from hf_orthossl.distributed import launch as launching
+from hf_orthossl.distributed.collectives import TIMEOUT, on_main, rank
 from hf_orthossl.training.engines import check_engine, engine_settings, make_ready
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +118,7 @@ def test_two_sharded_processes_are_one_run(front, method, penalty, tmp_path):
     """The config for GPUs, as it is; accelerate is told that there are some."""
     more = [*method, "--regularizer", penalty]
     options = [*RUN, *more, "--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "32"]
-    done = launch("fsdp2.yaml", "--num_processes", "2", "tests/training/engines_on_cpu.py", front, *options)
+    done = launch("fsdp2.yaml", "--num_processes", "2", "tests/support/engines_on_cpu.py", front, *options)
     assert_complete(tmp_path / "two", done, 2)
     one_process(front, tmp_path / "one", *more)
     assert_same_run(tmp_path / "two", tmp_path / "one")
@@ -194,18 +194,18 @@ def test_the_first_of_several_to_fail_says_so(monkeypatch, capsys):
     }
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
-    assert not processes.another_failed()
-    processes.say_error("first")
-    processes.say_error("second")
+    assert not launching.peer_failed()
+    launching.print_error_once("first")
+    launching.print_error_once("second")
     assert capsys.readouterr().err == "first\n"
-    assert processes.another_failed()
+    assert launching.peer_failed()
     # Without such a store no process knows of the others.
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
-    processes.say_error("no space left")
+    launching.print_error_once("no space left")
     assert capsys.readouterr().err == "[rank 1] no space left\n"
-    assert not processes.another_failed()
+    assert not launching.peer_failed()
     monkeypatch.delenv("WORLD_SIZE")
-    processes.say_error("no space left")
+    launching.print_error_once("no space left")
     assert capsys.readouterr().err == "no space left\n"
 
 
@@ -222,7 +222,7 @@ def test_processes_wait_as_long_for_each_other_as_the_main_one_may_measure(monke
 
     args = tiny_arguments(tmp_path)
     (timeout,) = [kind.timeout for kind in engine_settings(args)["kwargs_handlers"] if hasattr(kind, "timeout")]
-    assert timeout == PATIENCE
+    assert timeout == TIMEOUT
     monkeypatch.setattr("torch.distributed.init_process_group", init_process_group)
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
@@ -232,7 +232,7 @@ def test_processes_wait_as_long_for_each_other_as_the_main_one_may_measure(monke
             tiny_arguments(tmp_path)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-    assert asked["timeout"] == PATIENCE
+    assert asked["timeout"] == TIMEOUT
 
 
 def test_one_process_takes_one_of_several_gpus(monkeypatch, tmp_path, caplog):
@@ -254,9 +254,9 @@ def refused_by_main():
         raise FileNotFoundError("no checkpoint") if rank() == 0 else AssertionError("asked elsewhere")
 
     try:
-        found_by_main(check)
+        on_main(check)
     except OSError as error:
-        return found_by_main(lambda: rank() + 7), type(error), str(error)
+        return on_main(lambda: rank() + 7), type(error), str(error)
 
 
 def test_what_the_main_process_finds_all_are_told(two_processes):

@@ -8,9 +8,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from hf_orthossl.data import load_source
-from hf_orthossl.encoders import block_classes, export_encoder, is_sharded, load_encoder, unsharded
+from hf_orthossl.distributed.collectives import rank
+from hf_orthossl.distributed.sharding import block_classes, gather_module, has_sharded_weights
+from hf_orthossl.encoders import export_encoder, load_encoder
 from hf_orthossl.evaluation import KNNMonitor
-from hf_orthossl.processes import rank
 from hf_orthossl.training import KNNCallback, SpectraCallback
 
 PLAIN = {"channels": [8, 8, 16, 16]}
@@ -42,13 +43,13 @@ def _shard_and_put_together(folder, images):
     fully_shard(encoder)
     with pytest.raises(ValueError, match="unsharded"):
         export_encoder(encoder, folder / "never")
-    whole = unsharded(encoder)
-    part = unsharded(encoder, {"backbone.layer4.0.conv2.weight"})
-    assert is_sharded(encoder)
+    whole = gather_module(encoder)
+    part = gather_module(encoder, {"backbone.layer4.0.conv2.weight"})
+    assert has_sharded_weights(encoder)
     assert all(isinstance(parameter, DTensor) for parameter in encoder.parameters())
     if rank():
         return whole
-    assert not is_sharded(whole)
+    assert not has_sharded_weights(whole)
     export_encoder(whole, folder / "encoder")
     whole.eval()
     with torch.no_grad():

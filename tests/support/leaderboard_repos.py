@@ -1,6 +1,6 @@
 """Repositories for tests of the leaderboard, in the local Hub's store: real encoders, variations of them, many of them.
 
-    python tests/leaderboard_repos.py --count 1000
+    python tests/support/leaderboard_repos.py --count 1000
 
 prints seconds and requests of collecting them: everything for the first time, again, and after three have changed.
 """

@@ -4,7 +4,7 @@ accelerate keeps FSDP to GPUs. One thing is changed here: it is told that gloo's
 device mesh, gradients, checkpoints and everything of ours run as they do there, on CPU tensors.
 
     accelerate launch --config_file scripts/accelerate_configs/fsdp2.yaml --num_processes 2 \
-        tests/training/engines_on_cpu.py loop|trainer [options of orthossl pretrain]
+        tests/support/engines_on_cpu.py loop|trainer [options of orthossl pretrain]
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """A Hub on loopback for tests: a real HTTP server that huggingface_hub, timm, transformers and datasets talk to.
 
-    python tests/local_hub.py --port 8000 --store DIR
+    python tests/support/local_hub.py --port 8000 --store DIR
 
 or, in a test, the fixture `local_hub`. Clients read `HF_ENDPOINT` when they are imported.
 """

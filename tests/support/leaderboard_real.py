@@ -1,6 +1,6 @@
 """A board of encoders that were really trained, measured and published, beside hostile repositories. By hand:
 
-    OMP_NUM_THREADS=1 python tests/leaderboard_real.py --count 50 --output_dir runs/real_board
+    OMP_NUM_THREADS=1 python tests/support/leaderboard_real.py --count 50 --output_dir runs/real_board
     orthossl leaderboard serve --board runs/real_board/board
 
 Each encoder goes through `orthossl pretrain`, `publish` and `evaluate --push_to_hub` on scikit-learn's digits, against

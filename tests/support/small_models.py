@@ -11,11 +11,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from hf_orthossl.distributed.collectives import all_reduce_mean, rank, world_size
+from hf_orthossl.distributed.sync_batchnorm import synchronize_batchnorm
 from hf_orthossl.encoders import load_encoder
-from hf_orthossl.methods import Progress, get_method, synchronize_batchnorm
-from hf_orthossl.methods.gather import mean_over_processes
+from hf_orthossl.methods import Progress, get_method
 from hf_orthossl.modeling import SSLConfig, SSLModel
-from hf_orthossl.processes import rank, world_size
 
 IMAGES, STEPS = 16, 4
 SIZES = {"hidden_dim": 16, "output_dim": 6, "predictor_dim": 8, "prototypes": 9, "bottleneck_dim": 6, "queue_size": 32}
@@ -94,7 +94,7 @@ def train(run: Run) -> dict:
             with contextlib.nullcontext() if last or wrapped is model else wrapped.no_sync():
                 output = wrapped(mine, penalty_weight=run.micro_batches if last else 0)
                 (output.loss / run.micro_batches).backward()
-            loss = loss + mean_over_processes(output.loss.detach()) / run.micro_batches
+            loss = loss + all_reduce_mean(output.loss.detach()) / run.micro_batches
             spread.append(output.parts["embedding_std"])
         model.before_optimizer_step()
         losses.append(loss)

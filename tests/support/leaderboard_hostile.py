@@ -118,7 +118,7 @@ def hostile_repos(good: Callable[[str], dict[str, bytes]], marker: str) -> Itera
     yield make("bomb-in-results", "a YAML bomb in a result", {EVAL: bomb}, True, "anchors or aliases")
     bombed = f"---\ntags:\n- orthossl\n{bomb}model-index: *l\n---\n# card\n"
     yield make("bomb-in-card", "a YAML bomb in the card", {"README.md": bombed}, True, "anchors or aliases")
-    yield make("deep-yaml", "YAML nested 10,000 deep", {EVAL: "[" * 10_000 + "]" * 10_000}, True, "nested over")
+    yield make("deep-yaml", "YAML nested 10,000 deep", {EVAL: "[" * 10_000 + "]" * 10_000}, True, EVAL)
     python = f"!!python/object/apply:os.system ['touch {marker}']\n"
     yield make("python-in-yaml", "a Python object in YAML", {EVAL: f"- {python}"}, True, "Python object")
     yield make("deep-json", "JSON nested 100,000 deep", {"config.json": "[" * 100_000}, False, "is not JSON")
