@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .encoders import Encoder, block_classes, load_encoder
+from .distributed.collectives import rank, world_size
+from .distributed.gather import all_gather
+from .distributed.sharding import block_classes
+from .encoders import Encoder, load_encoder
 from .methods import METHODS, ChunkedEncoder, Progress, SSLOutput, build_method, get_method, nearest
 from .methods.decorrelation import whitening_terms
-from .methods.gather import gather
-from .processes import rank, world_size
 from .regularization import KINDS, OrthogonalityRegularizer
 
 
@@ -164,7 +165,7 @@ class SSLModel(PreTrainedModel):
         output = self.method(encoder, views)
         output.parts["ssl"] = output.loss.detach()
         if self.config.whitening:
-            whitening = self.config.whitening * sum(whitening_terms(gather(p)) for p in output.predictions)
+            whitening = self.config.whitening * sum(whitening_terms(all_gather(p)) for p in output.predictions)
             output.parts["whitening"] = whitening.detach()
             output.loss = output.loss + whitening
         every = self.config.penalty_every

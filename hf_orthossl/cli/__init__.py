@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from .processes import another_failed, is_main, part, say_error
+from ..distributed.launch import end_processes, is_main_process, peer_failed, print_error_once
 
 # Sub-command → what it does. Each is a module of this package with `main(argv)`, imported only when asked for.
 COMMANDS = {
@@ -62,18 +62,18 @@ def run(prog: str, command, argv: list[str]) -> None:
     debug = "--debug" in argv
     try:
         command([argument for argument in argv if argument != "--debug"])
-        part()
+        end_processes()
     except USER_ERRORS as error:
         if debug:
             raise
         fail(prog, error)
     except KeyboardInterrupt:
-        if is_main():
+        if is_main_process():
             print(f"\n{prog}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except RuntimeError:
         # What a process raises whose peer has ended says nothing of the cause.
-        if not debug and another_failed():
+        if not debug and peer_failed():
             raise SystemExit(2) from None
         raise
 
@@ -81,5 +81,5 @@ def run(prog: str, command, argv: list[str]) -> None:
 def fail(prog: str, error: Exception) -> None:
     """Prints one line and exits with code 2."""
     message = " ".join(str(error).split()) or type(error).__name__
-    say_error(f"{prog}: error: {message}")
+    print_error_once(f"{prog}: error: {message}")
     raise SystemExit(2)

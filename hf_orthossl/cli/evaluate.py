@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..distributed.launch import init_processes, is_main_process, is_multi_process
 from ..encoders import Encoder, load_encoder
 from ..evaluation import Result, Transfer, read_results, transfer_suite, write_results
 from ..evaluation.cache import FeatureCache
@@ -21,7 +22,6 @@ from .evaluate_detection import DetectionArguments, boxed_splits, describe_boxes
 from .evaluate_finetune import FineTuneOptions, measure_finetune
 from .evaluate_transfer import TransferOptions, transfer_summary
 from .parsing import parse
-from .processes import is_main, join, several
 
 FROZEN = ("knn", "linear")
 # What several processes can do together.
@@ -105,9 +105,9 @@ class EvaluateArguments:
 def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
     groups = [EvaluateArguments, FineTuneOptions, TransferOptions, DetectionArguments]
     (args, finetune, transfer, detection), _ = parse(prog, DESCRIPTION, groups, argv)
-    if several() and (alone := [task for task in args.task if task not in SHARED]):
+    if is_multi_process() and (alone := [task for task in args.task if task not in SHARED]):
         raise ValueError(f"task {alone[0]!r} runs in one process: start it without a launcher")
-    join(args.device)
+    init_processes(args.device)
     seeds, path = range(args.seed, args.seed + args.seeds), Path(args.output_dir) / "results.json"
     for name in args.models if args.push_to_hub else ():
         results_repo(name)
@@ -164,7 +164,7 @@ def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
                 **linear_settings(args),
             )
         results += [dataclasses.replace(result, settings={"model": shown, **result.settings}) for result in measured]
-    if not is_main():
+    if not is_main_process():
         return
     complete = report(path, results, notes, transferred)
     if "detection" in args.task and detection.drawn_images:
@@ -228,7 +228,7 @@ def open_encoder(name: str, args: EvaluateArguments) -> Encoder:
 def measure(features: LabelledFeatures, args: EvaluateArguments) -> list[Result]:
     """All tasks of one encoder; the linear probe, on the main process, again for each kind of worse labels."""
     results = knn_results(features, k=args.k, shared=True) if "knn" in args.task else []
-    if "linear" in args.task and is_main():
+    if "linear" in args.task and is_main_process():
         worse = [{}]
         worse += [{"label_noise": args.label_noise}] if args.label_noise else []
         worse += [{"imbalance": args.imbalance}] if args.imbalance != 1 else []

@@ -13,13 +13,15 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.logging import disable_progress_bar
 
 from ..data import ImageSource, available_splits, load_source
-from ..encoders import load_encoder, unsharded
+from ..distributed.collectives import on_main
+from ..distributed.launch import end_processes, silence
+from ..distributed.sharding import gather_module
+from ..encoders import load_encoder
 from ..evaluation import KNNMonitor, Result, write_results
 from ..hub import write_encoder_folder
 from ..hub.publish import Publication, publish_encoder
 from ..methods import get_method
 from ..modeling import SSLConfig, SSLModel
-from ..processes import found_by_main
 from ..training import OrthoSSLTrainer, OrthoSSLTrainingArguments, pretrain_loop
 from ..training.elastic import resumed
 from ..training.inputs import as_image_dataset, build_dataloader, build_views, default_views
@@ -30,7 +32,6 @@ from ..training.run_folder import begin_folder, check_folder, overwriting
 from ..training.trainer import STATE as TRAINER_STATE
 from .options import DataArguments, ModelArguments, PretrainArguments
 from .parsing import parse, read_config, scan
-from .processes import fall_silent, part
 from .publish import published
 
 # Where a run goes and how it was started is no part of what it is.
@@ -63,9 +64,9 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
     is_main = PartialState().is_main_process
     folder = Path(args.output_dir)
     if not is_main:
-        fall_silent()
-    found_by_main(lambda: check_folder(folder, args))
-    found_by_main(lambda: check_push(args))
+        silence()
+    on_main(lambda: check_folder(folder, args))
+    on_main(lambda: check_push(args))
     args = resumed(args, LOOP_STATE if train is train_with_loop else TRAINER_STATE)
     set_seed(args.seed)
     # transformers' own bars (one per file written) would tear the training bar apart.
@@ -96,8 +97,8 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
     # Of sharded weights each process holds a part: all take part in whatever reads them.
     if model.regularizer:
         penalties.append(float(model.penalty().detach()))
-    encoder = unsharded(model.encoder)
-    part()
+    encoder = gather_module(model.encoder)
+    end_processes()
     if not is_main:
         return
 

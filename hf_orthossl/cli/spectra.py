@@ -11,10 +11,11 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data import ImageDataset, ImageSource, Views, available_splits, collate, get_recipe, load_source
+from ..distributed.collectives import all_gather_rows, shard_range
+from ..distributed.launch import init_processes, is_main_process
 from ..encoders import Encoder
 from ..evaluation.features import normalized_batches
 from ..evaluation.frozen import HELD_OUT_SPLITS
-from ..processes import gather_rows, share
 from ..regularization import select_matrices
 from ..spectra import (
     SpectralReport,
@@ -28,7 +29,6 @@ from ..spectra.layers import check_layers
 from ..spectra.matching import short_name
 from .evaluate import open_encoder
 from .parsing import parse
-from .processes import is_main, join
 from .spectra_options import SpectraArguments
 
 # As in LiDAR's paper.
@@ -53,7 +53,7 @@ class Measured:
 def main(argv: list[str], prog: str = "orthossl spectra") -> None:
     """Measures each model, writes reports and figures, and prints a table."""
     (args,), _ = parse(prog, DESCRIPTION, [SpectraArguments], argv)
-    join(args.device)
+    init_processes(args.device)
     folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file: pass a folder")
@@ -69,12 +69,12 @@ def main(argv: list[str], prog: str = "orthossl spectra") -> None:
     reports, written = {}, []
     for name, encoder in encoders.items():
         measured = measure(name, encoder, source, args)
-        if not is_main():
+        if not is_main_process():
             continue
         reports[measured.report.name] = measured.report
         where = folder / name.replace("/", "_") if len(encoders) > 1 else folder
         written = write(measured, where, source, args)
-    if is_main():
+    if is_main_process():
         print(closing(reports, folder, written))
 
 
@@ -156,8 +156,8 @@ def measure(name: str, encoder: Encoder, source: ImageSource | None, args: Spect
     if labels and source.label_column:
         own = torch.cat(labels)
         # Those that follow are of views.
-        measured.representations = gather_rows(torch.cat(representations)[: len(own)].float())
-        measured.labels = gather_rows(own)
+        measured.representations = all_gather_rows(torch.cat(representations)[: len(own)].float())
+        measured.labels = all_gather_rows(own)
     return measured
 
 
@@ -169,8 +169,8 @@ def spread(count: int, wanted: int) -> list[int]:
 def batches_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArguments) -> Iterator[dict]:
     """Batches of this process's share of the images."""
     rows = spread(source.num_rows, args.images)
-    dataset = ImageDataset(source, image_size=encoder.image_size, indices=[rows[i] for i in share(len(rows))])
-    progress = f"images of {name}" if is_main() else None
+    dataset = ImageDataset(source, image_size=encoder.image_size, indices=[rows[i] for i in shard_range(len(rows))])
+    progress = f"images of {name}" if is_main_process() else None
     return normalized_batches(
         encoder, dataset, batch_size=args.batch_size, num_workers=args.num_workers, progress=progress
     )
@@ -191,8 +191,10 @@ def views_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArgu
     whole = [number for number, size in enumerate(make.sizes) if size == max(make.sizes)]
     device = next(encoder.parameters()).device
     parts = torch.arange(len(rows)).split(max(args.batch_size // LIDAR_VIEWS, 1))
-    numbers = share(len(parts))
-    for number in tqdm(numbers, desc=f"views of {name}", disable=not is_main(), leave=False, dynamic_ncols=True):
+    numbers = shard_range(len(parts))
+    for number in tqdm(
+        numbers, desc=f"views of {name}", disable=not is_main_process(), leave=False, dynamic_ncols=True
+    ):
         part, views = parts[number], []
         for turn in range(-(-LIDAR_VIEWS // len(whole))):
             # Other crops where they are made at decode, by the epoch; where they are made here, by the seed.

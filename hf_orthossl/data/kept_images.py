@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import torch
 
-from ..processes import world_size
+from ..distributed.collectives import world_size
 
 # When to keep them: where they are small and fit, whatever that takes, or not at all.
 CHOICES = ("auto", "always", "never")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from ..processes import rank, smallest, world_size
+from ..distributed.collectives import all_reduce_min, rank, world_size
 
 # By its public name, which the module of the same name would otherwise take.
 from . import collate
@@ -89,7 +89,7 @@ class StreamBatches(IterableDataset):
             place = {"rank": rank(), "processes": processes, "skip": images, "groups": groups}
             blocks = self.dataset.blocks(epoch, self.batch_size, **place)
             block = next(blocks, [])
-            while smallest(len(block)) == self.batch_size:
+            while all_reduce_min(len(block)) == self.batch_size:
                 yield block
                 batch, block = batch + 1, next(blocks, [])
             # A single image has no batch statistics.

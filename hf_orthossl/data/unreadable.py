@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..processes import everyone, rank, smallest, world_size
+from ..distributed.collectives import all_gather_object, all_reduce_max, rank, world_size
 
 # A run goes on with at most this share of a data set unreadable …
 LIMIT = 0.01
@@ -87,8 +87,8 @@ class UnreadableLog:
         """
         batch = list(unreadable)
         # A number is cheaper to send than a list, which is empty for almost every batch.
-        if smallest(-len(batch)) < 0:
-            batch = [image for images in everyone(batch) for image in images]
+        if all_reduce_max(len(batch)) > 0:
+            batch = [image for images in all_gather_object(batch) for image in images]
         fresh = {}
         for index, name, reason in batch:
             if index not in self._images and index not in fresh:

@@ -3,7 +3,6 @@
 from hf_orthossl.encoders.encoder import Encoder
 from hf_orthossl.encoders.export import export_encoder
 from hf_orthossl.encoders.loading import load_encoder
-from hf_orthossl.encoders.sharding import block_classes, is_sharded, unsharded
 from hf_orthossl.encoders.small_images import resnet18_cifar, resnet50_cifar, wide_resnet28_2
 
 # Registered with timm by this package; others need the remote code of an exported folder to load them.
@@ -12,12 +11,9 @@ OWN_BACKBONES = (*(entry.__name__ for entry in (resnet18_cifar, resnet50_cifar, 
 __all__ = [
     "OWN_BACKBONES",
     "Encoder",
-    "block_classes",
     "export_encoder",
-    "is_sharded",
     "load_encoder",
     "resnet18_cifar",
     "resnet50_cifar",
-    "unsharded",
     "wide_resnet28_2",
 ]

@@ -17,7 +17,8 @@ from transformers import BitImageProcessor
 
 from hf_orthossl.encoders import linear, small_images
 from hf_orthossl.encoders.encoder import Encoder, one_line
-from hf_orthossl.encoders.sharding import is_sharded
+
+from ..distributed.sharding import has_sharded_weights
 
 
 def _remote_name(module: ModuleType) -> str:
@@ -68,7 +69,7 @@ def export_encoder(encoder: Encoder, folder: str | Path, *, metadata: dict | Non
         ValueError: If the weights are sharded over processes.
         OSError: If the files cannot be written.
     """
-    if is_sharded(encoder):
+    if has_sharded_weights(encoder):
         raise ValueError(
             "the encoder's weights are sharded over processes: call unsharded(encoder) on all of them, and export what "
             "the main one gets"

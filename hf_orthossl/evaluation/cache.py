@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data import ImageDataset, ImageSource
-from ..processes import everyone, gather_rows, rank, world_size
+from ..distributed.collectives import all_gather_object, all_gather_rows, rank, world_size
 from ..spectra.layers import evaluation_mode
 from .features import Features, extract_features
 
@@ -53,9 +53,9 @@ class FeatureCache:
         main = not shared or rank() == 0
         path = self.folder / f"{features_key(encoder, dataset)}.safetensors" if main else None
         found = _read(path) if main else None
-        if shared and everyone(found is not None)[0]:
+        if shared and all_gather_object(found is not None)[0]:
             found = found or Features(torch.empty(0), torch.empty(0))
-            found = Features(gather_rows(found.representations), gather_rows(found.labels))
+            found = Features(all_gather_rows(found.representations), all_gather_rows(found.labels))
         if found is not None:
             return found
         features = extract_features(encoder, dataset, **kwargs)

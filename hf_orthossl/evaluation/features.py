@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from ..data import collate
-from ..processes import gather_rows, rank, share, world_size
+from ..distributed.collectives import all_gather_rows, rank, shard_range, world_size
 
 
 @dataclass
@@ -63,8 +63,8 @@ def extract_features(encoder: nn.Module, dataset: Dataset, *, shared: bool = Fal
     """
     if shared and world_size() > 1:
         kwargs |= {"progress": None} if rank() else {}
-        own = extract_features(encoder, Subset(dataset, share(len(dataset))), **kwargs)
-        return Features(gather_rows(own.representations), gather_rows(own.labels))
+        own = extract_features(encoder, Subset(dataset, shard_range(len(dataset))), **kwargs)
+        return Features(all_gather_rows(own.representations), all_gather_rows(own.labels))
     was_training = encoder.training
     encoder.eval()
     # A share may be empty.

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..processes import gather_rows, share, world_size
+from ..distributed.collectives import all_gather_rows, shard_range, world_size
 from .features import Features
 
 
@@ -67,9 +67,9 @@ def nearest_neighbours(
     if k < 1:
         raise ValueError(f"k is {k}: at least 1 neighbour must vote, as in 200")
     if shared and world_size() > 1:
-        own = share(len(queries))
+        own = shard_range(len(queries))
         found = nearest_neighbours(bank, queries[own.start : own.stop], k=k, chunk=chunk)
-        similarity, index = (gather_rows(part).to(bank.device) for part in found)
+        similarity, index = (all_gather_rows(part).to(bank.device) for part in found)
         return similarity, index
     bank = F.normalize(bank, dim=1)
     found = []

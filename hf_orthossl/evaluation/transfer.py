@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data import ImageSource, available_splits
 from ..data.columns import did_you_mean
-from ..processes import rank
+from ..distributed.collectives import rank
 from .cache import FeatureCache, encoder_key
 from .frozen import LabelledFeatures, knn_results, labelled_splits, linear_results
 from .results import Result, read_results, write_results

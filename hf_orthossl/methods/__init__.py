@@ -29,7 +29,6 @@ from .swav import SwAV, SwAVConfig  # isort: skip
 from .landscape import InfoNCE, InfoNCEConfig, SpectralConfig, SpectralContrastive  # isort: skip
 from .hyperparameters import MethodConfig, hyper, nearest, parse_assignments  # isort: skip
 from .gradient_cache import ChunkedEncoder  # isort: skip
-from .sync_batchnorm import synchronize_batchnorm  # isort: skip
 
 __all__ = [
     "BYOL",
@@ -77,5 +76,4 @@ __all__ = [
     "nearest",
     "parse_assignments",
     "register_method",
-    "synchronize_batchnorm",
 ]

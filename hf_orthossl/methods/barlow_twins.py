@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..distributed.gather import all_gather
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
 from .decorrelation import cross_correlation
-from .gather import gather
 from .heads import mlp
 from .hyperparameters import MethodConfig, hyper
 from .precision import full_precision
@@ -50,7 +50,7 @@ class BarlowTwins(SSLMethod):
     @full_precision
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
         """The loss of a batch of embeddings `(B, d)` of two views."""
-        correlation = cross_correlation(*(gather(z) for z in (first, second)))
+        correlation = cross_correlation(*(all_gather(z) for z in (first, second)))
         diagonal = correlation.diagonal()
         off_diagonal = correlation.square().sum() - diagonal.square().sum()
         return (1 - diagonal).square().sum() + self.config.redundancy_weight * off_diagonal

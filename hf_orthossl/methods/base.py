@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .gather import pooled_moments
+from ..distributed.gather import pooled_moments
 from .hyperparameters import MethodConfig, nearest
 from .precision import at_least_float32
 

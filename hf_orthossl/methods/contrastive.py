@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..processes import rank
-from .gather import gather
+from ..distributed.collectives import rank
+from ..distributed.gather import all_gather
 from .precision import full_precision
 from .similarity import normalize
 
@@ -27,7 +27,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
         temperature (`float`): T > 0.
     """
     first, second = normalize(first), normalize(second)
-    everything = torch.cat([gather(first), gather(second)])
+    everything = torch.cat([all_gather(first), all_gather(second)])
     rows, images = own_rows(len(first), first.device), len(everything) // 2
     logits = torch.cat([first, second]) @ everything.T / temperature
     itself = torch.cat([rows, rows + images])

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..distributed.gather import all_gather
 from .base import TrainingRecipe, register_method
 from .contrastive import own_rows
-from .gather import gather
 from .hyperparameters import hyper
 from .precision import full_precision
 from .simclr import SimCLR, SimCLRConfig
@@ -46,7 +46,7 @@ class DCL(SimCLR):
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
         first, second = normalize(first), normalize(second)
         weights = self.weights(first, second)
-        both = torch.cat([gather(first), gather(second)])
+        both = torch.cat([all_gather(first), all_gather(second)])
         rows, images = own_rows(len(first), first.device), len(both) // 2
         total = 0
         for queries in (first, second):
@@ -77,6 +77,6 @@ class DCLW(DCL):
 
     @torch.no_grad()
     def weights(self, first: Tensor, second: Tensor) -> Tensor:
-        similarity = gather((first * second).sum(dim=1) / self.config.sigma)
+        similarity = all_gather((first * second).sum(dim=1) / self.config.sigma)
         weights = 2 - len(similarity) * similarity.softmax(dim=0)
         return weights[own_rows(len(first), first.device)]

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed.collectives import all_reduce_mean
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
-from .gather import mean_over_processes
 from .heads import mlp
 from .hyperparameters import MethodConfig, hyper
 from .momentum import TargetNetwork, cosine_momentum
@@ -121,5 +121,5 @@ class DINO(SSLMethod):
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
         tau = cosine_momentum(self.config.momentum, self.config.final_momentum, self.progress.fraction)
         self.target.follow(tau, encoder, self.head)
-        mean = mean_over_processes(torch.stack(staged["teacher"]).mean(dim=0))
+        mean = all_reduce_mean(torch.stack(staged["teacher"]).mean(dim=0))
         self.center.lerp_(mean.to(self.center.dtype), 1 - self.config.center_momentum)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from .sync_batchnorm import is_synchronized
+from ..distributed.sync_batchnorm import is_synchronized
 
 
 class ChunkedEncoder(nn.Module):

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed.gather import all_gather
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
 from .contrastive import own_rows
-from .gather import gather
 from .hyperparameters import MethodConfig, hyper
 from .precision import full_precision
 from .similarity import normalize
@@ -65,7 +65,7 @@ class InfoNCE(LandscapeLoss):
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
         """The loss of a batch of representations `(B, D)` of two views."""
         queries = torch.cat([first, second])
-        everything = torch.cat([gather(first), gather(second)])
+        everything = torch.cat([all_gather(first), all_gather(second)])
         rows, images = own_rows(len(first), first.device), len(everything) // 2
         itself, other = torch.cat([rows, rows + images]), torch.cat([rows + images, rows])
         logits = self._similarities(queries, everything) / self.config.temperature
@@ -111,7 +111,7 @@ class SpectralContrastive(LandscapeLoss):
     @full_precision
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
         """The loss of a batch of representations `(B, D)` of two views, B ≥ 2."""
-        first, second = gather(first), gather(second)
+        first, second = all_gather(first), all_gather(second)
         if self.config.centred:
             mean = (first.mean(dim=0) + second.mean(dim=0)) / 2
             first, second = first - mean, second - mean

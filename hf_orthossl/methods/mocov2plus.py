@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed.gather import all_gather_step
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
-from .gather import gather_step
 from .heads import mlp
 from .hyperparameters import MethodConfig, hyper
 from .momentum import TargetNetwork, cosine_momentum
@@ -86,4 +86,4 @@ class MoCoV2Plus(SSLMethod):
         tau = cosine_momentum(self.config.momentum, self.config.final_momentum, self.progress.fraction)
         self.target.follow(tau, encoder, self.projector)
         for i, queue in enumerate(self.queues):
-            queue.enqueue(gather_step(staged[f"keys{i}"]))
+            queue.enqueue(all_gather_step(staged[f"keys{i}"]))

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed.gather import all_gather
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
 from .contrastive import own_rows
-from .gather import gather
 from .heads import mlp
 from .hyperparameters import MethodConfig, hyper
 from .momentum import TargetNetwork, cosine_momentum
@@ -38,7 +38,7 @@ def batch_contrast(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
         keys (`Tensor` of shape `(B, d)`): Target embeddings of the other view; no gradient.
         temperature (`float`): T > 0.
     """
-    logits = normalize(queries) @ gather(normalize(keys.detach())).T / temperature
+    logits = normalize(queries) @ all_gather(normalize(keys.detach())).T / temperature
     return 2 * temperature * F.cross_entropy(logits, own_rows(len(queries), queries.device))
 
 

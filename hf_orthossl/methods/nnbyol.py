@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..distributed.gather import all_gather_step
 from .base import TrainingRecipe, register_method
 from .byol import BYOL, BYOLConfig
-from .gather import gather_step
 from .hyperparameters import hyper
 from .queue import EmbeddingQueue
 
@@ -48,4 +48,4 @@ class NNBYOL(BYOL):
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
         super().advance(encoder, staged)
-        self.queue.enqueue(gather_step(staged["keys"]))
+        self.queue.enqueue(all_gather_step(staged["keys"]))

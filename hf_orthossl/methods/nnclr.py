@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..distributed.gather import all_gather_step
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
 from .contrastive import nt_xent
-from .gather import gather_step
 from .heads import mlp
 from .hyperparameters import MethodConfig, hyper
 from .queue import EmbeddingQueue
@@ -65,4 +65,4 @@ class NNCLR(SSLMethod):
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
-        self.queue.enqueue(gather_step(staged["keys"]))
+        self.queue.enqueue(all_gather_step(staged["keys"]))

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed.gather import all_gather
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
 from .contrastive import own_rows
-from .gather import gather
 from .heads import Prototypes, mlp
 from .hyperparameters import MethodConfig, hyper
 from .precision import full_precision
@@ -44,7 +44,7 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
         `Tensor` of shape `(B, K)`: Rows that sum to 1.
     """
     own = own_rows(len(scores), scores.device)
-    log_q = gather(scores) / epsilon
+    log_q = all_gather(scores) / epsilon
     for _ in range(iterations):
         log_q = log_q - log_q.logsumexp(dim=0, keepdim=True)
         log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)

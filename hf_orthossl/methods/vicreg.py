@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed.gather import all_gather
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
 from .decorrelation import covariance_term, variance_term
-from .gather import gather
 from .heads import mlp
 from .hyperparameters import MethodConfig, hyper
 from .precision import full_precision
@@ -61,7 +61,7 @@ class VICReg(SSLMethod):
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
         """The loss of a batch of embeddings `(B, d)` of two views."""
         config = self.config
-        first, second = (gather(z) for z in (first, second))
+        first, second = (all_gather(z) for z in (first, second))
         return (
             config.invariance_weight * F.mse_loss(first, second)
             + config.variance_weight * (variance_term(first) + variance_term(second))

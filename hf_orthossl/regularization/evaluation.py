@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..distributed.sharding import full_tensor, is_sharded
 from . import penalties, sharded
 from .row_shard import RowShard, is_row_sharded
-from .selection import WeightMatrix, is_sharded, whole_tensor
+from .selection import WeightMatrix
 from .sketch import random_signs, sketched_so
 from .spectral_norm import power_iteration
 
@@ -86,7 +87,7 @@ def _batches(
     waiting: dict[tuple, tuple[list[int], list[Tensor]]] = {}
     for position, weight in weights.items():
         matrix = matrices[position]
-        stack = matrix.layout(whole_tensor(weight), matrix.count)
+        stack = matrix.layout(full_tensor(weight), matrix.count)
         limit = _TOGETHER.get(stack.device.type, _TOGETHER["cuda"])
         if 2 * stack.numel() > limit:  # no room for a second one
             yield places[position], stack

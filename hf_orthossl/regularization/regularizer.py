@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..distributed.sharding import is_sharded
 from .description import description
 from .evaluation import Group, evaluate, random_vectors
 from .gradients import add_gradient
-from .selection import is_sharded, select_matrices
+from .selection import select_matrices
 from .sharing import cost, shares, touch
 
 KINDS = ("so", "sketched_so", "srip", "dso", "mc")

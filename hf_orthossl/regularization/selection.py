@@ -1,7 +1,6 @@
 """Which weights of a module are regularized, and how each of them is read as a matrix."""
 
 import difflib
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,23 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
+from ..distributed.sharding import full_tensor
 from .layouts import Layout, input_first, output_first, transposed_convolution
 
 # Fused attention projections that are known to be laid out as whole q, then k, then v. Other fused layers
 # (GPT-NeoX's `query_key_value`, CodeGen's `qkv_proj`) interleave the heads and stay one matrix.
 _FUSED = {"qkv": "qkv", "Wqkv": "qkv", "c_attn": "qkv", "kv": "kv"}
-
-
-def is_sharded(weight: Tensor) -> bool:
-    """Whether a weight is a `DTensor`, as `torch.distributed.fsdp.fully_shard` makes them."""
-    # Importing the module takes a second; without it there is no such tensor.
-    tensors = sys.modules.get("torch.distributed.tensor")
-    return tensors is not None and isinstance(weight, tensors.DTensor)
-
-
-def whole_tensor(weight: Tensor) -> Tensor:
-    """The weight, gathered if it is sharded; differentiable, and without communication in the backward pass."""
-    return weight.full_tensor() if is_sharded(weight) else weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +57,7 @@ class WeightMatrix:
 
         A sharded parameter is gathered: call it on all processes of its mesh, each of which gets the whole.
         """
-        return self.layout(whole_tensor(self.parameter), self.count)
+        return self.layout(full_tensor(self.parameter), self.count)
 
     def matrix(self) -> Tensor:
         """This matrix, of shape `(input, output)`, differentiable with respect to the parameter."""

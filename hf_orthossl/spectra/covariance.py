@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..processes import everyone, gather_rows, total, world_size
+from ..distributed.collectives import all_gather_object, all_gather_rows, all_reduce_sum, world_size
 from .eigenvalues import symmetric_eigenvalues
 
 # Above this dimension the D x D matrix is not formed: 8,192 is 512 MiB in float64.
@@ -64,8 +64,8 @@ class _Streaming:
         """Take in what the other processes of the run saw; all of them call, and all have the whole afterwards."""
         if world_size() == 1:
             return
-        counts, traces = zip(*everyone((self.count, self.trace)), strict=True)
-        means, weights = gather_rows(self.mean[None]).to(self.device), torch.tensor(counts, dtype=torch.float64)
+        counts, traces = zip(*all_gather_object((self.count, self.trace)), strict=True)
+        means, weights = all_gather_rows(self.mean[None]).to(self.device), torch.tensor(counts, dtype=torch.float64)
         self.count, self.trace = sum(counts), sum(traces)
         self._combine_sums()
         if self.count:
@@ -77,7 +77,7 @@ class _Streaming:
             self._accumulate(rows)
 
     def _combine_sums(self) -> None:
-        self._sum = total(self._sum)
+        self._sum = all_reduce_sum(self._sum)
 
     def _take(self, count: int, mean: Tensor, centred: Tensor) -> None:
         # Chan, Golub, LeVeque (1979): S = S_a + S_b + n_a n_b / (n_a + n_b) (m_b - m_a)(m_b - m_a)^T. The last
@@ -140,9 +140,9 @@ class StreamingCovariance(_Streaming):
         super().merge(other)
 
     def _combine_sums(self) -> None:
-        waiting = everyone(None if self._rows is None else sum(map(len, self._rows)))
+        waiting = all_gather_object(None if self._rows is None else sum(map(len, self._rows)))
         if None not in waiting and sum(waiting) <= self.dim:
-            self._rows = [gather_rows(torch.cat([self.mean.new_empty(0, self.dim), *self._rows])).to(self.device)]
+            self._rows = [all_gather_rows(torch.cat([self.mean.new_empty(0, self.dim), *self._rows])).to(self.device)]
             return
         self._multiply_out()
         super()._combine_sums()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 # Sideways, and the only such import: the spectra of the weights are those of exactly the matrices regularized.
 from hf_orthossl.regularization import select_matrices
 
-from ..processes import everyone, gather_rows
+from ..distributed.collectives import all_gather_object, all_gather_rows
 from .covariance import MAX_DIM, SketchedCovariance, StreamingCovariance, covariance_for
 from .layers import EMBEDDING, POOLS, REPRESENTATION, LayerReader, as_vectors, batches, check_layers, evaluation_mode
 from .measures import lidar
@@ -211,7 +211,7 @@ def _combine(covariances: dict[str, StreamingCovariance | SketchedCovariance]) -
     before = _layer_before_representation(covariances)
     one = before is not None and covariances[REPRESENTATION] is covariances[before]
     # Where the two agree on some processes only, they are two on all.
-    agreed = all(everyone(one))
+    agreed = all(all_gather_object(one))
     if one and not agreed:
         covariances[REPRESENTATION] = copy.deepcopy(covariances[before])
     for covariance in {id(covariance): covariance for covariance in covariances.values()}.values():
@@ -219,7 +219,7 @@ def _combine(covariances: dict[str, StreamingCovariance | SketchedCovariance]) -
 
 
 def _check_shares(found: Iterable[str], name: str) -> None:
-    if not all(everyone(bool(found))):
+    if not all(all_gather_object(bool(found))):
         raise ValueError(f"{name} must be at least as many as there are processes: a share of them is empty")
 
 
@@ -239,7 +239,7 @@ def _lidars(reader: LayerReader, views: Tensor | Iterable[Tensor], batch_size: i
     found = {layer: torch.cat(vectors) for layer, vectors in seen.items()}
     if shared:
         _check_shares(found, "views")
-        found = {layer: gather_rows(vectors) for layer, vectors in found.items()}
+        found = {layer: all_gather_rows(vectors) for layer, vectors in found.items()}
     return {layer: lidar(vectors) for layer, vectors in found.items()}
 
 

@@ -12,8 +12,8 @@ from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.utils.logging import get_logger
 
+from ..distributed.collectives import TIMEOUT
 from ..methods import TrainingRecipe
-from ..processes import PATIENCE
 
 logger = get_logger(__name__)
 
@@ -124,7 +124,7 @@ class OrthoSSLTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "send the main process's buffers to all at every forward pass"}
     )
     ddp_timeout: int = field(
-        default=int(PATIENCE.total_seconds()), metadata={"help": "seconds that processes wait for each other"}
+        default=int(TIMEOUT.total_seconds()), metadata={"help": "seconds that processes wait for each other"}
     )
     sync_batchnorm: bool = field(
         default=True, metadata={"help": "batch norm over the batches of all processes (default: yes)"}

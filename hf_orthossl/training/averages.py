@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..methods.gather import mean_over_processes
+from ..distributed.collectives import all_reduce_mean
 
 
 class Averages:
@@ -25,7 +25,7 @@ class Averages:
 
     def drain(self) -> dict[str, float]:
         """Averages since the last call over all processes, by name; call it on all of them."""
-        means = {name: mean_over_processes(total / self._counts[name]).item() for name, total in self._sums.items()}
+        means = {name: all_reduce_mean(total / self._counts[name]).item() for name, total in self._sums.items()}
         self._sums.clear()
         self._counts.clear()
         return means

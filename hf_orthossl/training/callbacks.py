@@ -8,10 +8,9 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from ..distributed.collectives import all_reduce_mean, rank, world_size
 from ..files import replace_file
 from ..methods import Progress
-from ..methods.gather import mean_over_processes
-from ..processes import rank, world_size
 from ..regularization import OrthogonalityRegularizer
 from .reporting import ReportingCallback
 
@@ -135,4 +134,4 @@ class OrthogonalityCallback(ReportingCallback):
             return {}
         mean = self.sum / self.count
         self.sum, self.count = torch.zeros(()), 0
-        return {"orthogonality": (mean_over_processes(mean) if self.processes > 1 else mean).item()}
+        return {"orthogonality": (all_reduce_mean(mean) if self.processes > 1 else mean).item()}

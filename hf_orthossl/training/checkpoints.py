@@ -14,8 +14,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..distributed.collectives import all_reduce_min
 from ..files import sync_folder
-from ..processes import smallest
 from .checkpoint_files import damage, seal
 from .watching import say
 
@@ -131,7 +131,7 @@ def _all_or_none(target: Path) -> Iterator[None]:
     # Whatever it is, the others wait to hear of it.
     except BaseException as error:
         failure = error
-    if smallest(int(failure is None)):
+    if all_reduce_min(int(failure is None)):
         return
     # torch.save reports a full disk as RuntimeError, safetensors as an error of its own.
     if not isinstance(failure, OSError | RuntimeError | SafetensorError | None):

@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import has_length
 
-from ..processes import found_by_main, rank
+from ..distributed.collectives import on_main, rank
 from .arguments import OrthoSSLTrainingArguments
 from .checkpoint_files import damage
 from .checkpoints import newest_checkpoint, steps_done
@@ -39,7 +39,7 @@ def resumed(args: OrthoSSLTrainingArguments, marker: str) -> OrthoSSLTrainingArg
     if not args.resume or args.resume_from_checkpoint is not None:
         return args
     # One process checks and cleans up.
-    checkpoint = found_by_main(lambda: newest_checkpoint(Path(args.output_dir), marker))
+    checkpoint = on_main(lambda: newest_checkpoint(Path(args.output_dir), marker))
     shape = json.loads((checkpoint / SHAPE).read_text())
     args = copy.copy(args)
     args.resume_from_checkpoint = str(checkpoint)

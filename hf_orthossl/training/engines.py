@@ -16,7 +16,7 @@ from accelerate.utils import (
 )
 from accelerate.utils.constants import FSDP_MODEL_NAME
 
-from ..methods import synchronize_batchnorm
+from ..distributed.sync_batchnorm import synchronize_batchnorm
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 

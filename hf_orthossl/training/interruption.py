@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-from ..processes import rank, smallest
+from ..distributed.collectives import all_reduce_max, rank
 
 # Seconds that a data loader's worker, told to end, still serves the step in progress.
 GRACE = 60
@@ -62,7 +62,7 @@ class Interruption:
 
     def agreed(self) -> int:
         """The number of a signal that any process received, 0 for none; every process calls it after each step."""
-        self.received = -smallest(-self.received)
+        self.received = all_reduce_max(self.received)
         return self.received
 
     def stop(self, step: int, checkpoint: Path) -> None:

@@ -10,8 +10,8 @@ from accelerate.utils import (
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+from ..distributed.collectives import on_main
 from ..modeling import SSLModel
-from ..processes import found_by_main
 from .arguments import OrthoSSLTrainingArguments, steps_between
 from .callbacks import append_history, bar_text, trim_history
 from .elastic import planned_steps, resumed, steps_per_epoch
@@ -57,7 +57,7 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
         log_with=args.report_to or None,
     )
     accelerator.init_trackers("orthossl")
-    found_by_main(lambda: check_push(args))
+    on_main(lambda: check_push(args))
     dataset = as_image_dataset(train_dataset, model, args)
     push = EncoderPush(model, dataset, args, front="accelerate loop") if args.push_to_hub else None
     loader = prepared_dataloader(dataset, args, accelerator)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..processes import rank, smallest
+from ..distributed.collectives import all_reduce_min, rank
 from .watching import say
 
 # So many steps skipped in a row, and the run stops.
@@ -57,7 +57,7 @@ class NonfiniteGuard:
             # Shards of one process at a time: a norm over all of them would cost a message.
             gradients = [_local(p.grad) for p in self.model.parameters() if p.grad is not None]
             finite = finite & torch.isfinite(torch.nn.utils.get_total_norm(gradients)).to(finite.device)
-        if smallest(int(finite)):
+        if all_reduce_min(int(finite)):
             self.in_a_row = 0
             return False
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1

@@ -8,11 +8,12 @@ from huggingface_hub import HfApi
 from torch.utils.data import Dataset
 from transformers.trainer_utils import HubStrategy
 
-from ..encoders import Encoder, unsharded
+from ..distributed.collectives import rank
+from ..distributed.sharding import gather_module
+from ..encoders import Encoder
 from ..hub.encoder_folder import write_encoder_folder
 from ..hub.publish import Publication, check_destination, publish_encoder
 from ..modeling import SSLModel
-from ..processes import rank
 from .arguments import OrthoSSLTrainingArguments
 from .record import training_record
 
@@ -98,7 +99,7 @@ class EncoderPush:
 
     def _encoder(self) -> Encoder | None:
         """The encoder with its weights whole, on the main process."""
-        encoder = unsharded(self.model.encoder)
+        encoder = gather_module(self.model.encoder)
         return encoder if rank() == 0 else None
 
     def _write(self, encoder: Encoder, step: int | None) -> Path:

@@ -2,8 +2,8 @@
 
 from transformers import Trainer
 
+from ..distributed.collectives import on_main
 from ..hub.publish import Publication
-from ..processes import found_by_main
 from .publishing import EncoderPush, check_push
 
 
@@ -17,7 +17,7 @@ class PublishingTrainer(Trainer):
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Finds out whether the encoder can be published; the repository is made with its first commit."""
-        found_by_main(lambda: check_push(self.args))
+        on_main(lambda: check_push(self.args))
         self.hub_model_id = self.args.hub_model_id
 
     def push_to_hub(

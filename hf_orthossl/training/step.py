@@ -7,9 +7,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..data import UnreadableLog, Views
+from ..distributed.collectives import world_size
 from ..methods import Progress
 from ..modeling import SSLModel
-from ..processes import world_size
 from .averages import Averages
 from .nonfinite import NonfiniteGuard
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..encoders import is_sharded, unsharded
+from ..distributed.collectives import all_reduce_max, rank
+from ..distributed.sharding import gather_module, has_sharded_weights
 from ..modeling import SSLModel
-from ..processes import rank, smallest
 from .arguments import check_interval, is_due
 from .reporting import ReportingCallback
 
@@ -57,10 +57,10 @@ class WatchingCallback(ReportingCallback):
         own = (entry["step"] for entry in history if any(key.startswith(f"{self.name}/") for key in entry))
         self.measured = max(own, default=0)
         module = self.module or (model.encoder if isinstance(model, SSLModel) else model)
-        sharded = is_sharded(module)
+        sharded = has_sharded_weights(module)
         if sharded:
             # All take part when a measurement is due: they have to agree on when that is.
-            self.measured = -smallest(-self.measured)
+            self.measured = all_reduce_max(self.measured)
         self._watched = module if self.every and (sharded or rank() == 0) else None
         if self._watched is not None and any(hasattr(p, "ds_id") for p in module.parameters()):
             say(f"{self.name} cannot be measured: DeepSpeed ZeRO-3 keeps the weights in pieces")
@@ -71,7 +71,7 @@ class WatchingCallback(ReportingCallback):
         if self._watched is None or not is_due(step, self.measured, self.every, max_steps):
             return {}
         self.measured = step
-        module = unsharded(self._watched, self._needed())
+        module = gather_module(self._watched, self._needed())
         if module is None:
             return {}
         devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
