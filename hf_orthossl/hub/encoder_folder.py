@@ -42,8 +42,8 @@ def write_encoder_folder(
         training (`dict`, *optional*): How it was trained, JSON values, as [`training_record`] says it; `"pretrained"`
             says whether it started from published weights.
         spectra_images (`int`, defaults to 1024): Images behind the feature spectra at most; a stream gives none.
-        encoder ([`Encoder`], *optional*): The model's encoder with its weights whole, [`~distributed.sharding.gather_module`], where
-            they are sharded over processes.
+        encoder ([`Encoder`], *optional*): The model's encoder with whole weights, from
+            [`~distributed.sharding.gather_module`], where they are sharded over processes.
 
     Raises:
         ValueError: the weights are sharded and `encoder` is not given.
