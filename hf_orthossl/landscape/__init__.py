@@ -1,18 +1,16 @@
 """The loss landscape of self-supervised learning: which directions a linear encoder will lose, and why."""
 
-from .benign import LabelSignal, label_signal
 from .correlations import CanonicalCorrelations, canonical_correlations
-from .covariances import StreamingViewCovariance, ViewCovariances, view_covariances
+from .covariances import StreamingViewCovariance, ViewCovariances, view_batches, view_covariances
 from .figures import plot_directions, plot_forecast
-from .forecast import Forecast
-from .forecasting import forecast
+from .forecast import forecast
+from .forecast_report import Forecast
 from .imbalance import Imbalance, imbalance
-from .linear import LinearLandscape
-from .minima import Minimum, simplex_projection
+from .label_signal import LabelSignal, label_signal
+from .landscape import LinearLandscape
+from .minimum import Minimum, simplex_projection
 from .objective import Objective
-from .sampling import view_batches
-from .stationary import StationaryPoint
-from .thresholds import CollapseThreshold, OriginHessian
+from .stationary import CollapseThreshold, OriginHessian, StationaryPoint
 
 __all__ = [
     "CanonicalCorrelations",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..spectra.figures import COLORS, new_figure, save_figure
-from .forecast import Direction, Forecast
+from .forecast_report import Direction, Forecast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

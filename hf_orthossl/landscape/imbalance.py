@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .benign import class_offsets
-from .pairs import CovariancePair, check_covariances
+from .covariance_pair import CovariancePair, check_covariances
+from .label_signal import class_offsets
 
 
 @dataclass(frozen=True)

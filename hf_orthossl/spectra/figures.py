@@ -1,13 +1,18 @@
-"""The paper's log-log panels: eigenvalue spectra of weights and features, several runs overlaid."""
+"""Figures of spectra, of correlations between filters, and maps of representations."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .matching import match_features, match_weights
+import numpy as np
+import torch
+from torch import Tensor
+
 from .report import SpectralReport
 from .spectrum import FeatureSpectrum, WeightSpectrum
+from .stages import match_features, match_weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,3 +157,192 @@ def _add_key(figure: "Figure", names: Sequence[str]) -> None:
         for style, label in (("-", "all eigenvalues positive"), ("--", "not all positive"))
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), fontsize=8, frameon=False)
+
+
+_MARKERS = "osv^DPX*<>"
+# More classes than this have no room in a legend.
+_MAX_LEGEND = 20
+
+
+def filter_correlation(matrix: Tensor) -> Tensor:
+    """
+    Absolute Pearson correlation between the filters (columns) of a weight matrix.
+
+    Args:
+        matrix (`Tensor`): `(input, output)`, as `select_matrices` gives it.
+
+    Returns:
+        `Tensor` of shape `(output, output)`, float64, in [0, 1], ones on the diagonal. A constant filter, which has
+        no correlation, gets 0 with every other.
+
+    Raises:
+        ValueError: if the matrix is not two-dimensional or not finite.
+    """
+    if matrix.ndim != 2 or not torch.isfinite(matrix).all():
+        raise ValueError(f"matrix must be (input, output) and finite, got the shape {tuple(matrix.shape)}")
+    columns = matrix.detach().cpu().to(torch.float64)
+    scale = columns.norm(dim=0)
+    columns = columns - columns.mean(0)
+    norms = columns.norm(dim=0)
+    # What is left of a constant filter after centring is rounding.
+    columns = torch.where(norms > 1e-12 * scale, columns / norms, 0)
+    return (columns.T @ columns).abs().clamp(max=1).fill_diagonal_(1)
+
+
+def plot_filter_correlation(matrices: Tensor | Mapping[str, Tensor], path: str | PathLike, clusters: int = 8) -> Path:
+    """
+    Draw heat maps of |correlation| between the filters of one or several weights, plain and biclustered.
+
+    The biclustered one orders the filters by spectral biclustering, so that groups of redundant filters show as
+    blocks. Colours run from 0 to the largest correlation of two different filters in all maps; the diagonal is 1.
+    Source: He, Du, Ma (NeurIPS 2024), figures of the last stage's filters; Kluger et al. (2003), scikit-learn's
+    `SpectralBiclustering`.
+
+    Args:
+        matrices (`Tensor` or mapping of `str` to `Tensor`): `(input, output)` with at least two outputs, one
+            matrix or several by the name to show.
+        path (`str` or path): the file to write; its suffix chooses the format.
+        clusters (`int`, *optional*, defaults to 8): number of groups; at most one less than the number of filters.
+
+    Returns:
+        `Path` of the file.
+
+    Raises:
+        ValueError: if a matrix has fewer than two outputs, or `clusters` is below 1.
+    """
+    matrices = {"": matrices} if isinstance(matrices, Tensor) else matrices
+    if not matrices or clusters < 1:
+        raise ValueError(f"matrices must not be empty and clusters at least 1, got {len(matrices)} and {clusters}")
+    maps = {name: filter_correlation(matrix).numpy() for name, matrix in matrices.items()}
+    off = {name: m[~np.eye(len(m), dtype=bool)] for name, m in maps.items()}
+    empty = [name for name, values in off.items() if len(values) == 0]
+    if empty:
+        raise ValueError(f"matrix {empty[0]!r} has a single output: there is nothing to correlate")
+    largest = max(values.max() for values in off.values())
+    figure = new_figure(7.6, 3.5 * len(maps) + 0.2)
+    grid = figure.subplots(len(maps), 2, squeeze=False)
+    for (plain, clustered), (name, correlation) in zip(grid, maps.items(), strict=True):
+        order = _bicluster(correlation, clusters)
+        for axes, kind, shown in (
+            (plain, "in order of index", correlation),
+            (clustered, "spectral biclustering", correlation[np.ix_(order, order)]),
+        ):
+            image = axes.imshow(shown, cmap="viridis", vmin=0, vmax=largest or 1)
+            axes.set_title(f"{name}\n{kind}".strip(), fontsize=9)
+            axes.set_xlabel("filter" if plain is grid[-1, 0] else "", fontsize=8)
+            axes.tick_params(labelsize=7)
+        plain.set_ylabel(f"filter (mean |correlation| {off[name].mean():.3f})", fontsize=8)
+        clustered.set_xticks([])
+        clustered.set_yticks([])
+    bar = figure.colorbar(image, ax=grid, extend="max" if largest < 1 else "neither")
+    bar.set_label("|correlation| between filters", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return save_figure(figure, path)
+
+
+def plot_representations(
+    representations: Tensor | Mapping[str, Tensor],
+    labels: Tensor | Sequence[int],
+    path: str | PathLike,
+    class_names: Sequence[str] | None = None,
+    method: str | None = None,
+) -> Path:
+    """
+    Draw a two-dimensional map of representations, coloured by class.
+
+    Args:
+        representations (`Tensor` or mapping of `str` to `Tensor`): `(N, D)`, of one model or several by name.
+        labels (`Tensor` or sequence of `int`): `(N,)`, the class of each image, from 0.
+        path (`str` or path): the file to write; its suffix chooses the format.
+        class_names (sequence of `str`, *optional*, defaults to the numbers): names of the classes.
+        method (`str`, *optional*): `"pca"` or `"umap"` (needs the extra). Defaults to UMAP if it is installed.
+
+    Returns:
+        `Path` of the file.
+
+    Raises:
+        ValueError: if shapes or numbers do not fit, `method` is unknown, or UMAP is asked for and not installed.
+    """
+    representations = {"": representations} if isinstance(representations, Tensor) else representations
+    labels = torch.as_tensor(labels).cpu().to(torch.int64)
+    if labels.ndim != 1 or len(labels) < 2 or int(labels.min()) < 0:
+        raise ValueError(f"labels must be (N >= 2,) class numbers from 0, got the shape {tuple(labels.shape)}")
+    for name, points in representations.items():
+        if points.ndim != 2 or len(points) != len(labels) or not torch.isfinite(points).all():
+            raise ValueError(
+                f"representations {name!r} must be finite and ({len(labels)}, D), got {tuple(points.shape)}"
+            )
+    if class_names is not None and int(labels.max()) >= len(class_names):
+        raise ValueError(f"class_names has {len(class_names)} names, labels go up to {int(labels.max())}")
+    method, project = _projection(method)
+    classes = labels.unique().tolist()
+    figure = new_figure(3.6 * len(representations) + 1.2, 3.7)
+    grid = figure.subplots(1, len(representations), squeeze=False)[0]
+    for axes, (name, points) in zip(grid, representations.items(), strict=True):
+        places, axis_labels = project(points.detach().cpu().to(torch.float64))
+        for number, label in enumerate(classes):
+            axes.scatter(
+                *places[labels == label].T,
+                s=9,
+                linewidths=0,
+                alpha=0.75,
+                color=COLORS[number % len(COLORS)],
+                marker=_MARKERS[number % len(_MARKERS)],
+                label=class_names[label] if class_names is not None else str(label),
+            )
+        axes.set_title(name or f"{method} of {len(labels):,} representations", fontsize=9)
+        axes.set_xlabel(axis_labels[0], fontsize=8)
+        axes.set_ylabel(axis_labels[1], fontsize=8)
+        axes.tick_params(labelsize=7)
+    if len(classes) <= _MAX_LEGEND:
+        handles, names = grid[0].get_legend_handles_labels()
+        key = figure.legend(handles, names, loc="outside right center", fontsize=7, title="class", markerscale=2)
+        key.get_title().set_fontsize(8)
+        for handle in key.legend_handles:
+            handle.set_alpha(1)
+    return save_figure(figure, path)
+
+
+def _bicluster(correlation: np.ndarray, clusters: int) -> np.ndarray:
+    """An order of the filters that puts those of one cluster next to each other."""
+    from sklearn.cluster import SpectralBiclustering
+    from sklearn.exceptions import ConvergenceWarning
+
+    size = len(correlation)
+    clusters = min(clusters, size - 1)
+    # The map is symmetric, so that rows and columns get the same order from the row clusters alone.
+    model = SpectralBiclustering(
+        n_clusters=clusters, n_components=min(6, size), n_best=min(3, size), n_init=3, random_state=0
+    )
+    with warnings.catch_warnings():
+        # Orthogonal filters have no groups, which is no fault.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(correlation)
+    return np.argsort(model.row_labels_, kind="stable")
+
+
+def _projection(method: str | None):
+    if method not in (None, "pca", "umap"):
+        raise ValueError(f"method must be 'pca' or 'umap', got {method!r}")
+    if method != "pca":
+        try:
+            from umap import UMAP
+        except ImportError as error:
+            if method == "umap":
+                raise ValueError("method 'umap' needs umap-learn: pip install 'hf-orthossl[umap]'") from error
+        else:
+            return "UMAP", lambda points: (
+                torch.as_tensor(UMAP(random_state=0).fit_transform(points.float().numpy())),
+                ("UMAP 1", "UMAP 2"),
+            )
+    return "PCA", _principal_components
+
+
+def _principal_components(points: Tensor) -> tuple[Tensor, tuple[str, str]]:
+    left, values, _ = torch.linalg.svd(points - points.mean(0), full_matrices=False)
+    places = torch.zeros(len(points), 2, dtype=points.dtype)
+    found = (left * values)[:, :2]
+    places[:, : found.shape[1]] = found
+    total = values.square().sum().clamp(min=torch.finfo(points.dtype).tiny)
+    shares = [*(100 * values.square() / total).tolist(), 0.0][:2]
+    return places, tuple(f"component {i + 1} ({share:.0f} % of variance)" for i, share in enumerate(shares))

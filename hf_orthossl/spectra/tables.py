@@ -5,9 +5,8 @@ import string
 import textwrap
 from collections.abc import Sequence
 
-from .matching import Matched, match_features, match_names, match_weights, short_name
 from .spectrum import FeatureSpectrum, WeightSpectrum
-from .stages import last_weights
+from .stages import Matched, last_weights, match_features, match_names, match_weights, short_name
 
 
 def table(

@@ -10,7 +10,7 @@ from ..modeling import SSLModel
 from ..regularization import select_matrices
 from ..spectra import SpectralReport, last_weights, spectral_report
 from ..spectra.layers import check_layers, evaluation_mode
-from ..spectra.matching import short_name
+from ..spectra.stages import short_name
 from .arguments import check_threshold
 from .watching import WatchingCallback, in_one_line, say
 

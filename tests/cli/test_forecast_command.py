@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from hf_orthossl.cli import main
-from hf_orthossl.cli.forecast import OPERATIONS, full_sized, without_one
-from hf_orthossl.cli.forecast_options import ForecastArguments, landscape_settings
+from hf_orthossl.cli.forecast import OPERATIONS, ForecastArguments, full_sized, landscape_settings, without_one
 from hf_orthossl.data import RECIPES, get_recipe
 from hf_orthossl.landscape import Forecast
 from hf_orthossl.methods import METHODS

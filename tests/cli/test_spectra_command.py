@@ -204,7 +204,7 @@ def test_an_output_folder_that_is_a_file(models, tmp_path, capsys):
 
 
 def test_umap_is_asked_for_before_anything_is_measured(models, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hf_orthossl.cli.spectra_options.find_spec", lambda name: None)
+    monkeypatch.setattr("hf_orthossl.cli.spectra.find_spec", lambda name: None)
     line = refused([models / "narrow", "--dataset", "digits", "--map", "umap"], capsys)
     assert "pip install 'hf-orthossl[umap]'" in line
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hf_orthossl.spectra import SpectralReport, WeightSpectrum, spectral_report, weight_spectra
+from hf_orthossl.spectra import report as report_module
 
 
 def _network(seed=0):
@@ -189,7 +190,7 @@ def test_broken_missing_and_oversized_files_are_refused(report, tmp_path, monkey
         (tmp_path / "spectra.safetensors").write_bytes(broken)
         with pytest.raises(ValueError, match="not a safetensors file"):
             SpectralReport.load(tmp_path)
-    monkeypatch.setitem(__import__("hf_orthossl.spectra.storage").spectra.storage._MAX_BYTES, "spectra.json", 10)
+    monkeypatch.setitem(report_module._MAX_BYTES, "spectra.json", 10)
     with pytest.raises(ValueError, match="larger than"):
         SpectralReport.load(tmp_path)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ...spectra.matching import match_features
+from ...spectra.stages import match_features
 from ..escaping import literal
 from ..loading import loading_calls
 from ..words import METRICS, TASKS

@@ -5,15 +5,20 @@ from functools import cached_property
 
 import torch
 
-from .benign import LabelSignal, label_signal
-from .losses import landscape_loss
-from .minima import Minimum
-from .objective import Objective
-from .pairs import CovariancePair, check_covariances, check_mean, check_spans
-from .reviving import smallest_reviving_gamma
-from .solution import find_minimum
-from .stationary import StationaryPoint, stationary_points
-from .thresholds import CollapseThreshold, OriginHessian, collapse_threshold, hessian_at_origin, surviving_dimensions
+from .covariance_pair import CovariancePair, check_covariances, check_mean, check_spans
+from .label_signal import LabelSignal, label_signal
+from .minimum import Minimum, find_minimum
+from .objective import Objective, landscape_loss
+from .penalized import find_penalized_minimum, smallest_reviving_gamma
+from .stationary import (
+    CollapseThreshold,
+    OriginHessian,
+    StationaryPoint,
+    collapse_threshold,
+    hessian_at_origin,
+    stationary_points,
+    surviving_dimensions,
+)
 
 
 class LinearLandscape:
@@ -126,14 +131,11 @@ class LinearLandscape:
         """
         objective = self._objective(loss, settings)
         pair, canonical = self._pair(objective)
-        return find_minimum(
-            objective,
-            pair,
-            self._outputs(dim),
-            mean=self.mean,
-            patterns=self.patterns,
-            correlations=self.canonical_correlations if canonical else None,
-        )
+        dim, shared = self._outputs(dim), {"mean": self.mean, "patterns": self.patterns}
+        if objective.gamma:
+            return find_penalized_minimum(objective, pair, dim, **shared)
+        correlations = self.canonical_correlations if canonical else None
+        return find_minimum(objective, pair, dim, correlations=correlations, **shared)
 
     def stationary_points(
         self, loss: str = "quartic", *, dim: int | None = None, limit: int | None = 100, **settings
