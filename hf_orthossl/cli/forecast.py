@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import ImageDataset, ImageSource, Recipe, Views, collate, get_recipe, load_source
-from ..data.shaping import Shape
+from ..data.dataset import Shape
 from ..encoders import Encoder, load_encoder
 from ..landscape import forecast, plot_directions
 from ..landscape.covariances import check_dimension

@@ -1,23 +1,83 @@
 """Image sources as torch data sets of uint8 tensors."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from .cropping import crop_at_decode
+from .augment.crop import crop_at_decode
+from .augment.recipes import Recipe
 from .decoding import UnreadableImage, decode_image, to_tensor
-from .kept_images import CHOICES, KeptImages, fits
-from .recipes import Recipe
-from .shaping import Shape, fit
+from .image_cache import CHOICES, ImageCache, fits_in_memory
 from .sources import ImageSource
 from .unreadable import LIMIT, TooManyUnreadable, Unreadable
 
 # Unreadable images in a row after which the search for a stand-in may end.
 _PATIENCE = 32
+
+
+# Whole images travel to the device while they have at most this many times the pixels of a view; beyond, cropping
+# at decode is cheaper than moving and multiplying them.
+_LARGEST = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Form of the items.
+
+    Args:
+        whole (`tuple[int, int]`, *optional*): Height and width of whole images.
+        crops (`tuple[int, ...]`, *optional*): Sides of the crops, where they are made at decode.
+    """
+
+    whole: tuple[int, int] | None = None
+    crops: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, source: ImageSource, views: Recipe | None, image_size: int | None) -> "Shape":
+        """The form that suits the images.
+
+        Raises:
+            ValueError: the images are smaller than the views, or differ in size and no `image_size` is given.
+        """
+        if image_size is not None and image_size < 1:
+            raise ValueError(f"image_size is {image_size}: it must be a positive number of pixels")
+        if views is None and image_size is not None:
+            return cls(whole=(image_size, image_size))
+        common = source.image_size
+        if image_size is None and common is None:
+            raise ValueError(f"images of data set {source.name} differ in size: pass image_size")
+        if views is None:
+            return cls(whole=common)
+        size = image_size or min(common)
+        largest = max(views.sizes(size))
+        if source.shorter_side < largest:
+            height, width = common or sorted(source.sampled_sizes, key=min)[len(source.sampled_sizes) // 2]
+            raise ValueError(
+                f"images of data set {source.name} are {'' if common else 'mostly '}{width}×{height}, smaller than "
+                f"image_size {largest}: pass --image_size {min(height, width)} or larger images"
+            )
+        if common is not None and common[0] * common[1] <= _LARGEST * largest**2:
+            return cls(whole=common)
+        return cls(crops=views.sizes(size))
+
+
+def fit(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resizes (bicubic, keeping proportions) to cover `height` × `width` and crops the centre to exactly that."""
+    if image.size == (width, height):
+        return image
+    scale = max(height / image.height, width / image.width)
+    covered = (max(round(image.width * scale), width), max(round(image.height * scale), height))
+    if image.size != covered:
+        image = image.resize(covered, Image.Resampling.BICUBIC)
+    left, top = (covered[0] - width) // 2, (covered[1] - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 class ItemMaker:
@@ -117,7 +177,7 @@ class ImageDataset(Dataset):
         self._make = ItemMaker(source, views, image_size, seed)
         columns = [source.image_column] + ([source.label_column] if source.label_column else [])
         self._rows = source.dataset.select_columns(columns).with_format(None)
-        self._kept = self._keeps(cache_images)
+        self._cache = self._make_cache(cache_images)
 
     def __len__(self) -> int:
         return self.source.num_rows if self.indices is None else len(self.indices)
@@ -136,13 +196,13 @@ class ImageDataset(Dataset):
             TooManyUnreadable: no stand-in is found for an unreadable image.
         """
         rows = [self._row(position) for position in positions]
-        if self._kept is None:
+        if self._cache is None:
             return self._made(positions, rows)
-        missing = self._kept.missing(rows)
+        missing = self._cache.missing(rows)
         made = dict(zip(missing, self._made([positions[m] for m in missing], [rows[m] for m in missing]), strict=True))
         for item in made.values():
-            self._kept.keep(item)
-        return [made[place] if place in made else self._kept[row] for place, row in enumerate(rows)]
+            self._cache.add(item)
+        return [made[place] if place in made else self._cache[row] for place, row in enumerate(rows)]
 
     def _made(self, positions: Sequence[int], rows: list[int]) -> list[dict[str, Any]]:
         """The items of rows, which stand at these positions, from their files."""
@@ -159,7 +219,7 @@ class ImageDataset(Dataset):
                 items.append(self._stand_in(position, Unreadable(row, self._make.name(image, row), str(error))))
         return items
 
-    def _keeps(self, choice: str) -> KeptImages | None:
+    def _make_cache(self, choice: str) -> ImageCache | None:
         if choice not in CHOICES:
             raise ValueError(f"cache_images is {choice!r}: choose from {', '.join(CHOICES)}")
         shape = self._make.shape.whole
@@ -168,8 +228,8 @@ class ImageDataset(Dataset):
                 f"cache_images is always, and of the images of {self.source.name} crops are made at decode, others in "
                 "every epoch: leave it at auto"
             )
-        keeps = choice == "always" or (choice == "auto" and shape is not None and fits(len(self), shape))
-        return KeptImages(self.source.num_rows, shape) if keeps else None
+        keeps = choice == "always" or (choice == "auto" and shape is not None and fits_in_memory(len(self), shape))
+        return ImageCache(self.source.num_rows, shape) if keeps else None
 
     def _row(self, position: int) -> int:
         size = len(self)
@@ -194,3 +254,23 @@ class ImageDataset(Dataset):
             else:
                 return item | {"unreadable": unreadable}
         raise TooManyUnreadable.of(unreadable, len(self))
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stacks the items of an [`ImageDataset`].
+
+    Returns:
+        `dict` with `pixel_values` `(B, 3, H, W)` uint8 or `crops` (one `(B, 3, s, s)` uint8 tensor per view),
+        `labels` and `index` `(B,)` int64, and `unreadable`, one list of `(index, name, reason)` for the batch.
+    """
+    batch: dict[str, Tensor | list] = {
+        "labels": torch.tensor([item["labels"] for item in items]),
+        "index": torch.tensor([item["index"] for item in items]),
+        # Plain tuples: the Trainer rebuilds every sequence of a batch from an iterator, which a named tuple refuses.
+        "unreadable": [tuple(image) for item in items for image in item["unreadable"]],
+    }
+    if "crops" in items[0]:
+        batch["crops"] = [torch.stack(crops) for crops in zip(*(item["crops"] for item in items), strict=True)]
+    else:
+        batch["pixel_values"] = torch.stack([item["pixel_values"] for item in items])
+    return batch

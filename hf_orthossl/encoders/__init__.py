@@ -1,9 +1,9 @@
 """Encoders: any timm or Hugging Face vision backbone behind one interface, and its plug-in-free export."""
 
-from hf_orthossl.encoders.encoder import Encoder
-from hf_orthossl.encoders.export import export_encoder
-from hf_orthossl.encoders.loading import load_encoder
-from hf_orthossl.encoders.small_images import resnet18_cifar, resnet50_cifar, wide_resnet28_2
+from .encoder import Encoder
+from .export import export_encoder
+from .loading import load_encoder
+from .small_images import resnet18_cifar, resnet50_cifar, wide_resnet28_2
 
 # Registered with timm by this package; others need the remote code of an exported folder to load them.
 OWN_BACKBONES = (*(entry.__name__ for entry in (resnet18_cifar, resnet50_cifar, wide_resnet28_2)), "linear")

@@ -170,6 +170,14 @@ def choose_stages(modules: Sequence[str]) -> list[str]:
     return [modules[round(len(modules) * (i + 1) / ISOTROPIC_STAGES) - 1] for i in range(ISOTROPIC_STAGES)]
 
 
+def square_side(name: str, size: int | Sequence[int]) -> int:
+    """The one number of a square size; raises `ValueError` for a rectangle."""
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    if height != width:
+        raise ValueError(f"backbone {name!r} is built for images of {height}×{width}: pass image_size for square ones")
+    return height
+
+
 def one_line(error: Exception) -> str:
     """The first line that an exception says, or its kind if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

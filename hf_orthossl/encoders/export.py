@@ -15,18 +15,15 @@ from safetensors import SafetensorError
 from timm.models import save_for_hf
 from transformers import BitImageProcessor
 
-from hf_orthossl.encoders import linear, small_images
-from hf_orthossl.encoders.encoder import Encoder, one_line
-
 from ..distributed.sharding import has_sharded_weights
+from . import linear_backbone, small_images
+from .encoder import Encoder, one_line
 
-
-def _remote_name(module: ModuleType) -> str:
-    return f"modeling_{module.__name__.rpartition('.')[2]}"
-
-
-# Modules whose networks timm does not have, and the class by which transformers finds each through `auto_map`.
-OWN_CODE = {small_images: "SmallImagesModel", linear: "LinearModel"}
+# Modules of networks that timm lacks: the module and class names by which transformers finds each through `auto_map`.
+OWN_CODE: dict[ModuleType, tuple[str, str]] = {
+    small_images: ("modeling_small_images", "SmallImagesModel"),
+    linear_backbone: ("modeling_linear", "LinearModel"),
+}
 # Loading it registers the architectures with timm.
 REMOTE_MODEL = '''
 
@@ -37,7 +34,7 @@ OWN_FILES = (
     "config.json",
     "model.safetensors",
     "preprocessor_config.json",
-    *(f"{_remote_name(module)}.py" for module in OWN_CODE),
+    *(f"{remote}.py" for remote, _ in OWN_CODE.values()),
 )
 
 
@@ -110,7 +107,7 @@ def _write_timm(encoder: Encoder, backbone: torch.nn.Module, folder: Path, metad
         config["pretrained_cfg"].pop(claim, None)
     module = inspect.getmodule(type(backbone))
     if module in OWN_CODE:
-        name, remote = OWN_CODE[module], _remote_name(module)
+        remote, name = OWN_CODE[module]
         config["auto_map"] = {"AutoModel": f"{remote}.{name}"}
         source = inspect.getsource(module).replace(
             "from torch import Tensor, nn\n",

@@ -9,11 +9,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 # Imported for their registrations: `load_encoder("resnet18_cifar")` works because of them.
-import hf_orthossl.encoders.linear
-import hf_orthossl.encoders.small_images  # noqa: F401
-from hf_orthossl.encoders.encoder import Encoder, did_you_mean, one_line
-from hf_orthossl.encoders.timm_encoder import build_timm_encoder
-from hf_orthossl.encoders.transformers_encoder import build_transformers_encoder
+from . import linear_backbone, small_images  # noqa: F401
+from .encoder import Encoder, did_you_mean, one_line
+from .timm_encoder import build_timm_encoder
+from .transformers_encoder import build_transformers_encoder
 
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"

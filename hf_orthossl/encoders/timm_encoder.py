@@ -1,13 +1,12 @@
 """Encoders whose backbone is a timm model."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import timm
 from torch import Tensor, nn
 
-from hf_orthossl.encoders.encoder import Encoder, choose_stages, one_line
+from .encoder import Encoder, choose_stages, one_line, square_side
 
 
 class TimmEncoder(Encoder):
@@ -49,7 +48,7 @@ def build_timm_encoder(
     """
     cfg, model_args = config["pretrained_cfg"], config.get("model_args", {})
     own_size = model_args.get("img_size") or (cfg.get("input_size") or (3, 224, 224))[-2:]
-    image_size = image_size or square(name, own_size)
+    image_size = image_size or square_side(name, own_size)
     # Networks with position embeddings are built for one size; for the others it is only advice.
     if cfg.get("fixed_input_size") or "img_size" in model_args:
         backbone_kwargs["img_size"] = image_size
@@ -72,14 +71,6 @@ def build_timm_encoder(
         interpolation=backbone.pretrained_cfg["interpolation"],
         stage_modules=choose_stages(_stage_modules(backbone)),
     )
-
-
-def square(name: str, size: int | Sequence[int]) -> int:
-    """The one number of a square size; raises `ValueError` for a rectangle."""
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    if height != width:
-        raise ValueError(f"backbone {name!r} is built for images of {height}×{width}: pass image_size for square ones")
-    return height
 
 
 def _stage_modules(backbone: nn.Module) -> list[str]:

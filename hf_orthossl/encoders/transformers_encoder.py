@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from hf_orthossl.encoders.encoder import Encoder, choose_stages, did_you_mean, one_line
-from hf_orthossl.encoders.timm_encoder import square
+from .encoder import Encoder, choose_stages, did_you_mean, one_line, square_side
 
 
 class TransformersEncoder(Encoder):
@@ -72,7 +71,7 @@ def build_transformers_encoder(
     config = _read_config(name, folder, backbone_kwargs)
     own_size = getattr(config, "image_size", None)
     processor = _read_processor(folder)
-    image_size = image_size or square(name, own_size or processor["image_size"])
+    image_size = image_size or square_side(name, own_size or processor["image_size"])
     architecture = _architecture(name, config)
     try:
         # On no device first: what the architecture consists of decides how it is made.

@@ -11,7 +11,7 @@ import yaml
 from torch import nn
 
 from ..data import ImageSource, available_splits
-from ..data.columns import did_you_mean
+from ..data.sources import did_you_mean
 from ..distributed.collectives import rank
 from .cache import FeatureCache, encoder_key
 from .frozen import LabelledFeatures, knn_results, labelled_splits, linear_results

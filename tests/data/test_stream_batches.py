@@ -85,7 +85,7 @@ def uneven_epoch(folder):
     found = []
     handler = logging.Handler()
     handler.emit = lambda record: found.append(record.getMessage())
-    logger = logging.getLogger("hf_orthossl.data.stream_batches")
+    logger = logging.getLogger("hf_orthossl.data.streaming")
     logger.addHandler(handler)
     try:
         return labels_and_indices(folder, 8), found

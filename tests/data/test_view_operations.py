@@ -11,7 +11,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pil
 from torchvision.transforms.v2 import functional as tv
 
-from hf_orthossl.data import Recipe, Views, ViewSpec, blurring, colours, cropping, get_recipe, photometric, separable
+from hf_orthossl.data import Recipe, Views, ViewSpec, get_recipe
+from hf_orthossl.data.augment import colour, crop, filters
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 CPU = torch.device("cpu")
@@ -43,23 +44,23 @@ def test_colours_are_kornias(name, batch):
     images = uniform(batch, 3, 9, 7)
     images[0, :, :3] = torch.tensor([0.0, 0.5, 1.0]).view(3, 1).expand(3, 3, 1)  # black, gray and white
     values = uniform(batch, seed=1) - 0.5 if name == "turn_hue" else 2 * uniform(batch, seed=1)
-    ours = getattr(colours, name)(images.clone(), values)
+    ours = getattr(colour, name)(images.clone(), values)
     torch.testing.assert_close(ours, KORNIA[name](images, values), atol=1e-5, rtol=0)
 
 
 def test_gray_and_solarized_images_are_kornias():
     images = uniform(4, 3, 9, 7)
     gray = kornia.color.rgb_to_grayscale(images).expand(-1, 3, -1, -1)
-    torch.testing.assert_close(colours.grayscale(images.clone()), gray, atol=1e-6, rtol=0)
+    torch.testing.assert_close(colour.grayscale(images.clone()), gray, atol=1e-6, rtol=0)
     solarized = kornia.enhance.solarize(images, 0.3)
-    torch.testing.assert_close(colours.solarize(images.clone(), 0.3), solarized, atol=1e-6, rtol=0)
+    torch.testing.assert_close(colour.solarize(images.clone(), 0.3), solarized, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_blur_is_kornias(batch):
     images, sigma = uniform(batch, 3, 21, 34), 0.1 + 1.9 * uniform(batch, seed=2)
     expected = kornia.filters.gaussian_blur2d(images, 13, sigma.view(-1, 1).expand(-1, 2))
-    torch.testing.assert_close(blurring.blur(images, sigma, 2.0), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(filters.blur(images, sigma, 2.0), expected, atol=1e-5, rtol=0)
 
 
 @settings(max_examples=30, deadline=None)
@@ -74,7 +75,7 @@ def test_sums_on_the_cpu_and_products_on_cuda_are_the_linear_map_written_out(bat
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(batch, 3, *old, generator=generator)
     columns, rows = (
-        separable.Taps(
+        filters.Taps(
             torch.randint(pixels, (batch, size, reach), generator=generator),
             torch.randn(batch, size, reach, generator=generator),
         )
@@ -84,7 +85,7 @@ def test_sums_on_the_cpu_and_products_on_cuda_are_the_linear_map_written_out(bat
     for image in range(batch):
         lines = (images[image].double()[:, columns.sources[image]] * columns.weights[image, ..., None]).sum(2)
         expected[image] = (lines[:, :, rows.sources[image]] * rows.weights[image]).sum(3)
-    for way in (separable._by_sums, separable._by_products):
+    for way in (filters._by_sums, filters._by_products):
         torch.testing.assert_close(way(images, columns, rows).double(), expected, atol=2e-5, rtol=1e-5)
 
 
@@ -95,14 +96,14 @@ class Parameters:
     """What the numbers drawn for one image mean, in the words of torchvision."""
 
     def __init__(self, drawn: torch.Tensor, spec: ViewSpec, height: int, width: int):
-        (self.box,) = cropping.crop_boxes(drawn[None, : cropping.DRAWS], height, width, spec).tolist()
-        gates, sigma, flip = drawn[cropping.DRAWS + 9 : -2], drawn[-2].item(), drawn[-1].item()
-        amounts, keys = drawn[cropping.DRAWS + 1 : cropping.DRAWS + 5], drawn[cropping.DRAWS + 5 : cropping.DRAWS + 9]
+        (self.box,) = crop.crop_boxes(drawn[None, : crop.DRAWS], height, width, spec).tolist()
+        gates, sigma, flip = drawn[crop.DRAWS + 9 : -2], drawn[-2].item(), drawn[-1].item()
+        amounts, keys = drawn[crop.DRAWS + 1 : crop.DRAWS + 5], drawn[crop.DRAWS + 5 : crop.DRAWS + 9]
         strengths = (spec.brightness, spec.contrast, spec.saturation)
         jitter = {
             number: 1 + strength * (2 * amounts[number].item() - 1) for number, strength in enumerate(strengths)
         } | {3: spec.hue * (2 * amounts[3].item() - 1)}
-        order = keys.argsort().tolist() if drawn[cropping.DRAWS] < spec.jitter else []
+        order = keys.argsort().tolist() if drawn[crop.DRAWS] < spec.jitter else []
         self.jitter = [(number, jitter[number]) for number in order]
         self.flip = flip < spec.flip
         self.gray, self.blur, self.solarize = (
@@ -114,7 +115,7 @@ class Parameters:
 
 def drawn(views: Views, batch: int, seed: int) -> list[torch.Tensor]:
     generator = np.random.default_rng(seed)
-    draws = cropping.DRAWS + photometric.DRAWS + 1
+    draws = crop.DRAWS + colour.DRAWS + 1
     return [torch.from_numpy(generator.random((batch, draws), dtype=np.float32)) for _ in views.sizes]
 
 
@@ -174,10 +175,10 @@ def test_a_view_is_pillows_to_a_few_of_its_256_levels():
 
 
 def test_a_flip_is_part_of_the_crop():
-    images, boxes = uniform(3, 3, 30, 40), cropping.crop_boxes(uniform(3, cropping.DRAWS), 30, 40, ViewSpec())
+    images, boxes = uniform(3, 3, 30, 40), crop.crop_boxes(uniform(3, crop.DRAWS), 30, 40, ViewSpec())
     mirrored = torch.tensor([True, False, True])
-    taps = [cropping.resize_taps(boxes, images.shape[-2:], 16, "bicubic", CPU, flip) for flip in (None, mirrored)]
-    plain, turned = (cropping.resized_crops(images, boxes, *both) for both in taps)
+    taps = [crop.resize_taps(boxes, images.shape[-2:], 16, "bicubic", CPU, flip) for flip in (None, mirrored)]
+    plain, turned = (crop.resized_crops(images, boxes, *both) for both in taps)
     torch.testing.assert_close(turned[mirrored], plain[mirrored].flip(3), atol=2e-6, rtol=0)
     torch.testing.assert_close(turned[~mirrored], plain[~mirrored], atol=0, rtol=0)
 
@@ -185,7 +186,7 @@ def test_a_flip_is_part_of_the_crop():
 def test_how_many_images_are_worked_on_at_a_time_makes_no_difference(monkeypatch):
     images, made = pictures(7, 48, 40), []
     for pixels in (1, 2 * 32 * 32, 10**9):
-        monkeypatch.setattr("hf_orthossl.data.views._PIXELS", pixels)
+        monkeypatch.setattr("hf_orthossl.data.augment.views._PIXELS", pixels)
         made.append(Views(get_recipe("cifar-weak"), 32, MEAN, STD)(images, 3))
     for one, two, three in zip(*made, strict=True):
         torch.testing.assert_close(two, one, atol=2e-5, rtol=0)

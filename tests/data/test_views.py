@@ -9,7 +9,8 @@ from scipy import ndimage, stats
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from hf_orthossl.data import RECIPES, Recipe, Views, ViewSpec, blurring, colours, cropping, get_recipe, photometric
+from hf_orthossl.data import RECIPES, Recipe, Views, ViewSpec, get_recipe
+from hf_orthossl.data.augment import colour, crop, filters
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 PLAIN = ViewSpec(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0, jitter=0, grayscale=0)
@@ -43,20 +44,20 @@ def only(**changes) -> Views:
 @given(height=st.integers(1, 50), width=st.integers(1, 50), size=st.integers(1, 40), seed=st.integers(0, 999))
 def test_crops_are_torchvisions_antialiased_ones(interpolation, height, width, size, seed):
     images = uniform(3, 3, height, width, seed=seed)
-    boxes = cropping.crop_boxes(uniform(3, cropping.DRAWS, seed=seed), height, width, ViewSpec())
-    taps = cropping.resize_taps(boxes, images.shape[-2:], size, interpolation, images.device)
-    crops = cropping.resized_crops(images, boxes, *taps)
-    for image, box, crop in zip(images, boxes.tolist(), crops, strict=True):
+    boxes = crop.crop_boxes(uniform(3, crop.DRAWS, seed=seed), height, width, ViewSpec())
+    taps = crop.resize_taps(boxes, images.shape[-2:], size, interpolation, images.device)
+    crops = crop.resized_crops(images, boxes, *taps)
+    for image, box, resized in zip(images, boxes.tolist(), crops, strict=True):
         expected = tv.resized_crop(
             image.double(), *box, [size, size], interpolation=INTERPOLATIONS[interpolation], antialias=True
         )
-        torch.testing.assert_close(crop.double(), expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(resized.double(), expected, atol=2e-5, rtol=0)
 
 
 @settings(max_examples=40, deadline=None)
 @given(height=st.integers(1, 90), width=st.integers(1, 90), seed=st.integers(0, 999))
 def test_crop_boxes_lie_inside(height, width, seed):
-    boxes = cropping.crop_boxes(uniform(64, cropping.DRAWS, seed=seed), height, width, ViewSpec())
+    boxes = crop.crop_boxes(uniform(64, crop.DRAWS, seed=seed), height, width, ViewSpec())
     top, left, box_height, box_width = boxes.unbind(1)
     assert (top >= 0).all()
     assert (left >= 0).all()
@@ -72,7 +73,7 @@ def test_crop_boxes_are_distributed_as_torchvisions(height, width):
     torch.manual_seed(0)
     image, spec = torch.empty(3, height, width), ViewSpec()
     theirs = [RandomResizedCrop.get_params(image, list(spec.scale), list(spec.ratio)) for _ in range(1500)]
-    ours = cropping.crop_boxes(uniform(1500, cropping.DRAWS), height, width, spec).tolist()
+    ours = crop.crop_boxes(uniform(1500, crop.DRAWS), height, width, spec).tolist()
     for mine, reference in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
         assert stats.ks_2samp(mine, reference).pvalue > 1e-3
 
@@ -83,14 +84,14 @@ def test_hue_is_torchvisions():
     images[1] = 0.5
     images[2, 1:] = 0.0
     shift = uniform(64, seed=1) - 0.5
-    turned = colours.turn_hue(images.clone(), shift)
+    turned = colour.turn_hue(images.clone(), shift)
     for image, amount, result in zip(images, shift.tolist(), turned, strict=True):
         torch.testing.assert_close(result, tv.adjust_hue(image, amount), atol=1e-5, rtol=0)
 
 
 def test_blur_is_torchvisions_and_close_to_the_untruncated_gaussian():
     images, sigma = uniform(6, 3, 24, 20), torch.tensor([0.1, 0.4, 0.8, 1.2, 1.6, 2.0])
-    blurred = blurring.blur(images, sigma, 2.0)
+    blurred = filters.blur(images, sigma, 2.0)
     for image, width, result in zip(images, sigma.tolist(), blurred, strict=True):
         torch.testing.assert_close(result, tv.gaussian_blur(image, [13, 13], [width, width]), atol=1e-5, rtol=0)
         exact = ndimage.gaussian_filter(image.double().numpy(), (0, width, width), mode="mirror", truncate=8)
@@ -98,14 +99,14 @@ def test_blur_is_torchvisions_and_close_to_the_untruncated_gaussian():
 
 
 def test_blur_of_a_tiny_view_runs():
-    assert blurring.blur(uniform(2, 3, 4, 4), torch.tensor([2.0, 0.1]), 2.0).shape == (2, 3, 4, 4)
+    assert filters.blur(uniform(2, 3, 4, 4), torch.tensor([2.0, 0.1]), 2.0).shape == (2, 3, 4, 4)
 
 
 def test_every_image_gets_its_own_jitter_in_its_own_order_as_torchvision_applies_it():
-    images, draws = uniform(48, 3, 8, 8), uniform(48, photometric.DRAWS, seed=1)
+    images, draws = uniform(48, 3, 8, 8), uniform(48, colour.DRAWS, seed=1)
     spec = ViewSpec(jitter=0.7, saturation=0.3, hue=0.2, grayscale=0.3, solarize=0.3, solarize_threshold=0.6)
     results = images.clone()
-    for step in photometric.photometric_steps(draws, spec, images.device):
+    for step in colour.photometric_steps(draws, spec, images.device):
         results = step(results)
     orders = set()
     for image, draw, result in zip(images, draws, results, strict=True):
@@ -275,8 +276,8 @@ def test_crops_made_at_decode_are_recoloured_but_not_cropped_again():
     recipe = get_recipe("cifar-multicrop").with_(jitter=0, grayscale=0, flip=1.0)
     crops = [pictures(3, size, size, seed=size) for size in recipe.sizes(32)]
     views = Views(recipe, 32, MEAN, STD)
-    for crop, view in zip(crops, views(crops, 0), strict=True):
-        torch.testing.assert_close(unnormalized(views, view), crop.flip(3).float() / 255, atol=1e-5, rtol=0)
+    for image, view in zip(crops, views(crops, 0), strict=True):
+        torch.testing.assert_close(unnormalized(views, view), image.flip(3).float() / 255, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="2 crops per image for 8 views"):
         views(crops[:2], 0)
 

@@ -6,15 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import cropping, photometric
+from .colour import DRAWS as COLOUR_DRAWS
+from .colour import Step, photometric_steps
+from .crop import DRAWS as CROP_DRAWS
+from .crop import crop_boxes, resize_taps, resized_crops
+from .filters import Taps
 from .recipes import Recipe, ViewSpec, get_recipe
-from .separable import Taps
 
 # From places in the batch to crops of the images that stand there, RGB in [0, 1].
 Crop = Callable[[slice], Tensor]
 
 # The last one decides the flip.
-_DRAWS = cropping.DRAWS + photometric.DRAWS + 1
+_DRAWS = CROP_DRAWS + COLOUR_DRAWS + 1
 # Pixels of a view that each thread works on at a time on the CPU: 96 images at 32 px, and single ones at 224 px.
 _PIXELS = 98304
 
@@ -87,20 +90,20 @@ class Views:
 
     def _whole(self, images: Tensor, uniform: Tensor, spec: ViewSpec, size: int) -> Crop:
         """Makes crops of whole images."""
-        boxes = cropping.crop_boxes(uniform[:, : cropping.DRAWS], *images.shape[-2:], spec)
+        boxes = crop_boxes(uniform[:, :CROP_DRAWS], *images.shape[-2:], spec)
         mirrored = uniform[:, -1] < spec.flip
         shape = images.shape[-2:]
-        columns, rows = cropping.resize_taps(boxes, shape, size, spec.interpolation, images.device, mirrored)
+        columns, rows = resize_taps(boxes, shape, size, spec.interpolation, images.device, mirrored)
 
         def crop(part: slice) -> Tensor:
             taps = (Taps(axis.sources[part], axis.weights[part]) for axis in (columns, rows))
-            return cropping.resized_crops(images[part], boxes[part], *taps).div_(255).clamp_(0, 1)
+            return resized_crops(images[part], boxes[part], *taps).div_(255).clamp_(0, 1)
 
         return crop
 
     def _cropped(self, crops: Tensor, uniform: Tensor, spec: ViewSpec) -> Crop:
         """Takes crops made at decode."""
-        flip = photometric.Step(lambda chosen: chosen.flip(3), (uniform[:, -1] < spec.flip).tolist())
+        flip = Step(lambda chosen: chosen.flip(3), (uniform[:, -1] < spec.flip).tolist())
 
         def crop(part: slice) -> Tensor:
             return flip(crops[part].float() / 255, part.start)
@@ -109,7 +112,7 @@ class Views:
 
     def _finished(self, crop: Crop, uniform: Tensor, spec: ViewSpec, views: Tensor) -> Tensor:
         """Recolours and normalizes the crops, into `views`."""
-        steps = photometric.photometric_steps(uniform[:, cropping.DRAWS : -1], spec, views.device)
+        steps = photometric_steps(uniform[:, CROP_DRAWS:-1], spec, views.device)
         mean, std = self.mean.to(views.device), self.std.to(views.device)
         for part in _parts(views):
             pixels = crop(part)

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .filters import Taps, separable
 from .recipes import ViewSpec
-from .separable import Taps, separable
 
 # Boxes tried before the fallback, as in Inception's crop and torchvision's RandomResizedCrop.
 TRIES = 10

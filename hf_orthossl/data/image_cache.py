@@ -22,7 +22,7 @@ SHARE = 0.25
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-class KeptImages:
+class ImageCache:
     """Items that were made once, by the row they were made of.
 
     Workers that are forked, Linux's default until Python 3.13, fill and read the same memory. Others, which begin with
@@ -46,7 +46,7 @@ class KeptImages:
         pixels = self._pixels[row].clone()
         return {"labels": int(self._labels[row]), "index": row, "unreadable": [], "pixel_values": pixels}
 
-    def keep(self, item: dict[str, Any]) -> None:
+    def add(self, item: dict[str, Any]) -> None:
         """Keeps an item, unless it is a stand-in for one that could not be read."""
         if self._filled is not None and not item["unreadable"]:
             row = item["index"]
@@ -57,7 +57,7 @@ class KeptImages:
         return dict.fromkeys(self.__dict__)
 
 
-def fits(images: int, shape: tuple[int, int]) -> bool:
+def fits_in_memory(images: int, shape: tuple[int, int]) -> bool:
     """Whether "auto" keeps so many images of this height and width, in every process of the run."""
     return max(shape) <= LARGEST_SIDE and world_size() * images * 3 * prod(shape) <= SHARE * _free_memory()
 

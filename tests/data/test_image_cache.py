@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_orthossl import SSLConfig, SSLModel
-from hf_orthossl.data import ImageDataset, collate, get_recipe, kept_images, load_source
+from hf_orthossl.data import ImageDataset, collate, get_recipe, image_cache, load_source
 from hf_orthossl.data import dataset as dataset_module
 from hf_orthossl.training import OrthoSSLTrainingArguments, pretrain_loop
 from hf_orthossl.training.inputs import as_image_dataset
@@ -90,25 +90,25 @@ def test_a_copy_for_a_spawned_worker_keeps_nothing():
     [((8, 10), 4 * 24 * 240, True), ((8, 10), 4 * 24 * 240 - 1, False), ((96, 96), 1e9, True), ((97, 8), 1e9, False)],
 )
 def test_auto_keeps_small_images_that_fill_a_quarter_of_the_free_memory(size, free, keeps, monkeypatch):
-    monkeypatch.setattr(kept_images, "_free_memory", lambda: free)
-    assert (ImageDataset(source_of(size=size), cache_images="auto")._kept is not None) == keeps
+    monkeypatch.setattr(image_cache, "_free_memory", lambda: free)
+    assert (ImageDataset(source_of(size=size), cache_images="auto")._cache is not None) == keeps
 
 
 def test_a_container_has_less_memory_than_its_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept_images, "_CGROUP", tmp_path)
-    unlimited = kept_images._free_memory()
+    monkeypatch.setattr(image_cache, "_CGROUP", tmp_path)
+    unlimited = image_cache._free_memory()
     (tmp_path / "memory.current").write_text("4000\n")
     (tmp_path / "memory.stat").write_text("anon 2500\ninactive_file 1500\nactive_file 0\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert kept_images._free_memory() == pytest.approx(unlimited, rel=0.5)
+    assert image_cache._free_memory() == pytest.approx(unlimited, rel=0.5)
     (tmp_path / "memory.max").write_text("10000\n")
-    assert kept_images._free_memory() == 7500  # files that were read may go again
+    assert image_cache._free_memory() == 7500  # files that were read may go again
 
 
 def test_crops_made_at_decode_are_not_kept():
     source = source_of(size=(40, 48))
     crops = {"views": RECIPE, "image_size": 8}
-    assert ImageDataset(source, **crops, cache_images="auto")._kept is None
+    assert ImageDataset(source, **crops, cache_images="auto")._cache is None
     with pytest.raises(ValueError, match=r"cache_images is always, and of the images of .* leave it at auto"):
         ImageDataset(source, **crops, cache_images="always")
 
@@ -135,7 +135,7 @@ def test_training_is_the_same_and_takes_the_option(tmp_path):
             use_cpu=True,
         )
         data = as_image_dataset(source, model, args)
-        assert (data._kept is not None) == (cache == "always")
+        assert (data._cache is not None) == (cache == "always")
         pretrain_loop(model, data, args)
         losses.append([p.detach().clone() for p in model.parameters()])
     torch.testing.assert_close(*losses, rtol=0, atol=0)

@@ -1,5 +1,6 @@
 """Linear maps along columns and rows, such as resizing and blurring, every image of a batch by its own."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,22 @@ def separable(images: Tensor, columns: Taps, rows: Taps) -> Tensor:
     return _by_sums(images, columns, rows) if images.device.type == "cpu" else _by_products(images, columns, rows)
 
 
+def blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
+    """Gaussian blur with a σ per image, mirrored at the edges: torchvision's `gaussian_blur`.
+
+    Args:
+        images (`Tensor` of shape `(B, 3, H, W)`): RGB.
+        sigma (`Tensor` of shape `(B,)`): In pixels.
+        largest (`float`): Upper end of the σ in this batch; the kernel reaches three times as far, where it has
+            0.3 % of its weight left, or as far as the image does.
+    """
+    radius = min(math.ceil(3 * largest), min(images.shape[-2:]) - 1)
+    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    kernels = torch.softmax(-0.5 * (offsets / sigma.view(-1, 1)).square(), 1)
+    columns, rows = (_taps(kernels, offsets, side) for side in images.shape[-2:])
+    return separable(images, columns, rows)
+
+
 def _by_products(images: Tensor, columns: Taps, rows: Taps) -> Tensor:
     batch, channels, height, width = images.shape
     narrow = torch.bmm(images.reshape(batch, channels * height, width), _matrices(rows, width).mT)
@@ -65,3 +82,10 @@ def _transposed(images: Tensor) -> Tensor:
     batch, channels, height, width = images.shape
     pixels = images.view(-1, 1, 1, height * width).permute(0, 3, 1, 2)
     return functional.channel_shuffle(pixels, height).reshape(batch, channels, width, height)
+
+
+def _taps(kernels: Tensor, offsets: Tensor, side: int) -> Taps:
+    sources = (torch.arange(side, device=offsets.device).view(-1, 1) + offsets).abs_()
+    sources = torch.minimum(sources, 2 * (side - 1) - sources)
+    shape = (len(kernels), side, len(offsets))
+    return Taps(sources.expand(shape), kernels.unsqueeze(1).expand(shape))

@@ -1,0 +1,1 @@
+"""Augmentation: recipes as data, and the batched operations that turn images into views."""
