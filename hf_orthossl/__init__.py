@@ -19,6 +19,8 @@ _HOMES = {
     "Views": "data",
     "SSLConfig": "modeling",
     "SSLModel": "modeling",
+    "SSLMethod": "methods",
+    "register_method": "methods",
     "OrthoSSLTrainer": "training",
     "OrthoSSLTrainingArguments": "training",
     "OrthogonalityCallback": "training",

@@ -10,8 +10,9 @@ from .distributed.collectives import rank, world_size
 from .distributed.gather import all_gather
 from .distributed.sharding import block_classes
 from .encoders import Encoder, load_encoder
-from .methods import METHODS, ChunkedEncoder, Progress, SSLOutput, build_method, get_method, nearest
-from .methods.decorrelation import whitening_terms
+from .messages import suggest
+from .methods import METHODS, ChunkedEncoder, Progress, SSLOutput, build_method, get_method
+from .methods.losses import whitening_terms
 from .regularization import KINDS, OrthogonalityRegularizer
 
 
@@ -22,7 +23,7 @@ class SSLConfig(PretrainedConfig):
         backbone (`str`, defaults to "resnet18"): A timm name, a Hub id or an encoder folder.
         image_size (`int`, *optional*): Side of the encoder's input in pixels; the backbone's own by default.
         backbone_config (`dict`, *optional*): Further arguments of the backbone, such as `{"patch_size": 4}`.
-        method (`str`, defaults to "byol"): A name from `orthossl methods`.
+        method (`str`, defaults to "byol"): A name from `orthossl methods`, or one given to [`register_method`].
         method_config (`dict`, *optional*): The method's hyper-parameters; its recipe's by default.
         regularizer (`str`, *optional*): "so", "sketched_so", "srip", "dso" or "mc"; `None` or "none" trains without.
         gamma (`float`, defaults to 1e-6): Weight γ ≥ 0 of the penalty. The NeurIPS 2024 paper tuned it over
@@ -64,7 +65,7 @@ class SSLConfig(PretrainedConfig):
         self.method_config = get_method(method).config_class.from_dict(method_config).to_dict()
         self.regularizer = None if regularizer in (None, "none") else regularizer
         if self.regularizer not in (None, *KINDS):
-            raise ValueError(f"regularizer {regularizer!r} is unknown: {nearest(regularizer, ['none', *KINDS])}")
+            raise ValueError(f"regularizer {regularizer!r} is unknown: {suggest(regularizer, ['none', *KINDS])}")
         if not gamma >= 0:
             raise ValueError(f"gamma is {gamma}: the penalty's weight must be 0 or more, as in 1e-6")
         self.gamma = gamma
@@ -72,7 +73,7 @@ class SSLConfig(PretrainedConfig):
         known = [*inspect.signature(OrthogonalityRegularizer).parameters][2:]  # after module and kind
         for name in self.regularizer_config:
             if name not in known:
-                raise ValueError(f"regularizer_config has no {name!r}: {nearest(name, known)}")
+                raise ValueError(f"regularizer_config has no {name!r}: {suggest(name, known)}")
         if self.regularizer_config.get("persistent"):
             raise ValueError(
                 "regularizer_config persistent=true: its vectors are in no checkpoint, so that a resumed run would "

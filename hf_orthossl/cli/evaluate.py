@@ -17,7 +17,7 @@ from ..evaluation.linear_probe import PROTOCOLS
 from ..evaluation.tables import results_table
 from ..evaluation.transfer import with_earlier
 from ..hub.adding_results import publish_results, results_repo
-from ..methods import nearest
+from ..messages import suggest
 from .evaluate_detection import DetectionArguments, boxed_splits, describe_boxes, measure_detection
 from .evaluate_finetune import FineTuneOptions, measure_finetune
 from .evaluate_transfer import TransferOptions, transfer_summary
@@ -93,9 +93,9 @@ class EvaluateArguments:
     def __post_init__(self):
         for task in self.task:
             if task not in TASKS:
-                raise ValueError(f"task {task!r} is unknown: {nearest(task, list(TASKS))}")
+                raise ValueError(f"task {task!r} is unknown: {suggest(task, TASKS)}")
         if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol {self.protocol!r} is unknown: {nearest(self.protocol, list(PROTOCOLS))}")
+            raise ValueError(f"protocol {self.protocol!r} is unknown: {suggest(self.protocol, PROTOCOLS)}")
         if self.push_to_hub and self.untrained:
             raise ValueError("push_to_hub and untrained exclude each other: a repository has its own weights' results")
         if self.seeds < 1 or self.batch_size < 1:

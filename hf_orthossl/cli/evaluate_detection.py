@@ -9,7 +9,7 @@ from ..evaluation.detection import DetectionDataset, detection_results, detectio
 from ..evaluation.detection.finetune import OPTIMIZERS
 from ..evaluation.detection.metrics import require_extra
 from ..evaluation.detection.models import BATCH_NORM, HEADS
-from ..methods import nearest
+from ..messages import suggest
 
 
 @dataclass
@@ -48,7 +48,7 @@ class DetectionArguments:
             ("detection_optimizer", self.detection_optimizer, OPTIMIZERS),
         ):
             if value not in known:
-                raise ValueError(f"{name} {value!r} is unknown: {nearest(value, list(known))}")
+                raise ValueError(f"{name} {value!r} is unknown: {suggest(value, known)}")
         if min(self.steps, self.detection_batch_size, self.roi_samples, self.fpn_channels) < 1 or self.drawn_images < 0:
             raise ValueError("steps, detection_batch_size, roi_samples and fpn_channels must be 1 or more")
 

@@ -9,7 +9,7 @@ from ..hub.leaderboard.building import add_verification, build, check_folder, pu
 from ..hub.leaderboard.space import PACKAGE, deploy
 from ..hub.names import check_repo_id
 from ..hub.remote import require_token
-from ..methods import nearest
+from ..messages import suggest
 from .parsing import parse
 
 ACTIONS = {
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
         return
     known = {"build": build_board, "serve": serve_board, "deploy": deploy_board, "verify": verify_model}
     if argv[0] not in known:
-        raise ValueError(f"no action {argv[0]!r}: {nearest(argv[0], list(ACTIONS))}")
+        raise ValueError(f"no action {argv[0]!r}: {suggest(argv[0], ACTIONS)}")
     known[argv[0]](argv[1:])
 
 

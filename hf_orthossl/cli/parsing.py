@@ -10,7 +10,8 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from ..methods import nearest, parse_assignments
+from ..messages import suggest
+from ..methods import parse_assignments
 from ..training import OrthoSSLTrainingArguments
 
 # Options of the Trainer that pretraining has no use for, or that must keep their value.
@@ -101,7 +102,7 @@ def parse(
     settings = read_config(path) if path else {}
     for key, value in settings.items():
         if key not in options:
-            raise ValueError(f"{path} has an unknown key {key!r}: {nearest(key, list(options))}")
+            raise ValueError(f"{path} has an unknown key {key!r}: {suggest(key, options)}")
         _check_form(path, key, value, options[key])
     mappings = {key: settings.pop(key) for key in list(settings) if isinstance(settings[key], dict)}
     parser.set_defaults(**{key: _as_text(value) for key, value in settings.items()})
@@ -112,7 +113,7 @@ def parse(
     if unknown and not unknown[0].startswith("-"):
         raise ValueError(f"{unknown[0]!r} is one argument too many: {parser.usage}")
     if unknown:
-        raise ValueError(f"unknown option {unknown[0]!r}: {nearest(unknown[0].split('=')[0], flags)}")
+        raise ValueError(f"unknown option {unknown[0]!r}: {suggest(unknown[0].split('=')[0], flags)}")
     for key, mapping in mappings.items():
         flagged = getattr(known, key)
         if flagged is None or isinstance(flagged, list):

@@ -26,8 +26,8 @@ from .dino import DINO, DINOConfig  # isort: skip
 from .barlow_twins import BarlowTwins, BarlowTwinsConfig  # isort: skip
 from .vicreg import VICReg, VICRegConfig  # isort: skip
 from .swav import SwAV, SwAVConfig  # isort: skip
-from .landscape import InfoNCE, InfoNCEConfig, SpectralConfig, SpectralContrastive  # isort: skip
-from .hyperparameters import MethodConfig, hyper, nearest, parse_assignments  # isort: skip
+from .theory_losses import InfoNCE, InfoNCEConfig, SpectralConfig, SpectralContrastive  # isort: skip
+from .hyperparameters import MethodConfig, hyper, parse_assignments  # isort: skip
 from .gradient_cache import ChunkedEncoder  # isort: skip
 
 __all__ = [
@@ -73,7 +73,6 @@ __all__ = [
     "embedding_std",
     "get_method",
     "hyper",
-    "nearest",
     "parse_assignments",
     "register_method",
 ]

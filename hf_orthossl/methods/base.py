@@ -1,8 +1,10 @@
-"""What every SSL method is: its configuration, its life within a training step, and the registry."""
+"""What every SSL method has: a config, the hooks of a training step, and a place in the registry."""
 
+import inspect
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 import numpy as np
 import torch
@@ -10,38 +12,41 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from ..distributed.gather import pooled_moments
-from .hyperparameters import MethodConfig, nearest
-from .precision import at_least_float32
+from ..encoders import Encoder
+from ..messages import suggest
+from .hyperparameters import MethodConfig
+from .losses import at_least_float32
 
 
 @dataclass
 class SSLOutput(ModelOutput):
-    """What a forward pass of a method, or of an [`SSLModel`], returns.
+    """The output of a forward pass of a method, or of an [`SSLModel`].
 
     Args:
-        loss (`Tensor` of shape `()`): What is differentiated.
-        parts (`dict[str, Tensor]`): Detached scalars to log by name.
+        loss (`Tensor` of shape `()`): The loss to differentiate.
+        parts (`dict[str, Tensor]`): Detached scalars to log, by name.
         representation (`Tensor` of shape `(B, D)`): The encoder's output for the first view, detached.
         embedding (`Tensor` of shape `(B, d)`): The projector's output for the first view, detached.
         predictions (`list[Tensor]`, *optional*): The predictor's outputs `(B, d)`, one per view, with their gradient;
             feature whitening acts on them.
     """
 
-    loss: Tensor | None = None
-    parts: dict[str, Tensor] | None = None
-    representation: Tensor | None = None
-    embedding: Tensor | None = None
+    # Fields of a `ModelOutput` need defaults; the first four are always given.
+    loss: Tensor = None  # type: ignore[assignment]
+    parts: dict[str, Tensor] = None  # type: ignore[assignment]
+    representation: Tensor = None  # type: ignore[assignment]
+    embedding: Tensor = None  # type: ignore[assignment]
     predictions: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands, in optimizer steps; schedules are functions of it.
+    """The position of training, in optimizer steps; schedules are functions of it.
 
     Args:
-        step (`int`, defaults to 0): Optimizer steps done.
-        max_steps (`int`, defaults to 1): Optimizer steps of the whole run.
-        steps_per_epoch (`int`, defaults to 1): Optimizer steps in one pass over the data.
+        step (`int`, defaults to 0): Number of optimizer steps done.
+        max_steps (`int`, defaults to 1): Number of optimizer steps in the whole run.
+        steps_per_epoch (`int`, defaults to 1): Number of optimizer steps in one pass over the data.
         seed (`int`, defaults to 0): Seed of the run; with `step`, the source of the penalty's random vectors.
     """
 
@@ -57,11 +62,11 @@ class Progress:
 
     @property
     def epoch(self) -> float:
-        """Passes over the data done, fractional."""
+        """Number of passes over the data done, with fraction."""
         return self.step / max(self.steps_per_epoch, 1)
 
     def generator(self, device: torch.device | str) -> torch.Generator:
-        """A random generator that is the same for the same seed and step, and its own for any other."""
+        """Return a random generator on `device` that depends on seed and step only."""
         # torch's CPU generator looks at the low 32 bits of a seed only: both numbers are hashed into them.
         hashed = np.random.SeedSequence((self.seed, self.step)).generate_state(1)[0]
         return torch.Generator(device).manual_seed(int(hashed))
@@ -69,14 +74,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """The settings a method was published with for CIFAR; used wherever the user says nothing.
+    """The training settings that a method was published with for CIFAR; options that the user leaves out follow it.
 
     Args:
         optim (`str`): "lars", "sgd" or a name of `transformers.TrainingArguments.optim`.
-        learning_rate (`float`): For `lr_batch_size` images a step; scaled linearly to the batch in use.
-        weight_decay (`float`): Its weight decay.
+        learning_rate (`float`): Learning rate for `lr_batch_size` images per step; scaled linearly to the actual batch.
+        weight_decay (`float`): Weight decay.
         views (`str`): Name of the augmentation recipe.
-        lr_batch_size (`int`, *optional*): Batch the learning rate refers to; `None` leaves it unscaled.
+        lr_batch_size (`int`, *optional*, defaults to 256): Batch size that the learning rate refers to; `None` leaves
+            the rate unscaled.
         warmup (`float`, defaults to 0): Linear warm-up, as a share of the run.
     """
 
@@ -88,84 +94,156 @@ class TrainingRecipe:
     warmup: float = 0.0
 
 
-class SSLMethod(nn.Module):
+ConfigT = TypeVar("ConfigT", bound=MethodConfig)
+
+
+class SSLMethod(nn.Module, Generic[ConfigT]):
     """A self-supervised method: heads on top of an encoder, a loss over views, and state that advances.
 
-    Subclasses set the class attributes, build their heads in `__init__`, return an [`SSLOutput`] from
-    `forward(encoder, views)`, and move target networks, queues and centres in [`~SSLMethod.advance`] only:
-    it runs once per optimizer step whatever the gradient accumulation, and not when the step was skipped.
-    What a forward pass leaves for it goes through [`~SSLMethod.stage`].
+    A subclass names the class of its hyper-parameters in brackets, sets the attributes below, builds its heads in
+    `__init__`, and returns an [`SSLOutput`] from `forward(encoder, views)`. It moves target networks, queues and
+    centres in [`~SSLMethod.advance`] only, which runs once per optimizer step whatever the gradient accumulation, and
+    not when the step was skipped. A forward pass leaves tensors for it by [`~SSLMethod.stage`].
 
     Args:
-        encoder (`nn.Module`): Maps `(B, 3, H, W)` to `(B, encoder.num_features)`. Read here, not kept: the model
-            owns it and hands it to `forward`.
-        config (`MethodConfig`): Hyper-parameters, an instance of `config_class`.
+        encoder ([`Encoder`]): Maps `(B, 3, H, W)` to `(B, encoder.num_features)`. Used to build the heads and not
+            stored: the model owns the encoder and passes it to `forward`.
+        config ([`MethodConfig`]): Hyper-parameters, an instance of `config_class`.
+
+    Attributes:
+        name (`str`): The name in `SSLConfig(method=name)`.
+        title (`str`): The name as the authors write it; `name` by default.
+        family (`str`): "contrastive", "distillation", "decorrelation", "clustering", "theory" or another word.
+        source (`str`): The paper, such as "arXiv 2002.05709".
+        heads (`str`): The heads in a few words, for tables.
+        recipe ([`TrainingRecipe`]): Optimizer, learning rate and views where the user names none; SimCLR's by default.
+        config_class (`type[MethodConfig]`): The class of `config`: the one in brackets, unless it is set.
+        batch_coupled (`bool`, defaults to `True`): Whether an image's loss depends on the other images of its batch. If
+            not, n accumulated batches of m images give the update of one batch of n·m, up to the statistics of batch
+            norm.
+        has_predictor (`bool`, defaults to `False`): Whether `forward` returns predictions.
+        has_target (`bool`, defaults to `False`): Whether there is a target network.
+        has_queue (`bool`, defaults to `False`): Whether there is a queue, of `config.queue_size` embeddings.
+        views_needed (`int`, defaults to 2): Number of global views per image.
+        takes_local_views (`bool`, defaults to `False`): Whether further views, local crops, are used.
+
+    Example:
+        ```python
+        from dataclasses import dataclass
+
+        from hf_orthossl import SSLConfig, SSLMethod, register_method
+        from hf_orthossl.methods import MethodConfig, hyper
+
+
+        @dataclass
+        class AlignmentConfig(MethodConfig):
+            weight: float = hyper(1.0, "weight of the squared distance", above=0)
+
+
+        @register_method
+        class Alignment(SSLMethod[AlignmentConfig]):
+            name = "alignment"
+
+            def forward(self, encoder, views):
+                first, second = encoder(views[0]), encoder(views[1])
+                loss = self.config.weight * (first - second).square().sum(dim=1).mean()
+                return self.output(loss, first, first)
+
+
+        config = SSLConfig(method="alignment", method_config={"weight": 0.5})
+        ```
     """
 
     name: ClassVar[str]
-    title: ClassVar[str]  # as its authors write it
-    family: ClassVar[str]  # contrastive, distillation, decorrelation, clustering, or theory
-    source: ClassVar[str]
-    heads: ClassVar[str]
-    recipe: ClassVar[TrainingRecipe]
+    title: ClassVar[str]
+    family: ClassVar[str] = "custom"
+    source: ClassVar[str] = ""
+    heads: ClassVar[str] = ""
+    recipe: ClassVar[TrainingRecipe] = TrainingRecipe("sgd", 0.06, 5e-4, views="cifar-simclr", lr_batch_size=128)
     config_class: ClassVar[type[MethodConfig]]
+    batch_coupled: ClassVar[bool] = True
     has_predictor: ClassVar[bool] = False
     has_target: ClassVar[bool] = False
     has_queue: ClassVar[bool] = False
     views_needed: ClassVar[int] = 2
-    takes_local_views: ClassVar[bool] = False  # views after the second are local crops
-    # Whether an image's loss depends on the other images of its batch. Where it does not, n accumulated batches of m
-    # images give the update of one batch of n·m, up to the statistics of batch norm.
-    batch_coupled: ClassVar[bool]
+    takes_local_views: ClassVar[bool] = False
 
-    def __init__(self, encoder: nn.Module, config: MethodConfig):
+    config: ConfigT
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "config_class" not in cls.__dict__:
+            for base in cls.__dict__.get("__orig_bases__", ()):
+                for argument in get_args(base) if inspect.isclass(get_origin(base)) else ():
+                    if inspect.isclass(argument) and issubclass(argument, MethodConfig):
+                        cls.config_class = argument
+
+    def __init__(self, encoder: Encoder, config: ConfigT):
         super().__init__()
         self.config = config
         self.progress = Progress()
         self._staged: dict[str, list[Tensor]] = defaultdict(list)
 
     def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
+        """Return the loss of one batch; every method defines it.
+
+        Args:
+            encoder (`nn.Module`): Maps `(B, 3, H, W)` to `(B, D)`.
+            views (`list[Tensor]`): V tensors of shape `(B, 3, H, W)`, normalized as the encoder expects.
+        """
         raise TypeError(f"{type(self).__name__} does not define forward(encoder, views)")
 
     @staticmethod
     def output(
         loss: Tensor, representation: Tensor, embedding: Tensor, predictions: list[Tensor] | None = None
     ) -> SSLOutput:
-        """What `forward` returns, with the spread of the embedding among the logged parts."""
+        """Return the output of `forward`, with the spread of the embedding among the logged parts.
+
+        Args:
+            loss (`Tensor` of shape `()`): The loss.
+            representation (`Tensor` of shape `(B, D)`): The encoder's output for the first view.
+            embedding (`Tensor` of shape `(B, d)`): The projector's output for the first view.
+            predictions (`list[Tensor]`, *optional*): The predictor's outputs `(B, d)`, one per view.
+        """
         parts = {"embedding_std": embedding_std(embedding)}
         return SSLOutput(loss, parts, representation.detach(), embedding.detach(), predictions)
 
     def stage(self, name: str, value: Tensor) -> None:
-        """Keeps a detached tensor, one per micro-batch, for the next [`~SSLMethod.advance`]."""
+        """Store a detached tensor, one per micro-batch, for the next [`~SSLMethod.advance`]."""
         if self.training:
             self._staged[name].append(value.detach())
 
     def begin_step(self, progress: Progress) -> None:
-        """Called before the first forward pass of an optimizer step."""
+        """Take note of the position of training, before the first forward pass of an optimizer step."""
         self.progress = progress
 
     def before_optimizer_step(self) -> None:
-        """Called when the gradients of a step are final; frozen layers drop theirs here."""
+        """Change the final gradients of a step: methods that freeze a layer drop its gradient here."""
 
     def end_step(self, encoder: nn.Module, skipped: bool = False) -> None:
-        """Called after the optimizer; advances the method's state unless the step was `skipped`."""
+        """Advance the method's state after an optimizer step, unless mixed precision skipped the step."""
         staged, self._staged = self._staged, defaultdict(list)
         if not skipped:
             self.advance(encoder, staged)
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
-        """Moves target networks, queues and centres by one optimizer step; nothing by default."""
+        """Move target networks, queues and centres by one optimizer step; by default there are none.
+
+        Args:
+            encoder (`nn.Module`): The online encoder.
+            staged (`dict[str, list[Tensor]]`): What [`~SSLMethod.stage`] stored, one tensor per micro-batch.
+        """
 
     def check_batch(self, batch_size: int, views: int) -> None:
-        """Refuses a batch this method cannot train on.
+        """Refuse a batch that this method cannot train on.
 
         Args:
             batch_size (`int`): Images per optimizer step over all processes and accumulation steps.
             views (`int`): Views per image.
 
         Raises:
-            ValueError: too few views, or a batch that the method's queue is not a multiple of.
+            ValueError: If there are too few or too many views, or the queue's size is not a multiple of the batch.
         """
         if views < self.views_needed:
             raise ValueError(
@@ -186,44 +264,88 @@ class SSLMethod(nn.Module):
             )
 
     def extra_repr(self) -> str:
+        """Return the hyper-parameters, for `print(method)`."""
         return ", ".join(f"{key}={value}" for key, value in self.config.to_dict().items())
 
 
-METHODS: dict[str, type[SSLMethod]] = {}
-# Losses of the linear theory: without heads, and without a published recipe to train image encoders by.
-THEORY_LOSSES: dict[str, type[SSLMethod]] = {}
+METHODS: dict[str, type[SSLMethod[Any]]] = {}
+# Losses of the linear theory: without heads, and without a published recipe for training image encoders.
+THEORY_LOSSES: dict[str, type[SSLMethod[Any]]] = {}
+
+MethodT = TypeVar("MethodT", bound=type[SSLMethod[Any]])
 
 
-def register_method(method: type[SSLMethod]) -> type[SSLMethod]:
-    """Class decorator: makes a method known under its `name`, those of family "theory" in a list of their own."""
-    (THEORY_LOSSES if method.family == "theory" else METHODS)[method.name] = method
+def register_method(method: MethodT) -> MethodT:
+    """Register a method under its `name`, as a class decorator; `SSLConfig(method=name)` then finds it.
+
+    The same class may be registered again, as when a notebook cell is run twice. Losses of family "theory" are listed
+    separately from the methods.
+
+    Args:
+        method (subclass of [`SSLMethod`]): The class, with a `name` and a class of hyper-parameters.
+
+    Returns:
+        The class.
+
+    Raises:
+        TypeError: If it is not a subclass of [`SSLMethod`].
+        ValueError: If it has no name, a name that another method has, or no class of hyper-parameters.
+    """
+    if not (inspect.isclass(method) and issubclass(method, SSLMethod)):
+        raise TypeError(f"{method!r} is not a method: register a subclass of SSLMethod")
+    label, own = method.__qualname__, method.__dict__.get("name")
+    if not isinstance(own, str) or not own:
+        raise ValueError(f'{label} has no name: give the class one, as in name = "{method.__name__.lower()}"')
+    same = (METHODS | THEORY_LOSSES).get(own)
+    if same is not None and (same.__module__, same.__qualname__) != (method.__module__, method.__qualname__):
+        raise ValueError(f"{label} has the name {own!r} of {same.__module__}.{same.__qualname__}: choose another name")
+    config = getattr(method, "config_class", None)
+    if not (inspect.isclass(config) and issubclass(config, MethodConfig)):
+        raise ValueError(
+            f"{label} has no class of hyper-parameters: write class {method.__name__}(SSLMethod[MyConfig]), where "
+            "MyConfig is a dataclass derived from MethodConfig"
+        )
+    if "title" not in method.__dict__:
+        method.title = own
+    (THEORY_LOSSES if method.family == "theory" else METHODS)[own] = method
     return method
 
 
-def get_method(name: str) -> type[SSLMethod]:
-    """The method class of that name.
+def get_method(name: str) -> type[SSLMethod[Any]]:
+    """Return the method class of a name.
 
     Raises:
-        ValueError: no such method; the nearest name is in the message.
+        ValueError: If no method has this name; the message suggests the nearest one.
     """
     known = METHODS | THEORY_LOSSES
     if name not in known:
-        raise ValueError(f"method {name!r} is unknown: {nearest(name, list(known))}")
+        raise ValueError(f"method {name!r} is unknown: {suggest(name, known)}")
     return known[name]
 
 
-def build_method(name: str, encoder: nn.Module, config: dict | None = None) -> SSLMethod:
-    """Builds a method by name on top of an encoder; `config` maps hyper-parameters to values."""
+def build_method(name: str, encoder: Encoder, config: Mapping[str, Any] | None = None) -> SSLMethod[Any]:
+    """Build a method by name on top of an encoder.
+
+    Args:
+        name (`str`): The name of the method.
+        encoder ([`Encoder`]): The encoder.
+        config (`dict[str, Any]`, *optional*): Hyper-parameters that differ from the recipe's.
+
+    Raises:
+        ValueError: If the method or a hyper-parameter is unknown, or a value is invalid.
+    """
     method = get_method(name)
     return method(encoder, method.config_class.from_dict(config))
 
 
 @torch.no_grad()
 def embedding_std(embedding: Tensor) -> Tensor:
-    """Spread of L2-normalized embeddings, 1 for an isotropic cloud and 0 for a collapsed one.
+    """Return the spread of L2-normalized embeddings: 1 for an isotropic cloud, 0 for a collapsed one.
 
-    The standard deviation over the batch of all processes of each coordinate of z/‖z‖, averaged and multiplied by √d
-    (SimSiam, Chen & He 2021, section 4.1, which plots it against 1/√d).
+    It is the standard deviation, over the batch of all processes, of each coordinate of z/‖z‖, averaged over
+    coordinates and multiplied by √d.
+
+    Source: SimSiam, Chen & He 2021, section 4.1, which plots it against 1/√d.
 
     Args:
         embedding (`Tensor` of shape `(B, d)`): Projector outputs of this process.

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..encoders import Encoder
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
 from .heads import mlp
 from .hyperparameters import MethodConfig, hyper
-from .momentum import TargetNetwork, cosine_momentum
-from .similarity import cosine
+from .losses import cosine
+from .target_networks import TargetNetwork, cosine_momentum
 
 
 @dataclass
 class BYOLConfig(MethodConfig):
-    """Hyper-parameters of [`BYOL`]; defaults are solo-learn's for CIFAR."""
+    """Hyper-parameters of [`BYOL`]; the defaults are solo-learn's for CIFAR."""
 
     hidden_dim: int = hyper(4096, "width of the hidden layers of projector and predictor", at_least=1)
     output_dim: int = hyper(256, "width of the embedding", at_least=1)
@@ -23,12 +24,14 @@ class BYOLConfig(MethodConfig):
 
 
 @register_method
-class BYOL(SSLMethod):
-    """Predicts the target network's embedding of one view from the online network's embedding of the other.
+class BYOL(SSLMethod[BYOLConfig]):
+    """Predict the target network's embedding of one view from the online network's embedding of the other.
 
-    L = Σ over both view orders of ‖p/‖p‖ − z'/‖z'‖‖² = 2 − 2·cos(p, z') (Grill et al., "Bootstrap Your Own Latent",
-    NeurIPS 2020, eq. 2, arXiv 2006.07733). A per-sample loss: up to batch-norm statistics, n accumulated batches
-    of m images give the update of one batch of n·m. The target network is in train mode, see [`TargetNetwork`].
+    L = Σ over both view orders of ‖p/‖p‖ − z'/‖z'‖‖² = 2 − 2·cos(p, z'). The loss is per sample: up to batch-norm
+    statistics, n accumulated batches of m images give the update of one batch of n·m. The target network is in train
+    mode, see [`TargetNetwork`].
+
+    Source: Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, eq. 2, arXiv 2006.07733.
     """
 
     name = "byol"
@@ -37,18 +40,18 @@ class BYOL(SSLMethod):
     source = "arXiv 2006.07733"
     heads = "projector 4096(BN)→256, predictor 4096(BN)→256"
     recipe = TrainingRecipe("lars", 1.0, 1e-5, views="cifar-asym", warmup=0.01)
-    config_class = BYOLConfig
     batch_coupled = False
     has_predictor = True
     has_target = True
 
-    def __init__(self, encoder: nn.Module, config: BYOLConfig):
+    def __init__(self, encoder: Encoder, config: BYOLConfig):
         super().__init__(encoder, config)
         self.projector = mlp(encoder.num_features, config.hidden_dim, config.output_dim, hidden_bias=True)
         self.predictor = mlp(config.output_dim, config.hidden_dim, config.output_dim, hidden_bias=True)
         self.target = TargetNetwork(encoder, self.projector)
 
     def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
+        """Return the loss of the first two views, summed over both orders."""
         representations = [encoder(view) for view in views[:2]]
         embeddings = [self.projector(h) for h in representations]
         predictions = [self.predictor(z) for z in embeddings]
@@ -57,10 +60,11 @@ class BYOL(SSLMethod):
         return self.output(loss, representations[0], embeddings[0], predictions)
 
     def look_up(self, targets: list[Tensor]) -> list[Tensor]:
-        """What to predict instead of the target embeddings `(B, d)` of the views: themselves."""
+        """Return what the predictor has to predict; here the target embeddings `(B, d)` of both views as they are."""
         return targets
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
+        """Move the target network."""
         tau = cosine_momentum(self.config.momentum, self.config.final_momentum, self.progress.fraction)
         self.target.follow(tau, encoder, self.projector)

@@ -7,48 +7,50 @@ from torch import Tensor
 
 from ..distributed.gather import all_gather
 from .base import TrainingRecipe, register_method
-from .contrastive import own_rows
 from .hyperparameters import hyper
-from .precision import full_precision
+from .losses import full_precision, normalize, own_rows
 from .simclr import SimCLR, SimCLRConfig
-from .similarity import normalize
 
 
 @dataclass
 class DCLConfig(SimCLRConfig):
-    """Hyper-parameters of [`DCL`]; defaults are LightlySSL's for CIFAR-10."""
+    """Hyper-parameters of [`DCL`]; the defaults are LightlySSL's for CIFAR-10."""
 
     temperature: float = hyper(0.1, "softmax temperature of the loss", above=0)
 
 
 @dataclass
 class DCLWConfig(DCLConfig):
-    """Hyper-parameters of [`DCLW`]; defaults are LightlySSL's for CIFAR-10."""
+    """Hyper-parameters of [`DCLW`]; the defaults are LightlySSL's for CIFAR-10."""
 
     sigma: float = hyper(0.5, "concentration σ of the weights of positive pairs", above=0)
 
 
 @register_method
 class DCL(SimCLR):
-    """SimCLR with the positive pair taken out of the denominator.
+    """SimCLR without the positive pair in the denominator.
 
-    L_i = −s(z_i, z_j)/T + log Σ_{k ≠ i, j} exp(s(z_i, z_k)/T), averaged over both views (Yeh et al., "Decoupled
-    Contrastive Learning", ECCV 2022, eq. 5, arXiv 2110.06848). It couples the whole batch over all processes.
+    L_i = −s(z_i, z_j)/T + log Σ_{k ≠ i, j} exp(s(z_i, z_k)/T), averaged over both views. The loss couples the whole
+    batch over all processes.
+
+    Source: Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, eq. 5, arXiv 2110.06848.
     """
 
     name = "dcl"
     title = "DCL"
     source = "arXiv 2110.06848"
     recipe = TrainingRecipe("sgd", 0.06, 5e-4, views="cifar-simclr", lr_batch_size=128)
+    config: DCLConfig
     config_class = DCLConfig
 
     @full_precision
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the loss of a batch of embeddings `(B, d)` of two views."""
         first, second = normalize(first), normalize(second)
         weights = self.weights(first, second)
         both = torch.cat([all_gather(first), all_gather(second)])
         rows, images = own_rows(len(first), first.device), len(both) // 2
-        total = 0
+        total = first.new_zeros(())
         for queries in (first, second):
             similarity = queries @ both.T / self.config.temperature
             # Columns of the image itself, in either view.
@@ -59,24 +61,28 @@ class DCL(SimCLR):
         return total / 2
 
     def weights(self, first: Tensor, second: Tensor) -> Tensor | float:
-        """Weights of the positive pairs; all 1."""
+        """Return the weights `(B,)` of the positive pairs; here all are 1."""
         return 1.0
 
 
 @register_method
 class DCLW(DCL):
-    """DCL in which easy positive pairs weigh less.
+    """DCL with smaller weights for easy positive pairs.
 
     The positive term is multiplied by w_i = 2 − B·softmax_i(⟨z_i, z_j⟩/σ), without gradient: the negative von
-    Mises–Fisher weights of Yeh et al. 2022, eq. 6 (arXiv 2110.06848), over the batch on all processes.
+    Mises–Fisher weights, over the batch on all processes.
+
+    Source: Yeh et al. 2022, eq. 6, arXiv 2110.06848.
     """
 
     name = "dclw"
     title = "DCLW"
+    config: DCLWConfig
     config_class = DCLWConfig
 
     @torch.no_grad()
     def weights(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the negative von Mises–Fisher weights `(B,)` of the positive pairs."""
         similarity = all_gather((first * second).sum(dim=1) / self.config.sigma)
         weights = 2 - len(similarity) * similarity.softmax(dim=0)
         return weights[own_rows(len(first), first.device)]

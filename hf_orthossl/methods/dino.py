@@ -7,17 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed.collectives import all_reduce_mean
+from ..encoders import Encoder
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
 from .heads import mlp
 from .hyperparameters import MethodConfig, hyper
-from .momentum import TargetNetwork, cosine_momentum
-from .precision import full_precision
-from .similarity import normalize
+from .losses import full_precision, normalize
+from .target_networks import TargetNetwork, cosine_momentum
 
 
 @dataclass
 class DINOConfig(MethodConfig):
-    """Hyper-parameters of [`DINO`]; defaults are solo-learn's for CIFAR."""
+    """Hyper-parameters of [`DINO`]; the defaults are solo-learn's for CIFAR."""
 
     hidden_dim: int = hyper(2048, "width of the projector's two hidden layers", at_least=1)
     bottleneck_dim: int = hyper(256, "width of the embedding", at_least=1)
@@ -33,11 +33,13 @@ class DINOConfig(MethodConfig):
 
 
 class DINOHead(nn.Module):
-    """MLP, L2 normalization, and scores against unit-length prototypes (DINO, appendix C).
+    """An MLP, L2 normalization, and scores against prototypes of unit length.
+
+    Source: DINO, Caron et al. 2021, appendix C.
 
     Args:
-        num_features (`int`): Width of the representation.
-        config ([`DINOConfig`]): Widths.
+        num_features (`int`): Width D of the representation.
+        config ([`DINOConfig`]): Widths of the layers.
     """
 
     def __init__(self, num_features: int, config: DINOConfig):
@@ -52,22 +54,25 @@ class DINOHead(nn.Module):
         self.last_layer = nn.Linear(dim, config.prototypes, bias=False)
 
     def forward(self, representation: Tensor) -> Tensor:
+        """Return the scores `(B, K)` of representations `(B, D)`."""
         return self.scores(self.mlp(representation))
 
     def scores(self, embedding: Tensor) -> Tensor:
-        """Cosines `(B, K)` of embeddings `(B, d)` with the prototypes."""
+        """Return the cosines `(B, K)` of embeddings `(B, d)` with the prototypes."""
         return F.linear(normalize(embedding), normalize(self.last_layer.weight))
 
 
 @register_method
-class DINO(SSLMethod):
-    """Matches the student's distribution over prototypes to a centred, sharpened one of the teacher.
+class DINO(SSLMethod[DINOConfig]):
+    """Match the student's distribution over prototypes to the centred and sharpened one of the teacher.
 
     L = mean over pairs (t, s), s ≠ t, of −Σ_k P_t(k)·log P_s(k), with P_t = softmax((g_t − c)/T_t) for the two global
-    views t and P_s = softmax(g_s/T_s) for all views s (Caron et al., "Emerging Properties in Self-Supervised Vision
-    Transformers", ICCV 2021, eq. 1–4, arXiv 2104.14294). The centre c ← m·c + (1 − m)·mean(g_t) moves once per
-    optimizer step. A per-sample loss. The teacher is in train mode like the student, see [`TargetNetwork`]. Views after
-    the second are local crops, seen by the student only.
+    views t and P_s = softmax(g_s/T_s) for all views s. The centre c ← m·c + (1 − m)·mean(g_t) moves once per optimizer
+    step. The loss is per sample. The teacher is in train mode like the student, see [`TargetNetwork`]. Views after the
+    second are local crops, which only the student sees.
+
+    Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, eq. 1–4, arXiv
+    2104.14294.
     """
 
     name = "dino"
@@ -76,12 +81,13 @@ class DINO(SSLMethod):
     source = "arXiv 2104.14294"
     heads = "projector 2048→2048→256 (GELU), 4096 prototypes"
     recipe = TrainingRecipe("lars", 0.3, 1e-6, views="cifar-asym", warmup=0.01)
-    config_class = DINOConfig
     batch_coupled = False
     takes_local_views = True
     has_target = True
 
-    def __init__(self, encoder: nn.Module, config: DINOConfig):
+    center: Tensor
+
+    def __init__(self, encoder: Encoder, config: DINOConfig):
         super().__init__(encoder, config)
         self.head = DINOHead(encoder.num_features, config)
         self.target = TargetNetwork(encoder, self.head)
@@ -89,7 +95,7 @@ class DINO(SSLMethod):
 
     @property
     def teacher_temperature(self) -> float:
-        """T_t now: linear from its first value to its final one over the warm-up epochs, then constant."""
+        """Temperature T_t at this step: linear over the warm-up epochs, then constant."""
         config = self.config
         if self.progress.epoch >= config.warmup_teacher_epochs:
             return config.teacher_temperature
@@ -98,6 +104,7 @@ class DINO(SSLMethod):
         return first + share * (config.teacher_temperature - first)
 
     def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
+        """Return the loss of all views, the first two of which are global."""
         representations = [encoder(view) for view in views]
         embeddings = [self.head.mlp(h) for h in representations]
         student = [self.head.scores(z) for z in embeddings]
@@ -107,18 +114,22 @@ class DINO(SSLMethod):
 
     @full_precision
     def loss(self, teacher: list[Tensor], student: list[Tensor]) -> Tensor:
-        """Cross-entropy between teacher and student scores `(B, K)`, over all pairs of different views."""
+        """Return the cross-entropy between teacher and student scores `(B, K)` over all pairs of different views."""
         targets = [F.softmax((g - self.center) / self.teacher_temperature, dim=1) for g in teacher]
         logs = [F.log_softmax(g / self.config.student_temperature, dim=1) for g in student]
         pairs = [(t, s) for t in range(len(targets)) for s in range(len(logs)) if s != t]
-        return -sum((targets[t] * logs[s]).sum(dim=1).mean() for t, s in pairs) / len(pairs)
+        total = sum((targets[t] * logs[s]).sum(dim=1).mean() for t, s in pairs)
+        assert isinstance(total, Tensor)  # there are pairs, as there are two global views
+        return -total / len(pairs)
 
     def before_optimizer_step(self) -> None:
+        """Drop the gradient of the last layer in the first epochs."""
         if self.progress.epoch < self.config.freeze_last_layer_epochs:
             self.head.last_layer.weight.grad = None
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
+        """Move the teacher and the centre."""
         tau = cosine_momentum(self.config.momentum, self.config.final_momentum, self.progress.fraction)
         self.target.follow(tau, encoder, self.head)
         mean = all_reduce_mean(torch.stack(staged["teacher"]).mean(dim=0))

@@ -1,4 +1,4 @@
-"""The full-batch loss at the memory of a small batch: activations of the encoder are recomputed chunk by chunk."""
+"""The full-batch loss with the memory of a small batch: the encoder's activations are recomputed chunk by chunk."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,21 +13,23 @@ from ..distributed.sync_batchnorm import is_synchronized
 
 
 class ChunkedEncoder(nn.Module):
-    """An encoder that holds the activations of one chunk of the batch at a time.
+    """An encoder that stores the activations of one chunk of the batch at a time.
 
-    It goes over the chunks and keeps nothing but their inputs and outputs; heads and loss see the whole batch; the
-    backward pass runs the encoder over each chunk once more, with the same random numbers, and takes its gradient (Gao,
-    Zhang, Han & Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021, arXiv
-    2101.06983, here by checkpointing). Loss and gradient are those of the whole batch, for a third more time in the
-    encoder, with one exception: batch norm in the encoder takes its statistics from each chunk (over all processes, if
-    synchronized). Running statistics move once per chunk, not again when it is recomputed.
+    The forward pass stores only the inputs and outputs of the chunks; heads and loss see the whole batch; the backward
+    pass runs the encoder on each chunk again, with the same random numbers, and computes its gradient. Loss and
+    gradient are those of the whole batch, for a third more time in the encoder, with one exception: batch norm in the
+    encoder takes its statistics from each chunk (over all processes, if synchronized). Running statistics are updated
+    once per chunk, and not again when it is recomputed.
+
+    Source: Gao, Zhang, Han & Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021,
+    arXiv 2101.06983; here by checkpointing.
 
     Args:
         encoder (`nn.Module`): Maps `(n, 3, H, W)` to `(n, D)`.
-        size (`int`): Most images in a chunk, at least 1; the sizes of chunks differ by one at most.
+        size (`int`): Maximum number of images in a chunk, at least 1; the sizes of chunks differ by one at most.
 
     Raises:
-        ValueError: `size` is below 1.
+        ValueError: If `size` is below 1.
     """
 
     def __init__(self, encoder: nn.Module, size: int):
@@ -38,18 +40,18 @@ class ChunkedEncoder(nn.Module):
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Representations `(B, D)` of one view `(B, 3, H, W)` of the whole batch.
+        """Return the representations `(B, D)` of one view `(B, 3, H, W)` of the whole batch.
 
         Raises:
-            ValueError: a chunk has a single image, and the encoder batch norm that is not synchronized.
+            ValueError: If a chunk has a single image and the encoder's batch norm is not synchronized.
         """
         if not torch.is_grad_enabled():
             return self.encoder(images)
         count = -(-len(images) // self.size)
         if 1 < len(images) < 2 * count and any(map(_needs_two_images, self.encoder.modules())):
             raise ValueError(
-                f"gradient_cache is {self.size}: it leaves a chunk of one image of a batch of {len(images)}, in which "
-                "the encoder's batch norm has no statistics: pass --gradient_cache "
+                f"gradient_cache is {self.size}: in a batch of {len(images)}, one chunk has a single image, too "
+                "few for the statistics of the encoder's batch norm: pass --gradient_cache "
                 f"{-(-len(images) // (len(images) // 2))} or more"
             )
         chunks = images.tensor_split(count)
@@ -58,19 +60,19 @@ class ChunkedEncoder(nn.Module):
         )
 
     def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        return contextlib.nullcontext(), self._running_statistics_held()
+        return contextlib.nullcontext(), self._frozen_running_statistics()
 
     @contextlib.contextmanager
-    def _running_statistics_held(self) -> Iterator[None]:
+    def _frozen_running_statistics(self) -> Iterator[None]:
         norms = [module for module in self.encoder.modules() if isinstance(module, _BatchNorm)]
-        kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-        # With a momentum of 0, not without tracking: what a layer saves for its backward pass must stay the same.
+        saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+        # By a momentum of 0, not by switching tracking off: a layer must save the same tensors for its backward pass.
         for norm in norms:
             norm.momentum, norm.num_batches_tracked = 0.0, None
         try:
             yield
         finally:
-            for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            for norm, (momentum, batches) in zip(norms, saved, strict=True):
                 norm.momentum, norm.num_batches_tracked = momentum, batches
 
 

@@ -1,4 +1,4 @@
-"""Projectors and predictors: multi-layer perceptrons in the few shapes the methods' papers use."""
+"""Projectors, predictors and prototypes: the heads that methods put on an encoder."""
 
 import itertools
 
@@ -14,15 +14,17 @@ def mlp(
     last_bias: bool | None = None,
     activation: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """Linear layers with batch norm and an activation between them, as every projector here is.
+    """Build linear layers with batch norm and an activation between them.
 
     Args:
         dims (`int`): Widths, input first: `mlp(512, 4096, 256)` maps `(B, 512)` to `(B, 256)`.
-        norm (`bool`, defaults to `True`): Batch norm after every layer but the last.
-        last_norm (`str`, *optional*): "affine" or "plain" (no scale and shift) adds batch norm after the last.
-        hidden_bias (`bool`, *optional*): Bias of the layers but the last; only where no norm follows by default.
-        last_bias (`bool`, *optional*): Bias of the last layer; only where no norm follows by default.
-        activation (defaults to `nn.ReLU`): Between layers, after the norm.
+        norm (`bool`, defaults to `True`): Whether batch norm follows every layer but the last.
+        last_norm (`str`, *optional*): Batch norm after the last layer: "affine", or "plain" without scale and shift.
+            No norm by default.
+        hidden_bias (`bool`, *optional*): Whether the layers before the last have a bias. By default only layers
+            without a norm do.
+        last_bias (`bool`, *optional*): Whether the last layer has a bias. By default only without a norm.
+        activation (`type[nn.Module]`, defaults to `nn.ReLU`): Activation between the layers, after the norm.
     """
     layers: list[nn.Module] = []
     last = len(dims) - 2
@@ -38,7 +40,9 @@ def mlp(
 
 
 class Prototypes(nn.Module):
-    """K directions on the unit sphere that embeddings are scored against (SwAV, Caron et al. 2020, section 3).
+    """K directions on the unit sphere with which embeddings are compared.
+
+    Source: SwAV, Caron et al. 2020, section 3.
 
     Args:
         dim (`int`): Width d of the embeddings.
@@ -52,10 +56,10 @@ class Prototypes(nn.Module):
 
     @torch.no_grad()
     def normalize(self) -> None:
-        """Puts every prototype back on the unit sphere."""
-        # In place: FSDP gathers from the memory that it found the weight in.
+        """Scale every prototype to unit length."""
+        # In place: FSDP gathers from the memory in which it first saw the weight.
         self.linear.weight.copy_(nn.functional.normalize(self.linear.weight, dim=1))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Scores `(B, K)` of L2-normalized embeddings `(B, d)`."""
+        """Return the cosine scores `(B, K)` of embeddings `(B, d)`."""
         return self.linear(nn.functional.normalize(embedding, dim=1))

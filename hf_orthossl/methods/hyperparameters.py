@@ -1,36 +1,65 @@
-"""Hyper-parameters of a method as a dataclass whose fields carry their own help text and range."""
+"""Hyper-parameters of a method: a dataclass whose fields carry their help text and their range."""
 
 import contextlib
 import dataclasses
-import difflib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import yaml
 
+from ..messages import suggest
 
-def hyper(default, help: str, *, above=None, at_least=None, at_most=None, one_of=None):
-    """A dataclass field with its help text and the range outside which it is refused.
+T = TypeVar("T")
+
+
+def hyper(
+    default: T,
+    help: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    one_of: tuple[T, ...] | None = None,
+) -> T:
+    """Declare a hyper-parameter: a dataclass field with a help text and a range.
 
     Args:
-        default: The recipe's value; its type is the field's type.
-        help (`str`): One line for `--help` and the documentation.
-        above, at_least, at_most (`float`, *optional*): Exclusive lower, inclusive lower and inclusive upper bound.
-        one_of (`tuple`, *optional*): The only values it takes.
+        default (`T`): The recipe's value; its type is the type of the field.
+        help (`str`): One line for `orthossl methods` and the documentation.
+        above (`float`, *optional*): The value must be above this bound.
+        at_least (`float`, *optional*): The value must be this bound or more.
+        at_most (`float`, *optional*): The value must be this bound or less.
+        one_of (`tuple[T, ...]`, *optional*): The only values allowed.
+
+    Returns:
+        A dataclass field; type checkers see the type of `default`.
+
+    Example:
+        >>> @dataclass
+        ... class MyConfig(MethodConfig):
+        ...     temperature: float = hyper(0.5, "softmax temperature of the loss", above=0)
     """
     limits = {"above": above, "at_least": at_least, "at_most": at_most, "one_of": one_of}
-    return dataclasses.field(default=default, metadata={"help": help} | limits)
+    return cast(T, dataclasses.field(default=default, metadata={"help": help} | limits))
+
+
+_BOUNDS: dict[str, tuple[str, Callable[[Any, float], bool]]] = {
+    "above": ("above", lambda value, bound: value > bound),
+    "at_least": ("at least", lambda value, bound: value >= bound),
+    "at_most": ("at most", lambda value, bound: value <= bound),
+}
 
 
 @dataclass
 class MethodConfig:
-    """Base of every method's hyper-parameters: checks ranges, reads mappings and `key=value` strings.
+    """Base class of the hyper-parameters of a method: checks ranges and reads mappings.
 
     Raises:
-        ValueError: a value has the wrong type or lies outside its field's range, or a name is unknown.
+        ValueError: If a value has the wrong type or lies outside the range of its field.
     """
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             setattr(self, field.name, self._checked(field, getattr(self, field.name)))
 
@@ -46,37 +75,41 @@ class MethodConfig:
                 f"{field.name} is {value!r}: it must be of type {kind.__name__}, as in {field.name}={field.default}"
             )
         limits = field.metadata
-        for name, word, broken in (
-            ("above", "above", lambda bound: not value > bound),
-            ("at_least", "at least", lambda bound: not value >= bound),
-            ("at_most", "at most", lambda bound: not value <= bound),
-        ):
+        for name, (words, holds) in _BOUNDS.items():
             bound = limits.get(name)
-            if bound is not None and broken(bound):
-                raise ValueError(f"{field.name} is {value}: it must be {word} {bound} (default {field.default})")
+            if bound is not None and not holds(value, bound):
+                raise ValueError(f"{field.name} is {value}: it must be {words} {bound} (default {field.default})")
         if limits.get("one_of") is not None and value not in limits["one_of"]:
-            raise ValueError(f"{field.name} is {value!r}: {nearest(value, list(limits['one_of']))}")
+            raise ValueError(f"{field.name} is {value!r}: {suggest(value, limits['one_of'])}")
         return value
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any] | None) -> Self:
-        """Builds the config from a mapping of names to values; names it does not have are refused."""
+    def from_dict(cls, values: Mapping[str, Any] | None) -> Self:
+        """Build the config from a mapping of names to values.
+
+        Args:
+            values (`dict[str, Any]`, *optional*): Hyper-parameters that differ from the defaults.
+
+        Raises:
+            ValueError: If a name is unknown, or a value is invalid.
+        """
         values = dict(values or {})
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                raise ValueError(f"method_config has no {name!r}: {nearest(name, known)}")
+                raise ValueError(f"method_config has no {name!r}: {suggest(name, known)}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return all hyper-parameters, defaults included, by name."""
         return dataclasses.asdict(self)
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """Reads `["temperature=0.2", "queue_size=4096"]` into a mapping, each value as YAML.
+    """Read assignments such as `["temperature=0.2", "queue_size=4096"]` into a mapping, each value as YAML.
 
     Raises:
-        ValueError: an entry is not of the form `key=value`.
+        ValueError: If an entry is not of the form `key=value`, or its value is not YAML.
     """
     values = {}
     for text in assignments:
@@ -88,9 +121,3 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ValueError(f"{text!r}: the value is not valid YAML, as in channels=[8,16] or name=text") from error
     return values
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """The end of a "no such name" message: the nearest known name, or all of them."""
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"

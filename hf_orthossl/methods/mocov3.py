@@ -7,18 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed.gather import all_gather
+from ..encoders import Encoder
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
-from .contrastive import own_rows
 from .heads import mlp
 from .hyperparameters import MethodConfig, hyper
-from .momentum import TargetNetwork, cosine_momentum
-from .precision import full_precision
-from .similarity import normalize
+from .losses import full_precision, normalize, own_rows
+from .target_networks import TargetNetwork, cosine_momentum
 
 
 @dataclass
 class MoCoV3Config(MethodConfig):
-    """Hyper-parameters of [`MoCoV3`]; defaults are solo-learn's for CIFAR."""
+    """Hyper-parameters of [`MoCoV3`]; the defaults are solo-learn's for CIFAR."""
 
     hidden_dim: int = hyper(4096, "width of the hidden layers of projector and predictor", at_least=1)
     output_dim: int = hyper(256, "width of the embedding", at_least=1)
@@ -31,11 +30,13 @@ class MoCoV3Config(MethodConfig):
 
 @full_precision
 def batch_contrast(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """2T·cross-entropy of each query against the keys of the whole batch (MoCo v3, algorithm 1).
+    """Return 2T times the cross-entropy of each query against the keys of the whole batch.
+
+    Source: MoCo v3, Chen et al. 2021, algorithm 1.
 
     Args:
         queries (`Tensor` of shape `(B, d)`): Predictor outputs of one view.
-        keys (`Tensor` of shape `(B, d)`): Target embeddings of the other view; no gradient.
+        keys (`Tensor` of shape `(B, d)`): Target embeddings of the other view, used without gradient.
         temperature (`float`): T > 0.
     """
     logits = normalize(queries) @ all_gather(normalize(keys.detach())).T / temperature
@@ -43,12 +44,14 @@ def batch_contrast(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
 
 
 @register_method
-class MoCoV3(SSLMethod):
-    """Predicts the target embedding of the other view and tells it from those of the rest of the batch.
+class MoCoV3(SSLMethod[MoCoV3Config]):
+    """Predict the target embedding of the other view and distinguish it from those of the other images.
 
-    L = Σ over both view orders of 2T·CE(q·k/T) (Chen, Xie & He, "An Empirical Study of Training Self-Supervised Vision
-    Transformers", ICCV 2021, algorithm 1, arXiv 2104.02057). It couples the whole batch over all processes. The
-    target network is in train mode, see [`TargetNetwork`].
+    L = Σ over both view orders of 2T·CE(q·k/T). The loss couples the whole batch over all processes. The target network
+    is in train mode, see [`TargetNetwork`].
+
+    Source: Chen, Xie & He, "An Empirical Study of Training Self-Supervised Vision Transformers", ICCV 2021, algorithm
+    1, arXiv 2104.02057.
     """
 
     name = "mocov3"
@@ -57,12 +60,11 @@ class MoCoV3(SSLMethod):
     source = "arXiv 2104.02057"
     heads = "projector 4096(BN)→256(BN), predictor 4096(BN)→256"
     recipe = TrainingRecipe("lars", 0.3, 1e-6, views="cifar-asym", warmup=0.01)
-    config_class = MoCoV3Config
     batch_coupled = True
     has_predictor = True
     has_target = True
 
-    def __init__(self, encoder: nn.Module, config: MoCoV3Config):
+    def __init__(self, encoder: Encoder, config: MoCoV3Config):
         super().__init__(encoder, config)
         hidden, output = config.hidden_dim, config.output_dim
         widths = [encoder.num_features, *[hidden] * (config.projector_layers - 1), output]
@@ -72,6 +74,7 @@ class MoCoV3(SSLMethod):
         self.target = TargetNetwork(encoder, self.projector)
 
     def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
+        """Return the loss of the first two views, summed over both orders."""
         representations = [encoder(view) for view in views[:2]]
         embeddings = [self.projector(h) for h in representations]
         queries = [self.predictor(z) for z in embeddings]
@@ -82,5 +85,6 @@ class MoCoV3(SSLMethod):
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
+        """Move the target network."""
         tau = cosine_momentum(self.config.momentum, self.config.final_momentum, self.progress.fraction)
         self.target.follow(tau, encoder, self.projector)

@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed.gather import all_gather
+from ..encoders import Encoder
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
-from .contrastive import own_rows
 from .heads import Prototypes, mlp
 from .hyperparameters import MethodConfig, hyper
-from .precision import full_precision
+from .losses import full_precision, own_rows
 
 
 @dataclass
 class SwAVConfig(MethodConfig):
-    """Hyper-parameters of [`SwAV`]; defaults are LightlySSL's for CIFAR-10."""
+    """Hyper-parameters of [`SwAV`]; the defaults are LightlySSL's for CIFAR-10."""
 
     hidden_dim: int = hyper(512, "width of the projector's hidden layer", at_least=1)
     output_dim: int = hyper(128, "width of the embedding", at_least=1)
@@ -30,15 +30,17 @@ class SwAVConfig(MethodConfig):
 @torch.no_grad()
 @full_precision
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Assignments that use all prototypes equally over the batch (SwAV, eq. 3–5).
+    """Return soft assignments that use all prototypes equally over the batch of all processes.
 
-    Works with logarithms in float32 at least: exp(s/ε) overflows float16 at s = 0.6 and, with unnormalized scores, any
-    precision.
+    It computes with logarithms, in float32 or better: exp(s/ε) overflows float16 at s = 0.6 and, with unnormalized
+    scores, any precision.
+
+    Source: SwAV, Caron et al. 2020, eq. 3–5.
 
     Args:
-        scores (`Tensor` of shape `(B, K)`): Scores of embeddings against prototypes, on all processes together.
-        epsilon (`float`): ε > 0.
-        iterations (`int`): Rounds, each making prototypes and then images sum to the same.
+        scores (`Tensor` of shape `(B, K)`): Scores of this process's embeddings against the prototypes.
+        epsilon (`float`): Smoothness ε > 0.
+        iterations (`int`): Number of rounds; each gives all prototypes, then all images, the same total.
 
     Returns:
         `Tensor` of shape `(B, K)`: Rows that sum to 1.
@@ -52,14 +54,15 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 
 
 @register_method
-class SwAV(SSLMethod):
-    """Predicts the prototype assignment of one view from another.
+class SwAV(SSLMethod[SwAVConfig]):
+    """Predict the prototype assignment of one view from another view.
 
-    L = mean over global views i of mean over views v ≠ i of −Σ_k q_i(k)·log softmax_k(z_v·c_k/T), with q the balanced
-    assignments of [`sinkhorn`] and prototypes c on the unit sphere, put back there after every step (Caron et al.,
-    "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", NeurIPS 2020, eq. 1–5, arXiv
-    2006.09882). It couples the whole batch over all processes. Views after the second are local crops, which get no
-    assignment of their own.
+    L = mean over global views i of mean over views v ≠ i of −Σ_k q_i(k)·log softmax_k(z_v·c_k/T), where q are the
+    balanced assignments of [`sinkhorn`]. The prototypes c have unit length, which is restored after every step. The
+    loss couples the whole batch over all processes. Views after the second are local crops, which get no assignments.
+
+    Source: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", NeurIPS 2020,
+    eq. 1–5, arXiv 2006.09882.
     """
 
     name = "swav"
@@ -68,16 +71,16 @@ class SwAV(SSLMethod):
     source = "arXiv 2006.09882"
     heads = "projector 512(BN)→128, 512 prototypes"
     recipe = TrainingRecipe("adam", 1e-3, 1e-6, views="cifar-swav", lr_batch_size=128)
-    config_class = SwAVConfig
     batch_coupled = True
     takes_local_views = True
 
-    def __init__(self, encoder: nn.Module, config: SwAVConfig):
+    def __init__(self, encoder: Encoder, config: SwAVConfig):
         super().__init__(encoder, config)
         self.projector = mlp(encoder.num_features, config.hidden_dim, config.output_dim)
         self.prototypes = Prototypes(config.output_dim, config.prototypes)
 
     def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
+        """Return the loss of all views, the first two of which are global."""
         representations = [encoder(view) for view in views]
         embeddings = [self.projector(h) for h in representations]
         scores = [self.prototypes(z) for z in embeddings]
@@ -85,10 +88,10 @@ class SwAV(SSLMethod):
 
     @full_precision
     def loss(self, scores: list[Tensor]) -> Tensor:
-        """Swapped prediction over scores `(B, K)`, global views first."""
+        """Return the loss of swapped prediction, given scores `(B, K)` of each view, global views first."""
         config = self.config
         logs = [F.log_softmax(s / config.temperature, dim=1) for s in scores]
-        total = 0
+        total = logs[0].new_zeros(())
         for i in range(2):
             assignment = sinkhorn(scores[i].detach(), config.sinkhorn_epsilon, config.sinkhorn_iterations)
             others = [log for v, log in enumerate(logs) if v != i]
@@ -96,9 +99,11 @@ class SwAV(SSLMethod):
         return total / 2
 
     def before_optimizer_step(self) -> None:
+        """Drop the gradient of the prototypes in the first epochs."""
         if self.progress.epoch < self.config.freeze_prototypes_epochs:
             self.prototypes.linear.weight.grad = None
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
+        """Scale the prototypes to unit length."""
         self.prototypes.normalize()

@@ -6,18 +6,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed.gather import all_gather
+from ..encoders import Encoder
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
-from .decorrelation import covariance_term, variance_term
 from .heads import mlp
 from .hyperparameters import MethodConfig, hyper
-from .precision import full_precision
+from .losses import covariance_term, full_precision, variance_term
 
 
 @dataclass
 class VICRegConfig(MethodConfig):
-    """Hyper-parameters of [`VICReg`]; defaults are solo-learn's for CIFAR."""
+    """Hyper-parameters of [`VICReg`]; the defaults are solo-learn's for CIFAR."""
 
-    projector: bool = hyper(True, "put a projector on the encoder; without, the loss acts on representations")
+    projector: bool = hyper(True, "put a projector on the encoder; without it, the loss acts on representations")
     hidden_dim: int = hyper(2048, "width of the projector's two hidden layers", at_least=1)
     output_dim: int = hyper(2048, "width of the embedding", at_least=1)
     invariance_weight: float = hyper(25.0, "weight of the mean squared difference of the views", at_least=0)
@@ -26,12 +26,14 @@ class VICRegConfig(MethodConfig):
 
 
 @register_method
-class VICReg(SSLMethod):
-    """Makes views agree while every dimension keeps its variance and no two are correlated.
+class VICReg(SSLMethod[VICRegConfig]):
+    """Make views agree while every dimension keeps its variance and no two dimensions are correlated.
 
-    L = λ·MSE(z, z') + μ·[v(z) + v(z')] + ν·[c(z) + c(z')] (Bardes, Ponce & LeCun, ICLR 2022, eq. 6, arXiv 2105.04906),
-    statistics over all processes. MSE is the mean over dimensions too, as in the authors' code, where eq. 5 sums; that
-    code halves v, solo-learn's, reproduced here, does not.
+    L = λ·MSE(z, z') + μ·[v(z) + v(z')] + ν·[c(z) + c(z')], with statistics over all processes. MSE is the mean over
+    dimensions too, as in the authors' code, whereas eq. 5 has a sum. The authors' code halves v; solo-learn's code,
+    which is reproduced here, does not.
+
+    Source: Bardes, Ponce & LeCun, ICLR 2022, eq. 6, arXiv 2105.04906.
     """
 
     name = "vicreg"
@@ -40,10 +42,9 @@ class VICReg(SSLMethod):
     source = "arXiv 2105.04906"
     heads = "projector 2048(BN)→2048(BN)→2048"
     recipe = TrainingRecipe("lars", 0.3, 1e-4, views="cifar-vicreg", warmup=0.01)
-    config_class = VICRegConfig
     batch_coupled = True
 
-    def __init__(self, encoder: nn.Module, config: VICRegConfig):
+    def __init__(self, encoder: Encoder, config: VICRegConfig):
         super().__init__(encoder, config)
         hidden = config.hidden_dim
         self.projector = (
@@ -53,13 +54,14 @@ class VICReg(SSLMethod):
         )
 
     def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
+        """Return the loss of the first two views."""
         representations = [encoder(view) for view in views[:2]]
         first, second = (self.projector(h) for h in representations)
         return self.output(self.loss(first, second), representations[0], first)
 
     @full_precision
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
-        """The loss of a batch of embeddings `(B, d)` of two views."""
+        """Return the loss of a batch of embeddings `(B, d)` of two views."""
         config = self.config
         first, second = (all_gather(z) for z in (first, second))
         return (

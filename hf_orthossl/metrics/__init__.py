@@ -4,7 +4,7 @@ from pathlib import Path
 
 import evaluate
 
-from ..methods.hyperparameters import nearest
+from ..messages import suggest
 
 METRICS = ("effective_rank", "rankme", "alpha_req", "knn_accuracy", "voc_ap")
 
@@ -20,5 +20,5 @@ def load_metric(name: str, **kwargs) -> evaluate.EvaluationModule:
         ValueError: there is no such metric; the nearest is named.
     """
     if name not in METRICS:
-        raise ValueError(f"metric {name!r} is unknown: {nearest(name, list(METRICS))}")
+        raise ValueError(f"metric {name!r} is unknown: {suggest(name, METRICS)}")
     return evaluate.load(str(Path(__file__).parent / name), **kwargs)

@@ -5,7 +5,8 @@ from timm.optim import Lars
 from torch import nn
 from transformers import Trainer
 
-from ..methods import nearest, parse_assignments
+from ..messages import suggest
+from ..methods import parse_assignments
 from .arguments import OrthoSSLTrainingArguments
 
 SOLO_LEARN_LARS = {"trust_coeff": 0.02, "trust_clip": True}
@@ -42,7 +43,7 @@ def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.
         settings = SOLO_LEARN_LARS | parse_assignments((args.optim_args or "").replace(",", " ").split())
         for name in settings:
             if name not in LARS_OPTIONS:
-                raise ValueError(f"optim_args has no {name!r} for lars: {nearest(name, LARS_OPTIONS)}")
+                raise ValueError(f"optim_args has no {name!r} for lars: {suggest(name, LARS_OPTIONS)}")
         return Lars(groups, lr=args.learning_rate, momentum=args.momentum, **settings)
     optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
     return optimizer_class(groups, **settings)

@@ -18,10 +18,9 @@ from lightly.loss import (
 from lightly.models.modules import NNMemoryBankModule
 
 from hf_orthossl.methods import METHODS, build_method
-from hf_orthossl.methods.contrastive import nt_xent
+from hf_orthossl.methods.losses import cosine, nt_xent
 from hf_orthossl.methods.mocov2plus import queue_contrast
 from hf_orthossl.methods.mocov3 import batch_contrast
-from hf_orthossl.methods.similarity import cosine
 
 BATCHES = (2, 7, 32)
 

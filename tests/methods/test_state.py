@@ -11,9 +11,8 @@ from lightly.models.utils import update_momentum
 from torch import nn
 
 from hf_orthossl.methods import METHODS, Progress, build_method
-from hf_orthossl.methods.momentum import TargetNetwork, cosine_momentum
-from hf_orthossl.methods.queue import EmbeddingQueue
 from hf_orthossl.methods.swav import sinkhorn
+from hf_orthossl.methods.target_networks import EmbeddingQueue, TargetNetwork, cosine_momentum
 
 SMALL = {"queue_size": 16}
 

@@ -9,7 +9,7 @@ from lightly.models.utils import update_momentum
 from torch import nn
 
 from hf_orthossl.methods import Progress, build_method
-from hf_orthossl.methods.momentum import cosine_momentum
+from hf_orthossl.methods.target_networks import cosine_momentum
 
 STEPS, RATE = 5, 0.05
 

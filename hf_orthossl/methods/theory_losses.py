@@ -1,4 +1,4 @@
-"""The losses that the linear theory speaks of, on the representation itself: no heads, no state."""
+"""The losses of the linear theory, which act on the representation: they have no heads and no state."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed.gather import all_gather
-from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
-from .contrastive import own_rows
+from .base import ConfigT, SSLMethod, SSLOutput, TrainingRecipe, register_method
 from .hyperparameters import MethodConfig, hyper
-from .precision import full_precision
-from .similarity import normalize
+from .losses import full_precision, normalize, own_rows
 
 
-class LandscapeLoss(SSLMethod):
-    """A loss of representations `(B, D)` without projector, for encoders that the theory describes.
+class TheoryLoss(SSLMethod[ConfigT]):
+    """A loss of representations `(B, D)` without a projector, for encoders that the theory describes.
 
     The theory writes a loss as α·alignment + uniformity, where alignment is ½E‖f − f⁺‖² over the two views of an image;
-    α = 1 is the published loss (Ziyin, Lubana, Ueda & Tanaka, ICLR 2023, arXiv 2210.00638).
+    α = 1 is the published loss.
+
+    Source: Ziyin, Lubana, Ueda & Tanaka, ICLR 2023, arXiv 2210.00638.
     """
 
     family = "theory"
@@ -27,43 +27,50 @@ class LandscapeLoss(SSLMethod):
     recipe = TrainingRecipe("adam", 3e-3, 0.0, views="cifar-simclr", lr_batch_size=None)
 
     def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
+        """Return the loss of the first two views."""
         first, second = (encoder(view) for view in views[:2])
         return self.output(self.loss(first, second), first, first)
+
+    def loss(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the loss of a batch of representations `(B, D)` of two views; every theory loss defines it."""
+        raise TypeError(f"{type(self).__name__} does not define loss(first, second)")
 
 
 @dataclass
 class InfoNCEConfig(MethodConfig):
     """Hyper-parameters of [`InfoNCE`]; the defaults are SimCLR's."""
 
-    similarity: str = hyper("cosine", "what the logits are made of", one_of=("cosine", "euclidean", "standardized"))
+    similarity: str = hyper(
+        "cosine", "similarity that the logits are computed from", one_of=("cosine", "euclidean", "standardized")
+    )
     temperature: float = hyper(0.5, "softmax temperature of the loss", above=0)
     alignment: float = hyper(1.0, "weight α of the positive pairs", above=0)
 
 
 @register_method
-class InfoNCE(LandscapeLoss):
-    """SimCLR's loss on the representation, with a choice of similarity.
+class InfoNCE(TheoryLoss[InfoNCEConfig]):
+    """SimCLR's loss on the representation, with one of three similarities.
 
     ℓ_i = −α·s(f_i, f_j)/T + log Σ_{k≠i} exp(s(f_i, f_k)/T), averaged over the 2B representations of both views of the
     batch, where j is the other view of i and k runs over both views of all images on all processes. `similarity` is
 
-    - `"cosine"`: of each pair, as NT-Xent has it (Chen et al. 2020, arXiv 2002.05709, eq. 1);
+    - `"cosine"`: the cosine of each pair, as in NT-Xent (Chen et al. 2020, arXiv 2002.05709, eq. 1);
     - `"euclidean"`: −½‖f_i − f_k‖². At T = 1 and large B the loss is α·½E‖f − f⁺‖² + E log E exp(−½‖f − f′‖²) + log 2B,
-      which on Gaussian views the theory solves exactly. It needs log 2B well above ½·Σ log(1 + m), over the eigenvalues
-      m of the covariance of f: the batch must hold the near neighbours that the inner expectation is made of;
-    - `"standardized"`: f_i·f_k after the batch was centred and divided by its root mean squared norm, one number for
-      all. This is the theory's normalization, Tr M = 1 on average. Cosine similarity makes every single norm 1, a step
-      that is not linear, and follows the theory only as far as the norms are nearly equal.
+      which the theory solves exactly for Gaussian views. This needs log 2B well above ½·Σ log(1 + m), where m are the
+      eigenvalues of the covariance of f: the batch must contain the near neighbours that dominate the inner
+      expectation;
+    - `"standardized"`: f_i·f_k after centring the batch and dividing it by its root mean squared norm, one number for
+      the whole batch. This is the theory's normalization, Tr M = 1 on average. Cosine similarity makes every single
+      norm 1, which is not a linear operation, and follows the theory only as far as the norms are nearly equal.
     """
 
     name = "infonce"
     title = "InfoNCE"
     source = "arXiv 2210.00638"
-    config_class = InfoNCEConfig
 
     @full_precision
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
-        """The loss of a batch of representations `(B, D)` of two views."""
+        """Return the loss of a batch of representations `(B, D)` of two views."""
         queries = torch.cat([first, second])
         everything = torch.cat([all_gather(first), all_gather(second)])
         rows, images = own_rows(len(first), first.device), len(everything) // 2
@@ -76,7 +83,7 @@ class InfoNCE(LandscapeLoss):
     def _similarities(self, queries: Tensor, everything: Tensor) -> Tensor:
         if self.config.similarity == "cosine":
             return normalize(queries) @ normalize(everything).T
-        # Neither of the others depends on the mean; near it, squared norms lose no digits in their difference.
+        # The other two do not depend on the mean. Without it, squared norms lose no digits in their difference.
         mean = everything.mean(dim=0)
         queries, everything = queries - mean, everything - mean
         squares = everything.square().sum(dim=1)
@@ -90,27 +97,28 @@ class SpectralConfig(MethodConfig):
     """Hyper-parameters of [`SpectralContrastive`]."""
 
     alignment: float = hyper(1.0, "weight α of the positive pairs", above=0)
-    centred: bool = hyper(False, "subtract the mean of the batch from representations first")
+    centred: bool = hyper(False, "subtract the mean of the batch from the representations first")
 
 
 @register_method
-class SpectralContrastive(LandscapeLoss):
-    """The spectral contrastive loss, whose minimum is a low-rank factorization of the graph of augmentations.
+class SpectralContrastive(TheoryLoss[SpectralConfig]):
+    """The spectral contrastive loss, whose minimum is a low-rank factorization of the augmentation graph.
 
-    L = −2·E[f·f⁺] + E[(f·f′)²] with f′ a view of another image (HaoChen, Wei, Gaidon & Ma, NeurIPS 2021, eq. 6, arXiv
-    2106.04156), over all processes; with α ≠ 1, (α − 1)·E‖f − f⁺‖² is added. For linear encoders it is −2·Tr[WBWᵀ] +
-    Tr[(WΣWᵀ)²] exactly, whatever the distribution of views. `centred` leaves out the mean of the images; otherwise it
-    takes a dimension, unless the encoder has a bias to take it away.
+    L = −2·E[f·f⁺] + E[(f·f′)²] over all processes, where f′ is a view of another image; with α ≠ 1, (α − 1)·E‖f − f⁺‖²
+    is added. For linear encoders it is exactly −2·Tr[WBWᵀ] + Tr[(WΣWᵀ)²], whatever the distribution of views. With
+    `centred`, the mean of the images is subtracted; without it, the mean takes up one dimension, unless the encoder has
+    a bias that removes it.
+
+    Source: HaoChen, Wei, Gaidon & Ma, NeurIPS 2021, eq. 6, arXiv 2106.04156.
     """
 
     name = "spectral"
     title = "Spectral contrastive"
     source = "arXiv 2106.04156"
-    config_class = SpectralConfig
 
     @full_precision
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
-        """The loss of a batch of representations `(B, D)` of two views, B ≥ 2."""
+        """Return the loss of a batch of representations `(B, D)` of two views, B ≥ 2."""
         first, second = all_gather(first), all_gather(second)
         if self.config.centred:
             mean = (first.mean(dim=0) + second.mean(dim=0)) / 2
