@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 # Public name → module that defines it.
 _HOMES = {
     "OrthogonalityRegularizer": "regularization",
+    "Penalty": "regularization",
+    "register_penalty": "regularization",
     "select_matrices": "regularization",
     "SpectralReport": "spectra",
     "spectral_report": "spectra",

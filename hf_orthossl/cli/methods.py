@@ -7,7 +7,7 @@ import json
 from ..data import RECIPES
 from ..encoders import OWN_BACKBONES
 from ..methods import METHODS, THEORY_LOSSES, SSLMethod
-from ..regularization import KINDS
+from ..regularization import PENALTIES
 
 COLUMNS = ("method", "family", "heads", "target", "queue", "coupled", "recipe", "source")
 
@@ -17,7 +17,7 @@ def catalogue() -> dict:
     return {
         "methods": [_entry(method) | {"recipe": f"cifar10/{name}.yaml"} for name, method in METHODS.items()],
         "theory_losses": [_entry(method) for method in THEORY_LOSSES.values()],
-        "regularizers": list(KINDS),
+        "regularizers": list(PENALTIES),
         "views": list(RECIPES),
         "backbones": list(OWN_BACKBONES),
     }

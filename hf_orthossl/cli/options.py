@@ -3,10 +3,8 @@
 from dataclasses import dataclass, field
 
 from ..methods import parse_assignments
+from ..regularization import PENALTIES
 from ..training import OrthoSSLTrainingArguments
-
-# γ where the user names none: the middle of what the NeurIPS 2024 paper tuned over.
-DEFAULT_GAMMA = {"so": 1e-6, "sketched_so": 1e-6, "dso": 1e-6, "srip": 1e-4, "mc": 1e-4}
 
 
 @dataclass
@@ -55,10 +53,14 @@ class ModelArguments:
     method_config: list[str] | None = field(
         default=None, metadata={"help": "hyper-parameters, as in temperature=0.2", "metavar": "KEY=VALUE"}
     )
-    regularizer: str = field(default="so", metadata={"help": "so, sketched_so, srip, dso, mc or none"})
+    regularizer: str = field(default="so", metadata={"help": f"{', '.join(PENALTIES)} or none"})
     gamma: float | None = field(
         default=None,
-        metadata={"help": "weight of the penalty (default: 1e-4 for srip and mc, 1e-6 for the others)"},
+        metadata={
+            "help": "weight of the penalty (default: "
+            + ", ".join(f"{kind.default_gamma:g} for {name}" for name, kind in PENALTIES.items())
+            + ")"
+        },
     )
     regularizer_config: list[str] | None = field(
         default=None,
@@ -77,7 +79,8 @@ class ModelArguments:
             if not isinstance(value, dict):
                 setattr(self, name, parse_assignments(value or []))
         if self.gamma is None:
-            self.gamma = DEFAULT_GAMMA.get(self.regularizer, 1e-6)
+            known = PENALTIES.get(self.regularizer)
+            self.gamma = 1e-6 if known is None else known.default_gamma
 
 
 @dataclass

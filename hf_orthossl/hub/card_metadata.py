@@ -6,7 +6,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from ..methods import METHODS, THEORY_LOSSES
-from ..regularization import KINDS
+from ..regularization import PENALTIES
 from .escaping import clean
 from .measurements import Measurement
 from .names import hub_id
@@ -47,7 +47,7 @@ def front_matter(
     ).to_dict()
     merged = {**previous, **ours}
     # A run of another method may have written the earlier card.
-    dropped = {*METHODS, *THEORY_LOSSES, *KINDS}
+    dropped = {*METHODS, *THEORY_LOSSES, *PENALTIES}
     merged["tags"] = _union(ours["tags"], [tag for tag in as_list(previous.get("tags")) if str(tag) not in dropped])
     if "datasets" in merged:
         merged["datasets"] = _union(ours.get("datasets", []), as_list(previous.get("datasets")))

@@ -31,7 +31,7 @@ class EncoderRecord:
         pooling (`str`): Where `AutoModel` keeps the representation, "pooler_output", "cls" or "mean".
         method (`str`): The SSL method, as `orthossl methods` names it.
         method_config (`dict`, *optional*): Its hyper-parameters.
-        regularizer (`str`, *optional*): "so", "sketched_so", "srip", "dso" or "mc"; `None` without.
+        regularizer (`str`, *optional*): The name of a penalty; `None` without one.
         regularizer_config (`dict`, *optional*): Further arguments of the penalty.
         gamma (`float`, *optional*): Weight γ of the penalty; `None` without.
         whitening (`float`, defaults to 0): Weight of feature whitening.

@@ -1,20 +1,16 @@
 """Orthogonality penalties on the weights of any `torch.nn.Module`."""
 
-from .penalties import dso, mc, so
-from .regularizer import KINDS, OrthogonalityRegularizer
+from .penalties import PENALTIES, Penalty, get_penalty, register_penalty
+from .regularizer import OrthogonalityRegularizer, check_options
 from .selection import WeightMatrix, select_matrices
-from .sketch import sketched_so
-from .spectral_norm import power_iteration, srip
 
 __all__ = [
-    "KINDS",
+    "PENALTIES",
     "OrthogonalityRegularizer",
+    "Penalty",
     "WeightMatrix",
-    "dso",
-    "mc",
-    "power_iteration",
+    "check_options",
+    "get_penalty",
+    "register_penalty",
     "select_matrices",
-    "sketched_so",
-    "so",
-    "srip",
 ]

@@ -1,44 +1,102 @@
-"""How penalties read matrices of shape `(..., input, output)`: the smaller side as rows, in full precision."""
+"""Read matrices of shape `(..., input, output)` as penalties do: the smaller side as rows, in full precision."""
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+# Rows of a block of the half Gram matrix on the CPU: narrower blocks starve the matrix product, wider ones save less.
+_BLOCK = 64
 
-def check(W: Tensor) -> None:
-    """Raises `ValueError` unless `W` is a matrix or a batch of them."""
-    if W.dim() < 2:
-        raise ValueError(f"W must be a matrix or a batch of matrices (..., input, output), got {tuple(W.shape)}")
+
+def check_matrices(W: Tensor) -> None:
+    """Raise `ValueError` unless `W` is a matrix or a batch of matrices."""
+    if not isinstance(W, Tensor) or W.dim() < 2:
+        given = tuple(W.shape) if isinstance(W, Tensor) else type(W).__name__
+        raise ValueError(f"W must be a matrix or a batch of matrices (..., input, output), got {given}")
 
 
 def refuse_second_derivative() -> None:
-    """Raises `RuntimeError` in a backward pass that is itself to be differentiated."""
-    # Autograd would take the saved intermediates for constants and give a wrong second derivative in silence.
+    """Raise `RuntimeError` in a backward pass that is itself to be differentiated."""
+    # Autograd would take the saved intermediates for constants and give a wrong second derivative without a word.
     if torch.is_grad_enabled():
-        raise RuntimeError(
-            "so, sketched_so, srip and dso have no second derivative: differentiate without create_graph=True"
-        )
+        raise RuntimeError("this penalty has no second derivative: differentiate without create_graph=True")
 
 
 def compute_dtype(W: Tensor) -> torch.dtype:
-    """float32, float64 for float64 weights."""
+    """Return the dtype of a penalty's arithmetic: float32, or float64 for float64 weights."""
     return torch.promote_types(W.dtype, torch.float32)
 
 
 def full_precision(W: Tensor) -> torch.autocast:
-    """Autocast turned off where `W` is."""
+    """Return a context that turns autocast off on the device of `W`."""
     return torch.autocast(W.device.type, enabled=False)
 
 
 def rows(W: Tensor) -> Tensor:
-    """`X`, the smaller side as rows, so that `G = XXᵀ`; a view."""
+    """Return `X`, the smaller side of `W` as rows, so that `G = XXᵀ`; a view."""
     return W if W.shape[-2] <= W.shape[-1] else W.mT
 
 
 def like(W: Tensor, X: Tensor) -> Tensor:
-    """Back from [`rows`], in the weight's dtype."""
+    """Return `X`, which has the shape of `rows(W)`, in the shape and dtype of `W`."""
     return (X if W.shape[-2] <= W.shape[-1] else X.mT).to(W.dtype)
 
 
 def product_like(X: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right` in the memory order of `X`, so that accumulation into `.grad` needs no copy."""
+    """Return `left @ right` in the memory order of `X`, so that accumulation into `.grad` needs no copy."""
     return left @ right if X.stride(-1) == 1 else (right.mT @ left.mT).mT
+
+
+def gram_minus_identity(X: Tensor) -> Tensor:
+    """Return `XXᵀ − I`, of shape `(..., n, n)` for `X` of shape `(..., n, m)`."""
+    n = X.shape[-2]
+    if X.device.type == "cpu" and n > _BLOCK:
+        # G is symmetric: block rows from the diagonal on, mirrored. Too small for an accelerator.
+        E = X.new_empty(*X.shape[:-1], n)
+        for i in range(0, n, _BLOCK):
+            j = min(i + _BLOCK, n)
+            E[..., i:j, i:] = X[..., i:j, :] @ X[..., i:, :].mT
+            E[..., j:, i:j] = E[..., i:j, j:].mT
+    else:
+        E = X @ X.mT
+    E.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return E
+
+
+class Products(Protocol):
+    """Products with one or several matrices `X`; vectors are rows, `k` at a time, of shape `(..., k, length)`.
+
+    Rows, since batched products with a single column are fifteen times slower on the CPU.
+    """
+
+    def image(self, v: Tensor) -> Tensor:
+        """Return `vX`, the vectors `Xᵀv`."""
+        ...
+
+    def product(self, y: Tensor) -> Tensor:
+        """Return `yXᵀ`, the vectors `Xy`."""
+        ...
+
+    def norm(self, v: Tensor) -> Tensor:
+        """Return `‖v‖` of the vectors of each matrix, in a shape that broadcasts to that of `v`."""
+        ...
+
+
+class WholeProducts:
+    """Products with whole matrices `X` of shape `(..., rows, columns)`."""
+
+    def __init__(self, X: Tensor):
+        self.X = X
+
+    def image(self, v: Tensor) -> Tensor:
+        """Return `vX`."""
+        return v @ self.X
+
+    def product(self, y: Tensor) -> Tensor:
+        """Return `yXᵀ`."""
+        return y @ self.X.mT
+
+    def norm(self, v: Tensor) -> Tensor:
+        """Return `‖v‖` of each vector, of shape `(..., k, 1)`."""
+        return torch.linalg.vector_norm(v, dim=-1, keepdim=True)

@@ -1,57 +1,55 @@
 """`OrthogonalityRegularizer`: the penalty of all weight matrices of a module."""
 
-import difflib
+import inspect
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..distributed.sharding import is_sharded
-from .description import description
-from .evaluation import Group, evaluate, random_vectors
-from .gradients import add_gradient
-from .selection import select_matrices
-from .sharing import cost, shares, touch
+from ..messages import suggest
+from .batching import Group, evaluate, random_vectors, shares, touch
+from .penalties import get_penalty
+from .selection import WeightMatrix, select_matrices
 
-KINDS = ("so", "sketched_so", "srip", "dso", "mc")
 _REDUCTIONS = ("sum", "mean")
 
 
 class OrthogonalityRegularizer:
     """The orthogonality penalty of a module's weight matrices, to be added to any loss.
 
-    ```python
-    penalty = OrthogonalityRegularizer(encoder, kind="so")
-    loss = ssl_loss + 1e-6 * penalty()
-    ```
-
-    It holds no parameters and is no `nn.Module`: weights are fetched from `module` at every call, so moving, casting,
-    sharding or loading the module needs no rebuilding; copying it together with the module (`copy.deepcopy` of an
-    object that holds both) keeps them together.
+    It holds no parameters and is no `nn.Module`: weights are fetched from `module` at every call, so that the module
+    may be moved, cast, sharded or loaded without rebuilding it; copying it together with the module (`copy.deepcopy` of
+    an object that holds both) keeps them together.
 
     Args:
-        module (`torch.nn.Module`): whose weights are regularized; in SSL the encoder alone.
-        kind (`str`, *optional*, defaults to `"so"`): `"so"`, `"sketched_so"`, `"srip"`, `"dso"` or `"mc"`, see
-            the functions of these names.
-        include (`str` or list of `str`, *optional*): shell patterns of parameter names to take, see
+        module (`torch.nn.Module`): The module whose weights are regularized; in SSL the encoder alone.
+        kind (`str`, defaults to `"so"`): The name of a penalty, see `PENALTIES`: `"so"`, `"srip"`, `"dso"`, `"mc"`,
+            `"sketched_so"`, `"scaled_so"`, or one of your own, see [`register_penalty`].
+        include (`str` or list of `str`, *optional*): Shell patterns of parameter names to select, see
             [`select_matrices`].
-        exclude (`str` or list of `str`, *optional*): shell patterns of parameter names to leave out.
-        reduction (`str`, *optional*, defaults to `"sum"`): `"sum"` over the matrices, as in the paper, or `"mean"`.
-        iterations (`int`, *optional*, defaults to `2`): power iterations of SRIP, ≥ 1.
-        persistent (`bool`, *optional*, defaults to `False`): SRIP goes on from the vector of the previous call instead
-            of a random one, so that few iterations follow the largest eigenvalue closely as the weights change slowly.
-            Every process must then compute all matrices.
-        probes (`int`, *optional*, defaults to `16`): random vectors of sketched SO, ≥ 1.
-        depthwise (`bool`, *optional*, defaults to `False`): regularize depthwise kernels too.
-        split_fused (`bool`, *optional*, defaults to `True`): one matrix per projection of fused attention layers.
+        exclude (`str` or list of `str`, *optional*): Shell patterns of parameter names to leave out.
+        reduction (`str`, defaults to `"sum"`): `"sum"` over the matrices, as in the paper, or `"mean"`.
+        depthwise (`bool`, defaults to `False`): Regularize depthwise kernels too.
+        split_fused (`bool`, defaults to `True`): Read fused attention layers as one matrix per projection.
+        options: Options of the penalty, such as `iterations=4` for SRIP or `probes=32` for sketched SO.
 
     Attributes:
-        matrices (`list[WeightMatrix]`): what is regularized, in the module's order.
+        matrices (`list[WeightMatrix]`): The regularized matrices, in the module's order.
+        penalty ([`Penalty`]): The penalty of one matrix.
 
     Raises:
-        ValueError: for an unknown `kind` or `reduction`, `iterations` or `probes` < 1, or a selection
-            [`select_matrices`] refuses.
+        TypeError: `module` is no `torch.nn.Module`.
+        ValueError: `kind`, `reduction` or an option is unknown, a penalty cannot work (see [`Penalty.check`]), or
+            [`select_matrices`] refuses the selection.
+
+    Example:
+        ```python
+        penalty = OrthogonalityRegularizer(encoder, kind="so")
+        loss = ssl_loss + 1e-6 * penalty()
+        ```
 
     Source: He, Du, Ma, "Preventing Dimensional Collapse in Self-Supervised Learning via Orthogonality Regularization",
     NeurIPS 2024: `loss = loss_ssl + γ · Σ_W OR(W)`.
@@ -65,25 +63,18 @@ class OrthogonalityRegularizer:
         exclude: str | Sequence[str] | None = None,
         reduction: str = "sum",
         *,
-        iterations: int = 2,
-        persistent: bool = False,
-        probes: int = 16,
         depthwise: bool = False,
         split_fused: bool = True,
+        **options: Any,
     ):
-        _check_choice("kind", kind, KINDS)
-        _check_choice("reduction", reduction, _REDUCTIONS)
-        if iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {iterations}")
-        if probes < 1:
-            raise ValueError(f"probes must be at least 1, got {probes}")
+        self.matrices: list[WeightMatrix] = select_matrices(module, include, exclude, depthwise, split_fused)
+        if reduction not in _REDUCTIONS:
+            raise ValueError(f"reduction {reduction!r} is unknown: {suggest(reduction, _REDUCTIONS)}")
         self.kind = kind
         self.reduction = reduction
-        self.iterations = iterations
-        self.persistent = persistent
-        self.probes = probes
-        self.matrices = select_matrices(module, include, exclude, depthwise, split_fused)
-        self._vectors: dict[str, Tensor] = {}
+        check_options(kind, options)
+        self.penalty = get_penalty(kind)(**options)
+        self.penalty.check()
 
     def __len__(self) -> int:
         return len(self.matrices)
@@ -93,36 +84,38 @@ class OrthogonalityRegularizer:
 
     @property
     def names(self) -> list[str]:
-        """Names of the matrices, in the order of [`matrices`]."""
+        """The names of the matrices, in the order of `matrices`."""
         return [matrix.name for matrix in self.matrices]
 
     def __call__(self, generator: torch.Generator | None = None, *, process: int = 0, processes: int = 1) -> Tensor:
-        """The penalty now, or this process's share of it.
+        """Return the penalty now, or this process's share of it.
 
         Where each process of a data-parallel group passes its rank and their number, it computes some of the matrices
-        only and returns them times `processes`: the mean over processes of the values is the penalty, and that of the
-        gradients, which DDP and FSDP take, its gradient. Nothing is communicated.
+        only and returns them times `processes`: the mean of the values over processes is the penalty, and the mean of
+        the gradients, which DDP and FSDP take, is its gradient. Nothing is communicated.
 
-        Of sharded weights (`DTensor`, of FSDP2) each process returns the whole penalty and gets its entries of the
-        whole gradient, whatever `processes` is. All must call; they communicate in the forward pass only. Compute it
-        after the layers, so that it is differentiated before them: FSDP passes a layer's gradients on only once.
+        With sharded weights (`DTensor`, of FSDP2) each process returns the whole penalty and gets the gradient of its
+        own entries, whatever `processes` is. All processes must call it; they communicate in the forward pass only.
+        Compute it after the layers, so that it is differentiated before them: FSDP passes a layer's gradients on only
+        once.
 
         Args:
-            generator (`torch.Generator`, *optional*): source of the random vectors of SRIP and sketched SO; torch's own
-                for the weights' device when not given. All are drawn at once in the order of `matrices`, so that the
-                value does not depend on which matrices are evaluated together, or by which process.
-            process (`int`, *optional*, defaults to `0`): this process's rank.
-            processes (`int`, *optional*, defaults to `1`): how many share the matrices out, ≥ 1.
+            generator (`torch.Generator`, *optional*): The source of random vectors; torch's own for the weights' device
+                by default. All are drawn at once in the order of `matrices`, so that the value does not depend on which
+                matrices are evaluated together, or by which process.
+            process (`int`, defaults to 0): The rank of this process.
+            processes (`int`, defaults to 1): The number of processes that share the matrices, ≥ 1.
 
         Returns:
-            scalar `torch.Tensor`, float32 (float64 for float64 weights), differentiable with respect to the weights.
+            `torch.Tensor` of shape `()`: float32 (float64 for float64 weights), differentiable with respect to the
+            weights.
 
         Raises:
-            ValueError: if `process` is not one of `processes`, or vectors are `persistent` and the matrices shared out.
+            ValueError: `process` is not from 0 to `processes` − 1.
         """
         weights = self._weights()
-        mine, others = self._shares(weights, process, processes)
-        penalty = _total([(factor, group.values) for factor, group in self._evaluate(mine, generator, processes)])
+        own, others = self._shares(weights, process, processes)
+        penalty = _total([(factor, group.values) for factor, group in self._evaluate(own, generator, processes)])
         if others:
             # Every process must have every weight in its graph.
             zeros = [getattr(self.matrices[i].module, "_is_fsdp_managed_module", False) for i in others]
@@ -132,78 +125,64 @@ class OrthogonalityRegularizer:
     def add_gradients(
         self, weight: float = 1.0, generator: torch.Generator | None = None, *, process: int = 0, processes: int = 1
     ) -> Tensor:
-        """Adds `weight` times the penalty's gradient to the weights' `.grad`, without a loss to differentiate.
+        """Add `weight` times the penalty's gradient to the `.grad` of the weights, without a loss to differentiate.
 
-        As `(weight * penalty()).backward()` does, but one matrix, or batch of tiny ones, after the other: what is kept
-        for the gradient is of one at a time, so that less memory is needed. No hooks of the weights are called.
+        It does what `(weight * penalty()).backward()` does, but one matrix, or batch of tiny ones, after the other: it
+        keeps what the gradient of one at a time needs, so that less memory is used. No hooks of the weights are called.
 
         Args:
-            weight (`float`, *optional*, defaults to `1.0`): factor of the gradient, such as γ.
-            generator, process, processes: as of a call; weights that are another process's get no gradient.
+            weight (`float`, defaults to 1.0): The factor of the gradient, such as γ.
+            generator (`torch.Generator`, *optional*): As in a call.
+            process (`int`, defaults to 0): As in a call; weights that other processes compute get no gradient.
+            processes (`int`, defaults to 1): As in a call.
 
         Returns:
-            scalar `torch.Tensor`, what a call returns, detached.
+            `torch.Tensor` of shape `()`: What a call returns, detached.
 
         Raises:
-            ValueError: as a call.
+            ValueError: `process` is not from 0 to `processes` − 1.
         """
         parts = []
         with torch.enable_grad():
-            mine, _ = self._shares(self._weights(), process, processes)
-            for factor, group in self._evaluate(mine, generator, processes):
+            own, _ = self._shares(self._weights(), process, processes)
+            for factor, group in self._evaluate(own, generator, processes):
                 parts.append((factor, group.values.detach()))
-                add_gradient((weight * factor) * group.values.sum())
+                _add_gradient((weight * factor) * group.values.sum())
         return _total(parts)
 
     @torch.no_grad()
     def values(self) -> dict[str, float]:
-        """The penalty of each matrix now, by name; torch's generators and SRIP's vectors stay as they are."""
-        values = {}
+        """Return the penalty of each matrix now, by name; the states of torch's generators stay as they are."""
+        values: dict[int, float] = {}
         for group in self._groups(self._weights(), torch.Generator().manual_seed(0)):
             values |= zip(group.places, group.values.tolist(), strict=True)
         return {name: values[i] for i, name in enumerate(self.names)}
 
     def describe(self) -> str:
-        """A table of what is regularized: name, matrix shape `input × output`, group and penalty now."""
-        return description(self.matrices, self.values(), self.kind, self.reduction)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """SRIP's vectors by matrix name; empty unless `persistent` and called before."""
-        return {name: vector.clone() for name, vector in self._vectors.items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over the vectors of [`state_dict`].
-
-        Raises:
-            ValueError: if `state` is of another selection of matrices.
-        """
-        expected = {m.name: (min(m.shape),) for m in self.matrices}
-        given = {name: tuple(vector.shape) for name, vector in state.items()}
-        if state and given != expected:
-            name = next(n for n in [*expected, *given] if expected.get(n) != given.get(n))
-            raise ValueError(
-                f"state is of other matrices: {name!r} needs a vector of shape {expected.get(name)}, "
-                f"got {given.get(name)}"
-            )
-        self._vectors = dict(state)
+        """Return a table of what is regularized: name, shape `input × output`, kind of layer, and penalty now."""
+        values = self.values()
+        table = [("name", "input × output", "group", self.kind)]
+        table += [(m.name, f"{m.shape[0]} × {m.shape[1]}", m.group, f"{values[m.name]:.6g}") for m in self.matrices]
+        total = sum(values.values()) / (1 if self.reduction == "sum" else len(self))
+        size = sum(m.shape[0] * m.shape[1] for m in self.matrices)
+        table.append((f"{self.reduction} of {len(self)} matrices", f"{size:,} weights", "", f"{total:.6g}"))
+        name, shape, group, value = (max(map(len, column)) for column in zip(*table, strict=True))
+        lines = [f"{a:<{name}}  {b:>{shape}}  {c:<{group}}  {d:>{value}}" for a, b, c, d in table]
+        rule = "-" * len(lines[0])
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
     def _weights(self) -> dict[int, Tensor]:
-        """Parameters by the place in `matrices` of their first matrix, each fetched once: a computed one may change."""
+        """Return parameters by the place of their first matrix, each fetched once: a computed one may change."""
         return {i: matrix.parameter for i, matrix in enumerate(self.matrices) if not matrix.index}
 
     def _shares(
         self, weights: dict[int, Tensor], process: int, processes: int
     ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """The weights that this process evaluates, and those that others do."""
+        """Return the weights that this process evaluates, and those that other processes do."""
         if not 0 <= process < processes:
             raise ValueError(f"process is {process}: it must be from 0 to {processes - 1}, with processes={processes}")
-        if self.persistent and processes > 1:
-            raise ValueError(
-                f"persistent=True with processes={processes}: a process would keep the vectors of its own matrices "
-                "only; pass processes=1, or persistent=False and more iterations"
-            )
         whole = [i for i, weight in weights.items() if not is_sharded(weight)]
-        costs = [cost(self.kind, self.matrices[i].shape, self.matrices[i].count) for i in whole]
+        costs = [self.penalty.cost(self.matrices[i].shape) * self.matrices[i].count for i in whole]
         own = {whole[k] for k in shares(costs, processes)[process]}
         others = {i: weights[i] for i in whole if i not in own}
         return {i: weight for i, weight in weights.items() if i not in others}, others
@@ -211,34 +190,71 @@ class OrthogonalityRegularizer:
     def _evaluate(
         self, weights: dict[int, Tensor], generator: torch.Generator | None, processes: int
     ) -> Iterator[tuple[float, Group]]:
-        """Groups of matrices with the factor of their penalties; SRIP's vectors are kept if they are to be."""
+        """Yield groups of matrices with the factor of their penalties."""
         scale = 1 if self.reduction == "sum" else 1 / len(self)
-        vectors = {}
         for group in self._groups(weights, generator):
             yield scale * (1 if is_sharded(weights[group.places[0]]) else processes), group
-            if group.vectors is not None:
-                vectors |= zip([self.names[i] for i in group.places], group.vectors.detach().unbind(), strict=True)
-        if self.persistent:
-            self._vectors = {name: vectors[name] for name in self.names if name in vectors}
 
     def _groups(self, weights: dict[int, Tensor], generator: torch.Generator | None) -> Iterator[Group]:
-        if self._vectors:
-            random = [self._vectors[name][None] for name in self.names]
+        vectors = random_vectors(self.penalty, self.matrices, generator)
+        return evaluate(self.penalty, self.matrices, weights, vectors)
+
+
+def check_options(kind: str, options: Iterable[str]) -> None:
+    """Refuse options that [`OrthogonalityRegularizer`] does not take for a penalty.
+
+    Args:
+        kind (`str`): The name of a penalty.
+        options (iterable of `str`): Names of options.
+
+    Raises:
+        ValueError: The penalty or an option is unknown.
+    """
+    known = get_penalty(kind).options()
+    # What comes after module and kind, but for the penalty's own options.
+    known += [*inspect.signature(OrthogonalityRegularizer).parameters][2:-1]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"penalty {kind!r} has no option {name!r}: {suggest(name, known)}")
+
+
+def _add_gradient(penalty: Tensor) -> None:
+    """Add the gradient of a scalar penalty to the `.grad` of the parameters it depends on; its graph is freed."""
+    if not penalty.requires_grad:
+        return
+    leaves = _leaves(penalty)
+    # Not backward(): under DDP that would set off hooks that expect a forward pass.
+    for leaf, gradient in zip(leaves, torch.autograd.grad(penalty, leaves), strict=True):
+        if leaf.grad is not None:
+            leaf.grad.add_(gradient)
         else:
-            random = random_vectors(self.kind, self.matrices, self.probes, generator)
-        return evaluate(self.kind, self.matrices, weights, random, self.iterations)
+            # In the parameter's own memory order, as autograd leaves it: optimizers are slower on others.
+            same = gradient.stride() == leaf.stride()
+            leaf.grad = gradient if same else torch.empty_like(leaf).copy_(gradient)
+
+
+def _leaves(tensor: Tensor) -> list[Tensor]:
+    """Return the parameters that a tensor was computed from, also those behind a weight that is itself computed."""
+    leaves: list[Tensor] = []
+    seen, waiting = set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        waiting += [following for following, _ in node.next_functions]
+    return leaves
 
 
 def _total(parts: list[tuple[float, Tensor]]) -> Tensor:
-    """The sum of tensors' entries times their factors, in few kernels; 0 of none, where others have all matrices."""
+    """Return the sum of tensors' entries times their factors, in few kernels; 0 where other processes have them all."""
     alike = defaultdict(list)
     for factor, values in parts:
         alike[factor].append(values.to(parts[0][1].device))
-    return sum(factor * torch.cat(values).sum() for factor, values in alike.items()) if parts else torch.zeros(())
-
-
-def _check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(str(value).lower(), choices, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"{argument}={value!r} is unknown; {hint}choose from {', '.join(choices)}")
+    return (
+        sum((factor * torch.cat(values).sum() for factor, values in alike.items()), start=0)
+        if parts
+        else torch.zeros(())
+    )

@@ -1,9 +1,10 @@
-"""Which weights of a module are regularized, and how each of them is read as a matrix."""
+"""Select the weights of a module that are regularized, and read each of them as matrices `(input, output)`."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,31 +12,31 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from ..distributed.sharding import full_tensor
-from .layouts import Layout, input_first, output_first, transposed_convolution
 
-# Fused attention projections that are known to be laid out as whole q, then k, then v. Other fused layers
-# (GPT-NeoX's `query_key_value`, CodeGen's `qkv_proj`) interleave the heads and stay one matrix.
+Layout = Callable[[Tensor, int], Tensor]
+
+# Fused attention projections that are known to hold whole q, then k, then v. Other fused layers (GPT-NeoX's
+# `query_key_value`, CodeGen's `qkv_proj`) interleave the heads and stay one matrix.
 _FUSED = {"qkv": "qkv", "Wqkv": "qkv", "c_attn": "qkv", "kv": "kv"}
 
 
 @dataclass(frozen=True, eq=False)
 class WeightMatrix:
-    """One weight of a module as a matrix of shape `(input, output)`.
+    """One weight of a module, as a matrix of shape `(input, output)`.
 
     The parameter is fetched from its module at every use, so that it may be replaced (FSDP) or computed
     (`torch.nn.utils.parametrize`).
 
     Attributes:
-        name (`str`): the parameter's qualified name, with the part of it in brackets where it holds several
-            matrices: `blocks.0.attn.qkv.weight[q]`, `conv2.weight[g3]`.
-        module (`torch.nn.Module`): the layer that owns the parameter.
-        attribute (`str`): the parameter's name within `module`.
-        group (`str`): the kind of layer: `Linear`, `Conv2d`, `qkv`, `depthwise`, …
-        shape (`tuple[int, int]`): `(input, output)`; for a convolution `(C_in/groups · k_h · k_w,
-            C_out/groups)`.
-        index (`int`): which of the parameter's matrices this is.
-        count (`int`): how many matrices the parameter holds.
-        layout (`Callable`): `(parameter, count) → (count, input, output)`.
+        name (`str`): The qualified name of the parameter, with the part in brackets where it holds several matrices:
+            `blocks.0.attn.qkv.weight[q]`, `conv2.weight[g3]`.
+        module (`torch.nn.Module`): The layer that owns the parameter.
+        attribute (`str`): The name of the parameter within `module`.
+        group (`str`): The kind of layer: `Linear`, `Conv2d`, `qkv`, `depthwise`, …
+        shape (`tuple[int, int]`): `(input, output)`; for a convolution `(C_in/groups · k_h · k_w, C_out/groups)`.
+        index (`int`): The place of this matrix among those of the parameter.
+        count (`int`): The number of matrices in the parameter.
+        layout (`Callable`): Maps the parameter and `count` to a tensor of shape `(count, input, output)`.
     """
 
     name: str
@@ -49,18 +50,18 @@ class WeightMatrix:
 
     @property
     def parameter(self) -> Tensor:
-        """The parameter as its module has it now: whole, or a `DTensor`, whose entries processes share."""
+        """The parameter as its module has it now: a whole tensor, or a `DTensor` sharded over processes."""
         return getattr(self.module, self.attribute)
 
     def stack(self) -> Tensor:
-        """All matrices of this one's parameter, of shape `(count, input, output)`; a view where possible.
+        """Return all matrices of the parameter, of shape `(count, input, output)`; a view where possible.
 
-        A sharded parameter is gathered: call it on all processes of its mesh, each of which gets the whole.
+        A sharded parameter is gathered: call it on all processes of its mesh.
         """
         return self.layout(full_tensor(self.parameter), self.count)
 
     def matrix(self) -> Tensor:
-        """This matrix, of shape `(input, output)`, differentiable with respect to the parameter."""
+        """Return this matrix, of shape `(input, output)`, differentiable with respect to the parameter."""
         return self.stack()[self.index]
 
 
@@ -71,37 +72,39 @@ def select_matrices(
     depthwise: bool = False,
     split_fused: bool = True,
 ) -> list[WeightMatrix]:
-    """The weight matrices of a module, in the order of `module.named_modules()`.
+    """Return the weight matrices of a module, in the order of `module.named_modules()`.
 
-    Taken are the weights of every linear layer (also Hugging Face's `Conv1D`) and every convolution (1-, 2-,
-    3-dimensional, transposed; one matrix per group), and the projections of `nn.MultiheadAttention`. Left out
-    are norms, biases, embeddings, tokens, and whatever is tied to an embedding (GPT-2's LM head). A parameter
-    that several modules share counts once, under its first name.
+    Selected are the weights of every linear layer (also Hugging Face's `Conv1D`) and every convolution (1-, 2-,
+    3-dimensional, transposed; one matrix per group), and the projections of `nn.MultiheadAttention`. Not selected are
+    norms, biases, embeddings, tokens, and weights tied to an embedding (GPT-2's LM head). A parameter that several
+    modules share counts once, under its first name.
 
     Args:
-        module (`torch.nn.Module`): any module.
-        include (`str` or list of `str`, *optional*): shell patterns (`*`, `?`, `[…]`) of qualified parameter
-            names such as `layer1.*.conv?.weight`; only what matches is taken.
-        exclude (`str` or list of `str`, *optional*): patterns of what is left out, also of what `include`
-            takes.
-        depthwise (`bool`, *optional*, defaults to `False`): take grouped convolutions with one output per
-            group too. Such a matrix has a single column: its length can be regularized, but it has no
-            directions to set apart.
-        split_fused (`bool`, *optional*, defaults to `True`): one matrix per projection for fused attention
-            layers (`qkv`, `Wqkv`, `kv`, GPT-2's `c_attn`, `in_proj_weight`) instead of one for all. Layers
-                that interleave heads
-            or have projections of unequal size stay one matrix.
+        module (`torch.nn.Module`): Any module.
+        include (`str` or list of `str`, *optional*): Shell patterns (`*`, `?`, `[…]`) of qualified parameter names,
+            such as `layer1.*.conv?.weight`; only matching weights are selected.
+        exclude (`str` or list of `str`, *optional*): Patterns of weights to leave out, also of those that `include`
+            selects.
+        depthwise (`bool`, defaults to `False`): Select grouped convolutions with one output per group too. Such a
+            matrix has a single column: its length can be regularized, but it has no directions to set apart.
+        split_fused (`bool`, defaults to `True`): Read fused attention layers (`qkv`, `Wqkv`, `kv`, GPT-2's `c_attn`,
+            `in_proj_weight`) as one matrix per projection instead of one for all. Layers that interleave heads, or have
+            projections of unequal size, stay one matrix.
 
     Returns:
-        `list[WeightMatrix]`, not empty.
+        `list[WeightMatrix]`: At least one.
 
     Raises:
-        ValueError: if nothing is selected, a pattern matches nothing, or a selected weight is not initialized
-            yet (lazy modules) or not floating-point (quantized ones).
+        TypeError: `module` is no `torch.nn.Module`.
+        ValueError: Nothing is selected, a pattern matches nothing, or a selected weight is not initialized yet (lazy
+            modules) or not floating-point (quantized ones).
 
     Source: He, Du, Ma, NeurIPS 2024, §3: every convolution and linear layer, a kernel read as a matrix of
     `k_h · k_w · C_in/groups` inputs by `C_out` outputs.
     """
+    if not isinstance(module, nn.Module):
+        remedy = f"pass load_encoder({module!r})" if isinstance(module, str) else "pass the model itself"
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__} {str(module)[:60]!r}: {remedy}")
     candidates = list(_candidates(module, depthwise, split_fused))
     if not candidates:
         raise ValueError(f"{type(module).__name__} has no linear or convolution weight to regularize")
@@ -111,6 +114,63 @@ def select_matrices(
     if not chosen:
         raise ValueError(f"include={include!r} and exclude={exclude!r} leave none of {len(names)} weight matrices")
     return [matrix for candidate in chosen for matrix in candidate.matrices()]
+
+
+def output_first(weight: Tensor, count: int) -> Tensor:
+    """Read `(count · output, *input)` as `(count, input, output)`: linear layers, convolutions."""
+    return weight.reshape(count, weight.shape[0] // count, -1).mT
+
+
+def input_first(weight: Tensor, count: int) -> Tensor:
+    """Read `(input, count · output)` as `(count, input, output)`: Hugging Face's `Conv1D`."""
+    return weight.unflatten(1, (count, -1)).movedim(1, 0)
+
+
+def transposed_convolution(weight: Tensor, count: int) -> Tensor:
+    """Read `(C_in, C_out/groups, *kernel)`, transposed, as `(groups, C_in/groups · kernel, C_out/groups)`."""
+    return weight.reshape(count, weight.shape[0] // count, weight.shape[1], -1).mT.flatten(1, 2)
+
+
+class Block(NamedTuple):
+    """Consecutive rows of `R`, one of a parameter's matrices, where `R` is `Wᵀ` if `output_first`, else `W`.
+
+    Attributes:
+        index (`int`): The place of the matrix among those of the parameter.
+        start (`int`): The place of the first row in `R`.
+        rows (`torch.Tensor` of shape `(rows, columns of R)`): The rows, differentiable with respect to the part.
+    """
+
+    index: int
+    start: int
+    rows: Tensor
+
+
+def blocks(layout: Layout, part: Tensor, count: int, shape: tuple[int, int], start: int, length: int) -> list[Block]:
+    """Return the rows of matrices that a part of a parameter holds.
+
+    Args:
+        layout (`Callable`): [`output_first`], [`input_first`] or [`transposed_convolution`].
+        part (`torch.Tensor`): The entries `start`, `start + 1`, … of the parameter along its first dimension.
+        count (`int`): The number of matrices in the whole parameter.
+        shape (`tuple[int, int]`): `(input, output)` of each.
+        start (`int`): The first entry of the part.
+        length (`int`): The number of entries of the whole parameter along its first dimension.
+
+    Returns:
+        `list[Block]`: At most one for each matrix; one without rows for an empty part.
+    """
+    if not len(part):
+        return [Block(0, 0, part.reshape(0, shape[0] if layout is output_first else shape[1]))]
+    if layout is input_first:
+        return [Block(index, start, rows) for index, rows in enumerate(layout(part, count).unbind())]
+    stop, each = start + len(part), length // count
+    parts = []
+    for index in range(start // each, (stop - 1) // each + 1):
+        first, last = max(start, index * each), min(stop, (index + 1) * each)
+        W = layout(part[first - start : last - start], 1)[0]
+        rows = W.mT if layout is output_first else W
+        parts.append(Block(index, (first - index * each) * (len(rows) // (last - first)), rows))
+    return parts
 
 
 @dataclass
@@ -194,21 +254,18 @@ def _of_convolution(name: str, path: str, module: _ConvNd, parent: nn.Module | N
 
 
 def _fused_parts(path: str, module: nn.Module, parent: nn.Module | None, inputs: int, outputs: int) -> str:
-    """`"qkv"` or `"kv"` if the layer holds these as whole blocks of equal size, else `""`."""
+    """Return `"qkv"` or `"kv"` if the layer holds these as whole blocks of equal size, else `""`."""
     name = path.rpartition(".")[2]
     parts = _FUSED.get(name, "")
     if name == "c_attn":
-        # GPT-BigCode has a Linear of this name that interleaves heads; GPT-2's cross-attention fuses k and v
-        # only.
+        # GPT-BigCode has a Linear of this name that interleaves heads; GPT-2's cross-attention fuses k and v only.
         if not _is_transformers_conv1d(module):
             return ""
         parts = "kv" if outputs == 2 * inputs else parts
-    # timm's head-first attention interleaves heads; its modules with an own key size have unequal or
-    # interleaved parts.
+    # timm's head-first attention interleaves heads; its modules with an own key size have unequal or interleaved parts.
     if not parts or getattr(parent, "head_first", False) or hasattr(parent, "key_dim"):
         return ""
-    # Grouped-query attention has fewer keys than queries; equal parts are whole multiples of the input in
-    # practice.
+    # Grouped-query attention has fewer keys than queries; equal parts are whole multiples of the input in practice.
     return parts if outputs % (len(parts) * inputs) == 0 else ""
 
 

@@ -1,70 +1,188 @@
-"""Penalties of parameters whose entries processes share (`DTensor`, as FSDP2 makes them).
+"""Read weights whose rows are sharded over processes (`DTensor`, as FSDP2 makes them), and multiply by them.
 
-Every process gets the whole value, and its own entries' part of the whole gradient. All communication is in the
-forward pass, which works the gradient out at once: the backward pass meets no collective of FSDP's, and nothing
-larger than this process's entries is kept for it. One parameter at a time is gathered, at most.
+Every process gets the whole value of a penalty, and the gradient of its own rows. All communication is in the forward
+pass, which works the gradient out at once: the backward pass meets no collective of FSDP's, and nothing larger than
+this process's rows is kept for it.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
-from . import penalties
-from .matrices import full_precision, refuse_second_derivative
-from .power import gradient_factors, iterate
-from .row_shard import RowShard, sum_over
-from .sharded_products import SharedProducts
-from .sketch import sketch, sketch_gradient_factors
+from .matrices import compute_dtype, refuse_second_derivative
+from .selection import Block, WeightMatrix, blocks, output_first
+
+if TYPE_CHECKING:  # importing it takes a second
+    from torch.distributed.tensor import DTensor
 
 
-class Evaluated(NamedTuple):
-    """The penalties of one parameter's matrices, `(count,)`, and where SRIP ended, `(count, smaller side)`."""
+class ShardedValue(NamedTuple):
+    """The penalties of one sharded parameter.
+
+    Attributes:
+        values (`torch.Tensor` of shape `(count,)`): The penalty of each of its matrices, equal on all processes.
+        gradients (`list[torch.Tensor]`): The gradient of each block of this process, of the shape of its rows.
+    """
 
     values: Tensor
-    vectors: Tensor | None = None
+    gradients: list[Tensor]
 
 
-def evaluate(
-    kind: str, shards: Sequence[RowShard], random: Sequence[Tensor] | None = None, iterations: int = 2
-) -> list[Evaluated]:
-    """Penalties of sharded parameters; to be called by all processes of their meshes, in the same order.
+class RowShard:
+    """This process's entries of one parameter, as rows of its matrices `R`: `Wᵀ`, or `W` where inputs come first.
 
     Args:
-        kind (`str`): `"so"`, `"sketched_so"`, `"srip"`, `"dso"` or `"mc"`.
-        shards (sequence of [`RowShard`]): the parameters.
-        random (sequence of `torch.Tensor` of shape `(count, k, smaller side)`, *optional*): sketched SO's random
-            vectors and, with `k = 1`, SRIP's start; those of the first process of the mesh hold for all.
-        iterations (`int`, *optional*, defaults to `2`): power iterations of SRIP.
+        matrix ([`WeightMatrix`]): Any of the parameter's matrices.
+        weight (`DTensor`): The parameter, sharded along its first dimension, see [`is_row_sharded`].
+
+    Attributes:
+        blocks (`list[Block]`): This process's rows, at most one block for each matrix.
+        rows (`int`): The rows of each `R`.
+        columns (`int`): The columns of each `R`.
+        dtype (`torch.dtype`): The dtype of the arithmetic.
+        group (`ProcessGroup`): The processes that hold the rows.
     """
-    families = defaultdict(list)
-    for i, shard in enumerate(shards):
-        families[shard.mesh, shard.mesh_dim, shard.dtype, shard.weight.device].append(i)
-    found: list[Evaluated] = [None] * len(shards)
-    for family in families.values():
-        members = [shards[i] for i in family]
-        with torch.no_grad(), full_precision(members[0].weight):
-            if kind in ("srip", "sketched_so"):
-                X = SharedProducts(members)
-                vectors = _joined(members, [random[i] for i in family])
-                results = _srip(X, vectors, iterations) if kind == "srip" else _sketched_so(X, vectors)
-                results = _by_parameter(members, *results)
-            elif kind == "mc":
-                results = [(*_mc(shard), None) for shard in members]
+
+    def __init__(self, matrix: WeightMatrix, weight: "DTensor"):
+        (mesh_dim,) = _sharding_dimensions(weight)
+        self.matrix, self.weight = matrix, weight
+        self.mesh, self.mesh_dim = weight.device_mesh, mesh_dim
+        self.group = self.mesh.get_group(mesh_dim)
+        # As torch.chunk splits: the last processes may hold fewer entries, or none.
+        length, local = len(weight), weight.to_local()
+        each = -(-length // self.mesh.size(mesh_dim))
+        self.start = min(self.mesh.get_local_rank(mesh_dim) * each, length)
+        self.blocks = self.cut(local)
+        self.transposed = matrix.layout is output_first
+        self.rows, self.columns = matrix.shape[::-1] if self.transposed else matrix.shape
+        self.dtype = compute_dtype(weight)
+
+    def cut(self, local: Tensor) -> list[Block]:
+        """Return blocks of rows from a tensor of the shape of this process's entries."""
+        matrix = self.matrix
+        return blocks(matrix.layout, local, matrix.count, matrix.shape, self.start, len(self.weight))
+
+    def gather(self) -> Tensor:
+        """Return all matrices `R` of the parameter, of shape `(count, rows, columns)`."""
+        stack = self.matrix.layout(self.weight.full_tensor(), self.matrix.count)
+        return (stack.mT if self.transposed else stack).to(self.dtype)
+
+
+class ShardedProducts:
+    """Products with the matrices of several sharded parameters: one sum over processes for all of them.
+
+    `X`, the smaller side as rows, is `R` or `Rᵀ`. Vectors are rows, `k` at a time; those of all matrices follow each
+    other in one tensor of shape `(k, sum of lengths)`. Vectors with as many entries as `X` has rows are whole; of
+    images of `Rᵀ` a process holds its own entries.
+
+    Args:
+        shards (sequence of [`RowShard`]): The parameters, of one group of processes.
+
+    Attributes:
+        sizes (`list[int]`): The rows of each `X`, matrix by matrix.
+    """
+
+    def __init__(self, shards: Sequence[RowShard]):
+        self.group = shards[0].group
+        self.rows: list[Tensor] = []
+        self.places: list[slice] = []
+        self.across: list[bool] = []
+        self.sizes: list[int] = []
+        for shard in shards:
+            inputs, outputs = shard.matrix.shape
+            own = {block.index: block for block in shard.blocks}
+            for index in range(shard.matrix.count):
+                block = own.get(index)
+                R = shard.weight.to_local().new_empty(0, shard.columns) if block is None else block.rows
+                start = 0 if block is None else block.start
+                self.rows.append(R.to(shard.dtype))
+                self.places.append(slice(start, start + len(R)))
+                # As penalties read a matrix: X is W unless it has more inputs than outputs.
+                self.across.append((inputs <= outputs) == shard.transposed)
+                self.sizes.append(min(shard.matrix.shape))
+        each = zip(self.rows, self.across, strict=True)
+        self.image_sizes = [len(R) if across else R.shape[1] for R, across in each]
+
+    def image(self, v: Tensor) -> Tensor:
+        """Return `vX` of each matrix."""
+        each = list(self._each(v, self.sizes))
+        sums = iter(sum_over(self.group, [x[:, place] @ R for R, place, across, x in each if not across]))
+        return torch.cat([x @ R.mT if across else next(sums) for R, _, across, x in each], -1)
+
+    def product(self, y: Tensor) -> Tensor:
+        """Return `yXᵀ` of each matrix."""
+        whole = y.new_zeros(len(y), sum(self.sizes))
+        parts = whole.split(self.sizes, -1)
+        for part, (R, place, across, x) in zip(parts, self._each(y, self.image_sizes), strict=True):
+            if across:
+                part.copy_(x @ R)
             else:
-                results = _so(members, double=kind == "dso")
-        for i, shard, (values, gradients, vectors) in zip(family, members, results, strict=True):
-            indices = [block.index for block in shard.blocks]
-            values = _Known.apply(values, indices, gradients, *(block.rows for block in shard.blocks))
-            found[i] = Evaluated(values, vectors)
-    return found
+                part[:, place] = x @ R.mT
+        dist.all_reduce(whole, group=self.group)
+        return whole
+
+    def norm(self, v: Tensor) -> Tensor:
+        """Return `‖v‖` of the vectors of each matrix, repeated to the shape of `v`."""
+        each = v.split(self.sizes, -1)
+        return torch.cat([torch.linalg.vector_norm(x, dim=-1, keepdim=True).expand_as(x) for x in each], -1)
+
+    def gradients(self, left: Tensor, right: Tensor) -> list[Tensor]:
+        """Return this process's rows of the gradient of each matrix, where that of `X` is `left.mT @ right`."""
+        rights = right.split(self.image_sizes, -1)
+        each = zip(self._each(left, self.sizes), rights, strict=True)
+        return [b.mT @ a if across else a[:, place].mT @ b for (_, place, across, a), b in each]
+
+    def _each(self, vectors: Tensor, sizes: list[int]) -> Iterator[tuple[Tensor, slice, bool, Tensor]]:
+        return zip(self.rows, self.places, self.across, vectors.split(sizes, -1), strict=True)
 
 
-class _Known(Function):
+def is_row_sharded(weight: "DTensor") -> bool:
+    """Return whether a `DTensor` is sharded along its first dimension over one dimension of its mesh, and only so."""
+    return len(_sharding_dimensions(weight)) == 1
+
+
+def sum_over(group: dist.ProcessGroup, tensors: list[Tensor]) -> list[Tensor]:
+    """Return the sums of tensors over processes, with one message for all of them."""
+    if not tensors:
+        return []
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat, group=group)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def join_vectors(vectors: Sequence[Tensor]) -> Tensor:
+    """Return the vectors of several parameters as [`ShardedProducts`] takes them, of shape `(k, sum of lengths)`.
+
+    Args:
+        vectors (sequence of `torch.Tensor` of shape `(count, k, length)`): One for each parameter.
+    """
+    return torch.cat([v.movedim(1, 0).flatten(1) for v in vectors], -1)
+
+
+def split_by_parameter(
+    shards: Sequence[RowShard], values: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> list[ShardedValue]:
+    """Return the values and gradients of all matrices, grouped by parameter."""
+    results, first = [], 0
+    for shard in shards:
+        own = slice(first, first := first + shard.matrix.count)
+        gradient = [gradients[own][block.index] for block in shard.blocks]
+        results.append(ShardedValue(torch.stack([*values[own]]), gradient))
+    return results
+
+
+def with_known_gradient(shard: RowShard, result: ShardedValue) -> Tensor:
+    """Return the values of a sharded parameter, with their known gradients attached to this process's rows."""
+    indices = [block.index for block in shard.blocks]
+    return _KnownGradient.apply(result.values, indices, result.gradients, *(block.rows for block in shard.blocks))
+
+
+class _KnownGradient(Function):
     """Values whose gradients with respect to `rows` are known; rows `i` belong to value `indices[i]`."""
 
     @staticmethod
@@ -80,95 +198,8 @@ class _Known(Function):
         return None, None, None, *((gradient * grad[i]).to(dtype) for gradient, i, dtype in each)
 
 
-def _so(shards: list[RowShard], double: bool) -> list[tuple[Tensor, list[Tensor], None]]:
-    parts, gradients = [], []
-    for shard in shards:
-        # Elements that travel: two n × n for the sum of Gram matrices, m × n for the whole.
-        soft = _by_sum if 2 * shard.columns < shard.rows else _by_gathering
-        part, gradient = soft(shard)
-        parts.append(part)
-        gradients.append(gradient)
-    results = []
-    for shard, squares, gradient in zip(shards, sum_over(shards[0].group, parts), gradients, strict=True):
-        # ‖RRᵀ − I‖² and ‖RᵀR − I‖² have one gradient and differ by rows − columns.
-        values = (squares - max(0, shard.rows - shard.columns)).to(shard.dtype)
-        if double:
-            values = 2 * values + abs(shard.rows - shard.columns)
-            gradient = [2 * g for g in gradient]
-        results.append((values, gradient, None))
-    return results
-
-
-def _by_sum(shard: RowShard) -> tuple[Tensor, list[Tensor]]:
-    """`‖RRᵀ − I‖²`, this process's part, and its gradient, by the sum of all processes' `RᵀR`."""
-    n = shard.columns
-    E = shard.weight.to_local().new_zeros(shard.matrix.count, n, n, dtype=shard.dtype)
-    rows = [block.rows.to(shard.dtype) for block in shard.blocks]
-    for block, R in zip(shard.blocks, rows, strict=True):
-        E[block.index] = R.mT @ R
-    dist.all_reduce(E, group=shard.group)
-    E.diagonal(dim1=-2, dim2=-1).sub_(1)
-    squares = torch.linalg.vector_norm(E, dim=(-2, -1), dtype=torch.float64).square() + shard.rows - n
-    if dist.get_rank(shard.group):
-        squares.zero_()
-    return squares, [4 * (R @ E[block.index]) for block, R in zip(shard.blocks, rows, strict=True)]
-
-
-def _by_gathering(shard: RowShard) -> tuple[Tensor, list[Tensor]]:
-    """`‖RRᵀ − I‖²`, this process's rows of it, and its gradient, by the whole `R`."""
-    whole = shard.gather()
-    squares = whole.new_zeros(shard.matrix.count, dtype=torch.float64)
-    gradients = []
-    for block in shard.blocks:
-        R = whole[block.index]
-        E = R[block.start : block.start + len(block.rows)] @ R.mT
-        E.diagonal(block.start).sub_(1)
-        squares[block.index] = torch.linalg.vector_norm(E, dtype=torch.float64).square()
-        gradients.append(4 * (E @ R))
-    return squares, gradients
-
-
-def _mc(shard: RowShard) -> tuple[Tensor, list[Tensor]]:
-    with torch.enable_grad():
-        whole = shard.weight.detach().full_tensor().requires_grad_()
-        values = penalties.mc(shard.matrix.layout(whole, shard.matrix.count))
-        (gradient,) = torch.autograd.grad(values.sum(), whole)
-    own = gradient[shard.start : shard.start + len(shard.weight.to_local())]
-    return values.detach(), [block.rows.to(shard.dtype) for block in shard.cut(own)]
-
-
-def _joined(shards: list[RowShard], random: list[Tensor]) -> Tensor:
-    """The vectors of all matrices as [`SharedProducts`] takes them, the same on all processes."""
-    local = shards[0].weight.to_local()
-    vectors = torch.cat([v.movedim(1, 0).flatten(1).to(local.device, shards[0].dtype) for v in random], -1)
-    for mesh_dim in range(shards[0].mesh.ndim):
-        dist.broadcast(vectors, group=shards[0].mesh.get_group(mesh_dim), group_src=0)
-    return vectors
-
-
-def _srip(X: SharedProducts, start: Tensor, iterations: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Of each matrix: the value, this process's rows of the gradient, the last vector."""
-    units, images, norms = iterate(X, start, iterations)
-    gradients = X.gradients(*gradient_factors(X, units, images, norms))
-    values = [norm[0, 0] for norm in norms[-1].split(X.sizes, -1)]
-    last = torch.where(norms[-1] > 0, units[-1], units[0])[0].split(X.sizes)
-    return values, gradients, last
-
-
-def _sketched_so(X: SharedProducts, vectors: Tensor) -> tuple[list[Tensor], list[Tensor], None]:
-    """Of each matrix: the value and this process's rows of the gradient."""
-    residuals, images = sketch(X, vectors)
-    gradients = X.gradients(*sketch_gradient_factors(X, vectors, residuals, images))
-    values = [torch.linalg.vector_norm(r).square() / len(r) for r in residuals.split(X.sizes, -1)]
-    return values, gradients, None
-
-
-def _by_parameter(
-    shards: list[RowShard], values: list[Tensor], gradients: list[Tensor], vectors: list[Tensor] | None
-) -> list[tuple[Tensor, list[Tensor], Tensor | None]]:
-    results, first = [], 0
-    for shard in shards:
-        own = slice(first, first := first + shard.matrix.count)
-        gradient = [gradients[own][block.index] for block in shard.blocks]
-        results.append((torch.stack(values[own]), gradient, torch.stack(vectors[own]) if vectors else None))
-    return results
+def _sharding_dimensions(weight: "DTensor") -> list[int]:
+    """Return the dimensions of the mesh that shard the weight's first dimension; none if another is sharded too."""
+    dimensions = [i for i, placement in enumerate(weight.placements) if not placement.is_replicate()]
+    # Not so the placement of FSDP on top of tensor parallelism, which deals the entries in another order.
+    return dimensions if all(weight.placements[i].is_shard(0) for i in dimensions) else []

@@ -78,7 +78,7 @@ class OrthogonalityCallback(ReportingCallback):
     ```
 
     Args:
-        kind (`str`, defaults to "so"): "so", "sketched_so", "srip", "dso" or "mc".
+        kind (`str`, defaults to "so"): The name of a penalty, see `PENALTIES`.
         gamma (`float`, defaults to 1e-6): Weight γ ≥ 0.
         module (`nn.Module`, *optional*): The part to regularize, such as `model.vit`; all of the model by default.
         seed (`int`, defaults to 0): Seed of the random vectors of SRIP and sketched SO.
@@ -116,7 +116,7 @@ class OrthogonalityCallback(ReportingCallback):
         self.regularizer = OrthogonalityRegularizer(self.module, self.kind, **self.kwargs)
         # Where parameters may go unused, DDP leaves their gradients as each process has them: these must be whole.
         averages_all = args.ddp_find_unused_parameters is False and not args.ddp_static_graph
-        self.processes = world_size() if averages_all and not self.regularizer.persistent else 1
+        self.processes = world_size() if averages_all else 1
 
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
         if state.global_step % self.every:

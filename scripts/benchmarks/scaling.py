@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from hf_orthossl.methods import METHODS
-from hf_orthossl.regularization.sharing import shares
+from hf_orthossl.regularization.batching import shares
 
 from .extrapolation import Cluster, step_time
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.measure import measure
 from hf_orthossl import OrthoSSLTrainingArguments, SSLConfig, SSLModel
 from hf_orthossl.methods import Progress
-from hf_orthossl.regularization.sharing import cost
+from hf_orthossl.regularization import get_penalty
 from hf_orthossl.training.engines import engine_settings, make_ready
 from hf_orthossl.training.optimizers import build_optimizer
 
@@ -96,7 +96,7 @@ def time_steps(args: Namespace) -> list[dict]:
                     "images_per_second": 1e3 * processes * args.batch / step["median_ms"],
                     "penalty_alone": alone,
                     "penalty_share": alone and alone["median_ms"] / step["median_ms"],
-                    "matrix_costs": [cost(kind, matrix.shape, matrix.count) for matrix in parameters],
+                    "matrix_costs": [get_penalty(kind)().cost(matrix.shape) * matrix.count for matrix in parameters],
                 }
             )
     return rows

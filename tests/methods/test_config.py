@@ -72,7 +72,7 @@ def test_queue_must_be_a_multiple_of_the_batch(tiny_encoder):
         ({"method": "simclr", "whitening": 1e-3}, "simclr has none"),
         ({"whitening": -1.0}, "whitening is -1.0"),
         ({"regularizer": "srip", "regularizer_config": {"iteration": 4}}, "did you mean 'iterations'"),
-        ({"regularizer": "srip", "regularizer_config": {"persistent": True}}, "in no checkpoint"),
+        ({"regularizer": "srip", "regularizer_config": {"persistent": True}}, "has no option 'persistent'"),
     ],
 )
 def test_model_config(settings, said):

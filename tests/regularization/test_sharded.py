@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.debug import CommDebugMode
 from transformers.pytorch_utils import Conv1D
 
-from hf_orthossl.regularization import KINDS, OrthogonalityRegularizer
+from hf_orthossl.regularization import PENALTIES, OrthogonalityRegularizer
 from hf_orthossl.spectra import spectral_report
 
 
@@ -59,7 +59,7 @@ def check_layouts(shape, placements, dtype):
     sharded = copy.deepcopy(whole)
     mesh = init_device_mesh("cpu", shape)
     shard(sharded, mesh, placements)
-    for kind in KINDS:
+    for kind in PENALTIES:
         expected, value = regularized(kind, whole), regularized(kind, sharded)
         assert value.dtype == expected.dtype
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=0)

@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_orthossl import SSLConfig, SSLModel
 from hf_orthossl.methods import Progress
-from hf_orthossl.regularization import KINDS, OrthogonalityRegularizer
-from hf_orthossl.regularization.sharing import cost, shares
+from hf_orthossl.regularization import PENALTIES, OrthogonalityRegularizer, get_penalty
+from hf_orthossl.regularization.batching import shares
 
 MODELS = {
     "resnet": lambda: timm.create_model("resnet18", num_classes=0),
@@ -28,7 +28,7 @@ def value_and_gradients(model, regularizer, **share):
     return penalty.detach(), [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PENALTIES)
 @pytest.mark.parametrize(("name", "reduction"), [("resnet", "sum"), ("vit", "sum"), ("groups", "mean")])
 def test_the_mean_of_all_shares_is_the_whole_penalty(name, reduction, kind):
     model = MODELS[name]()
@@ -48,10 +48,10 @@ def test_the_mean_of_all_shares_is_the_whole_penalty(name, reduction, kind):
                 assert error.norm() <= 1e-6 * whole.norm()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PENALTIES)
 def test_shares_cost_about_the_same(kind):
     regularizer = OrthogonalityRegularizer(timm.create_model("resnet50", num_classes=0), kind)
-    costs = [cost(kind, matrix.shape) for matrix in regularizer.matrices]
+    costs = [regularizer.penalty.cost(matrix.shape) for matrix in regularizer.matrices]
     for processes in (2, 4):
         loads = [sum(costs[i] for i in items) for items in shares(costs, processes)]
         assert max(loads) <= 1.05 * sum(costs) / processes
@@ -59,9 +59,9 @@ def test_shares_cost_about_the_same(kind):
 
 def test_cost_counts_multiplications():
     # SO: G = XXᵀ and (G − I)X, each min²·max. SRIP: matrix–vector products, each min·max.
-    assert cost("so", (10, 3)) == cost("so", (3, 10)) == cost("dso", (10, 3)) == cost("mc", (10, 3)) == 90
-    assert cost("srip", (10, 3)) == 30
-    assert cost("so", (10, 3), count=4) == 360
+    costs = {kind: [get_penalty(kind)().cost(shape) for shape in ((10, 3), (3, 10))] for kind in PENALTIES}
+    assert costs["so"] == costs["dso"] == costs["mc"] == [90, 90]
+    assert costs["srip"] == costs["sketched_so"] == [30, 30]
 
 
 @settings(max_examples=100, deadline=None)
@@ -89,13 +89,11 @@ def test_a_process_without_a_matrix_has_zero_and_a_graph():
 
 
 def test_bad_shares():
-    regularizer = OrthogonalityRegularizer(nn.Linear(3, 4), "srip", persistent=True)
+    regularizer = OrthogonalityRegularizer(nn.Linear(3, 4), "srip")
     with pytest.raises(ValueError, match="process is 2: it must be from 0 to 1, with processes=2"):
         regularizer(process=2, processes=2)
     with pytest.raises(ValueError, match="process is 0: it must be"):
         regularizer(processes=0)
-    with pytest.raises(ValueError, match="persistent=True with processes=2"):
-        regularizer(processes=2)
 
 
 class Penalized(nn.Module):

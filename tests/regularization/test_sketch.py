@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hf_orthossl.regularization import OrthogonalityRegularizer, sketched_so, so
+from hf_orthossl.regularization import OrthogonalityRegularizer, get_penalty
+
+so = get_penalty("so")()
+
+
+def sketched_so(W, probes=16, vectors=None, generator=None):
+    return get_penalty("sketched_so")(probes)(W, vectors, generator)
+
 
 SHAPES = [(40, 16), (16, 40), (12, 12), (7, 1), (1, 7), (130, 90), (3, 30, 20), (2, 2, 5, 9)]
 

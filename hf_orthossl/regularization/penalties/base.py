@@ -1,0 +1,206 @@
+"""Define what a penalty is, and the registry that finds one by its name."""
+
+import inspect
+from collections.abc import Sequence
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...messages import suggest
+from ..matrices import check_matrices, compute_dtype
+from ..sharded import RowShard, ShardedValue
+
+PENALTIES: dict[str, type["Penalty"]] = {}
+"""The registered penalties by name."""
+
+PenaltyClass = TypeVar("PenaltyClass", bound="type[Penalty]")
+
+
+class Penalty:
+    """A measure of how far weight matrices are from orthonormal, to be trained towards 0.
+
+    A subclass sets `name`, `title` and `default_gamma`, and defines [`value`]. Everything else has a default that works
+    for any penalty, on one process and on many, with whole weights and with sharded ones. Options of a penalty, such as
+    `iterations`, are the arguments of its `__init__`; each needs a default.
+
+    Example:
+        ```python
+        from hf_orthossl import OrthogonalityRegularizer, Penalty, register_penalty
+
+
+        @register_penalty
+        class LogDeterminant(Penalty):
+            name = "logdet"
+            title = "log-determinant divergence"
+            default_gamma = 1e-4
+
+            def value(self, W, vectors=None):
+                X = W if W.shape[-2] <= W.shape[-1] else W.mT
+                G = X @ X.mT
+                return G.diagonal(dim1=-2, dim2=-1).sum(-1) - torch.logdet(G) - G.shape[-1]
+
+
+        penalty = OrthogonalityRegularizer(encoder, kind="logdet")
+        ```
+
+    Attributes:
+        name (`str`): The name in configurations and on the command line.
+        title (`str`): The name in cards, on the leaderboard and in help texts.
+        default_gamma (`float`): The weight γ where none is given, > 0.
+        num_vectors (`int`): The number k of random vectors that [`value`] needs for each matrix; 0 for none.
+    """
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    default_gamma: ClassVar[float] = 0.0
+    num_vectors: int = 0
+
+    def value(self, W: Tensor, vectors: Tensor | None = None) -> Tensor:
+        """Return the penalty of each matrix, differentiable with respect to `W`.
+
+        A penalty that knows its gradient in closed form returns the value of a `torch.autograd.Function`.
+
+        Args:
+            W (`torch.Tensor` of shape `(..., input, output)`): The matrices, in the weights' own dtype.
+            vectors (`torch.Tensor` of shape `(..., num_vectors, min(input, output))`, *optional*): Random vectors,
+                constants to the gradient; `None` for a penalty without random vectors.
+
+        Returns:
+            `torch.Tensor` of shape `(...)`: One number for each matrix, in float32, or float64 for float64 weights.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define value(W, vectors=None)")
+
+    def draw(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        """Return `count` entries of random vectors, of shape `(count,)` and dtype float32; normal by default."""
+        return torch.randn(count, generator=generator, device=device)
+
+    def cost(self, shape: tuple[int, int]) -> int:
+        """Return the multiply-adds of one matrix and its gradient, up to a factor, to balance the load of processes.
+
+        Args:
+            shape (`tuple[int, int]`): `(input, output)`. The default is the cost of a Gram matrix.
+        """
+        small, large = sorted(shape)
+        return large * small**2
+
+    def sharded(self, shards: Sequence[RowShard], vectors: Sequence[Tensor] | None = None) -> list[ShardedValue]:
+        """Return values and gradients of parameters whose rows are sharded over processes.
+
+        All processes call it with the same parameters. It may communicate; autograd and autocast are off. The default
+        gathers one parameter at a time.
+
+        Args:
+            shards (sequence of [`RowShard`]): The parameters, of one dtype and device mesh.
+            vectors (sequence of `torch.Tensor` of shape `(count, num_vectors, min(input, output))`, *optional*): Random
+                vectors of the matrices of each parameter, equal on all processes.
+
+        Returns:
+            `list[ShardedValue]`: For each parameter the values of its matrices and the gradients of this process's
+            rows.
+        """
+        results = []
+        for i, shard in enumerate(shards):
+            with torch.enable_grad():
+                whole = shard.weight.detach().full_tensor().requires_grad_()
+                values = self.value(
+                    shard.matrix.layout(whole, shard.matrix.count), None if vectors is None else vectors[i]
+                )
+                (gradient,) = torch.autograd.grad(values.sum(), whole)
+            own = gradient[shard.start : shard.start + len(shard.weight.to_local())]
+            results.append(ShardedValue(values.detach(), [block.rows.to(shard.dtype) for block in shard.cut(own)]))
+        return results
+
+    def __call__(self, W: Tensor, vectors: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Return the penalty of each matrix; random vectors are drawn where none are given.
+
+        Args:
+            W (`torch.Tensor` of shape `(..., input, output)`): The matrices.
+            vectors (`torch.Tensor` of shape `(..., num_vectors, min(input, output))`, *optional*): Random vectors.
+            generator (`torch.Generator`, *optional*): The source of random vectors; torch's own by default.
+
+        Returns:
+            `torch.Tensor` of shape `(...)`.
+
+        Raises:
+            ValueError: `W` has fewer than two dimensions, or `vectors` has another shape.
+        """
+        check_matrices(W)
+        shape = (*W.shape[:-2], self.num_vectors, min(W.shape[-2:]))
+        if self.num_vectors and vectors is None:
+            device = W.device if generator is None else generator.device
+            vectors = self.draw(torch.Size(shape).numel(), device, generator).view(shape)
+        if vectors is not None:
+            if tuple(vectors.shape) != shape:
+                raise ValueError(f"vectors has shape {tuple(vectors.shape)}: matrices {tuple(W.shape)} need {shape}")
+            vectors = vectors.to(W.device, compute_dtype(W))
+        return self.value(W, vectors)
+
+    def check(self) -> None:
+        """Evaluate two small matrices, so that a penalty that cannot work is refused before training starts.
+
+        Raises:
+            ValueError: [`value`] returns another shape than one number for each matrix, or no gradient.
+        """
+        kind = type(self).__name__
+        with torch.enable_grad():
+            W = torch.eye(3, 2).repeat(2, 1, 1).add(0.25).requires_grad_()
+            values = self(W, generator=torch.Generator().manual_seed(0))
+        if not isinstance(values, Tensor) or values.shape != (2,):
+            returned = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"penalty {kind}: value returned {returned} for W of shape (2, 3, 2): return one number for each "
+                "matrix, of shape (2,)"
+            )
+        if not values.requires_grad:
+            raise ValueError(
+                f"penalty {kind}: value has no gradient with respect to W: compute it with differentiable torch "
+                "operations, without detach(), item() or numpy"
+            )
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """Return the names of the penalty's options, the arguments of its `__init__`."""
+        return [*inspect.signature(cls).parameters]
+
+
+def register_penalty(cls: PenaltyClass) -> PenaltyClass:
+    """Register a penalty under its `name`; a decorator of subclasses of [`Penalty`].
+
+    Raises:
+        TypeError: The class is no subclass of [`Penalty`].
+        ValueError: It has no name, title or default γ, its name is taken, or an option has no default.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Penalty)):
+        raise TypeError(f"{cls!r} cannot be registered as a penalty: derive a class from hf_orthossl.Penalty")
+    if not cls.name or cls.name == "none" or not isinstance(cls.name, str):
+        raise ValueError(f'penalty {cls.__name__} has no name: set name = "…" in the class, other than "none"')
+    if not cls.title:
+        raise ValueError(f'penalty {cls.__name__} has no title: set title = "…", as cards shall show it')
+    if not cls.default_gamma > 0:
+        raise ValueError(
+            f"penalty {cls.__name__} has no default γ: set default_gamma to a number above 0, such as 1e-6"
+        )
+    taken = PENALTIES.get(cls.name)
+    # A notebook's cell that is run again defines the same class anew.
+    if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(
+            f"penalty {cls.__name__}: the name {cls.name!r} is taken by {taken.__module__}.{taken.__qualname__}: "
+            "choose another name"
+        )
+    for option in inspect.signature(cls).parameters.values():
+        if option.default is option.empty:
+            raise ValueError(f"penalty {cls.__name__}: its option {option.name!r} has no default: give it one")
+    PENALTIES[cls.name] = cls
+    return cls
+
+
+def get_penalty(name: str) -> type[Penalty]:
+    """Return the penalty class of a name.
+
+    Raises:
+        ValueError: No penalty has this name.
+    """
+    if name not in PENALTIES:
+        raise ValueError(f"penalty {name!r} is unknown: {suggest(name, sorted(PENALTIES))}")
+    return PENALTIES[name]

@@ -1,0 +1,106 @@
+"""SO, soft orthogonality: `‖G − I‖_F²`."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+from ..matrices import (
+    compute_dtype,
+    full_precision,
+    gram_minus_identity,
+    like,
+    product_like,
+    refuse_second_derivative,
+    rows,
+)
+from ..sharded import RowShard, ShardedValue, sum_over
+from .base import Penalty, register_penalty
+
+
+@register_penalty
+class SO(Penalty):
+    """Soft orthogonality, `‖G − I‖_F²`, with `G` the Gram matrix of the smaller side.
+
+    It is ≥ 0, and 0 exactly when the smaller side is orthonormal. The gradient is the closed form `4·W(WᵀW − I)`
+    (input > output) or `4·(WWᵀ − I)W`: one Gram matrix in the forward pass and one product in the backward pass, where
+    autograd needs one and two. The Gram matrix is kept in between. A second derivative raises `RuntimeError`.
+
+    Source: Bansal, Chen, Wang, "Can We Gain More from Orthogonality Regularizations in Training Deep CNNs?", NeurIPS
+    2018; on the smaller side, and γ for ResNet-18, He, Du, Ma, NeurIPS 2024.
+    """
+
+    name = "so"
+    title = "soft orthogonality, SO"
+    default_gamma = 1e-6
+
+    def value(self, W: Tensor, vectors: Tensor | None = None) -> Tensor:
+        """Return `‖G − I‖_F²` of each matrix."""
+        return _SoftOrthogonality.apply(W)
+
+    def sharded(self, shards: Sequence[RowShard], vectors: Sequence[Tensor] | None = None) -> list[ShardedValue]:
+        """Return values and gradients by whichever needs fewer elements to travel: Gram matrices, or the weights."""
+        parts, gradients = [], []
+        for shard in shards:
+            # Elements that travel: two n × n for the sum of Gram matrices, m × n for the whole.
+            evaluate = _by_sum if 2 * shard.columns < shard.rows else _by_gathering
+            part, gradient = evaluate(shard)
+            parts.append(part)
+            gradients.append(gradient)
+        results = []
+        for shard, squares, gradient in zip(shards, sum_over(shards[0].group, parts), gradients, strict=True):
+            # ‖RRᵀ − I‖² and ‖RᵀR − I‖² have one gradient and differ by rows − columns.
+            values = (squares - max(0, shard.rows - shard.columns)).to(shard.dtype)
+            results.append(ShardedValue(values, gradient))
+        return results
+
+
+class _SoftOrthogonality(Function):
+    @staticmethod
+    def forward(ctx, W: Tensor) -> Tensor:
+        with full_precision(W):
+            E = gram_minus_identity(rows(W).to(compute_dtype(W)))
+            ctx.save_for_backward(W, E)
+            return torch.linalg.vector_norm(E, dim=(-2, -1)).square()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        refuse_second_derivative()
+        W, E = ctx.saved_tensors
+        with full_precision(W):
+            X = rows(W).to(E.dtype)
+            factor = (4 * grad)[..., None, None]
+            if X.shape[-1] <= 2 * X.shape[-2]:  # little more than the Gram matrix, and no copy of it
+                return like(W, product_like(X, E, X).mul_(factor))
+            return like(W, product_like(X, E * factor, X))
+
+
+def _by_sum(shard: RowShard) -> tuple[Tensor, list[Tensor]]:
+    """Return this process's part of `‖RRᵀ − I‖²`, and its gradient, by the sum of all processes' `RᵀR`."""
+    n = shard.columns
+    E = shard.weight.to_local().new_zeros(shard.matrix.count, n, n, dtype=shard.dtype)
+    blocks = [block.rows.to(shard.dtype) for block in shard.blocks]
+    for block, R in zip(shard.blocks, blocks, strict=True):
+        E[block.index] = R.mT @ R
+    dist.all_reduce(E, group=shard.group)
+    E.diagonal(dim1=-2, dim2=-1).sub_(1)
+    squares = torch.linalg.vector_norm(E, dim=(-2, -1), dtype=torch.float64).square() + shard.rows - n
+    if dist.get_rank(shard.group):
+        squares.zero_()
+    return squares, [4 * (R @ E[block.index]) for block, R in zip(shard.blocks, blocks, strict=True)]
+
+
+def _by_gathering(shard: RowShard) -> tuple[Tensor, list[Tensor]]:
+    """Return `‖RRᵀ − I‖²` of this process's rows, and its gradient, by the whole `R`."""
+    whole = shard.gather()
+    squares = whole.new_zeros(shard.matrix.count, dtype=torch.float64)
+    gradients = []
+    for block in shard.blocks:
+        R = whole[block.index]
+        E = R[block.start : block.start + len(block.rows)] @ R.mT
+        E.diagonal(block.start).sub_(1)
+        squares[block.index] = torch.linalg.vector_norm(E, dtype=torch.float64).square()
+        gradients.append(4 * (E @ R))
+    return squares, gradients
