@@ -11,16 +11,23 @@ import torch
 from ..distributed.launch import init_processes, is_main_process, is_multi_process
 from ..encoders import Encoder, load_encoder
 from ..evaluation import Result, Transfer, read_results, transfer_suite, write_results
-from ..evaluation.cache import FeatureCache
+from ..evaluation.features import FeatureCache
 from ..evaluation.frozen import LabelledFeatures, knn_results, labelled_splits, linear_results
 from ..evaluation.linear_probe import PROTOCOLS
 from ..evaluation.tables import results_table
 from ..evaluation.transfer import with_earlier
 from ..hub.adding_results import publish_results, results_repo
 from ..messages import suggest
-from .evaluate_detection import DetectionArguments, boxed_splits, describe_boxes, measure_detection
-from .evaluate_finetune import FineTuneOptions, measure_finetune
-from .evaluate_transfer import TransferOptions, transfer_summary
+from .evaluate_tasks import (
+    DetectionArguments,
+    FineTuneOptions,
+    TransferOptions,
+    boxed_splits,
+    describe_boxes,
+    measure_detection,
+    measure_finetune,
+    transfer_summary,
+)
 from .parsing import parse
 
 FROZEN = ("knn", "linear")

@@ -5,12 +5,10 @@ What fine-tuning needs of `transformers` is imported when first used, as nothing
 
 from ..lazy import lazy_names
 from .accuracy import Accuracy, accuracy
-from .cache import FeatureCache
-from .features import Features, extract_features
+from .features import FeatureCache, Features, extract_features
 from .frozen import LabelledFeatures, knn_results, labelled_splits, linear_results
-from .knn import knn_accuracy, knn_scores
+from .knn import KNNMonitor, knn_accuracy, knn_scores
 from .linear_probe import LinearClassifier, lbfgs_probe, sgd_probe
-from .monitor import KNNMonitor
 from .results import Result, read_results, write_results
 from .tables import results_table, transfer_table
 from .transfer import Transfer, TransferSet, transfer_sets, transfer_suite
@@ -49,7 +47,7 @@ __all__ = [
 _LAZY = {
     "EncoderClassifier": "finetune",
     "FineTuned": "finetune",
-    "FineTuningArguments": "finetuning_arguments",
+    "FineTuningArguments": "finetune",
     "finetune_encoder": "finetune",
 }
 

@@ -1,8 +1,9 @@
-"""Fine-tuning an encoder with a linear head: the whole network learns, and the test split is looked at once."""
+"""Fine-tune an encoder with a linear head: its settings, its learning rates by depth, and the training itself."""
 
 import copy
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,150 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
-from transformers import EarlyStoppingCallback, Trainer, set_seed
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..data import ImageDataset, ImageSource, Recipe, Views, ViewSpec, collate
 from ..encoders import Encoder
 from .accuracy import accuracy, accuracy_results
-from .classes import match_splits, row_labels
-from .finetuning_arguments import FineTuningArguments
-from .layer_decay import layer_decay_groups
+from .labels import match_splits, row_labels
 from .results import Result
+
+
+@dataclass
+class FineTuningArguments(TrainingArguments):
+    """`transformers.TrainingArguments` for [`finetune_encoder`]; `bf16` and the rest mean what they do there.
+
+    Args:
+        output_dir (`str`, defaults to "runs/finetune"): Where the best weights are kept until training has ended.
+        layer_decay (`float`, defaults to 0.75): Factor by which the learning rate falls from layer to layer, towards
+            the images; in (0, 1].
+        mixup (`float`, defaults to 0): α of mixup (Zhang et al., ICLR 2018); 0 for none.
+        cutmix (`float`, defaults to 0): α of CutMix (Yun et al., ICCV 2019); 0 for none. With both, each batch has one
+            of them, either as likely.
+        min_crop (`float`, defaults to 0.35): Least share of an image's area in a training crop, in (0, 1].
+        flip (`float`, *optional*): Probability that a training image is mirrored; 0 for digits and else 0.5.
+        validation_share (`float`, defaults to 0.1): Of each class's training images, set aside to choose the best
+            epoch; in (0, 1).
+        patience (`int`, defaults to 10): Epochs without improvement after which training stops.
+    """
+
+    output_dir: str = field(default="runs/finetune")
+    per_device_train_batch_size: int = field(default=128)
+    per_device_eval_batch_size: int = field(default=256)
+    learning_rate: float = field(default=1e-3)
+    weight_decay: float = field(default=0.05)
+    num_train_epochs: float = field(default=50.0)
+    warmup_steps: float = field(default=0.1)
+    lr_scheduler_type: str = field(default="cosine")
+    layer_decay: float = field(default=0.75)
+    mixup: float = field(default=0.0)
+    cutmix: float = field(default=0.0)
+    min_crop: float = field(default=0.35)
+    flip: float | None = field(default=None)
+    validation_share: float = field(default=0.1)
+    patience: int = field(default=10)
+    # The rest belongs to what fine-tuning is: the best epoch on validation wins.
+    eval_strategy: str = field(default="epoch")
+    save_strategy: str = field(default="best")
+    logging_strategy: str = field(default="epoch")
+    load_best_model_at_end: bool = field(default=True)
+    metric_for_best_model: str | None = field(default="top1")
+    save_only_model: bool = field(default=True)
+    save_total_limit: int | None = field(default=1)
+    remove_unused_columns: bool = field(default=False)
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
+
+    def __post_init__(self):
+        check_layer_decay(self.layer_decay)
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}: α must be 0 or more, as in 0.8")
+        if not 0 < self.min_crop <= 1 or not (self.flip is None or 0 <= self.flip <= 1):
+            raise ValueError(f"min_crop is {self.min_crop} and flip {self.flip}: both are shares of at most 1")
+        if not 0 < self.validation_share < 1:
+            raise ValueError(f"validation_share is {self.validation_share}: it must lie between 0 and 1, as in 0.1")
+        if self.patience < 1 or self.per_device_train_batch_size < 2:
+            raise ValueError(
+                f"patience is {self.patience}, per_device_train_batch_size {self.per_device_train_batch_size}: they "
+                "must be at least 1 and 2"
+            )
+        super().__post_init__()
+
+
+def layer_decay_groups(
+    encoder: Encoder, head: nn.Module, *, learning_rate: float, layer_decay: float, weight_decay: float
+) -> list[dict]:
+    """Parameter groups of an encoder and its head, with a learning rate for each depth.
+
+    The head and whatever follows the last layer learn at `learning_rate`, the layer before at `layer_decay` times that,
+    and so on down to the stem (Clark et al., "ELECTRA", ICLR 2020; for ViTs Bao et al., "BEiT", ICLR 2022). Layers are
+    the blocks of a ViT and the stages of a convolutional network. Frozen parameters are left out. Weight decay spares
+    parameters with one dimension and those that timm's `no_weight_decay` names.
+
+    Args:
+        encoder ([`Encoder`]): What is fine-tuned.
+        head (`nn.Module`): Its classifier.
+        learning_rate (`float`): Of the head.
+        layer_decay (`float`): Factor per layer, in (0, 1]; 1 for the same rate everywhere.
+        weight_decay (`float`): At least 0.
+
+    Returns:
+        `list[dict]` with `params`, `lr` and `weight_decay`, as torch optimizers take it.
+
+    Raises:
+        ValueError: `layer_decay` is out of range.
+    """
+    check_layer_decay(layer_decay)
+    numbers, top = layer_numbers(encoder)
+    spared = getattr(encoder.backbone, "no_weight_decay", set)()
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in encoder.backbone.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and not any(fnmatch(name, pattern) for pattern in spared)
+            key = layer_decay ** (top - numbers[name]), weight_decay if decays else 0.0
+            groups.setdefault(key, []).append(parameter)
+    for parameter in head.parameters():
+        groups.setdefault((1.0, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [
+        {"params": parameters, "lr": learning_rate * scale, "weight_decay": decay}
+        for (scale, decay), parameters in groups.items()
+    ]
+
+
+def check_layer_decay(factor: float) -> None:
+    """Raises a ValueError for what is no factor per layer."""
+    if not 0 < factor <= 1:
+        raise ValueError(f"layer_decay is {factor}: the factor per layer must lie in (0, 1], as in 0.75")
+
+
+def layer_numbers(encoder: Encoder) -> tuple[dict[str, int], int]:
+    """Depth of each parameter of an encoder's backbone by name, and that of the head.
+
+    0 is the stem, 1 … n are the layers, and n + 1 is what follows them, the head included.
+    """
+    layers = _layers(encoder)
+    numbers, reached = {}, 0
+    for name, _ in encoder.backbone.named_parameters():
+        found = next((place for place, layer in enumerate(layers, 1) if name.startswith(f"{layer}.")), None)
+        reached = max(reached, found or 0)
+        # What lies between two layers goes with the lower one.
+        numbers[name] = found or (reached if reached < len(layers) else len(layers) + 1)
+    return numbers, len(layers) + 1
+
+
+def _layers(encoder: Encoder) -> list[str]:
+    """Names of the layers in order. Stages named by a number stand for the whole list of blocks that they are in."""
+    layers: dict[str, None] = {}
+    for stage in encoder.stage_names[:-1]:
+        parent, _, own = stage.rpartition(".")
+        if parent and own.isdigit():
+            blocks = encoder.backbone.get_submodule(parent)
+            layers |= dict.fromkeys(f"{parent}.{name}" for name, _ in blocks.named_children())
+        else:
+            layers[stage] = None
+    return list(layers)
+
 
 CHECKPOINTS = ".finetune"
 

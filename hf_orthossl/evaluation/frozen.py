@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from ..data import ImageDataset, ImageSource, available_splits, load_source
 from .accuracy import accuracy, accuracy_results
-from .cache import FeatureCache
-from .classes import match_splits, require_labels
-from .corruption import imbalanced_rows, noisy_labels
+from .features import FeatureCache
 from .knn import nearest_neighbours, neighbour_votes
+from .labels import imbalanced_rows, match_splits, noisy_labels, require_labels
 from .linear_probe import PROTOCOLS, LinearClassifier, lbfgs_probe, sgd_probe
 from .results import Result
 

@@ -13,7 +13,7 @@ from torch import nn
 from ..data import ImageSource, available_splits
 from ..data.sources import did_you_mean
 from ..distributed.collectives import rank
-from .cache import FeatureCache, encoder_key
+from .features import FeatureCache, encoder_key
 from .frozen import LabelledFeatures, knn_results, labelled_splits, linear_results
 from .results import Result, read_results, write_results
 

@@ -7,7 +7,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from hf_orthossl.evaluation.accuracy import accuracy
-from hf_orthossl.evaluation.classes import match_classes
+from hf_orthossl.evaluation.labels import match_classes
 
 
 def test_against_scikit_learn():

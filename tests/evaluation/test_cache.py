@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from hf_orthossl import load_encoder
 from hf_orthossl.data import ImageDataset, load_source
-from hf_orthossl.evaluation import cache as cache_module
-from hf_orthossl.evaluation.cache import FeatureCache, features_key
+from hf_orthossl.evaluation import features as features_module
+from hf_orthossl.evaluation.features import FeatureCache, features_key
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,9 @@ def dataset():
 def extractions(monkeypatch):
     """Counts how often features are extracted."""
     counted = []
-    extract = cache_module.extract_features
+    extract = features_module.extract_features
     monkeypatch.setattr(
-        cache_module, "extract_features", lambda *args, **kwargs: counted.append(1) or extract(*args, **kwargs)
+        features_module, "extract_features", lambda *args, **kwargs: counted.append(1) or extract(*args, **kwargs)
     )
     return counted
 
@@ -86,7 +86,7 @@ def test_another_process_finds_the_same_key(encoder, dataset, tmp_path):
     """A key that depends on hash seeds or addresses would make the cache useless."""
     code = (
         "import torch, json; from hf_orthossl import load_encoder; from hf_orthossl.data import *;"
-        "from hf_orthossl.evaluation.cache import features_key; torch.manual_seed(0);"
+        "from hf_orthossl.evaluation.features import features_key; torch.manual_seed(0);"
         "e = load_encoder('resnet10t', image_size=32, channels=[4, 4, 8, 8]).eval();"
         "print(json.dumps(features_key(e, ImageDataset(load_source('digits', split='train[:20]'), image_size=32))))"
     )

@@ -21,7 +21,7 @@ from hf_orthossl.evaluation.detection import (
     finetune_detector,
 )
 from hf_orthossl.evaluation.detection.detr import DETR, load_into_backbone, timm_backbone_config
-from hf_orthossl.evaluation.detection.trunk import feature_levels
+from hf_orthossl.evaluation.detection.models import feature_levels
 
 NETS = ("test_resnet", "test_convnext", "test_efficientnet")
 SMALL_DETR = {

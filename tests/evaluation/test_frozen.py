@@ -10,7 +10,7 @@ from PIL import Image as PIL
 
 from hf_orthossl import load_encoder
 from hf_orthossl.evaluation import LabelledFeatures, knn_results, labelled_splits, linear_results
-from hf_orthossl.evaluation.corruption import imbalanced_rows, noisy_labels
+from hf_orthossl.evaluation.labels import imbalanced_rows, noisy_labels
 
 
 @given(st.integers(2, 6), st.floats(0, 0.9), st.integers(0, 99))

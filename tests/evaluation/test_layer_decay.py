@@ -8,7 +8,7 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from hf_orthossl import load_encoder
-from hf_orthossl.evaluation.layer_decay import layer_decay_groups
+from hf_orthossl.evaluation.finetune import layer_decay_groups
 
 
 def settings_by_name(module, groups):

@@ -10,8 +10,7 @@ from torchvision.ops import box_convert
 from transformers import PreTrainedModel, RTDetrV2Config, RTDetrV2ForObjectDetection, TimmBackboneConfig
 
 from ...encoders import Encoder
-from .models import Detector
-from .trunk import feature_levels
+from .models import Detector, feature_levels
 
 _LEVELS = 3
 _QUERIES = 300

@@ -11,8 +11,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ...encoders import Encoder
 from .data import LONGEST
-from .models import Detector
-from .trunk import Trunk, feature_levels, split_last_stage
+from .models import Detector, Trunk, feature_levels, split_last_stage
 
 _RATIOS = (0.5, 1.0, 2.0)
 _FPN_LEVELS = 4
