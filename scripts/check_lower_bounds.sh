@@ -7,7 +7,8 @@
 #
 # Neither uv.lock nor .venv of this checkout is read or written.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+checkout=$(cd "$(dirname "$0")/.." && pwd)
+cd "$checkout"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -40,6 +41,8 @@ for line in sorted({*project["dependencies"], *(line for extra in project["optio
 sys.exit("\n".join(untested) or 0)
 PYTHON
 
+# From elsewhere, so that the installed package is what runs.
+cd "$work"
 "$python" - <<'PYTHON'
 """Import every module."""
 import importlib
@@ -52,12 +55,12 @@ for module in pkgutil.walk_packages(hf_orthossl.__path__, "hf_orthossl."):
         importlib.import_module(module.name)
 PYTHON
 
-# From elsewhere, so that the installed package is what runs.
-(cd "$work" && "$work/venv/bin/orthossl" pretrain --max_steps 3 --output_dir "$work/run")
-test -s "$work/run/encoder/model.safetensors"
-test -s "$work/run/encoder/README.md"
+"$work/venv/bin/orthossl" pretrain --max_steps 3 --output_dir run
+test -s run/encoder/model.safetensors
+test -s run/encoder/README.md
 
-"$python" -m pytest -p no:cacheprovider \
+cd "$checkout"
+"$work/venv/bin/pytest" -p no:cacheprovider \
   tests/encoders/test_loading.py tests/encoders/test_export.py \
   tests/data/test_decoding.py tests/data/test_sources.py \
   tests/hub/test_publish.py tests/hub/test_leaderboard_views.py \

@@ -92,5 +92,5 @@ def hub_here(local_hub, tmp_path, monkeypatch):
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     monkeypatch.setenv("HF_TOKEN", local_hub.token)
     monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
-    monkeypatch.setattr("hf_orthossl.hub.remote.RETRY_AFTER", (0, 0))
+    monkeypatch.setattr("hf_orthossl.hub.client.RETRY_AFTER", (0, 0))
     return local_hub

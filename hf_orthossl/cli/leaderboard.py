@@ -5,10 +5,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..hub.client import check_repo_id, require_token
 from ..hub.leaderboard.building import add_verification, build, check_folder, publish_verification
 from ..hub.leaderboard.space import PACKAGE, deploy
-from ..hub.names import check_repo_id
-from ..hub.remote import require_token
 from ..messages import suggest
 from .parsing import parse
 

@@ -12,7 +12,7 @@ _HOMES = {
     "eval_result_files": "measurements",
     "publish_encoder": "publish",
     "publish_results": "adding_results",
-    "render_card": "card",
+    "render_card": "card.render",
     "write_encoder_folder": "encoder_folder",
 }
 

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..evaluation import Result, read_results, write_results
-from .card import FIGURE, render_card
-from .contents import FILES, refuse_tokens
+from .card.render import FIGURE, render_card
+from .client import Found, HubRepo, hub_id, require_token
 from .measurements import RESULTS, eval_result_files, merge_results, public_result
-from .names import hub_id
-from .remote import Found, HubRepo, require_token
+from .publish import FILES, refuse_tokens
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from ..evaluation import Result, write_results
 from ..evaluation.features import normalized_batches
 from ..modeling import SSLModel
 from ..spectra import spectral_report
-from .card import FIGURE, render_card
+from .card.render import FIGURE, render_card
+from .client import hub_id, public_name
+from .encoder_record import EncoderRecord, package_commit
 from .measurements import RESULTS, public_result
-from .names import hub_id, public_name
-from .record import EncoderRecord, package_commit
 
 CARD = "README.md"
 

@@ -12,8 +12,8 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, constants, eval_result_entries_to_yaml
 
 from ..evaluation import Result, read_results
+from .client import hub_id, public_name
 from .escaping import clean
-from .names import hub_id, public_name
 from .words import METRICS, TASKS
 
 RESULTS = "results.json"

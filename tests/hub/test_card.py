@@ -14,8 +14,8 @@ from markdown_it import MarkdownIt
 
 from hf_orthossl.evaluation import Result
 from hf_orthossl.hub import render_card
-from hf_orthossl.hub.card_sections import find_sections, split_front_matter
-from hf_orthossl.hub.reading import directions_for, plain_reading
+from hf_orthossl.hub.card.sections import find_sections, split_front_matter
+from hf_orthossl.hub.card.spectra_text import directions_for, plain_reading
 from hf_orthossl.spectra import SpectralReport, WeightSpectrum
 
 KEYS = ["library_name", "pipeline_tag", "tags", "datasets", "model-index"]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_orthossl.hub.card_sections import find_sections, merge_sections, offered_line, split_front_matter
+from hf_orthossl.hub.card.sections import find_sections, merge_sections, offered_line, split_front_matter
 
 
 def card(sections: dict[str, str], offered=None) -> str:

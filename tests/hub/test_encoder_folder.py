@@ -12,7 +12,7 @@ from hf_orthossl import SSLConfig, SSLModel, load_encoder
 from hf_orthossl.data import load_source
 from hf_orthossl.evaluation import Result, read_results
 from hf_orthossl.hub import render_card, write_encoder_folder
-from hf_orthossl.hub.record import EncoderRecord
+from hf_orthossl.hub.encoder_record import EncoderRecord
 
 SMALL = {"channels": [8, 8, 16, 16]}
 

@@ -35,7 +35,7 @@ DATA = Data(train_split=SPLITS["train_split"])
 
 @pytest.fixture
 def hub(hub_here, monkeypatch):
-    monkeypatch.setattr("hf_orthossl.hub.remote.RETRY_AFTER", (0, 0))
+    monkeypatch.setattr("hf_orthossl.hub.client.RETRY_AFTER", (0, 0))
     return hub_here
 
 

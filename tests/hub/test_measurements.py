@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from hf_orthossl.evaluation import Result
 from hf_orthossl.hub import eval_result_files, render_card
-from hf_orthossl.hub.names import hub_id, public_name
+from hf_orthossl.hub.client import hub_id, public_name
 
 RESULTS = [
     Result("knn", "uoft-cs/cifar10", "test", "top1", 0.25, {"k": 20, "step": 0}),

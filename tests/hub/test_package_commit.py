@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_orthossl.hub import record
-from hf_orthossl.hub.record import package_commit
+from hf_orthossl.hub import encoder_record
+from hf_orthossl.hub.encoder_record import package_commit
 
 
 @pytest.fixture
@@ -15,9 +15,9 @@ def checkout(tmp_path, monkeypatch):
     """A git repository with a file of this package where a checkout has it."""
     package = tmp_path / "hf_orthossl"
     (package / "hub").mkdir(parents=True)
-    for name in ("__init__.py", "hub/record.py"):
+    for name in ("__init__.py", "hub/encoder_record.py"):
         (package / name).write_text("")
-    monkeypatch.setattr(record, "__file__", str(package / "hub" / "record.py"))
+    monkeypatch.setattr(encoder_record, "__file__", str(package / "hub" / "encoder_record.py"))
     return tmp_path
 
 

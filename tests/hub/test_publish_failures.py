@@ -4,7 +4,7 @@ import pytest
 from published_encoders import REPO
 
 from hf_orthossl.hub import publish_encoder
-from hf_orthossl.hub.remote import HubRepo
+from hf_orthossl.hub.client import HubRepo
 
 
 @pytest.mark.parametrize("status", [500, 502, 429])

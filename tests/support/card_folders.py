@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from hf_orthossl.evaluation import Result, write_results
-from hf_orthossl.hub.record import EncoderRecord
+from hf_orthossl.hub.encoder_record import EncoderRecord
 from hf_orthossl.spectra import FeatureSpectrum, SpectralReport, StreamingCovariance, WeightSpectrum
 
 RESULTS = [

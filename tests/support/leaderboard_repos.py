@@ -22,8 +22,8 @@ from hf_orthossl.data import ImageDataset, load_source
 from hf_orthossl.evaluation import LabelledFeatures, Result, knn_results, labelled_splits, write_results
 from hf_orthossl.evaluation.features import normalized_batches
 from hf_orthossl.hub import eval_result_files, render_card
-from hf_orthossl.hub.contents import published_files
 from hf_orthossl.hub.encoder_folder import spectra_rows
+from hf_orthossl.hub.publish import published_files
 
 SPLITS = {"train_split": "train[:300]", "test_split": "test[:100]"}
 CIFAR = "uoft-cs/cifar10"

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..names import check_repo_id
-from ..remote import HubRepo, require_token
+from ..client import HubRepo, check_repo_id, require_token
 from .collect import collect
 from .fetching import Fetcher, Gone, NoFile
 from .owned import owned_tip

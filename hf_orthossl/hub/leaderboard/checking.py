@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..card_sections import split_front_matter
-from ..loading import library_of
+from ..card.sections import split_front_matter
+from ..encoder_record import library_of
 from . import values
 from .parsing import parse_arrays, parse_json, parse_yaml
 from .results_of import Results

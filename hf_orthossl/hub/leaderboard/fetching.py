@@ -14,7 +14,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, http_stream_backoff
 
 from ...files import replace_file
-from ..errors import hub_error, status_of
+from ..client import hub_error, status_of
 
 MAX_PAGE = 64 * 2**20
 TIMEOUT = 30.0

@@ -5,8 +5,8 @@ from typing import Any
 from markupsafe import Markup
 
 from ...spectra.stages import match_features
+from ..encoder_record import loading_calls
 from ..escaping import literal
-from ..loading import loading_calls
 from ..words import METRICS, TASKS
 from . import charts
 from .badge import badge_svg, badge_words

@@ -2,7 +2,7 @@
 
 import re
 
-from ..remote import BARE, HubRepo
+from ..client import BARE, HubRepo
 
 # What the Hub itself writes into the card of a new Space.
 _EMPTY_CARD = "Check out the configuration reference at https://huggingface.co/docs/hub/spaces-config-reference"

@@ -17,8 +17,8 @@ from ...evaluation import (
     linear_results,
     transfer_sets,
 )
+from ..client import hub_id, public_name
 from ..measurements import measurements_of
-from ..names import hub_id, public_name
 from .schema import Measured
 from .splits import learned_from, overlap
 from .verification import interval

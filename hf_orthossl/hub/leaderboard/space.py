@@ -4,8 +4,7 @@ import json
 
 import yaml
 
-from ..names import check_repo_id
-from ..remote import HubRepo, require_token
+from ..client import HubRepo, check_repo_id, require_token
 from .board_json import from_json
 from .fetching import Gone, NoFile
 from .owned import owned_tip

@@ -13,8 +13,8 @@ from ...encoders import Encoder, load_encoder
 from ...evaluation import FeatureCache
 from ...evaluation.features import normalized_batches
 from ...spectra import SpectralReport, spectral_report
+from ..client import hub_id
 from ..encoder_folder import spectra_rows
-from ..names import hub_id
 from .checking import CONFIG, Published, check
 from .fetching import Fetcher
 from .parsing import parse_json

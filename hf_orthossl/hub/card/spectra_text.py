@@ -2,8 +2,8 @@
 
 import torch
 
-from ..spectra import FeatureSpectrum, SpectralReport, WeightSpectrum, last_weights
-from .escaping import Safe, escape
+from ...spectra import FeatureSpectrum, SpectralReport, WeightSpectrum, last_weights
+from ..escaping import Safe, escape
 
 REPRESENTATION = "representation"
 

@@ -10,16 +10,15 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined
 
-from ..evaluation import Result
-from ..spectra import SpectralReport
-from .card_metadata import as_list, front_matter, parse_front_matter
-from .card_sections import find_sections, merge_sections, offered_line, split_front_matter
-from .escaping import Safe, escape
-from .loading import loading_calls
-from .measurements import load_measurements, measurements_of
-from .reading import feature_rows, plain_reading, weight_rows
-from .record import EncoderRecord
-from .words import REGULARIZERS
+from ...evaluation import Result
+from ...spectra import SpectralReport
+from ..encoder_record import EncoderRecord, loading_calls
+from ..escaping import Safe, escape
+from ..measurements import load_measurements, measurements_of
+from ..words import REGULARIZERS
+from .metadata import as_list, front_matter, parse_front_matter
+from .sections import find_sections, merge_sections, offered_line, split_front_matter
+from .spectra_text import feature_rows, plain_reading, weight_rows
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 SPECTRA, FIGURE = "spectra.json", "spectra.png"

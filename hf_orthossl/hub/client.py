@@ -1,4 +1,4 @@
-"""A repository on the Hub: what it holds, one commit to it, and what went wrong in words."""
+"""The Hub: names of repositories, what goes wrong on the way there, and one repository with its commits."""
 
 import hashlib
 import json
@@ -12,19 +12,86 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
     BadRequestError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
-from .contents import is_ours
-from .errors import hub_error, status_of
+from .encoder_record import is_ours
 
 # Seconds before each further try; the client itself waits longer while it uploads files.
 RETRY_AFTER = (1.0, 4.0)
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 # What a repository may hold that nobody published.
 BARE = {".gitattributes", ".gitignore", "LICENSE", "README.md"}
+_SCHEMES = ("hf-hub:", "hf_hub:", "local-dir:")
+
+
+def hub_id(name: str) -> str | None:
+    """The Hub id `owner/name` that a name means, without scheme and revision, or `None` if it means something else.
+
+    A name of that form that is also a folder here means the folder.
+    """
+    scheme = next((scheme for scheme in _SCHEMES if name.startswith(scheme)), "")
+    if scheme == "local-dir:":
+        return None
+    plain = name.removeprefix(scheme).partition("@")[0]
+    try:
+        validate_repo_id(plain)
+    except HFValidationError:
+        return None
+    return plain if plain.count("/") == 1 and (scheme or not _is_folder(plain)) else None
+
+
+def check_repo_id(repo_id: str | None, argument: str = "repo_id") -> None:
+    """Raises a ValueError that names the argument unless the id has the form "user/name"."""
+    if not repo_id:
+        raise ValueError(f"{argument} is missing: pass one of the form user/name")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{argument} {repo_id!r} is not valid: {error}") from error
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{argument} {repo_id!r} names no owner: pass one of the form user/name")
+
+
+def public_name(name: str) -> str:
+    """A name that may leave the machine: a folder goes by its own name, as its path is nobody's business.
+
+    What is left with one slash in it is a Hub id.
+    """
+    found = hub_id(name)
+    if found:
+        return found
+    plain = name.removeprefix("local-dir:").replace("\\", "/").rstrip("/")
+    return plain.rpartition("/")[2] or plain
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).expanduser().is_dir()
+    except (OSError, RuntimeError):
+        return False
+
+
+def hub_error(error: BaseException | None) -> Exception | None:
+    """What the Hub or the way there caused, below the client's own wrapping; `None` if something else went wrong."""
+    while error is not None:
+        from_client = type(error).__module__.split(".")[0] in ("httpx", "httpx2")
+        # An answer that is no JSON is a proxy's.
+        named = HfHubHTTPError | LocalEntryNotFoundError | ConnectionError | TimeoutError | json.JSONDecodeError
+        if from_client or isinstance(error, named):
+            return error
+        error = error.__cause__
+    return None
+
+
+def status_of(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 @dataclass(frozen=True)

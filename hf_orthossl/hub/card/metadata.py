@@ -5,12 +5,12 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 
-from ..methods import METHODS, THEORY_LOSSES
-from ..regularization import PENALTIES
-from .escaping import clean
-from .measurements import Measurement
-from .names import hub_id
-from .record import EncoderRecord
+from ...methods import METHODS, THEORY_LOSSES
+from ...regularization import PENALTIES
+from ..client import hub_id
+from ..encoder_record import EncoderRecord
+from ..escaping import clean
+from ..measurements import Measurement
 
 # Ends the name of our entry in `model-index`, by which the next card knows it, whatever was trained then.
 OURS = "(orthossl)"
