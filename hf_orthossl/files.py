@@ -1,22 +1,22 @@
-"""Files that a reader, or a process killed while it writes, finds old or new, never half written. For every room."""
+"""Replace files atomically: a reader finds the old or the new content, even if the writing process is killed."""
 
 import os
 from pathlib import Path
 
 
 def replace_file(path: Path, content: str | bytes, *, durable: bool = False) -> Path:
-    """Writes a file whole or not at all.
+    """Write a file completely or not at all.
 
     Args:
-        path (`Path`): The file; one that is there is replaced.
-        content (`str` or `bytes`): All of it; text as UTF-8.
-        durable (`bool`, defaults to `False`): Wait until it is on the disk, so that it outlives a power cut.
+        path (`Path`): The file; an existing one is replaced.
+        content (`str` or `bytes`): The whole content; text is encoded as UTF-8.
+        durable (`bool`, defaults to `False`): Wait until the file is on the disk, so that it survives a power failure.
 
     Returns:
         `Path`: `path`.
 
     Raises:
-        OSError: it cannot be written; what was there stays.
+        OSError: The file cannot be written; its earlier content is unchanged.
     """
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
@@ -31,8 +31,8 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = False) -> 
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
-    # Windows cannot open folders, and writes their entries through.
+    """Wait until the names in a folder are on the disk."""
+    # Windows cannot open folders, but writes their entries immediately.
     if os.name != "nt":
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Public names that are imported when first used, so that importing their room costs next to nothing."""
+"""Import public names on first use, so that importing their package costs next to nothing."""
 
 import importlib
 import sys
@@ -7,11 +7,14 @@ from typing import Any
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` of a package (PEP 562) some of whose names live in modules not yet imported.
+    """Return the `__getattr__` and `__dir__` (PEP 562) of a package whose public names are imported on first use.
 
     Args:
-        package (`str`): Its `__name__`.
-        homes (mapping of `str` to `str`): Public name → module of the package that defines it.
+        package (`str`): The package's `__name__`.
+        homes (mapping of `str` to `str`): The module of the package, relative to it, that defines each public name.
+
+    Example:
+        >>> __getattr__, __dir__ = lazy_names(__name__, {"Views": "augment.views"})
     """
 
     def __getattr__(name: str) -> Any:

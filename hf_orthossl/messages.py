@@ -5,13 +5,14 @@ import logging
 from collections.abc import Iterable
 
 
-def suggest(value: object, known: Iterable[str], most: int = 1) -> str:
+def suggest(value: object, known: Iterable[str], most: int = 1, otherwise: str | None = None) -> str:
     """Return the remedy for an unknown name, as the end of an error line.
 
     Args:
         value (`object`): What was given.
         known (iterable of `str`): The names that exist.
         most (`int`, defaults to 1): The number of names to suggest.
+        otherwise (`str`, *optional*): The remedy where no known name resembles `value`, if there are too many to list.
 
     Returns:
         `str`: `"did you mean 'simclr'?"` where known names resemble `value`, else `"choose from byol, simclr"`.
@@ -25,7 +26,13 @@ def suggest(value: object, known: Iterable[str], most: int = 1) -> str:
     close = difflib.get_close_matches(str(value).lower(), by_lower, n=most, cutoff=0.6)
     if close:
         return f"did you mean {', '.join(repr(by_lower[name]) for name in close)}?"
-    return f"choose from {', '.join(names)}"
+    return otherwise or f"choose from {', '.join(names)}"
+
+
+def describe(value: object) -> str:
+    """Return a value as an error line shows it: itself where it is short, else the name of its class."""
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"an object of class {type(value).__name__}"
 
 
 def first_line(error: BaseException) -> str:

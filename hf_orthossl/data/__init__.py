@@ -1,12 +1,12 @@
-"""Images from anywhere, and the batched views that self-supervised methods compare.
+"""Read images from anywhere, and turn batches of them into the views that self-supervised methods compare.
 
-Public names are imported when first used: the recipes are plain data, and listing them must not cost an import of
-`datasets` and torch.
+Public names are imported on first use: recipes are plain data, and listing them must not cost an import of `datasets`
+and torch.
 """
 
 from ..lazy import lazy_names
 
-# Public name → module that defines it.
+# The module that defines each public name.
 _HOMES = {
     "ImageDataset": "dataset",
     "ImageSource": "sources",

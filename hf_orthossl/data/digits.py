@@ -1,4 +1,4 @@
-"""The embedded default: scikit-learn's handwritten digits, real scans that need no network."""
+"""The embedded default data set: the handwritten digits of scikit-learn, which need no network."""
 
 import functools
 import io
@@ -12,12 +12,15 @@ SIDE = 32
 
 @functools.cache
 def digits() -> datasets.DatasetDict:
-    """1,797 handwritten digits (Alpaydin & Kaynak 1998; 8×8 pixels in 17 grays) as 32×32 RGB images.
+    """Return 1,797 handwritten digits of 8×8 pixels in 17 gray levels as 32×32 RGB images.
 
-    Enlarged by bicubic interpolation; split once and for all, with all classes in proportion, into 1,437 `train`
-    and 360 `test` images.
+    The scans are enlarged by bicubic interpolation. The split is fixed and stratified by class: 1,437 `train` and 360
+    `test` images.
+
+    Source:
+        Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, as distributed with scikit-learn.
     """
-    # Imported here, as it takes a second that no other data set needs.
+    # Imported here because it takes a second, which other data sets do not need to spend.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -44,6 +47,6 @@ def digits() -> datasets.DatasetDict:
 def _png(scan: np.ndarray) -> bytes:
     image = Image.fromarray(np.round(scan * (255 / 16)).astype(np.uint8))
     file = io.BytesIO()
-    # Stored without compression: decoding is what an epoch spends its time on.
+    # Stored without compression, because an epoch spends most of its time on decoding.
     image.resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB").save(file, "PNG", compress_level=0)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Decoded images of a small data set, kept in memory that the workers of a loader share."""
+"""Keep the decoded images of a small data set in memory that the workers of a data loader share."""
 
 import mmap
 from collections.abc import Sequence
@@ -12,69 +12,68 @@ import torch
 
 from ..distributed.collectives import world_size
 
-# When to keep them: where they are small and fit, whatever that takes, or not at all.
 CHOICES = ("auto", "always", "never")
-# "auto" keeps images of at most this side, in pixels, where decoding takes longer than making views,
+# "auto" caches images whose longer side has at most this many pixels, which take longer to decode than to augment,
 LARGEST_SIDE = 96
-# and this share of the free memory at most.
+# if they fill at most this share of the free memory.
 SHARE = 0.25
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 class ImageCache:
-    """Items that were made once, by the row they were made of.
+    """Decoded items of a data set, by the row of the source that they were made of.
 
-    Workers that are forked, Linux's default until Python 3.13, fill and read the same memory. Others, which begin with
-    a copy of the data set, keep nothing.
+    Worker processes that are forked, Linux's default until Python 3.13, read and fill the same memory. Spawned
+    workers, which start with a copy of the data set, have an empty cache that stores nothing.
 
     Args:
-        rows (`int`): Rows of the source.
-        shape (`tuple[int, int]`): Height and width of all images.
+        rows (`int`): The number of rows of the source.
+        shape (`tuple[int, int]`): The height and width of all images, in pixels.
     """
 
     def __init__(self, rows: int, shape: tuple[int, int]):
-        self._pixels = torch.from_numpy(_shared((rows, 3, *shape), np.uint8))
-        self._labels = _shared((rows,), np.int64)
-        self._filled = _shared((rows,), np.uint8)
+        self._pixels = torch.from_numpy(_shared_zeros((rows, 3, *shape), np.uint8))
+        self._labels = _shared_zeros((rows,), np.int64)
+        self._filled = _shared_zeros((rows,), np.uint8)
 
     def missing(self, rows: Sequence[int]) -> list[int]:
-        """Places in `rows` of those that are not kept yet."""
-        return [place for place, row in enumerate(rows) if self._filled is None or not self._filled[row]]
+        """Return the positions in `rows` of the rows that are not cached yet."""
+        return [position for position, row in enumerate(rows) if self._filled is None or not self._filled[row]]
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         pixels = self._pixels[row].clone()
         return {"labels": int(self._labels[row]), "index": row, "unreadable": [], "pixel_values": pixels}
 
     def add(self, item: dict[str, Any]) -> None:
-        """Keeps an item, unless it is a stand-in for one that could not be read."""
+        """Store an item, unless it replaces an unreadable image."""
         if self._filled is not None and not item["unreadable"]:
             row = item["index"]
             self._pixels[row], self._labels[row] = item["pixel_values"], item["labels"]
-            self._filled[row] = 1  # last: another process may be looking
+            self._filled[row] = 1  # last, because another process may read it at any time
 
     def __getstate__(self) -> dict[str, None]:
         return dict.fromkeys(self.__dict__)
 
 
 def fits_in_memory(images: int, shape: tuple[int, int]) -> bool:
-    """Whether "auto" keeps so many images of this height and width, in every process of the run."""
+    """Return whether "auto" caches this many images of this height and width in every process of the run."""
     return max(shape) <= LARGEST_SIDE and world_size() * images * 3 * prod(shape) <= SHARE * _free_memory()
 
 
 def _free_memory() -> int:
-    """Bytes that may still be used: by the machine, or by the container that this runs in."""
+    """Return the number of free bytes of the machine or, if it is smaller, of the container."""
     free = psutil.virtual_memory().available
     try:
         limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        # What was read from files, and may go again, counts as used.
+        # The page cache counts as used, although the kernel frees it on demand.
         return min(free, limit - used + int(statistics["inactive_file"]))
-    except (OSError, ValueError, KeyError):  # there is no limit, or it says "max"
+    except (OSError, ValueError, KeyError):  # no limit, or the word "max"
         return free
 
 
-def _shared(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Zeros that take no memory until they are written to, and that forked processes share."""
+def _shared_zeros(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Return zeros that forked processes share and that occupy no memory until they are written to."""
     memory = mmap.mmap(-1, max(prod(shape) * np.dtype(dtype).itemsize, 1))
     return np.frombuffer(memory, dtype, prod(shape)).reshape(shape)

@@ -1,9 +1,9 @@
-"""Streams of images as a torch iterable data set."""
+"""Streams of images: one epoch as a torch iterable data set, and endless batches over several processes."""
 
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import datasets
@@ -12,23 +12,22 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from ..distributed.collectives import all_reduce_min, rank, world_size
 from .augment.recipes import Recipe
-from .dataset import ItemMaker, collate
+from .dataset import ItemMaker, collate, require_source
 from .decoding import UnreadableImage
 from .sources import ImageSource
 from .unreadable import LIMIT, STREAM_MINIMUM, TooManyUnreadable, Unreadable
 
 logger = logging.getLogger(__name__)
 
-
-# Rows converted to Python at a time; one by one is five times slower.
+# Rows converted to Python at a time; converting them one by one is five times slower.
 _READ = 64
 
 
 class Row(NamedTuple):
-    """An image of a stream, not decoded: the epoch, its index in the epoch, image and label as the source has them."""
+    """An undecoded image of a stream: the epoch, its index in the epoch, and its image and label as the source has."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides `tuple.index`, which nobody calls on it
     image: Any
     label: Any
 
@@ -36,61 +35,67 @@ class Row(NamedTuple):
 class StreamingImageDataset(IterableDataset):
     """Images of a streamed source, with the items of [`ImageDataset`].
 
-    Iterated, it gives one epoch, which workers of a data loader share out by shards. Unreadable images are skipped and
-    named in the `unreadable` of a neighbouring item. For training over several processes, and to continue in the middle
-    of an epoch, there is [`StreamBatches`].
+    Iterating over it yields one epoch, which the workers of a data loader divide by shards. Unreadable images are
+    skipped and reported in the `unreadable` of a neighbouring item. Use [`StreamBatches`] to train on several processes
+    or to continue in the middle of an epoch.
 
     Args:
-        source ([`ImageSource`]): Loaded with `streaming=True`.
-        views ([`Recipe`], *optional*): Recipe of the views to be made of the batches.
-        image_size (`int`, *optional*): Side of the encoder's input, in pixels; needed where image sizes differ.
-        seed (`int`, defaults to 0): Determines the order and crops made at decode.
-        shuffle_buffer (`int`, defaults to 0): Images from which the next one is drawn, also in the order of shards;
-            0 keeps the stream's order.
+        source ([`ImageSource`]): The images, from [`load_source`] with `streaming=True`.
+        views ([`Recipe`] or `str`, *optional*): The recipe of the views to be made of the batches, or its name.
+        image_size (`int`, *optional*): The side of the encoder's input, in pixels. Needed if image sizes differ.
+        seed (`int`, defaults to 0): Determines the order and the crops made during decoding.
+        shuffle_buffer (`int`, defaults to 0): The number of images from which the next one is drawn; the order of the
+            shards is shuffled too. 0 keeps the stream's order.
 
     Raises:
-        ValueError: the source is no stream, its images are smaller than the views, or `image_size` is missing.
+        TypeError: An argument is of the wrong type.
+        ValueError: The source is no stream, its images are smaller than the views, or `image_size` is missing.
     """
 
     def __init__(
         self,
         source: ImageSource,
         *,
-        views: Recipe | None = None,
+        views: Recipe | str | None = None,
         image_size: int | None = None,
         seed: int = 0,
         shuffle_buffer: int = 0,
     ):
+        require_source(source)
         if not isinstance(source.dataset, datasets.IterableDataset):
-            raise ValueError(f"dataset {source.name} is no stream: use ImageDataset, or load_source(…, streaming=True)")
+            raise ValueError(
+                f"dataset {source.name} is not a stream: use ImageDataset, or load_source(…, streaming=True)"
+            )
         self.source = source
-        self._make = ItemMaker(source, views, image_size, seed)
+        self._make_item = ItemMaker(source, views, image_size, seed)
         columns = [source.image_column] + ([source.label_column] if source.label_column else [])
         rows = source.dataset.select_columns(columns)
         self._rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else rows
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, whose order and crops are its own."""
-        self._make.set_epoch(epoch)
+        """Set the epoch, which determines the order and the crops."""
+        self._make_item.set_epoch(epoch)
         self._rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Items whose `index` is unique within an epoch.
+        """Yield items whose `index` is unique within an epoch.
 
         Raises:
-            TooManyUnreadable: a stream's beginning, or all of it, cannot be read.
+            TooManyUnreadable: The beginning of the stream, or all of it, cannot be read.
         """
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        # An item waits for the next one, so that images skipped at the very end still have one to be named in.
-        waiting, skipped, seen = None, [], 0
+        # Each item is held back until the next one, so that the images skipped at the very end can be reported in one.
+        waiting: dict[str, Any] | None = None
+        skipped: list[Unreadable] = []
+        seen = 0
         for seen, row in enumerate(self._rows, start=1):
             index = first + (seen - 1) * step
             image = row[self.source.image_column]
             try:
-                item = self._make(image, row.get(self.source.label_column), index)
+                item = self._make_item(image, row.get(self.source.label_column), index)
             except UnreadableImage as error:
-                skipped.append(Unreadable(index, self._make.name(image, index), str(error)))
+                skipped.append(Unreadable(index, self._make_item.name(image, index), str(error)))
                 if len(skipped) > max(STREAM_MINIMUM, LIMIT * seen):
                     raise TooManyUnreadable.of(skipped, seen) from error
                 continue
@@ -103,64 +108,68 @@ class StreamingImageDataset(IterableDataset):
             raise TooManyUnreadable.of(skipped, seen)
 
     def groups(self, processes: int) -> int:
-        """Into how many groups the shard files are dealt for so many processes: as many as divide both numbers."""
+        """Return the number of groups into which the shard files are dealt: the greatest that divides both numbers."""
         return math.gcd(self._rows.num_shards, processes)
 
     def blocks(
         self, epoch: int, size: int, *, rank: int = 0, processes: int = 1, skip: int = 0, groups: int | None = None
-    ) -> Iterator[list[Row]]:
-        """One process's share of an epoch in blocks of `size` rows, of which only the last may be shorter.
+    ) -> Generator[list[Row], None, None]:
+        """Yield one process's part of an epoch in blocks of `size` rows; only the last block may be shorter.
 
-        The shard files are dealt to the processes in [`~StreamingImageDataset.groups`]. A group's processes read the
-        same files and take its blocks in turn: with one group, block j·P + p of the whole stream is the j-th of
-        process p, and where P divides the number of files, no row is read twice. Groups that were made for another
-        number of processes are first put together, row by row, to as many as divide P: steps with as many images then
-        have the same ones.
+        The shard files are dealt to the processes in [`~StreamingImageDataset.groups`]. The processes of a group read
+        the same files and take turns with the blocks: with one group, block j·P + p of the whole stream is block j of
+        process p. If P divides the number of files, no row is read twice. Groups made for another number of processes
+        are first merged, row by row, until their number divides P, so that steps with as many images contain the same
+        images.
 
         Args:
-            epoch (`int`): Its order is its own.
-            size (`int`): Rows per block, at least 1.
-            rank (`int`, defaults to 0), processes (`int`, defaults to 1): Whose share, of how many.
-            skip (`int`, defaults to 0): Rows of the epoch, over all processes, that were used before: they are read but
-                not decoded.
-            groups (`int`, *optional*): Those in which the epoch was begun, where another number of processes did.
+            epoch (`int`): The epoch, which determines the order.
+            size (`int`): The number of rows per block, at least 1.
+            rank (`int`, defaults to 0): The number of the process.
+            processes (`int`, defaults to 1): The number of processes P.
+            skip (`int`, defaults to 0): The number of rows of the epoch, over all processes, that were used before.
+                They are read but not decoded.
+            groups (`int`, *optional*): The number of groups with which the epoch began, if it began with another number
+                of processes.
 
-        Returns:
-            Rows whose `index` is unique in the epoch over all processes, and the same whatever is skipped.
+        Yields:
+            `list[Row]`: Rows whose `index` is unique in the epoch over all processes, whatever is skipped.
         """
         groups = groups or self.groups(processes)
-        together = math.gcd(groups, processes)
-        first, member, members = rank % together, rank // together, processes // together
-        mine = [self._group(epoch, group, groups, skip // groups) for group in range(first, groups, together)]
-        numbered = itertools.chain.from_iterable(zip(*mine, strict=False))
+        merged = math.gcd(groups, processes)
+        first, member, members = rank % merged, rank // merged, processes // merged
+        streams = [self._read_group(epoch, group, groups, skip // groups) for group in range(first, groups, merged)]
+        rows = itertools.chain.from_iterable(zip(*streams, strict=False))
         for turn in itertools.cycle(range(members)):
-            block = list(itertools.islice(numbered, size))
+            block = list(itertools.islice(rows, size))
             if turn == member and block:
                 yield block
             if len(block) < size:
                 return
 
     def decode(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """As many items as rows: the next readable image of the block stands in for an unreadable one.
+        """Return one item per row; an unreadable image is replaced by the next readable one of the block.
 
         Raises:
-            TooManyUnreadable: none can be read.
+            TooManyUnreadable: No image of the block can be read.
         """
-        items, unreadable = [], []
+        items: list[dict[str, Any] | None] = []
+        unreadable = []
         for row in rows:
             try:
-                items.append(self._make(row.image, row.label, row.index, row.epoch))
+                items.append(self._make_item(row.image, row.label, row.index, row.epoch))
             except UnreadableImage as error:
                 items.append(None)
-                unreadable.append(Unreadable(row.index, self._make.name(row.image, row.index), str(error)))
+                unreadable.append(Unreadable(row.index, self._make_item.name(row.image, row.index), str(error)))
+        if not unreadable:
+            return [item for item in items if item is not None]
         if len(unreadable) == len(rows):
             raise TooManyUnreadable.of(unreadable, len(rows))
-        if unreadable:
-            items = [next(item for item in items[place:] + items if item) for place in range(len(items))]
-            items[0] = items[0] | {"unreadable": unreadable}
-        return items
+        replaced = [next(item for item in items[place:] + items if item) for place in range(len(items))]
+        replaced[0] = replaced[0] | {"unreadable": unreadable}
+        return replaced
 
-    def _group(self, epoch: int, group: int, groups: int, skip: int) -> Iterator[Row]:
+    def _read_group(self, epoch: int, group: int, groups: int, skip: int) -> Iterator[Row]:
         stream = split_dataset_by_node(self._rows, rank=group, world_size=groups)
         stream.set_epoch(epoch)
         rows = itertools.islice(self._read(stream), skip, None)
@@ -173,9 +182,14 @@ class StreamingImageDataset(IterableDataset):
 
 
 class _Start(NamedTuple):
-    """Where an epoch was entered: the batch's number in the run, the epoch, images used of it before, and its groups.
+    """The point at which an epoch was entered.
 
-    Without groups, they are those of the present number of processes.
+    Args:
+        batch (`int`): The number of the batch in the run.
+        epoch (`int`): The epoch.
+        images (`int`): The images of the epoch that were used before.
+        groups (`int`, *optional*): The epoch's groups of shard files; by default those of the current number of
+            processes.
     """
 
     batch: int
@@ -185,20 +199,20 @@ class _Start(NamedTuple):
 
 
 class StreamBatches(IterableDataset):
-    """Collated batches of a [`StreamingImageDataset`] without end, one epoch after the other.
+    """Endless collated batches of a [`StreamingImageDataset`], one epoch after the other.
 
-    Each process reads its share of the stream, see [`StreamingImageDataset.blocks`], and its workers decode: batches do
-    not depend on how many workers there are, and none of them idles where there are few shard files. An epoch ends on
+    Each process reads its part of the stream, see [`StreamingImageDataset.blocks`], and its workers decode. The batches
+    therefore do not depend on the number of workers, and no worker idles if there are few shard files. An epoch ends on
     all processes at once, when one of them has no full batch left; with a single process and `drop_last=False`, the
     last batch may be smaller.
 
-    A run that continues calls [`~StreamBatches.resume`] and then skips the batches it has had: these come empty, at no
-    cost, so that `accelerate`'s and the Trainer's own skipping is all that a front needs.
+    A run that continues calls [`~StreamBatches.resume`] and then skips the batches that it used before. These are empty
+    and cost nothing, so that the skipping of `accelerate` and of the Trainer suffices.
 
     Args:
-        dataset ([`StreamingImageDataset`]): What to read.
-        batch_size (`int`): Images per process.
-        drop_last (`bool`, defaults to `True`): Leave out what does not fill a batch at the end of an epoch.
+        dataset ([`StreamingImageDataset`]): The stream.
+        batch_size (`int`): The number of images per process.
+        drop_last (`bool`, defaults to `True`): Leave out the images that do not fill a batch at the end of an epoch.
         loader (`dict`): Further arguments of torch's `DataLoader`, such as `num_workers`.
     """
 
@@ -207,8 +221,8 @@ class StreamBatches(IterableDataset):
         self._starts = [_Start(0, 0, 0)]
 
     def position(self, batches: int) -> dict[str, int]:
-        """Where in the data a run is after so many batches per process: JSON, the same on every process."""
-        start = max(found for found in self._starts if found.batch <= batches)
+        """Return the position in the data after a number of batches per process, as JSON, the same on every process."""
+        start = max(start for start in self._starts if start.batch <= batches)
         return {
             "epoch": start.epoch,
             "images": start.images + (batches - start.batch) * self.batch_size * world_size(),
@@ -216,35 +230,37 @@ class StreamBatches(IterableDataset):
         }
 
     def resume(self, batches: int, position: dict[str, int]) -> None:
-        """Continues from a [`~StreamBatches.position`], be it of a run with another number of processes.
+        """Continue from a position, also from that of a run with another number of processes.
 
-        With as many images per step over all processes, every image still comes once in the epoch, whose shard files
-        stay in the groups it was begun with; the next epoch has those of the present number of processes.
+        If a step has as many images over all processes as before, every image still comes once in the epoch, whose
+        shard files stay in the groups with which it began. The next epoch has the groups of the current number of
+        processes.
 
         Args:
-            batches (`int`): Batches that the front will skip.
-            position (`dict`): What [`~StreamBatches.position`] gave.
+            batches (`int`): The number of batches that the caller will skip.
+            position (`dict`): The return value of [`~StreamBatches.position`].
         """
         self._starts = [_Start(batches, **position)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Batches as [`collate`] makes them; empty ones for those before the point of resuming.
+        """Yield batches as [`collate`] makes them, and empty ones before the point of resumption.
 
         Raises:
-            ValueError: the stream has fewer images than one step takes.
+            ValueError: The stream has fewer images than one step takes.
         """
-        # Epochs entered by an earlier iterator are entered anew.
+        # A new iterator enters anew the epochs that an earlier one entered.
         del self._starts[1:]
         for _ in range(self._starts[0].batch):
             yield {}
-        yield from DataLoader(_Decoded(self.dataset), batch_sampler=self._blocks(), collate_fn=collate, **self.loader)
+        yield from DataLoader(_Decoder(self.dataset), batch_sampler=self._blocks(), collate_fn=collate, **self.loader)
 
     def _blocks(self) -> Iterator[list[Row]]:
         (batch, epoch, images, groups), processes = self._starts[0], world_size()
         while True:
             before = batch
-            place = {"rank": rank(), "processes": processes, "skip": images, "groups": groups}
-            blocks = self.dataset.blocks(epoch, self.batch_size, **place)
+            blocks = self.dataset.blocks(
+                epoch, self.batch_size, rank=rank(), processes=processes, skip=images, groups=groups
+            )
             block = next(blocks, [])
             while all_reduce_min(len(block)) == self.batch_size:
                 yield block
@@ -255,8 +271,9 @@ class StreamBatches(IterableDataset):
                 batch += 1
             elif len(block) == len(next(blocks, [])) == self.batch_size:
                 logger.warning(
-                    f"epoch {epoch} of {self.dataset.source.name} ended with images left on process {rank()}, as its "
-                    "shard files hold more than others': write the data set in files of equal length"
+                    f"epoch {epoch} of {self.dataset.source.name} ended with images left on process {rank()}, because "
+                    "its shard files are longer than those of other processes: write the data set in files of equal "
+                    "length"
                 )
             blocks.close()
             if batch == before and images == 0:
@@ -268,8 +285,8 @@ class StreamBatches(IterableDataset):
             self._starts.append(_Start(batch, epoch, images))
 
 
-class _Decoded(Dataset):
-    """What workers make of the rows that the main process has read."""
+class _Decoder(Dataset):
+    """Decodes in the workers the rows that the main process has read."""
 
     def __init__(self, dataset: StreamingImageDataset):
         self.dataset = dataset

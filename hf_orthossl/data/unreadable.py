@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: skipped, counted, named in a file, and too many of them stop the run."""
+"""Skip, count and report images that cannot be decoded, and stop a run that has too many of them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,27 +6,30 @@ from typing import NamedTuple
 
 from ..distributed.collectives import all_gather_object, all_reduce_max, rank, world_size
 
-# A run goes on with at most this share of a data set unreadable …
+# A run continues while at most this share of a data set is unreadable.
 LIMIT = 0.01
-# … which in a stream, whose length is unknown, is judged from this many images on.
+# The length of a stream is unknown, so its share is judged only from this many images on.
 STREAM_MINIMUM = 100
 
 
 class Unreadable(NamedTuple):
-    """One image that was skipped: its row, its name, and why."""
+    """An image that was skipped: its row, its name, and the reason."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides `tuple.index`, which nobody calls on it
     name: str
     reason: str
 
 
 class TooManyUnreadable(ValueError):
-    """More than 1 % of a data set's images cannot be read; the message names them.
+    """Raised if more than 1 % of a data set's images cannot be read; the message names them.
 
-    `message` is how torch hands over an exception that a data loader's worker raised: its whole traceback, of which
-    the last line is ours.
+    Args:
+        text (`str`): The message.
+        message (`str`, *optional*): How torch reconstructs an exception that a data loader's worker raised: the whole
+            traceback, whose last line holds the message.
     """
 
+    # torch passes `message` only to exceptions that have an attribute of this name.
     message = True
 
     def __init__(self, text: str = "", *, message: str | None = None):
@@ -36,34 +39,40 @@ class TooManyUnreadable(ValueError):
 
     @classmethod
     def of(cls, unreadable: Iterable[Unreadable], total: int, log: Path | None = None) -> "TooManyUnreadable":
-        """The error that names `unreadable` among `total` images."""
+        """Return the error for unreadable images.
+
+        Args:
+            unreadable (iterable of [`Unreadable`]): The images.
+            total (`int`): The number of images that were tried.
+            log (`Path`, *optional*): The file that lists all of them.
+        """
         images = list(unreadable)
         names = "; ".join(f"{image.name} ({image.reason})" for image in images[:5])
         more = f" and {len(images) - 5} more" if len(images) > 5 else ""
         where = f", listed in {log}" if log else ""
         return cls(
             f"{len(images)} of {total} images cannot be read, more than {LIMIT:.0%}: "
-            f"mend or remove {names}{more}{where}"
+            f"repair or remove {names}{more}{where}"
         )
 
 
 class UnreadableLog:
-    """Counts unreadable images, once each, and names them in a file.
+    """A file of the unreadable images of a run, each listed and counted once.
 
-    A file left by an earlier part of the same run is continued. Of several processes each is told what all of them
-    found, so that the limit holds for the run as a whole; the main one writes.
+    A file left by an earlier part of the same run is continued. With several processes, each counts the images of all
+    of them, so that the limit applies to the whole run, and the main process writes the file.
 
     Args:
-        path (`str` or `Path`): The file; written when there is something to write, one line per image.
-        total (`int`, *optional*): Images in the data set. Without it (a stream) those seen since the start of this
-            part of the run are counted.
+        path (`str` or `Path`): The file, with one line per image; it is created with the first one.
+        total (`int`, *optional*): The number of images in the data set. Without it (for a stream), the images seen
+            since the start of this part of the run are counted.
     """
 
     def __init__(self, path: str | Path, total: int | None = None):
         self.path = Path(path)
         self.total = total
         self.seen = 0
-        self._fresh = 0
+        self._new = 0
         self._images: dict[int, Unreadable] = {}
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
@@ -75,35 +84,35 @@ class UnreadableLog:
         return len(self._images)
 
     def add(self, unreadable: Iterable[tuple[int, str, str]], seen: int = 0) -> None:
-        """Takes note of a batch; every process calls it, with a batch of its own.
+        """Add the unreadable images of a batch; every process must make each call, with its own batch.
 
         Args:
             unreadable (iterable of `(index, name, reason)`): The batch's `unreadable`.
-            seen (`int`, defaults to 0): Images in the batch, with those that stand in for others; needed for a stream
-                only.
+            seen (`int`, defaults to 0): The number of images in the batch, including replacements. Needed only for a
+                stream.
 
         Raises:
-            TooManyUnreadable: more than 1 % of the images cannot be read.
+            TooManyUnreadable: More than 1 % of the images cannot be read.
         """
         batch = list(unreadable)
-        # A number is cheaper to send than a list, which is empty for almost every batch.
+        # A number is cheaper to reduce than a list is to gather, and almost every list is empty.
         if all_reduce_max(len(batch)) > 0:
             batch = [image for images in all_gather_object(batch) for image in images]
-        fresh = {}
+        new = {}
         for index, name, reason in batch:
-            if index not in self._images and index not in fresh:
-                # Tabs and line ends would break the file's form.
-                fresh[index] = Unreadable(index, " ".join(name.split()), " ".join(reason.split()))
-        # Batches of a stream are as large on every process.
+            if index not in self._images and index not in new:
+                # Tabs and line breaks would corrupt the file.
+                new[index] = Unreadable(index, " ".join(name.split()), " ".join(reason.split()))
+        # The batches of a stream have the same size on every process.
         self.seen += seen * world_size()
-        self._fresh += len(fresh)
-        self._images |= fresh
-        if fresh and rank() == 0:
+        self._new += len(new)
+        self._images |= new
+        if new and rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines("\t".join(map(str, image)) + "\n" for image in fresh.values())
-        # What an earlier part of the run saw of a stream is not known: only its unreadable images are in the file.
-        found, total = (self._fresh, self.seen) if self.total is None else (len(self), self.total)
+                file.writelines("\t".join(map(str, image)) + "\n" for image in new.values())
+        # The file does not record how many images of a stream an earlier part of the run saw.
+        count, total = (self._new, self.seen) if self.total is None else (len(self), self.total)
         judged = self.total is not None or self.seen >= STREAM_MINIMUM
-        if judged and found > LIMIT * total:
-            raise TooManyUnreadable.of(list(self._images.values())[-found:], total, self.path)
+        if judged and count > LIMIT * total:
+            raise TooManyUnreadable.of(list(self._images.values())[-count:], total, self.path)

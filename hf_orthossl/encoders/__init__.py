@@ -1,11 +1,11 @@
-"""Encoders: any timm or Hugging Face vision backbone behind one interface, and its plug-in-free export."""
+"""Load any timm or Hugging Face vision backbone behind one interface, and export it for use without this package."""
 
 from .encoder import Encoder
 from .export import export_encoder
 from .loading import load_encoder
 from .small_images import resnet18_cifar, resnet50_cifar, wide_resnet28_2
 
-# Registered with timm by this package; others need the remote code of an exported folder to load them.
+# Architectures that this package registers with timm. Elsewhere they load by the code in an exported folder.
 OWN_BACKBONES = (*(entry.__name__ for entry in (resnet18_cifar, resnet50_cifar, wide_resnet28_2)), "linear")
 
 __all__ = [

@@ -1,47 +1,45 @@
-"""The one interface behind which every backbone is used."""
+"""The interface of every backbone: images in, representations and the outputs of its stages out."""
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-# Networks of equal blocks (ViTs) are read at a quarter, a half, three quarters and the whole of their depth.
+from ..messages import first_line, suggest
+
+# Networks of more equal blocks than this (ViTs) are read at a quarter, a half, three quarters and all of their depth.
 MAX_STAGES = 6
 ISOTROPIC_STAGES = 4
 
 
 class Encoder(nn.Module):
-    """
-    A backbone that maps normalised images `(B, 3, H, W)` to representations `(B, D)`.
+    """A backbone that maps normalized images `(B, 3, H, W)` to representations `(B, D)`.
 
-    Made by [`load_encoder`]; [`~hf_orthossl.encoders.timm_encoder.TimmEncoder`] and
-    [`~hf_orthossl.encoders.transformers_encoder.TransformersEncoder`] say how each library pools.
+    [`load_encoder`] makes it. [`~hf_orthossl.encoders.timm_encoder.TimmEncoder`] and
+    [`~hf_orthossl.encoders.transformers_encoder.TransformersEncoder`] document how each library pools.
 
     Args:
-        backbone (`nn.Module`):
-            The library's own module, without classifier and without untrained pooler.
-        name (`str`):
-            What it was loaded by.
-        image_size (`int`):
-            Height and width, in pixels, that the backbone is built for.
-        mean, std (sequences of three `float`):
-            Of the images, on the [0, 1] scale, that the backbone expects to be normalised by.
-        interpolation (`str`):
-            How images are resized: `"bilinear"`, `"bicubic"`, …
-        stage_modules (sequence of `str`):
-            Names of the submodules of `backbone` whose outputs are its stages, in order.
+        backbone (`nn.Module`): The library's own module, without a classifier and without an untrained pooler.
+        name (`str`): The name by which it was loaded.
+        image_size (`int`): The height and width of the images that the backbone is built for, in pixels.
+        mean (`Sequence[float]`): The mean of each channel of the backbone's training images, on the scale [0, 1].
+        std (`Sequence[float]`): The standard deviation of each channel of these images, on the same scale.
+        interpolation (`str`): The interpolation by which images are resized: `"bilinear"`, `"bicubic"`, …
+        stage_modules (`Sequence[str]`): The names of the submodules of `backbone` whose outputs are its stages, in
+            order.
 
     Attributes:
         library (`str`): `"timm"` or `"transformers"`.
-        num_features (`int`): D, as found with one blank image of `image_size`.
-        stage_names (`list[str]`): Keys of [`~Encoder.stages`], the last of which is `"representation"`.
-        pooling (`str`): What `AutoModel` calls the representation: `"pooler_output"`, `"cls"` (the first
-            token of `last_hidden_state`) or `"mean"` (its mean over positions).
-        pretrained (`bool`, *optional*): Whether [`load_encoder`] loaded weights; `None` if it did not build it.
+        num_features (`int`): D, measured with one blank image of `image_size`.
+        stage_names (`list[str]`): The keys of [`~Encoder.stages`], of which the last is `"representation"`.
+        pooling (`str`): The part of `AutoModel`'s output that is the representation: `"pooler_output"`, `"cls"` (the
+            first token of `last_hidden_state`) or `"mean"` (its mean over positions).
+        pretrained (`bool`, *optional*): Whether [`load_encoder`] loaded weights; `None` if it did not build the
+            encoder.
 
     Raises:
-        ValueError: If the backbone cannot take images of `image_size`, or gives no `(B, D)` representation.
+        ValueError: The backbone cannot encode images of `image_size`, or its representation does not have the shape
+            `(B, D)`.
     """
 
     library: str
@@ -66,7 +64,7 @@ class Encoder(nn.Module):
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.interpolation = interpolation
-        # A patch embedding alone is not worth it.
+        # Reordering the images does not pay off for a patch embedding alone.
         self._channels_last = sum(isinstance(module, nn.Conv2d) for module in backbone.modules()) > 1
         self._stage_modules = list(stage_modules)
         shapes = self._probe()
@@ -76,22 +74,23 @@ class Encoder(nn.Module):
         self._tables = {key: table.detach().clone() for key, table in _non_persistent_buffers(backbone)}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Representations `(B, D)` of normalised images `(B, 3, H, W)`."""
+        """Return the representations `(B, D)` of normalized images `(B, 3, H, W)`."""
         raise TypeError("Encoder is abstract: call load_encoder, which chooses the library's own subclass")
 
     def stages(self, images: Tensor) -> dict[str, Tensor]:
-        """
-        Each stage's raw output, and the representation, from one forward pass over normalised images `(B, 3,
-        H, W)`.
+        """Return the output of each stage and the representation, from one forward pass.
+
+        Args:
+            images (`Tensor` of shape `(B, 3, H, W)`): Normalized images.
 
         Returns:
-            `dict[str, Tensor]` with the keys of `stage_names` in order: feature maps `(B, C, H, W)` or tokens
-            `(B, N, C)` by the name of the submodule, then `"representation"` `(B, D)`. Networks of more than
-            six equal blocks are read after every quarter of their depth.
+            `dict[str, Tensor]`: With the keys of `stage_names` in order: feature maps `(B, C, H, W)` or tokens
+            `(B, N, C)` by the name of the submodule, then `"representation"` `(B, D)`. Networks of more than six equal
+            blocks are read after each quarter of their depth.
         """
         outputs: dict[str, Tensor] = {}
         hooks = [
-            self.backbone.get_submodule(stage).register_forward_hook(self._keep_output(outputs, stage))
+            self.backbone.get_submodule(stage).register_forward_hook(self._store_output(outputs, stage))
             for stage in self._stage_modules
         ]
         try:
@@ -99,30 +98,29 @@ class Encoder(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        # In the order of the stages: a module may be called in another.
+        # In the order of the stages, because one module may be called within another.
         ordered = {stage: outputs[stage] for stage in self._stage_modules if stage in outputs}
         return {**ordered, "representation": representation}
 
     def restore_buffers(self) -> None:
-        """
-        Put back the tables that are computed at construction and not saved (relative positions, rotary
-        angles).
+        """Restore the tables that are computed at construction and not saved (relative positions, rotary angles).
 
-        `PreTrainedModel.from_pretrained` of transformers overwrites every such buffer with uninitialised
-        memory, then calls `initialize_weights`: a model that holds encoders overrides it, and calls this for
+        `PreTrainedModel.from_pretrained` of transformers overwrites every such buffer with uninitialized memory and
+        then calls `initialize_weights`. A model that contains encoders overrides that method and calls this one for
         each of them.
         """
         for key, buffer in _non_persistent_buffers(self.backbone):
             buffer.copy_(self._tables[key])
 
     def extra_repr(self) -> str:
+        """Return the name, library and sizes, for `print`."""
         return f"{self.name!r}, library={self.library}, image_size={self.image_size}, num_features={self.num_features}"
 
-    def _laid_out(self, images: Tensor) -> Tensor:
-        """The same images, channels-last for convolutions on CUDA.
+    def _reorder(self, images: Tensor) -> Tensor:
+        """Return the images in channels-last memory order for convolutions on CUDA, else contiguous.
 
-        Not on the CPU, where torch's batch norm over them sums less exactly (CONTRIBUTING has numbers) and oneDNN
-        writes beyond its memory in the gradient of some strided 1×1 convolutions
+        They stay contiguous on the CPU, where torch's batch norm sums channels-last images less exactly (CONTRIBUTING
+        has the measurements) and oneDNN writes beyond its memory in the gradient of some strided 1×1 convolutions
         (https://github.com/uxlfoundation/oneDNN/issues/6035).
         """
         channels_last = self._channels_last and images.is_cuda
@@ -131,62 +129,60 @@ class Encoder(nn.Module):
     def _as_feature_map(self, output: Tensor) -> Tensor:
         return output
 
-    def _keep_output(self, outputs: dict[str, Tensor], stage: str) -> Callable[..., None]:
-        def keep(_module: nn.Module, _inputs: tuple, output: Tensor | Sequence[Tensor]) -> None:
+    def _store_output(self, outputs: dict[str, Tensor], stage: str) -> Callable[..., None]:
+        def store(_module: nn.Module, _inputs: tuple, output: Tensor | Sequence[Tensor]) -> None:
             output = output[0] if isinstance(output, (tuple, list)) else output
             if isinstance(output, Tensor):
                 outputs[stage] = self._as_feature_map(output)
 
-        return keep
+        return store
 
     def _probe(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all stages for one blank image of `image_size`."""
+        """Return the shapes of all stages for one blank image of `image_size`."""
         weights = next(self.backbone.parameters())
         size = (1, 3, self.image_size, self.image_size)
-        self.backbone.eval()  # no running statistics are touched and one image is a batch
+        self.backbone.eval()  # running statistics must not change, and one image is a whole batch
         try:
-            # Neither inference mode nor fake tensors: models that cache tables would keep theirs.
+            # Neither inference mode nor fake tensors, because models that cache tables would keep such tensors.
             with torch.no_grad():
                 stages = self.stages(torch.zeros(size, dtype=weights.dtype, device=weights.device))
-        except Exception as error:  # whatever a foreign network raises means the same to the caller
+        except Exception as error:  # any error of the backbone has the same remedy
             raise ValueError(
                 f"backbone {self.name!r} cannot encode images of image_size={self.image_size} "
-                f"({one_line(error)}); choose another image_size or backbone"
+                f"({first_line(error)}): choose another image_size or backbone"
             ) from error
         self.backbone.train()
         representation = tuple(stages["representation"].shape)
         if len(representation) != 2:
             raise ValueError(
-                f"backbone {self.name!r} gives a representation of shape {representation} instead of (B, D); "
+                f"backbone {self.name!r} returns a representation of shape {representation} instead of (B, D): "
                 "choose another global_pool or backbone"
             )
         return {stage: tuple(output.shape) for stage, output in stages.items()}
 
 
 def choose_stages(modules: Sequence[str]) -> list[str]:
-    """All of `modules`, or, of a network of many equal blocks, the last of each quarter of its depth."""
+    """Return all modules or, for a network of many equal blocks, the last module of each quarter of its depth."""
     if len(modules) <= MAX_STAGES:
         return list(modules)
     return [modules[round(len(modules) * (i + 1) / ISOTROPIC_STAGES) - 1] for i in range(ISOTROPIC_STAGES)]
 
 
 def square_side(name: str, size: int | Sequence[int]) -> int:
-    """The one number of a square size; raises `ValueError` for a rectangle."""
+    """Return the side of a square image size.
+
+    Raises:
+        ValueError: The size is not square.
+    """
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     if height != width:
         raise ValueError(f"backbone {name!r} is built for images of {height}×{width}: pass image_size for square ones")
     return height
 
 
-def one_line(error: Exception) -> str:
-    """The first line that an exception says, or its kind if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean a, b?"` with the nearest of the known names, or nothing if none is near."""
-    nearest = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return f"; did you mean {', '.join(nearest)}?" if nearest else ""
+def suggest_architecture(name: str, known: Iterable[str]) -> str:
+    """Return the nearest timm names, as the end of an error line."""
+    return suggest(name, known, most=3, otherwise="list the names of timm with timm.list_models()")
 
 
 def _non_persistent_buffers(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Writing an encoder so that it loads without this package."""
+"""Write an encoder as a folder that loads without this package."""
 
 import copy
 import inspect
@@ -8,23 +8,25 @@ import shutil
 import uuid
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import torch
 from PIL import Image
 from safetensors import SafetensorError
 from timm.models import save_for_hf
-from transformers import BitImageProcessor
+from transformers import BitImageProcessor, PreTrainedModel
 
 from ..distributed.sharding import has_sharded_weights
+from ..messages import describe, first_line
 from . import linear_backbone, small_images
-from .encoder import Encoder, one_line
+from .encoder import Encoder
 
 # Modules of networks that timm lacks: the module and class names by which transformers finds each through `auto_map`.
 OWN_CODE: dict[ModuleType, tuple[str, str]] = {
     small_images: ("modeling_small_images", "SmallImagesModel"),
     linear_backbone: ("modeling_linear", "LinearModel"),
 }
-# Loading it registers the architectures with timm.
+# Appended to the code of an exported folder, which registers the architectures with timm when it is loaded.
 REMOTE_MODEL = '''
 
 class {name}(TimmWrapperModel):
@@ -39,58 +41,80 @@ OWN_FILES = (
 
 
 def export_encoder(encoder: Encoder, folder: str | Path, *, metadata: dict | None = None) -> Path:
-    """
-    Write an encoder as a folder that timm and transformers load without this package.
+    """Write an encoder as a folder that timm and transformers load without this package.
 
-    timm backbones: `timm.create_model("local-dir:…", pretrained=True)`, `AutoModel`, whose `pooler_output` is
-    the representation, and `AutoImageProcessor`. Backbones of transformers: `AutoModel` and
-    `AutoImageProcessor`; `encoder.pooling` says which output is the representation. CIFAR-stem networks and
-    the linear encoder carry their own code (`AutoModel.from_pretrained(…, trust_remote_code=True)`).
+    timm backbones load by `timm.create_model("local-dir:…", pretrained=True)`, by `AutoModel`, whose `pooler_output` is
+    the representation, and `AutoImageProcessor`. Backbones of transformers load by `AutoModel` and
+    `AutoImageProcessor`; `encoder.pooling` names the output that is the representation. CIFAR-stem networks and the
+    linear encoder carry their own code (`AutoModel.from_pretrained(…, trust_remote_code=True)`).
 
-    The files are written beside `folder` and moved there when all are complete, so what was there before
-    survives a full disk. Other files in `folder` are left alone.
+    The files are written beside `folder` and moved into it once all are complete, so that its earlier content survives
+    a full disk. Other files in `folder` are left unchanged.
 
     Args:
-        encoder ([`Encoder`]):
-            The encoder; its `mean`, `std`, `interpolation` and `image_size` become the preprocessing: the
-            shorter side resized to `image_size`, then a centre crop.
-        folder (`str` or `Path`):
-            Where to.
-        metadata (`dict`, *optional*):
-            JSON values to put into `config.json` under the key `orthossl`.
+        encoder ([`Encoder`]): The encoder. Its `mean`, `std`, `interpolation` and `image_size` become the
+            preprocessing: the shorter side is resized to `image_size`, and the centre is cropped.
+        folder (`str` or `Path`): The folder to write.
+        metadata (`dict`, *optional*): JSON values to store in `config.json` under the key `orthossl`.
 
     Returns:
         `Path`: The folder.
 
     Raises:
-        ValueError: If the weights are sharded over processes.
-        OSError: If the files cannot be written.
+        TypeError: `encoder` is no [`Encoder`], `folder` no path, or `metadata` no JSON object.
+        ValueError: The weights are sharded over processes.
+        OSError: The files cannot be written.
+
+    Example:
+        >>> export_encoder(model.encoder, "runs/a/encoder")
+        >>> timm.create_model("local-dir:runs/a/encoder", pretrained=True)
     """
+    if not isinstance(encoder, Encoder):
+        raise TypeError(
+            f"encoder must be an Encoder, got {describe(encoder)}: pass one from load_encoder, or a model's .encoder"
+        )
+    if not isinstance(folder, str | Path):
+        raise TypeError(f"folder must be a path, got {describe(folder)}")
+    _require_json(metadata)
     if has_sharded_weights(encoder):
         raise ValueError(
-            "the encoder's weights are sharded over processes: call unsharded(encoder) on all of them, and export what "
-            "the main one gets"
+            "the encoder's weights are sharded over processes: call gather_module(encoder) on all of them, and export "
+            "the result on the main one"
         )
     folder = Path(folder)
     unfinished = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    # As users load it: on the CPU, in the memory order that safetensors stores.
-    backbone = copy.deepcopy(encoder.backbone).to("cpu", memory_format=torch.contiguous_format)
+    # As users load it: on the CPU, and contiguous, as safetensors stores it.
+    backbone = copy.deepcopy(encoder.backbone).to("cpu").to(memory_format=torch.contiguous_format)
     try:
         unfinished.mkdir(parents=True)
         write = _write_timm if encoder.library == "timm" else _write_transformers
         write(encoder, backbone, unfinished, metadata)
         _move(unfinished, folder)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"the encoder could not be written to {folder} ({one_line(error)})") from error
+        raise OSError(
+            f"the encoder could not be written to {folder} ({first_line(error)}): free space or choose another folder"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
+def _require_json(metadata: dict | None) -> None:
+    """Raise `TypeError` unless the metadata is a JSON object, before anything is written."""
+    if metadata is None:
+        return
+    if not isinstance(metadata, dict):
+        raise TypeError(f"metadata must be a dict of JSON values, got {describe(metadata)}")
+    try:
+        json.dumps(metadata)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"metadata must be a dict of JSON values ({first_line(error)})") from None
+
+
 def _write_timm(encoder: Encoder, backbone: torch.nn.Module, folder: Path, metadata: dict | None) -> None:
-    cfg = backbone.pretrained_cfg
+    cfg = cast(dict, backbone.pretrained_cfg)  # an attribute of every timm model
     size = (3, encoder.image_size, encoder.image_size)
-    # A crop that was tuned at another size says nothing of this one.
+    # A crop ratio that was tuned for another size does not apply to this one.
     crop_pct = cfg["crop_pct"] if tuple(cfg["input_size"]) == size else 1.0
     preprocessing = {
         "input_size": size,
@@ -99,11 +123,11 @@ def _write_timm(encoder: Encoder, backbone: torch.nn.Module, folder: Path, metad
         "interpolation": encoder.interpolation,
         "crop_pct": crop_pct,
     }
-    save_for_hf(backbone, folder, data_config=preprocessing, safe_serialization=True)
+    save_for_hf(backbone, str(folder), data_config=preprocessing, safe_serialization=True)
     config = json.loads((folder / "config.json").read_text())
-    # transformers passes num_classes itself and trips over a second one; timm reads the one at the top.
+    # transformers passes num_classes itself and fails on a second one; timm reads the one at the top level.
     config.get("model_args", {}).pop("num_classes", None)
-    for claim in ("tag", "license"):  # of the release that the architecture comes from, not of these weights
+    for claim in ("tag", "license"):  # they describe the release of the architecture, not these weights
         config["pretrained_cfg"].pop(claim, None)
     module = inspect.getmodule(type(backbone))
     if module in OWN_CODE:
@@ -119,7 +143,7 @@ def _write_timm(encoder: Encoder, backbone: torch.nn.Module, folder: Path, metad
 
 
 def _write_transformers(encoder: Encoder, backbone: torch.nn.Module, folder: Path, metadata: dict | None) -> None:
-    backbone.save_pretrained(folder)
+    cast(PreTrainedModel, backbone).save_pretrained(folder)
     BitImageProcessor(
         size={"shortest_edge": encoder.image_size},
         crop_size={"height": encoder.image_size, "width": encoder.image_size},

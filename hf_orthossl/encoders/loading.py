@@ -1,16 +1,19 @@
-"""From a name to an encoder."""
+"""Load an encoder by its name: a timm architecture, a Hub id, a folder or a run."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-# Imported for their registrations: `load_encoder("resnet18_cifar")` works because of them.
+from ..messages import describe, first_line, suggest
+
+# Imported because they register architectures: `load_encoder("resnet18_cifar")` depends on it.
 from . import linear_backbone, small_images  # noqa: F401
-from .encoder import Encoder, did_you_mean, one_line
+from .encoder import Encoder, suggest_architecture
 from .timm_encoder import build_timm_encoder
 from .transformers_encoder import build_transformers_encoder
 
@@ -18,88 +21,102 @@ WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
 
 
-def load_encoder(name: str, pretrained: bool = False, image_size: int | None = None, **backbone_kwargs) -> Encoder:
-    """
-    Load any timm or Hugging Face vision backbone as an encoder: images `(B, 3, H, W)` → representations `(B, D)`.
+def load_encoder(
+    name: str | Path, pretrained: bool = False, image_size: int | None = None, **backbone_kwargs: Any
+) -> Encoder:
+    """Load any timm or Hugging Face vision backbone as an encoder of images `(B, 3, H, W)` to `(B, D)`.
 
-    Code that comes with a model is never run and pickled weights are never read. The encoder is in training
-    mode and on the CPU, its weights in float32 unless a default dtype is set.
+    Code that comes with a model is never run, and pickled weights are never read. The encoder is in training mode and
+    on the CPU; its weights are float32 unless another default dtype is set.
 
     Args:
-        name (`str`):
-            A timm name (`"resnet18"`, `"vit_tiny_patch16_224.augreg_in21k"`, `"resnet18_cifar"`), a Hub id
-            (`"facebook/dinov2-small"`, `"hf-hub:timm/resnet18.a1_in1k"`, with `@revision` at will), a folder
-            with a `config.json` in timm's or transformers' form (also as `"local-dir:…"`), or a run folder
-            that holds such a folder as `encoder`.
-        pretrained (`bool`, *optional*, defaults to `False`):
-            Load the weights too; otherwise the architecture is initialised at random.
-        image_size (`int`, *optional*, defaults to the model's own):
-            Height and width of the images, in pixels. Position embeddings are made for it, or resampled to
-            it; for convolutional networks it is only recorded.
-        backbone_kwargs:
-            Further arguments of the architecture: those of `timm.create_model` (`patch_size=4`,
-            `drop_path_rate=0.1`, `dynamic_img_size=True` for a ViT that is to see several sizes), or entries
-            of the transformers configuration.
+        name (`str` or `Path`): One of: a timm name (`"resnet18"`, `"vit_tiny_patch16_224.augreg_in21k"`,
+            `"resnet18_cifar"`); a Hub id (`"facebook/dinov2-small"`, `"hf-hub:timm/resnet18.a1_in1k"`), optionally
+            with `@revision`; a folder with a `config.json` of timm or transformers (also as `"local-dir:…"`); a run
+            folder that contains such a folder as `encoder`.
+        pretrained (`bool`, defaults to `False`): Load the weights too; otherwise they are initialized at random.
+        image_size (`int`, *optional*): The height and width of the images, in pixels; defaults to the model's own.
+            Position embeddings are made for this size, or resampled to it. For convolutional networks it is only
+            recorded.
+        backbone_kwargs: Further arguments of the architecture: those of `timm.create_model` (`patch_size=4`,
+            `drop_path_rate=0.1`, `dynamic_img_size=True` for a ViT that sees several sizes), or entries of the
+            transformers configuration.
+
+    Returns:
+        [`Encoder`]: The encoder.
 
     Raises:
-        ValueError: If the name, an argument or the weights are not usable.
-        OSError: If a folder or Hub repository cannot be read.
+        TypeError: `name` is no string or path, or `pretrained` is no boolean.
+        ValueError: The name, an argument or the weights cannot be used.
+        OSError: The folder or the Hub repository cannot be read.
+
+    Example:
+        >>> encoder = load_encoder("resnet18_cifar")
+        >>> encoder(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 512])
     """
-    # timm's own word for it, accepted as such
+    if not isinstance(name, str | Path):
+        raise TypeError(f"name must be a timm name such as 'resnet18', a Hub id or a folder, got {describe(name)}")
+    if not isinstance(pretrained, bool):
+        raise TypeError(f"pretrained must be True or False, got {describe(pretrained)}")
+    name = str(name)
+    # timm's own name for it
     timm_size = backbone_kwargs.pop("img_size", None)
     if None not in (timm_size, image_size) and timm_size != image_size:
-        raise ValueError(f"image_size={image_size} contradicts img_size={timm_size}: give one of them")
+        raise ValueError(f"image_size={image_size} contradicts img_size={timm_size}: pass only one of them")
     image_size = timm_size if image_size is None else image_size
     if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
         raise ValueError(f"image_size={image_size!r} must be a positive number of pixels")
-    # Tables that no checkpoint holds are computed here: on the meta device of from_pretrained they would be lost.
+    # Tables that no checkpoint contains are computed here; on the meta device of from_pretrained they would be lost.
     with torch.device("cpu"):
-        source = next((source for source in ("hf-hub", "local-dir") if name.startswith(f"{source}:")), "")
-        plain = name.removeprefix(f"{source}:")
-        if not source and timm.is_model(plain):
+        prefix = next((prefix for prefix in ("hf-hub", "local-dir") if name.startswith(f"{prefix}:")), "")
+        plain = name.removeprefix(f"{prefix}:")
+        if not prefix and timm.is_model(plain):
             encoder = _load_timm_name(plain, pretrained, image_size, **backbone_kwargs)
         else:
-            folder = _folder(name, source, plain, pretrained)
+            folder = _find_folder(name, prefix, plain, pretrained)
             encoder = _load_folder(name, folder, pretrained, image_size, **backbone_kwargs)
     encoder.pretrained = pretrained
     return encoder
 
 
-def _load_timm_name(name: str, pretrained: bool, image_size: int | None, **backbone_kwargs) -> Encoder:
+def _load_timm_name(name: str, pretrained: bool, image_size: int | None, **backbone_kwargs: Any) -> Encoder:
     architecture, _, tag = name.partition(".")
     tagged = timm.list_models(f"{architecture}.*", include_tags=True)
     if tag and name not in tagged:
-        raise ValueError(f"unknown backbone {name!r}: timm has no such weights{did_you_mean(name, tagged)}")
+        raise ValueError(f"unknown backbone {name!r}, timm has no such weights: {suggest(name, tagged, most=3)}")
     cfg = timm.get_pretrained_cfg(name)
     weights = None
     if pretrained:
         if cfg is None or not cfg.hf_hub_id:
             raise ValueError(f"backbone {name!r} has no pretrained weights: pass pretrained=False")
-        weights = _weights(name, _download(name, cfg.hf_hub_id, pretrained=True))
+        weights = _find_weights(name, _download(name, cfg.hf_hub_id, pretrained=True))
     config = {"pretrained_cfg": {} if cfg is None else cfg.to_dict()}
     return build_timm_encoder(name, name, config, weights, image_size, **backbone_kwargs)
 
 
-def _folder(name: str, source: str, plain: str, pretrained: bool) -> Path:
-    """The local folder that a name means, downloaded if it is on the Hub."""
+def _find_folder(name: str, prefix: str, plain: str, pretrained: bool) -> Path:
+    """Return the local folder of a model, which is downloaded if it is on the Hub."""
     folder = Path(plain).expanduser()
-    if source != "hf-hub" and folder.is_dir():
+    if prefix != "hf-hub" and folder.is_dir():
         folder = folder / "encoder" if (folder / "encoder" / "config.json").exists() else folder
         if not (folder / "config.json").exists():
-            raise FileNotFoundError(f"backbone {name!r}: the folder has neither config.json nor encoder/config.json")
+            raise FileNotFoundError(
+                f"backbone {name!r}: the folder has neither config.json nor encoder/config.json, pass an encoder's"
+            )
         return folder
-    if source == "local-dir" or plain.startswith(("/", ".", "~")):
+    if prefix == "local-dir" or plain.startswith(("/", ".", "~")):
         raise FileNotFoundError(f"backbone {name!r}: there is no such folder")
-    if source != "hf-hub" and "/" not in plain:
+    if prefix != "hf-hub" and "/" not in plain:
         raise ValueError(
-            f"unknown backbone {name!r}{did_you_mean(name, timm.list_models())}"
-            " (it is no timm name and no folder; Hub ids are written owner/model)"
+            f"unknown backbone {name!r}, neither a timm name nor a folder (Hub ids are written owner/model): "
+            f"{suggest_architecture(name, timm.list_models())}"
         )
     return _download(name, plain, pretrained)
 
 
 def _download(name: str, repo_id: str, pretrained: bool) -> Path:
-    """The snapshot of a Hub repository: its configuration and, if wanted, its safetensors weights, nothing else."""
+    """Download the configuration of a Hub repository and, if requested, its safetensors weights, but nothing else."""
     repo_id, _, revision = repo_id.partition("@")
     patterns = ["config.json", "preprocessor_config.json"]
     if pretrained:
@@ -108,41 +125,45 @@ def _download(name: str, repo_id: str, pretrained: bool) -> Path:
         folder = Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
         raise OSError(
-            f"backbone {name!r}: {repo_id!r} is no folder here and cannot be read from the Hub ({one_line(error)})"
+            f"backbone {name!r}: {repo_id!r} is not a local folder and cannot be read from the Hub "
+            f"({first_line(error)}): check the name and the connection"
         ) from error
     if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"backbone {name!r}: the Hub repository {repo_id!r} has no config.json to be read")
+        raise FileNotFoundError(
+            f"backbone {name!r}: the Hub repository {repo_id!r} has no config.json, choose one with a model"
+        )
     return folder
 
 
-def _load_folder(name: str, folder: Path, pretrained: bool, image_size: int | None, **backbone_kwargs) -> Encoder:
+def _load_folder(name: str, folder: Path, pretrained: bool, image_size: int | None, **backbone_kwargs: Any) -> Encoder:
     try:
         config = json.loads((folder / "config.json").read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"backbone {name!r}: {folder / 'config.json'} is not JSON ({error})") from error
+        raise ValueError(f"backbone {name!r}: {folder / 'config.json'} is not JSON ({error}), repair it") from error
     if "architecture" in config:
         architecture = config["architecture"]
         if not timm.is_model(architecture):
             raise ValueError(
-                f"backbone {name!r} has unknown architecture {architecture!r}"
-                f"{did_you_mean(architecture, timm.list_models())}"
+                f"backbone {name!r} has unknown architecture {architecture!r}: "
+                f"{suggest_architecture(architecture, timm.list_models())}"
             )
         config.setdefault("pretrained_cfg", config)
-        weights = _weights(name, folder) if pretrained else None
+        weights = _find_weights(name, folder) if pretrained else None
         return build_timm_encoder(name, f"local-dir:{folder}", config, weights, image_size, **backbone_kwargs)
     if "model_type" in config:
         if pretrained and not (folder / SHARDED_WEIGHTS).exists():
-            _weights(name, folder)
+            _find_weights(name, folder)
         return build_transformers_encoder(name, folder, pretrained, image_size, **backbone_kwargs)
     raise ValueError(
-        f"backbone {name!r}: {folder / 'config.json'} names neither a timm architecture nor a transformers model_type"
+        f"backbone {name!r}: {folder / 'config.json'} names neither a timm architecture nor a transformers model_type, "
+        "choose a folder of timm or transformers"
     )
 
 
-def _weights(name: str, folder: Path) -> Path:
-    """The safetensors file of a folder."""
+def _find_weights(name: str, folder: Path) -> Path:
+    """Return the safetensors file of a folder."""
     if (folder / WEIGHTS).exists():
         return folder / WEIGHTS
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    found = f"only pickled weights ({pickles[0]}), which are never read" if pickles else f"no {WEIGHTS}"
-    raise ValueError(f"backbone {name!r} has {found}: convert its weights to {WEIGHTS}, or pass pretrained=False")
+    content = f"only pickled weights ({pickles[0]}), which are never read" if pickles else f"no {WEIGHTS}"
+    raise ValueError(f"backbone {name!r} has {content}: convert its weights to {WEIGHTS}, or pass pretrained=False")

@@ -1,12 +1,16 @@
-"""Residual networks for images of about 32 pixels, registered with timm under names of their own."""
+"""Residual networks for images of about 32 pixels, which this file registers with timm."""
 
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
 from timm.layers import create_classifier
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 
-def _cfg(**kwargs) -> dict:
+def _cfg(**kwargs: Any) -> dict[str, Any]:
     return {
         "num_classes": 10,
         "input_size": (3, 32, 32),
@@ -29,24 +33,30 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _register(entrypoint):
-    # Published encoders carry this file as their code; beside the installed package the name is already
-    # taken.
+def _register(entrypoint: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    # Published encoders contain this file as their code. If this package is installed too, the name is registered
+    # already.
     return entrypoint if is_model(entrypoint.__name__) else register_model(entrypoint)
 
 
 class CifarResNet(ResNet):
-    """
-    timm's ResNet with a 3×3 stride-1 stem and no max-pool: images `(B, 3, 32, 32)` end in 4×4 feature maps.
+    """timm's ResNet with a 3×3 stride-1 stem and no max-pooling: images `(B, 3, 32, 32)` become 4×4 feature maps.
 
-    The stem is that of He et al. (2016), section 4.2; parameters keep timm's names, and the last batch norm
-    of every block starts at zero (`zero_init_last=True`), timm's default.
+    Parameters have timm's names, and the last batch norm of every block starts at zero, which is timm's default
+    (`zero_init_last=True`).
+
+    Args:
+        args: Positional arguments of timm's `ResNet`.
+        kwargs: Keyword arguments of timm's `ResNet`.
+
+    Source:
+        The stem: He et al. 2016, arXiv 1512.03385, section 4.2.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        stem = self.conv1
-        self.conv1 = nn.Conv2d(
+        stem: Any = self.conv1
+        conv = nn.Conv2d(
             stem.in_channels,
             stem.out_channels,
             kernel_size=3,
@@ -55,16 +65,24 @@ class CifarResNet(ResNet):
             device=stem.weight.device,
             dtype=stem.weight.dtype,
         )
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.maxpool = nn.Identity()
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        self.conv1 = conv  # type: ignore[assignment]  # timm's type is that of its deep stem
+        self.maxpool = nn.Identity()  # type: ignore[assignment]  # timm's type is that of its anti-aliased pooling
         for stage, reduction in zip(self.feature_info, (1, 1, 2, 4, 8), strict=True):
             stage["reduction"] = reduction
 
 
 class PreActivationBlock(nn.Module):
-    """BN–ReLU–conv twice; where the width changes, the shortcut is a 1×1 convolution of the activated input."""
+    """A block of twice BN–ReLU–conv; if the width changes, its shortcut is a 1×1 convolution of the activated input.
 
-    def __init__(self, in_chs: int, out_chs: int, stride: int, **dd) -> None:
+    Args:
+        in_chs (`int`): The number of input channels.
+        out_chs (`int`): The number of output channels.
+        stride (`int`): The stride of the first convolution.
+        dd: The `device` and `dtype` of the weights.
+    """
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int, **dd: Any) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_chs, **dd)
         self.act1 = nn.ReLU(inplace=True)
@@ -76,20 +94,33 @@ class PreActivationBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_chs, out_chs, 1, stride, bias=False, **dd) if widens else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the feature maps `(B, out_chs, H / stride, W / stride)` of feature maps `(B, in_chs, H, W)`."""
         activated = self.act1(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(activated)
         return shortcut + self.conv2(self.act2(self.bn2(self.conv1(activated))))
 
 
 class WideResNet(nn.Module):
-    """
-    Pre-activation wide residual network WRN-`depth`-`widen_factor`, without dropout (Zagoruyko & Komodakis,
-    2016).
+    """Pre-activation wide residual network WRN-`depth`-`widen_factor`, without dropout.
 
     Args:
-        depth (`int`): 6n + 4 convolutions, in three groups of n blocks.
-        widen_factor (`int`): Groups have 16, 32 and 64 times as many channels.
+        depth (`int`, defaults to 28): The number of convolutions, 6n + 4 in three groups of n blocks.
+        widen_factor (`int`, defaults to 2): The factor k of the groups' widths 16·k, 32·k and 64·k channels.
+        num_classes (`int`, defaults to 10): The number of outputs of the classifier; 0 leaves it out.
+        in_chans (`int`, defaults to 3): The number of channels of the images.
+        global_pool (`str`, defaults to `"avg"`): The pooling of the last feature maps.
+        device (`torch.device`, *optional*): The device of the weights.
+        dtype (`torch.dtype`, *optional*): The type of the weights.
+
+    Source:
+        Zagoruyko & Komodakis 2016, arXiv 1605.07146.
     """
+
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    global_pool: nn.Module
+    fc: nn.Module
 
     def __init__(
         self,
@@ -98,11 +129,11 @@ class WideResNet(nn.Module):
         num_classes: int = 10,
         in_chans: int = 3,
         global_pool: str = "avg",
-        device=None,
-        dtype=None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_classes, self.in_chans = num_classes, in_chans
         widths = [16, *(base * widen_factor for base in (16, 32, 64))]
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False, **dd)
@@ -123,46 +154,51 @@ class WideResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def get_classifier(self) -> nn.Module:
+        """Return the classifier."""
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one of `num_classes` outputs, or remove it for 0; optionally the pooling."""
         self.num_classes = num_classes
         self.global_pool, self.fc = create_classifier(
             self.num_features,
             num_classes,
-            pool_type=global_pool or self.global_pool.pool_type,
+            pool_type=global_pool or cast(str, self.global_pool.pool_type),
             device=self.norm.weight.device,
             dtype=self.norm.weight.dtype,
         )
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last feature maps of images."""
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         return self.act(self.norm(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits of feature maps or, with `pre_logits`, their pooled features."""
         x = self.global_pool(x)
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of images, or their pooled features without a classifier."""
         return self.forward_head(self.forward_features(x))
 
 
 @_register
-def resnet18_cifar(pretrained: bool = False, **kwargs) -> CifarResNet:
-    """ResNet-18 with the 3×3 stride-1 stem of CIFAR networks: D = 512."""
+def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build ResNet-18 with the 3×3 stride-1 stem of CIFAR networks: D = 512."""
     kwargs = {"block": BasicBlock, "layers": (2, 2, 2, 2), **kwargs}
     return build_model_with_cfg(CifarResNet, "resnet18_cifar", pretrained, **kwargs)
 
 
 @_register
-def resnet50_cifar(pretrained: bool = False, **kwargs) -> CifarResNet:
-    """ResNet-50 with the 3×3 stride-1 stem of CIFAR networks: D = 2048."""
+def resnet50_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build ResNet-50 with the 3×3 stride-1 stem of CIFAR networks: D = 2048."""
     kwargs = {"block": Bottleneck, "layers": (3, 4, 6, 3), **kwargs}
     return build_model_with_cfg(CifarResNet, "resnet50_cifar", pretrained, **kwargs)
 
 
 @_register
-def wide_resnet28_2(pretrained: bool = False, **kwargs) -> WideResNet:
-    """WRN-28-2: D = 128."""
+def wide_resnet28_2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build WRN-28-2: D = 128."""
     feature_cfg = {"out_indices": (0, 1, 2, 3)}
     return build_model_with_cfg(WideResNet, "wide_resnet28_2", pretrained, feature_cfg=feature_cfg, **kwargs)

@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import timm
 from torch import Tensor, nn
 
-from .encoder import Encoder, choose_stages, one_line, square_side
+from ..messages import first_line
+from .encoder import Encoder, choose_stages, square_side
 
 
 class TimmEncoder(Encoder):
@@ -15,8 +17,8 @@ class TimmEncoder(Encoder):
     library = "timm"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Representations `(B, D)` of normalised images `(B, 3, H, W)`."""
-        return self.backbone(self._laid_out(images))
+        """Return the representations `(B, D)` of normalized images `(B, 3, H, W)`."""
+        return self.backbone(self._reorder(images))
 
     def _as_feature_map(self, output: Tensor) -> Tensor:
         if output.ndim == 4 and getattr(self.backbone, "output_fmt", None) == "NHWC":
@@ -30,38 +32,40 @@ def build_timm_encoder(
     config: dict,
     weights: Path | None,
     image_size: int | None,
-    **backbone_kwargs,
+    **backbone_kwargs: Any,
 ) -> TimmEncoder:
-    """
-    Build a [`TimmEncoder`].
+    """Build a [`TimmEncoder`].
 
     Args:
-        name (`str`): What the user called it.
-        model (`str`): What timm calls it: an architecture, with or without tag, or `"local-dir:…"`.
-        config (`dict`): `pretrained_cfg` and, of a saved model, `model_args`.
-        weights (`Path`, *optional*): A safetensors file to load.
-        image_size (`int`, *optional*, defaults to the model's own): Pixels.
+        name (`str`): The name that the user gave.
+        model (`str`): The name for timm: an architecture, with or without tag, or `"local-dir:…"`.
+        config (`dict`): `pretrained_cfg` and, for a saved model, `model_args`.
+        weights (`Path`, *optional*): The safetensors file to load.
+        image_size (`int`, *optional*): The side of the images in pixels; defaults to the model's own.
         backbone_kwargs: Further arguments of `timm.create_model`.
 
+    Returns:
+        [`TimmEncoder`]: The encoder.
+
     Raises:
-        ValueError: If timm refuses the arguments or the weights do not fit.
+        ValueError: timm rejects the arguments, or the weights do not fit.
     """
     cfg, model_args = config["pretrained_cfg"], config.get("model_args", {})
     own_size = model_args.get("img_size") or (cfg.get("input_size") or (3, 224, 224))[-2:]
     image_size = image_size or square_side(name, own_size)
-    # Networks with position embeddings are built for one size; for the others it is only advice.
+    # Networks with position embeddings are built for one size; for the others it is only a recommendation.
     if cfg.get("fixed_input_size") or "img_size" in model_args:
         backbone_kwargs["img_size"] = image_size
     pool = backbone_kwargs.get("global_pool", model_args.get("global_pool", cfg.get("global_pool")))
-    if pool == "":  # timm's word for no pooling; a representation needs one
+    if pool == "":  # in timm this disables pooling, without which there is no representation
         backbone_kwargs["global_pool"] = "avg"
     if weights is not None and not model.startswith("local-dir:"):
-        # custom_load would read the file as the format of the original release
+        # With custom_load the file would be read in the format of the original release.
         backbone_kwargs["pretrained_cfg_overlay"] = {"file": str(weights), "custom_load": False}
     try:
-        backbone = timm.create_model(model, pretrained=weights is not None, num_classes=0, **backbone_kwargs)
+        backbone: Any = timm.create_model(model, pretrained=weights is not None, num_classes=0, **backbone_kwargs)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
-        raise ValueError(f"backbone {name!r} cannot be built: {one_line(error)}") from error
+        raise ValueError(f"backbone {name!r} cannot be built ({first_line(error)}): change its arguments") from error
     return TimmEncoder(
         backbone,
         name=name,
@@ -74,7 +78,7 @@ def build_timm_encoder(
 
 
 def _stage_modules(backbone: nn.Module) -> list[str]:
-    """The modules of timm's `feature_info`, without the stem."""
+    """Return the modules of timm's `feature_info`, without the stem."""
     info = getattr(backbone, "feature_info", None)
     modules = [stage["module"] for stage in info] if isinstance(info, list) else []
     kinds = [re.sub(r"\d+", "#", module) for module in modules]

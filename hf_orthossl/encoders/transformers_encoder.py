@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -12,28 +13,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from .encoder import Encoder, choose_stages, did_you_mean, one_line, square_side
+from ..messages import first_line, suggest
+from .encoder import Encoder, choose_stages, square_side
 
 
 class TransformersEncoder(Encoder):
-    """
-    An [`Encoder`] around a vision model of transformers.
+    """An [`Encoder`] around a vision model of transformers.
 
-    The representation is the model's `pooler_output` where that is a pooling (ResNet, ConvNeXt, Swin) or the
-    normalised class token (DINOv2, CLIP). A tanh layer meant for classification (ViT, DeiT) is left out, and
-    the class token of `last_hidden_state` taken; models without class token are averaged over positions.
+    The representation is the model's `pooler_output` if that is a pooling (ResNet, ConvNeXt, Swin) or the normalized
+    class token (DINOv2, CLIP). If it is a tanh layer for classification (ViT, DeiT), that layer is left out and the
+    representation is the class token of `last_hidden_state`. Without a class token, it is the mean over positions.
     """
 
     library = "transformers"
-    pooling: str | None = None
+    pooling = ""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Representations `(B, D)` of normalised images `(B, 3, H, W)`, of other sizes too where the model can."""
+        """Return the representations `(B, D)` of normalized images `(B, 3, H, W)`, in any size the model supports."""
         kwargs = {}
         if images.shape[-1] != self.image_size and self._interpolates():
             kwargs["interpolate_pos_encoding"] = True
-        outputs = self.backbone(self._laid_out(images), **kwargs)
-        if self.pooling is None:  # the probe at construction settles it
+        outputs = self.backbone(self._reorder(images), **kwargs)
+        if not self.pooling:  # chosen once, by the probe at construction
             self.pooling = self._choose_pooling(outputs)
         if self.pooling == "pooler_output":
             return outputs.pooler_output.flatten(1)
@@ -45,7 +46,7 @@ class TransformersEncoder(Encoder):
     def _interpolates(self) -> bool:
         return "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
 
-    def _choose_pooling(self, outputs) -> str:
+    def _choose_pooling(self, outputs: Any) -> str:
         if getattr(outputs, "pooler_output", None) is not None:
             return "pooler_output"
         names = [key.rpartition(".")[2] for key, _ in self.backbone.named_parameters()]
@@ -53,20 +54,23 @@ class TransformersEncoder(Encoder):
 
 
 def build_transformers_encoder(
-    name: str, folder: Path, pretrained: bool, image_size: int | None, **backbone_kwargs
+    name: str, folder: Path, pretrained: bool, image_size: int | None, **backbone_kwargs: Any
 ) -> TransformersEncoder:
-    """
-    Build a [`TransformersEncoder`] from a folder with a `config.json` and, if `pretrained`, safetensors weights.
+    """Build a [`TransformersEncoder`] from a folder with a `config.json` and, if `pretrained`, safetensors weights.
 
     Args:
-        name (`str`): What the user called it.
+        name (`str`): The name that the user gave.
         folder (`Path`): The folder.
         pretrained (`bool`): Whether to load the folder's weights.
-        image_size (`int`, *optional*, defaults to the model's own): Pixels; position embeddings are resampled.
+        image_size (`int`, *optional*): The side of the images in pixels, to which position embeddings are resampled;
+            defaults to the model's own.
         backbone_kwargs: Entries of the configuration to change.
 
+    Returns:
+        [`TransformersEncoder`]: The encoder.
+
     Raises:
-        ValueError: If the model is no vision model of transformers, an entry is unknown, or the weights do not fit.
+        ValueError: The model is no vision model of transformers, an entry is unknown, or the weights do not fit.
     """
     config = _read_config(name, folder, backbone_kwargs)
     own_size = getattr(config, "image_size", None)
@@ -74,7 +78,7 @@ def build_transformers_encoder(
     image_size = image_size or square_side(name, own_size or processor["image_size"])
     architecture = _architecture(name, config)
     try:
-        # On no device first: what the architecture consists of decides how it is made.
+        # First on the meta device, because the modules of the architecture decide how it is built.
         with torch.device("meta"):
             kwargs = _without_untrained_pooler(architecture, config)
         backbone = _load(name, architecture, config, folder, kwargs) if pretrained else None
@@ -85,9 +89,9 @@ def build_transformers_encoder(
         elif own_size not in (None, image_size):
             backbone = _resized(architecture(config, **kwargs), backbone, image_size)
     except (TypeError, RuntimeError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(f"backbone {name!r} cannot be built: {one_line(error)}") from error
+        raise ValueError(f"backbone {name!r} cannot be built ({first_line(error)}): change its arguments") from error
     for key, parameter in backbone.named_parameters():
-        if key.endswith("mask_token"):  # never reached by whole images: DDP would wait for its gradient
+        if key.endswith("mask_token"):  # unused with whole images, so DDP would wait for its gradient
             parameter.requires_grad_(False)
     return TransformersEncoder(
         backbone,
@@ -104,16 +108,16 @@ def _read_config(name: str, folder: Path, changes: dict) -> PreTrainedConfig:
     content = json.loads((folder / "config.json").read_text())
     if content["model_type"] not in CONFIG_MAPPING:
         raise ValueError(
-            f"backbone {name!r} has model_type {content['model_type']!r}, which transformers does not know; "
-            "code from its folder is never run"
+            f"backbone {name!r} has model_type {content['model_type']!r}, which transformers does not know, and "
+            "code from its folder is never run: choose a model of transformers"
         )
     config = CONFIG_MAPPING[content["model_type"]].from_dict(content)
     known = config.to_dict()
     for key, value in changes.items():
         if key not in known:
-            raise ValueError(f"backbone {name!r} has no argument {key!r}{did_you_mean(key, known)}")
+            raise ValueError(f"backbone {name!r} has no argument {key!r}: {suggest(key, known, most=3)}")
         setattr(config, key, value)
-    # Masked autoencoders hide a random part of every image unless told to encode all of it.
+    # Masked autoencoders hide a random part of every image by default.
     if "mask_ratio" in known:
         config.mask_ratio = 0.0
     return config
@@ -121,20 +125,23 @@ def _read_config(name: str, folder: Path, changes: dict) -> PreTrainedConfig:
 
 def _architecture(name: str, config: PreTrainedConfig) -> type[PreTrainedModel]:
     architecture = MODEL_MAPPING.get(type(config), None)
-    if architecture is None or getattr(architecture, "main_input_name", None) != "pixel_values":
-        raise ValueError(f"backbone {name!r} is no vision model (its model_type is {config.model_type!r})")
-    return architecture
+    if getattr(architecture, "main_input_name", None) != "pixel_values":
+        raise ValueError(
+            f"backbone {name!r} is no vision model (its model_type is {config.model_type!r}): choose one whose input "
+            "is pixel_values"
+        )
+    return cast(type[PreTrainedModel], architecture)  # the library's type is a pair of optional classes
 
 
 def _without_untrained_pooler(architecture: type[PreTrainedModel], config: PreTrainedConfig) -> dict:
     if "add_pooling_layer" not in inspect.signature(architecture.__init__).parameters:
         return {}
-    pooler = architecture(config).pooler
+    pooler = cast(nn.Module, architecture(config).pooler)
     return {"add_pooling_layer": False} if any(isinstance(m, nn.Linear) for m in pooler.modules()) else {}
 
 
 def _read_processor(folder: Path) -> dict:
-    """Normalisation and size of the folder's image processor, ImageNet's at 224 pixels where it does not say."""
+    """Return the normalization and size of the folder's image processor, by default those of ImageNet at 224 pixels."""
     path = folder / "preprocessor_config.json"
     saved = json.loads(path.read_text()) if path.exists() else {}
     size = saved.get("crop_size") or saved.get("size") or 224
@@ -152,23 +159,27 @@ def _read_processor(folder: Path) -> dict:
 def _load(
     name: str, architecture: type[PreTrainedModel], config: PreTrainedConfig, folder: Path, kwargs: dict
 ) -> PreTrainedModel:
-    backbone, report = architecture.from_pretrained(
+    loaded: Any = architecture.from_pretrained(
         folder,
         config=config,
-        dtype=torch.float32,  # the optimizer's copy is kept in full precision whatever was published
+        dtype=torch.float32,  # training needs full precision, whatever precision was published
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
         **kwargs,
     )
+    backbone, report = loaded  # a pair because of output_loading_info, which the library's type leaves out
     missing = sorted(key for key in report["missing_keys"] if not key.endswith("mask_token"))
     if missing:
-        raise ValueError(f"backbone {name!r}: its weights lack {len(missing)} tensors, among them {missing[0]!r}")
+        raise ValueError(
+            f"backbone {name!r}: its weights lack {len(missing)} tensors, among them {missing[0]!r}, so they belong to "
+            "another network: pass pretrained=False"
+        )
     return backbone
 
 
 def _resized(target: PreTrainedModel, source: PreTrainedModel, image_size: int) -> PreTrainedModel:
-    """Give `target` the weights of `source`, position embeddings resampled (bicubic, as ViT's and DINOv2's authors)."""
+    """Copy weights from `source` to `target`, resampling position embeddings (bicubic, as for ViT and DINOv2)."""
     wanted, weights = target.state_dict(), source.state_dict()
     for key, weight in weights.items():
         if weight.shape != wanted[key].shape and "position_embedding" in key:
@@ -180,7 +191,7 @@ def _resized(target: PreTrainedModel, source: PreTrainedModel, image_size: int) 
 def _resample(weight: Tensor, wanted: Tensor, image_size: int, patch_size: int | list[int]) -> Tensor:
     patch = patch_size if isinstance(patch_size, int) else patch_size[0]
     grid = image_size // patch
-    prefix = wanted.shape[-2] - grid**2  # class and distillation tokens have no place
+    prefix = wanted.shape[-2] - grid**2  # class and distillation tokens have no position
     tokens = weight.reshape(-1, weight.shape[-1])
     before = math.isqrt(len(tokens) - prefix)
     places = tokens[prefix:].T.reshape(1, -1, before, before)
@@ -189,7 +200,7 @@ def _resample(weight: Tensor, wanted: Tensor, image_size: int, patch_size: int |
 
 
 def _stage_modules(backbone: nn.Module) -> list[str]:
-    """The blocks of the outermost list of blocks: stages of a pyramid, layers of a ViT."""
+    """Return the blocks of the outermost list of blocks: the stages of a pyramid, or the layers of a ViT."""
     lists = [(key, m) for key, m in backbone.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
     if not lists:
         return []

@@ -11,8 +11,8 @@ import yaml
 from torch import nn
 
 from ..data import ImageSource, available_splits
-from ..data.sources import did_you_mean
 from ..distributed.collectives import rank
+from ..messages import suggest
 from .features import FeatureCache, encoder_key
 from .frozen import LabelledFeatures, knn_results, labelled_splits, linear_results
 from .results import Result, read_results, write_results
@@ -102,7 +102,7 @@ def transfer_sets(names: Sequence[str] | None = None, folder: str | Path | None 
             found.append(dataclasses.replace(entry or TransferSet(name, ""), dataset=str(own), local=True))
         elif entry is None and not (name == "digits" or "/" in name or Path(name).is_dir()):
             raise ValueError(
-                f"transfer set {name!r} is unknown: {did_you_mean(name, known)}, and any Hub id (owner/name) or folder"
+                f"transfer set {name!r} is unknown: {suggest(name, known)}, or pass a Hub id (owner/name) or a folder"
             )
         else:
             found.append(entry or TransferSet(name, name))

@@ -1,6 +1,11 @@
-"""Measures of representations as modules of `evaluate`, one folder each, ready to be a Space of the Hub."""
+"""Measures of representations as modules of `evaluate`, one folder each.
+
+Each folder is the complete content of a Space of the Hub: `evaluate.load` reads the module from it, and the Space runs
+the same module as its application, which shows the card.
+"""
 
 from pathlib import Path
+from typing import Any
 
 import evaluate
 
@@ -9,16 +14,37 @@ from ..messages import suggest
 METRICS = ("effective_rank", "rankme", "alpha_req", "knn_accuracy", "voc_ap")
 
 
-def load_metric(name: str, **kwargs) -> evaluate.EvaluationModule:
-    """One of [`METRICS`], without the Hub; the same as `evaluate.load` with its folder.
+def load_metric(name: str, **kwargs: Any) -> evaluate.EvaluationModule:
+    """Load one of [`METRICS`] without the Hub, as `evaluate.load` does with its folder.
 
     Args:
-        name (`str`): Such as "rankme".
+        name (`str`): The name of the metric, such as "rankme".
         kwargs: Further arguments of `evaluate.load`.
 
+    Returns:
+        `evaluate.EvaluationModule`: The metric.
+
     Raises:
-        ValueError: there is no such metric; the nearest is named.
+        ValueError: There is no such metric.
+
+    Example:
+        >>> load_metric("rankme").compute(representations=[[1.0, 0.0], [0.0, 1.0]])
+        {'rankme': 2.0}
     """
     if name not in METRICS:
         raise ValueError(f"metric {name!r} is unknown: {suggest(name, METRICS)}")
     return evaluate.load(str(Path(__file__).parent / name), **kwargs)
+
+
+def show_card(module: str) -> None:
+    """Serve the card of a metric as a page, which is all that its Space does.
+
+    Args:
+        module (`str`): The path of the metric's module, beside which its card `README.md` lies.
+    """
+    import gradio  # installed in every Space of the Gradio SDK, and needed nowhere else
+
+    card = Path(module).with_name("README.md").read_text(encoding="utf-8")
+    with gradio.Blocks() as page:
+        gradio.Markdown(card.split("---", 2)[2])
+    page.launch()

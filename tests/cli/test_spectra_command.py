@@ -165,7 +165,7 @@ def test_rows_are_spread_over_a_sorted_data_set():
     ("arguments", "said"),
     [
         ([], "MODEL"),
-        (["resnet10tt"], "did you mean resnet10t"),
+        (["resnet10tt"], "did you mean 'resnet10t'"),
         (["/no/such/run"], "there is no such folder"),
         (["MODEL", "MODEL"], "is given twice"),
         (["MODEL", "MODEL/"], "is given twice"),

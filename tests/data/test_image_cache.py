@@ -109,7 +109,7 @@ def test_crops_made_at_decode_are_not_kept():
     source = source_of(size=(40, 48))
     crops = {"views": RECIPE, "image_size": 8}
     assert ImageDataset(source, **crops, cache_images="auto")._cache is None
-    with pytest.raises(ValueError, match=r"cache_images is always, and of the images of .* leave it at auto"):
+    with pytest.raises(ValueError, match=r"cache_images is always, but the images of .* leave it at auto"):
         ImageDataset(source, **crops, cache_images="always")
 
 

@@ -181,7 +181,7 @@ def test_a_data_set_that_breaks_off_ends_the_search_in_one_line_from_a_worker_to
     for workers in (0, 1):
         with pytest.raises(TooManyUnreadable) as caught:
             list(DataLoader(data, 15, collate_fn=collate, num_workers=workers))
-        assert str(caught.value).startswith("32 of 90 images cannot be read, more than 1%: mend or remove 10.png (")
+        assert str(caught.value).startswith("32 of 90 images cannot be read, more than 1%: repair or remove 10.png (")
         assert "\n" not in str(caught.value)
 
 
@@ -249,7 +249,7 @@ def test_log_of_a_stream_judges_by_what_was_seen(tmp_path):
     again = UnreadableLog(tmp_path / "unreadable_images.txt")
     again.add([], seen=200)
     again.add([(4, "four.png", "bad"), (5, "five.png", "bad")], seen=50)
-    with pytest.raises(TooManyUnreadable, match="3 of 290 images cannot be read, more than 1%: mend or remove four"):
+    with pytest.raises(TooManyUnreadable, match="3 of 290 images cannot be read, more than 1%: repair or remove four"):
         again.add([(6, "six.png", "bad")], seen=40)
 
 
@@ -304,3 +304,31 @@ def test_streams_and_tables_are_not_mixed_up():
         ImageDataset(source_of([(8, 8)], streaming=True))
     with pytest.raises(ValueError, match="use ImageDataset"):
         StreamingImageDataset(source_of([(8, 8)]))
+
+
+# --- wrong types ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [ImageDataset, StreamingImageDataset])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": "digits"}, "source must be an ImageSource, got 'digits': open it with load_source"),
+        ({"source": None}, "source must be an ImageSource, got None"),
+        ({"views": 5}, "views must be a recipe or the name of one, such as 'digits', got 5"),
+        ({"image_size": "8"}, "image_size must be a positive number of pixels, got '8'"),
+    ],
+)
+def test_wrong_types_are_refused_by_name(kind, arguments, message):
+    source = source_of([(8, 8)] * 2, streaming=kind is StreamingImageDataset)
+    with pytest.raises(TypeError, match=message) as caught:
+        kind(**{"source": source, "views": RECIPE, "image_size": 8, **arguments})
+    assert "\n" not in str(caught.value)
+
+
+def test_views_may_be_the_name_of_a_recipe():
+    source = source_of([(40, 50), (64, 33)])
+    data, same = (ImageDataset(source, views=views, image_size=16) for views in ("cifar-asym", RECIPE))
+    assert equal(data[0], same[0])
+    with pytest.raises(ValueError, match="did you mean 'cifar-asym'"):
+        ImageDataset(source, views="cifar-asymm", image_size=16)

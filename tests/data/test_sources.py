@@ -229,11 +229,13 @@ def test_slices_of_streams_are_refused():
 
 
 def test_unknown_split_and_columns_name_what_there_is():
-    with pytest.raises(ValueError, match=r"did you mean 'test'.*train, test"):
+    with pytest.raises(ValueError, match="split 'tset' is not in data set digits: did you mean 'test'"):
         load_source("digits", split="tset")
-    with pytest.raises(ValueError, match=r"did you mean 'image'.*image, label"):
+    with pytest.raises(ValueError, match="choose from train, test"):
+        load_source("digits", split="holdout")
+    with pytest.raises(ValueError, match="did you mean 'image'"):
         load_source("digits", image_column="imag")
-    with pytest.raises(ValueError, match="label_column 'fine' is not in data set digits"):
+    with pytest.raises(ValueError, match="label_column 'fine' is not in data set digits: choose from image, label"):
         load_source("digits", label_column="fine")
     with pytest.raises(ValueError, match="classes are integers or text"):
         load_source("digits", label_column="image")
@@ -261,6 +263,41 @@ def test_folders_without_images(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (None, "None"),
+        (5, "5"),
+        ([b"png"], r"\[b'png'\]"),
+        ({"train": [1, 2]}, r"\{'train': \[1, 2\]\}"),
+        (object, "class"),
+    ],
+)
+def test_something_that_is_no_data_set_is_one_clear_line(given, shown):
+    for call in (load_source, available_splits):
+        with pytest.raises(
+            TypeError, match=f"^dataset must be 'digits', a folder, a Hub id or .* got .*{shown}"
+        ) as caught:
+            call(given)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_split_must_be_text():
+    with pytest.raises(TypeError, match=r"^split must be a string such as 'train\[:5000\]', got 5$"):
+        load_source("digits", split=5)
+
+
+def test_a_path_is_a_folder_and_nothing_else(tmp_path, monkeypatch):
+    save(tmp_path / "images" / "a.png", 3)
+    assert seen(load_source(tmp_path / "images")) == [(3, -1)]
+    assert load_source(tmp_path / "images").name == str(tmp_path / "images")
+    assert available_splits(tmp_path / "images") == ["train"]
+    monkeypatch.chdir(tmp_path)
+    for missing in (Path("digits"), Path("owner/name")):
+        with pytest.raises(FileNotFoundError, match=f"dataset {missing}: there is no such folder"):
+            load_source(missing)
+
+
 def test_nothing_readable_is_said_at_once():
     source = load_source(datasets.Dataset.from_dict({"x": [b"junk"] * 3}), image_column="x")
     with pytest.raises(ValueError, match=r"no image sampled from column 'x'.*can be read"):
@@ -280,5 +317,5 @@ for call, name in ((load_source, "nobody/nothing"), (load_source, "digit"), (ava
     run = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True, timeout=300)
     lines = run.stdout.strip().splitlines()
     assert len(lines) == 3, run.stderr
-    assert all("cannot be had from the Hub" in line for line in lines)
+    assert all("cannot be loaded from the Hub" in line for line in lines)
     assert "did you mean 'digits'?" in lines[1]

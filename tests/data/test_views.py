@@ -296,6 +296,32 @@ def test_bad_normalization_is_refused():
         Views("digits", 32, (0.5,), STD)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((5, 32, MEAN, STD), TypeError, "views must be a recipe or the name of one, such as 'digits', got 5"),
+        (("digit", 32, MEAN, STD), ValueError, "there is no recipe 'digit' for views: did you mean 'digits'"),
+        (("digits", "32", MEAN, STD), TypeError, "image_size must be a positive number of pixels, got '32'"),
+        (("digits", 0, MEAN, STD), ValueError, "image_size is 0"),
+        (("digits", 32, 0.5, STD), TypeError, "mean must be 3 numbers, one per channel, got 0.5"),
+        (("digits", 32, MEAN, "abc"), TypeError, "std must be 3 numbers, one per channel, got 'abc'"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(arguments, error, message):
+    with pytest.raises(error, match=message) as caught:
+        Views(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("batch", "shown"),
+    [(torch.zeros(4, 32, 32), r"shape \(4, 32, 32\)"), (torch.zeros(2, 1, 8, 8), "shape"), ([1, "b"], "1")],
+)
+def test_a_batch_of_another_shape_is_refused(batch, shown):
+    with pytest.raises(ValueError, match=rf"must be tensors of shape \(B, 3, H, W\), got {shown}"):
+        Views("digits", 32, MEAN, STD)(batch, 0)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_the_device_makes_no_difference(name):

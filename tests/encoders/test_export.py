@@ -153,6 +153,25 @@ def test_own_preprocessing_is_published(tmp_path):
     assert (loaded.mean, loaded.std, loaded.interpolation) == (encoder.mean, encoder.std, encoder.interpolation)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"encoder": "resnet18"}, "encoder must be an Encoder, got 'resnet18': pass one from load_encoder"),
+        ({"encoder": torch.nn.Linear(2, 2)}, "encoder must be an Encoder, got Linear("),
+        ({"folder": 5}, "folder must be a path, got 5"),
+        ({"metadata": ["byol"]}, "metadata must be a dict of JSON values, got ['byol']"),
+        ({"metadata": {"loss": torch.zeros(2)}}, "metadata must be a dict of JSON values ("),
+    ],
+)
+def test_wrong_types_are_one_clear_line_and_write_nothing(arguments, words, tmp_path):
+    given = {"encoder": load_encoder("linear", image_size=8), "folder": tmp_path / "encoder", **arguments}
+    with pytest.raises(TypeError) as raised:
+        export_encoder(given.pop("encoder"), given.pop("folder"), **given)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_export_leaves_the_encoder_alone(tmp_path):
     encoder = load_encoder("resnet18_cifar").to(memory_format=torch.channels_last)
     export_encoder(encoder, tmp_path / "encoder")

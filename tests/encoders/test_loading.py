@@ -212,8 +212,8 @@ def test_folder_is_found_in_a_run(tmp_path):
     encoder = load_encoder("resnet18_cifar").eval()
     export_encoder(encoder, tmp_path / "run" / "encoder")
     images = torch.randn(2, 3, 32, 32)
-    for name in (tmp_path / "run", tmp_path / "run" / "encoder"):
-        torch.testing.assert_close(load_encoder(str(name), pretrained=True).eval()(images), encoder(images))
+    for name in (str(tmp_path / "run"), tmp_path / "run" / "encoder"):
+        torch.testing.assert_close(load_encoder(name, pretrained=True).eval()(images), encoder(images))
     untrained = load_encoder(str(tmp_path / "run")).eval()
     assert not torch.equal(untrained.backbone.conv1.weight, encoder.backbone.conv1.weight)
 

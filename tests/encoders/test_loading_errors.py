@@ -4,6 +4,7 @@ import json
 
 import pytest
 import transformers as hf
+from torch import nn
 
 from hf_orthossl.encoders import export_encoder, load_encoder
 
@@ -20,9 +21,11 @@ def vit_folder(tmp_path):
 @pytest.mark.parametrize(
     ("name", "kwargs", "error", "words"),
     [
-        ("resnet81", {}, ValueError, "'resnet81'; did you mean resnet"),
-        ("resnet18.a1_in1l", {}, ValueError, "did you mean resnet18.a1_in1k"),
-        ("resnet18_cifra", {}, ValueError, "did you mean resnet18_cifar"),
+        ("resnet81", {}, ValueError, "unknown backbone 'resnet81'"),
+        ("resnet81", {}, ValueError, "did you mean 'resnet"),
+        ("zzzzzzzz", {}, ValueError, "list the names of timm with timm.list_models()"),
+        ("resnet18.a1_in1l", {}, ValueError, "did you mean 'resnet18.a1_in1k'"),
+        ("resnet18_cifra", {}, ValueError, "did you mean 'resnet18_cifar'"),
         ("./absent", {}, FileNotFoundError, "'./absent': there is no such folder"),
         ("local-dir:absent", {}, FileNotFoundError, "there is no such folder"),
         ("resnet18", {"image_size": 0}, ValueError, "image_size=0 must be"),
@@ -39,10 +42,30 @@ def test_unusable_requests_are_one_clear_line(name, kwargs, error, words):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "kwargs", "words"),
+    [
+        (5, {}, "name must be a timm name such as 'resnet18', a Hub id or a folder, got 5"),
+        (None, {}, "a folder, got None"),
+        (nn.Linear, {}, "a folder, got <class 'torch.nn.modules.linear.Linear'>"),
+        (nn.Linear(3, 2), {}, "a folder, got Linear(in_features=3"),
+        (nn.Sequential(nn.Linear(3, 2), nn.ReLU()), {}, "a folder, got an object of class Sequential"),
+        ("resnet18", {"pretrained": "yes"}, "pretrained must be True or False, got 'yes'"),
+    ],
+)
+def test_wrong_types_are_one_clear_line(name, kwargs, words):
+    with pytest.raises(TypeError) as raised:
+        load_encoder(name, **kwargs)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("pretrained", [False, True])
 def test_absent_hub_repository_is_one_clear_line(pretrained, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="'nobody/nothing' is no folder here and cannot be read from the Hub") as raised:
+    with pytest.raises(
+        OSError, match="'nobody/nothing' is not a local folder and cannot be read from the Hub"
+    ) as raised:
         load_encoder("nobody/nothing", pretrained=pretrained)
     assert "\n" not in str(raised.value)
 
@@ -63,7 +86,7 @@ def test_pickled_weights_are_refused(vit_folder, tmp_path):
     ("config", "words"),
     [
         ({}, "neither a timm architecture nor a transformers model_type"),
-        ({"architecture": "resnet81"}, "unknown architecture 'resnet81'; did you mean resnet"),
+        ({"architecture": "resnet81"}, "unknown architecture 'resnet81': did you mean 'resnet"),
         ({"model_type": "mine", "auto_map": {"AutoModel": "code.Mine"}}, "code from its folder is never run"),
         ({"model_type": "bert"}, "no vision model"),
         ("{", "not JSON"),
@@ -78,7 +101,7 @@ def test_unusable_folders_are_one_clear_line(config, words, tmp_path):
 
 def test_unknown_configuration_entry_suggests_the_nearest(vit_folder):
     folder = str(vit_folder)
-    with pytest.raises(ValueError, match="no argument 'patchsize'; did you mean patch_size"):
+    with pytest.raises(ValueError, match="no argument 'patchsize': did you mean 'patch_size'"):
         load_encoder(folder, patchsize=4)
     assert load_encoder(folder, patch_size=4).backbone.config.patch_size == 4
 

@@ -113,6 +113,18 @@ def test_every_folder_is_a_space_with_a_card(name):
 
 
 @pytest.mark.parametrize("name", METRICS)
+def test_a_space_shows_the_card(name, monkeypatch):
+    """The Space runs the module as its application; here the page is caught instead of served."""
+    gradio = pytest.importorskip("gradio")
+    pages = []
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda page: pages.append(page))
+    runpy.run_path(str(FOLDER / name / f"{name}.py"), run_name="__main__")
+    ((markdown,),) = ([block.value for block in page.blocks.values() if hasattr(block, "value")] for page in pages)
+    assert markdown.startswith("# ")
+    assert "## How to use" in markdown
+
+
+@pytest.mark.parametrize("name", METRICS)
 def test_examples_give_what_they_show(name, monkeypatch):
     import doctest
 

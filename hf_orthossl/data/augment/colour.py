@@ -1,4 +1,4 @@
-"""What is done to the colours and sharpness of a batch of views, every image with its own numbers."""
+"""Change the colours and sharpness of a batch of views, each image by its own random amounts, as torchvision does."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,21 +9,22 @@ from torch import Tensor
 from .filters import blur
 from .recipes import ViewSpec
 
-# Of ITU-R 601, as Pillow has them; torchvision's end in 0.2989 and 0.1140.
+# Luma weights of ITU-R 601, as Pillow has them; torchvision rounds the first and last to 0.2989 and 0.1140.
 _LUMA = (0.299, 0.587, 0.114)
 
 
-# Uniform numbers per image: jitter's gate, 4 amounts and 4 sort keys; gates of grayscale, blur and solarize; σ.
+# Uniform random numbers per image: the gate of jitter, its 4 amounts and 4 sort keys; the gates of grayscale, blur and
+# solarize; σ.
 DRAWS = 13
 
 
 class Step(NamedTuple):
-    """One operation, on some images of a batch.
+    """An operation on some images of a batch.
 
     Args:
-        operation (`Callable`): From images and, where there are any, values to images; it may overwrite its own.
-        gates (`list[bool]`): Which images, known without waiting for the device.
-        values (`Tensor` of shape `(B,)`, *optional*): One number per image.
+        operation (`Callable`): Maps images and, if there are any, values to images; it may overwrite the images.
+        gates (`list[bool]`): Whether to change each image, on the host so that nothing waits for the device.
+        values (`Tensor` of shape `(B,)`, *optional*): The amount of the change of each image.
     """
 
     operation: Callable[..., Tensor]
@@ -31,7 +32,7 @@ class Step(NamedTuple):
     values: Tensor | None = None
 
     def __call__(self, images: Tensor, first: int = 0) -> Tensor:
-        """Does it to images that stand in the batch from place `first` on; they may be overwritten."""
+        """Apply the operation to the images of the batch from position `first` on, which may be overwritten."""
         part = slice(first, first + len(images))
         rows = [row for row, gate in enumerate(self.gates[part]) if gate]
         if not rows:
@@ -45,16 +46,19 @@ class Step(NamedTuple):
 
 
 def photometric_steps(uniform: Tensor, spec: ViewSpec, device: torch.device) -> list[Step]:
-    """Jitter, grayscale, blur and solarization, in this order (that of BYOL and of solo-learn), to be called in turn.
+    """Return jitter, grayscale, blur and solarization, in the order of BYOL and solo-learn, to be called in turn.
 
     Args:
-        uniform (`Tensor` of shape `(B, 13)`): Independent uniform numbers in [0, 1), on the CPU.
-        spec ([`ViewSpec`]): Probabilities and strengths.
-        device (`torch.device`): Where the images are, RGB in [0, 1].
+        uniform (`Tensor` of shape `(B, 13)`): Independent uniform random numbers in [0, 1), on the CPU.
+        spec ([`ViewSpec`]): The probabilities and strengths.
+        device (`torch.device`): The device of the images, which are RGB in [0, 1].
+
+    Returns:
+        `list[Step]`: The operations.
     """
     low, high = spec.blur_sigma
     sigma = (low + (high - low) * uniform[:, 12]).to(device, non_blocking=True)
-    others = (
+    others: tuple[tuple[Callable[..., Tensor], Tensor, Tensor | None], ...] = (
         (grayscale, uniform[:, 9] < spec.grayscale, None),
         (lambda images, values: blur(images, values, high), uniform[:, 10] < spec.blur, sigma),
         (lambda images: solarize(images, spec.solarize_threshold), uniform[:, 11] < spec.solarize, None),
@@ -64,9 +68,9 @@ def photometric_steps(uniform: Tensor, spec: ViewSpec, device: torch.device) -> 
 
 
 def _jitter(gates: Tensor, amounts: Tensor, keys: Tensor, spec: ViewSpec, device: torch.device) -> list[Step]:
-    """Brightness, contrast, saturation and hue, in an order of its own for every image, as torchvision's."""
-    # With the ranges of their values.
-    operations = (
+    """Return brightness, contrast, saturation and hue, in a random order for each image, as in torchvision."""
+    # Each operation with the range of its values.
+    operations: tuple[tuple[Callable[..., Tensor], float, float], ...] = (
         (brighten, max(0.0, 1 - spec.brightness), 1 + spec.brightness),
         (contrast, max(0.0, 1 - spec.contrast), 1 + spec.contrast),
         (saturate, max(0.0, 1 - spec.saturation), 1 + spec.saturation),
@@ -86,48 +90,52 @@ def _jitter(gates: Tensor, amounts: Tensor, keys: Tensor, spec: ViewSpec, device
 
 
 def brighten(images: Tensor, factor: Tensor) -> Tensor:
-    """Multiplies images `(B, 3, H, W)` in [0, 1] by factors `(B,)`, at least 0; returns them, overwritten."""
+    """Multiply images `(B, 3, H, W)` in [0, 1] by factors `(B,)` of at least 0, in place."""
     return images.mul_(factor.view(-1, 1, 1, 1)).clamp_(max=1)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Moves images `(B, 3, H, W)` away from their mean gray by factors `(B,)`; returns them, overwritten."""
+    """Scale the contrast of images `(B, 3, H, W)` around their mean gray by factors `(B,)`, in place."""
     return _away_from(luma(images.mean((2, 3), keepdim=True)), images, factor)
 
 
 def saturate(images: Tensor, factor: Tensor) -> Tensor:
-    """Moves pixels of images `(B, 3, H, W)` away from their own gray by factors `(B,)`; returns them, overwritten."""
+    """Scale the saturation of images `(B, 3, H, W)` around the gray of each pixel by factors `(B,)`, in place."""
     return _away_from(luma(images), images, factor)
 
 
 def grayscale(images: Tensor) -> Tensor:
-    """Drops the colour of images `(B, 3, H, W)`; returns them, overwritten."""
+    """Remove the colour of images `(B, 3, H, W)`, in place."""
     return images.copy_(luma(images))
 
 
 def solarize(images: Tensor, threshold: float) -> Tensor:
-    """Inverts what is at least `threshold` in images `(B, 3, H, W)` in [0, 1]; returns them, overwritten."""
+    """Invert values of at least `threshold` in images `(B, 3, H, W)` in [0, 1], in place."""
     return torch.where(images < threshold, images, 1 - images, out=images)
 
 
 def turn_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turns every image's hues by its own share of the colour circle: to HSV and back in closed form.
+    """Shift the hues of each image by its own share of the colour circle: to HSV and back in closed form, in place.
 
     Args:
         images (`Tensor` of shape `(B, 3, H, W)`): RGB in [0, 1]; overwritten.
-        shift (`Tensor` of shape `(B,)`): In [−0.5, 0.5].
+        shift (`Tensor` of shape `(B,)`): The share of the colour circle, in [−0.5, 0.5].
+
+    Returns:
+        `Tensor` of shape `(B, 3, H, W)`: `images`.
     """
     red, green, blue = images.unbind(1)
     value, lowest = images.amax(1), images.amin(1)
     chroma = value - lowest
-    # In sixths of a turn from red, so far times the chroma. Masks are numbers: on the CPU, `lerp` with them takes a
-    # quarter of the time of `where`, and picks one of its sides exactly.
+    # The hue in sixths of a turn from red, still multiplied by the chroma. Masks are numbers, because `lerp` with 0 and
+    # 1 selects one of its sides exactly, in a quarter of the time of `where` on the CPU.
     hue = (red - green).add_(chroma, alpha=4)
     hue.lerp_((blue - red).add_(chroma, alpha=2), _mask(green, value)).lerp_(green - blue, _mask(red, value))
     hue.div_(chroma.clamp_min(torch.finfo(hue.dtype).tiny)).add_(6 * shift.view(-1, 1, 1))
     hue.sub_((hue / 6).floor_(), alpha=6)
-    # With c its distance from a channel's corner, cut off at [1, 2]: value − chroma · (c − 1). From red's opposite, as
-    # red itself lies at both ends of the scale: lowest + chroma · (c − 1).
+    # With c the distance of the hue from a channel's corner, clamped to [1, 2], green and blue are value − chroma ·
+    # (c − 1). Red lies at both ends of the scale, so for red c is the distance from the opposite corner, and its value
+    # is lowest + chroma · (c − 1).
     low, high = lowest.sub_(chroma), value.add_(chroma)
     for channel, corner, start, sign in ((red, 3, low, 1), (green, 2, high, -1), (blue, 4, high, -1)):
         distance = torch.sub(hue, corner, out=channel).abs_().clamp_(1, 2)
@@ -136,7 +144,7 @@ def turn_hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def luma(images: Tensor) -> Tensor:
-    """The gray `(B, 1, H, W)` of images `(B, 3, H, W)`."""
+    """Return the gray `(B, 1, H, W)` of images `(B, 3, H, W)`."""
     red, green, blue = images.split(1, 1)
     return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 

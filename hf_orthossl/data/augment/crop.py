@@ -1,4 +1,4 @@
-"""Random resized crops: where to crop, and the crop itself, at decode or for a whole batch at once."""
+"""Random resized crops: choose boxes, and crop a single image during decoding or a whole batch on the device."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .recipes import ViewSpec
 
 # Boxes tried before the fallback, as in Inception's crop and torchvision's RandomResizedCrop.
 TRIES = 10
-# Uniform numbers that one crop box consumes.
+# Uniform random numbers per crop box.
 DRAWS = 2 * TRIES + 2
 
 _SUPPORT = {"bicubic": 2, "bilinear": 1}
@@ -21,15 +21,19 @@ _PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 
 
 def crop_boxes(uniform: Tensor, height: int, width: int, spec: ViewSpec) -> Tensor:
-    """Boxes of random area and aspect ratio (Szegedy et al. 2015), distributed as torchvision's.
+    """Return boxes of random area and aspect ratio, distributed as those of torchvision's `RandomResizedCrop`.
 
     Args:
-        uniform (`Tensor` of shape `(B, 22)`): Independent uniform numbers in [0, 1).
-        height, width (`int`): Of the image, in pixels.
-        spec ([`ViewSpec`]): Its `scale` (share of the area) and `ratio` (width over height) are used.
+        uniform (`Tensor` of shape `(B, 22)`): Independent uniform random numbers in [0, 1).
+        height (`int`): The height of the images, in pixels.
+        width (`int`): The width of the images, in pixels.
+        spec ([`ViewSpec`]): Its `scale` (share of the area) and `ratio` (width divided by height) are used.
 
     Returns:
-        `Tensor` of shape `(B, 4)`, int64: top, left, height, width in pixels.
+        `Tensor` of shape `(B, 4)`, int64: top, left, height and width in pixels.
+
+    Source:
+        Szegedy et al. 2015, arXiv 1409.4842.
     """
     uniform = uniform.double()
     area = height * width * (spec.scale[0] + (spec.scale[1] - spec.scale[0]) * uniform[:, :TRIES])
@@ -39,20 +43,20 @@ def crop_boxes(uniform: Tensor, height: int, width: int, spec: ViewSpec) -> Tens
     heights = (area / ratio).sqrt().round()
     fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
-    # Where no try fits, the largest centred box of a permitted ratio.
+    # The fallback: the largest centred box of a permitted ratio.
     clamped = min(max(width / height, spec.ratio[0]), spec.ratio[1])
     full_height = min(height, round(width / clamped))
     full_width = min(width, round(height * clamped))
-    found = fits.any(1)
-    box_height = torch.where(found, heights.gather(1, first)[:, 0], full_height)
-    box_width = torch.where(found, widths.gather(1, first)[:, 0], full_width)
-    top = torch.where(found, (uniform[:, -2] * (height - box_height + 1)).floor(), (height - full_height) // 2)
-    left = torch.where(found, (uniform[:, -1] * (width - box_width + 1)).floor(), (width - full_width) // 2)
+    any_fits = fits.any(1)
+    box_height = torch.where(any_fits, heights.gather(1, first)[:, 0], full_height)
+    box_width = torch.where(any_fits, widths.gather(1, first)[:, 0], full_width)
+    top = torch.where(any_fits, (uniform[:, -2] * (height - box_height + 1)).floor(), (height - full_height) // 2)
+    left = torch.where(any_fits, (uniform[:, -1] * (width - box_width + 1)).floor(), (width - full_width) // 2)
     return torch.stack([top, left, box_height, box_width], 1).long()
 
 
-def crop_at_decode(image: Image.Image, spec: ViewSpec, size: int, generator: np.random.Generator) -> Image.Image:
-    """One random resized crop of a single image, `size` × `size` pixels."""
+def random_resized_crop(image: Image.Image, spec: ViewSpec, size: int, generator: np.random.Generator) -> Image.Image:
+    """Crop a single image to a random box and resize it to `size` × `size` pixels."""
     uniform = torch.from_numpy(generator.random((1, DRAWS)))
     top, left, height, width = crop_boxes(uniform, image.height, image.width, spec)[0].tolist()
     crop = image.crop((left, top, left + width, top + height))
@@ -67,21 +71,21 @@ def resize_taps(
     device: torch.device,
     mirrored: Tensor | None = None,
 ) -> tuple[Taps, Taps]:
-    """What resizes every image's own box to `size` × `size` pixels, antialiased, with Pillow's weights.
+    """Return the linear maps that resize every image's box to `size` × `size` pixels, with Pillow's antialiasing.
 
     Args:
-        boxes (`Tensor` of shape `(B, 4)`): From [`crop_boxes`], on the CPU.
-        shape (`Sequence[int]`): Height and width of the images.
-        size (`int`): In pixels.
+        boxes (`Tensor` of shape `(B, 4)`): Boxes from [`crop_boxes`], on the CPU.
+        shape (`Sequence[int]`): The height and width of the images, in pixels.
+        size (`int`): The side of the result, in pixels.
         interpolation (`str`): "bicubic" or "bilinear".
-        device (`torch.device`): Where the images are.
-        mirrored (`Tensor` of shape `(B,)`, bool, *optional*): Images to be flipped, left to right; none by default.
+        device (`torch.device`): The device of the images.
+        mirrored (`Tensor` of shape `(B,)`, bool, *optional*): The images to flip horizontally; none by default.
 
     Returns:
-        What to do to the columns, and to the rows, of whole images.
+        `tuple[Taps, Taps]`: The maps of the columns and of the rows of whole images.
     """
     support = _SUPPORT[interpolation]
-    # As many as the largest box could need: a part of a batch then sums as the whole does, to the last bit.
+    # As many as the largest possible box needs, so that a part of a batch sums bit for bit as the whole batch does.
     taps = torch.arange(math.ceil(2 * support * max(max(shape) / size, 1)), device=device)
     first, length = boxes.to(device, non_blocking=True).view(-1, 2, 2, 1, 1).unbind(1)
     place = torch.arange(size, device=device).view(-1, 1).repeat(len(boxes), 2, 1, 1)
@@ -89,7 +93,7 @@ def resize_taps(
         rows = mirrored.to(device, non_blocking=True).view(-1, 1, 1)
         place[:, 1] = torch.where(rows, size - 1 - place[:, 1], place[:, 1])
     step = length.float() / size
-    widening = step.clamp_min(1)  # the kernel widens with the step when an image shrinks: that is the antialiasing
+    widening = step.clamp_min(1)  # antialiasing: the kernel widens with the step when an image shrinks
     centre = (place + 0.5) * step
     pixel = (centre - support * widening + 0.5).floor() + taps
     distance = ((pixel + 0.5 - centre) / widening).abs_()
@@ -101,16 +105,17 @@ def resize_taps(
 
 
 def resized_crops(images: Tensor, boxes: Tensor, columns: Taps, rows: Taps) -> Tensor:
-    """Crops every image of a batch to its own box and resizes it.
+    """Crop every image of a batch to its box and resize it.
 
     Args:
-        images (`Tensor` of shape `(B, 3, H, W)`): uint8 or floating point. Only what lies between the outermost edges
+        images (`Tensor` of shape `(B, 3, H, W)`): uint8 or floating point. Only the region between the outermost edges
             of the boxes is read.
-        boxes (`Tensor` of shape `(B, 4)`): From [`crop_boxes`], on the CPU.
-        columns, rows ([`Taps`]): From [`resize_taps`].
+        boxes (`Tensor` of shape `(B, 4)`): Boxes from [`crop_boxes`], on the CPU.
+        columns ([`Taps`]): The map of the columns, from [`resize_taps`].
+        rows ([`Taps`]): The map of the rows, from [`resize_taps`].
 
     Returns:
-        `Tensor` of shape `(B, 3, size, size)`, float32, not clamped: bicubic weights overshoot.
+        `Tensor` of shape `(B, 3, size, size)`, float32. It is not clamped, although bicubic weights overshoot.
     """
     lines = boxes.tolist()
     top, left = min(line[0] for line in lines), min(line[1] for line in lines)
@@ -120,7 +125,7 @@ def resized_crops(images: Tensor, boxes: Tensor, columns: Taps, rows: Taps) -> T
 
 
 def _cubic(distance: Tensor) -> Tensor:
-    # Keys' kernel with a = −1/2, Pillow's choice (torch's own bicubic without antialiasing has −3/4).
+    # Keys' kernel with a = −1/2, as Pillow has it (torch's own bicubic without antialiasing has −3/4).
     near = (1.5 * distance - 2.5) * distance * distance + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     return torch.where(distance < 1, near, torch.where(distance < 2, far, 0))

@@ -1,4 +1,4 @@
-"""Linear maps along columns and rows, such as resizing and blurring, every image of a batch by its own."""
+"""Separable linear filters for a batch, each image with its own: the basis of resizing, and Gaussian blur."""
 
 import math
 from typing import NamedTuple
@@ -9,11 +9,13 @@ from torch.nn import functional
 
 
 class Taps(NamedTuple):
-    """A linear map from n pixels in a line to m, for each of B images: every new pixel is a sum of k weighted old ones.
+    """A linear map from lines of n pixels to lines of m pixels for each of B images.
+
+    Every new pixel is a weighted sum of k old pixels.
 
     Args:
-        sources (`Tensor` of shape `(B, m, k)`, int64): Old pixels, in [0, n).
-        weights (`Tensor` of shape `(B, m, k)`): Floating point.
+        sources (`Tensor` of shape `(B, m, k)`, int64): The positions of the old pixels, in [0, n).
+        weights (`Tensor` of shape `(B, m, k)`, floating point): Their weights.
     """
 
     sources: Tensor
@@ -21,15 +23,16 @@ class Taps(NamedTuple):
 
 
 def separable(images: Tensor, columns: Taps, rows: Taps) -> Tensor:
-    """Maps every column of every image, and then every row.
+    """Map every column of every image, and then every row.
 
-    On CUDA these are two batched products with matrices, most of whose elements are 0. The CPU sums up the few pixels
-    that count, whole rows at a time, between two transpositions: less than half the time of torch's antialiased
-    `interpolate`, or of a convolution, at 224 pixels.
+    On CUDA these are two batched products with matrices whose elements are mostly 0. On the CPU the few relevant pixels
+    are summed, whole rows at a time, between two transpositions. This takes less than half the time of torch's
+    antialiased `interpolate`, or of a convolution, at 224 pixels.
 
     Args:
-        images (`Tensor` of shape `(B, C, H, W)`): Floating point.
-        columns, rows ([`Taps`]): To h pixels and to w pixels.
+        images (`Tensor` of shape `(B, C, H, W)`): Floating-point images.
+        columns ([`Taps`]): The map of the columns, from H to h pixels.
+        rows ([`Taps`]): The map of the rows, from W to w pixels.
 
     Returns:
         `Tensor` of shape `(B, C, h, w)`.
@@ -38,19 +41,29 @@ def separable(images: Tensor, columns: Taps, rows: Taps) -> Tensor:
 
 
 def blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Gaussian blur with a σ per image, mirrored at the edges: torchvision's `gaussian_blur`.
+    """Blur each image with a Gaussian of its own σ, reflecting at the edges as torchvision's `gaussian_blur` does.
 
     Args:
-        images (`Tensor` of shape `(B, 3, H, W)`): RGB.
-        sigma (`Tensor` of shape `(B,)`): In pixels.
-        largest (`float`): Upper end of the σ in this batch; the kernel reaches three times as far, where it has
-            0.3 % of its weight left, or as far as the image does.
+        images (`Tensor` of shape `(B, 3, H, W)`): RGB images.
+        sigma (`Tensor` of shape `(B,)`): The σ of each image, in pixels.
+        largest (`float`): The upper bound of σ. The kernel reaches three times as far, where 0.3 % of its weight is
+            left outside, but no further than the image.
+
+    Returns:
+        `Tensor` of shape `(B, 3, H, W)`.
     """
     radius = min(math.ceil(3 * largest), min(images.shape[-2:]) - 1)
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     kernels = torch.softmax(-0.5 * (offsets / sigma.view(-1, 1)).square(), 1)
-    columns, rows = (_taps(kernels, offsets, side) for side in images.shape[-2:])
+    columns, rows = (_blur_taps(kernels, offsets, side) for side in images.shape[-2:])
     return separable(images, columns, rows)
+
+
+def _blur_taps(kernels: Tensor, offsets: Tensor, side: int) -> Taps:
+    sources = (torch.arange(side, device=offsets.device).view(-1, 1) + offsets).abs_()
+    sources = torch.minimum(sources, 2 * (side - 1) - sources)
+    shape = (len(kernels), side, len(offsets))
+    return Taps(sources.expand(shape), kernels.unsqueeze(1).expand(shape))
 
 
 def _by_products(images: Tensor, columns: Taps, rows: Taps) -> Tensor:
@@ -65,10 +78,10 @@ def _matrices(taps: Taps, pixels: int) -> Tensor:
 
 
 def _by_sums(images: Tensor, columns: Taps, rows: Taps) -> Tensor:
-    return _transposed(_sums_of_rows(_transposed(_sums_of_rows(images, columns)), rows))
+    return _transpose(_sum_rows(_transpose(_sum_rows(images, columns)), rows))
 
 
-def _sums_of_rows(images: Tensor, taps: Taps) -> Tensor:
+def _sum_rows(images: Tensor, taps: Taps) -> Tensor:
     batch, channels, height, width = images.shape
     first = height * torch.arange(batch * channels).view(batch, channels, 1, 1)
     sources = (first + taps.sources.unsqueeze(1)).flatten(0, 2)
@@ -77,15 +90,8 @@ def _sums_of_rows(images: Tensor, taps: Taps) -> Tensor:
     return sums.view(batch, channels, -1, width)
 
 
-def _transposed(images: Tensor) -> Tensor:
-    """`images.mT.contiguous()`: what `channel_shuffle` does to pixels in groups, at a third of the time."""
+def _transpose(images: Tensor) -> Tensor:
+    """Return `images.mT.contiguous()` by `channel_shuffle` of groups of pixels, in a third of the time."""
     batch, channels, height, width = images.shape
     pixels = images.view(-1, 1, 1, height * width).permute(0, 3, 1, 2)
     return functional.channel_shuffle(pixels, height).reshape(batch, channels, width, height)
-
-
-def _taps(kernels: Tensor, offsets: Tensor, side: int) -> Taps:
-    sources = (torch.arange(side, device=offsets.device).view(-1, 1) + offsets).abs_()
-    sources = torch.minimum(sources, 2 * (side - 1) - sources)
-    shape = (len(kernels), side, len(offsets))
-    return Taps(sources.expand(shape), kernels.unsqueeze(1).expand(shape))

@@ -1,38 +1,39 @@
-"""Augmentation recipes as data: what is done to an image to make each of its views."""
+"""Describe augmentation as data: a recipe holds one specification per view; published recipes have names."""
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from ...messages import describe, suggest
+
 _INTERPOLATIONS = ("bicubic", "bilinear")
-
-
 _PROBABILITIES = ("flip", "jitter", "grayscale", "blur", "solarize")
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """How one view is made. Operations come in the order of the fields; 0 leaves one out.
+    """The operations that make one view, applied in the order of the fields; 0 disables an operation.
 
     Args:
-        size (`int`, *optional*): Side in pixels; defaults to the encoder's image size.
-        scale (`tuple[float, float]`, defaults to `(0.08, 1.0)`): Share of the image's area in the crop.
-        ratio (`tuple[float, float]`, defaults to `(3 / 4, 4 / 3)`): Width over height of the crop.
-        interpolation (`str`, defaults to `"bicubic"`): "bicubic" or "bilinear", antialiased.
+        size (`int`, *optional*): Side of the view in pixels; defaults to the encoder's image size.
+        scale (`tuple[float, float]`, defaults to `(0.08, 1.0)`): Range of the crop's share of the image's area.
+        ratio (`tuple[float, float]`, defaults to `(3 / 4, 4 / 3)`): Range of the crop's width divided by its height.
+        interpolation (`str`, defaults to `"bicubic"`): "bicubic" or "bilinear", with antialiasing.
         flip (`float`, defaults to 0.5): Probability of a horizontal flip.
-        jitter (`float`, defaults to 0.8): Probability of the next four, applied in random order.
-        brightness, contrast, saturation (`float`, defaults to 0.4, 0.4, 0.2): A factor from [max(0, 1 − x), 1 + x].
-        hue (`float`, defaults to 0.1): A shift from [−x, x] of the colour circle, at most 0.5.
+        jitter (`float`, defaults to 0.8): Probability of the next four operations, applied in random order.
+        brightness (`float`, defaults to 0.4): Brightness is multiplied by a factor from [max(0, 1 − x), 1 + x].
+        contrast (`float`, defaults to 0.4): Contrast is multiplied by a factor from [max(0, 1 − x), 1 + x].
+        saturation (`float`, defaults to 0.2): Saturation is multiplied by a factor from [max(0, 1 − x), 1 + x].
+        hue (`float`, defaults to 0.1): The hue is shifted by a share from [−x, x] of the colour circle; x ≤ 0.5.
         grayscale (`float`, defaults to 0.2): Probability of dropping colour.
         blur (`float`, defaults to 0.0): Probability of a Gaussian blur.
-        blur_sigma (`tuple[float, float]`, defaults to `(0.1, 2.0)`): Range of its σ, in pixels.
+        blur_sigma (`tuple[float, float]`, defaults to `(0.1, 2.0)`): Range of the blur's σ, in pixels.
         solarize (`float`, defaults to 0.0): Probability of inverting the bright pixels.
-        solarize_threshold (`float`, defaults to 0.5): Brightness from which they are inverted, in [0, 1].
+        solarize_threshold (`float`, defaults to 0.5): Brightness in [0, 1] from which pixels are inverted.
 
     Raises:
-        ValueError: a value lies outside its range.
+        ValueError: A value is out of range.
     """
 
     size: int | None = None
@@ -51,15 +52,15 @@ class ViewSpec:
     solarize: float = 0.0
     solarize_threshold: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("scale", "ratio", "blur_sigma"):
             object.__setattr__(self, name, self._range(name))
         if self.size is not None and (not isinstance(self.size, int) or self.size < 1):
             raise ValueError(f"size of a view is {self.size!r}: it must be a positive number of pixels")
         if self.scale[1] > 1:
-            raise ValueError(f"scale is {list(self.scale)}: a crop has at most the whole area, 1")
+            raise ValueError(f"scale is {list(self.scale)}: its upper end must be at most 1, the whole area")
         if self.interpolation not in _INTERPOLATIONS:
-            raise ValueError(f"interpolation is {self.interpolation!r}: it must be one of {', '.join(_INTERPOLATIONS)}")
+            raise ValueError(f"interpolation is {self.interpolation!r}: {suggest(self.interpolation, _INTERPOLATIONS)}")
         limits = dict.fromkeys((*_PROBABILITIES, "solarize_threshold"), 1.0) | {"hue": 0.5}
         for name in (*limits, "brightness", "contrast", "saturation"):
             value, top = getattr(self, name), limits.get(name, float("inf"))
@@ -78,43 +79,58 @@ class ViewSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Views of one image, made independently of each other.
+    """The views of one image, which are made independently of each other.
 
     Args:
-        name (`str`): As on the command line.
-        views (`tuple[ViewSpec, ...]`): One per view; the full-sized (global) ones first.
-        source (`str`): Where the numbers come from.
+        name (`str`): The name on the command line.
+        views (`tuple[ViewSpec, ...]`): One specification per view; the full-sized (global) views come first.
+        source (`str`): The publication or library that the values come from.
+
+    Raises:
+        ValueError: There are no views.
+
+    Example:
+        >>> Recipe("two weak views", (ViewSpec(jitter=0.0),) * 2).num_views
+        2
     """
 
     name: str
     views: tuple[ViewSpec, ...]
     source: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.views:
             raise ValueError(f"recipe {self.name} has no views: it must have at least one")
 
     @property
     def num_views(self) -> int:
-        """Views per image."""
+        """The number of views per image."""
         return len(self.views)
 
     def sizes(self, image_size: int) -> tuple[int, ...]:
-        """Side of each view in pixels, for an encoder of this image size."""
+        """Return the side of each view in pixels for an encoder of this image size."""
         return tuple(view.size or image_size for view in self.views)
 
     def with_(self, *, view: int | None = None, **changes: Any) -> Self:
-        """A copy in which fields of every view, or of the one numbered `view` (from 0), are replaced."""
+        """Return a copy with changed views.
+
+        Args:
+            view (`int`, *optional*): The number of the view to change, from 0; by default all views change.
+            changes: New values of [`ViewSpec`] fields.
+
+        Raises:
+            ValueError: A field is unknown or a value is out of range.
+        """
         return dataclasses.replace(
             self,
             views=tuple(
-                changed(spec, changes, self.name) if view in (None, number) else spec
+                _replace_fields(spec, changes, self.name) if view in (None, number) else spec
                 for number, spec in enumerate(self.views)
             ),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as a mapping that `from_dict` reads back."""
+        """Return the recipe as a mapping that [`~Recipe.from_dict`] reads."""
         views = [
             {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(view).items()}
             for view in self.views
@@ -123,17 +139,17 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Reads a recipe from a mapping, as a YAML file holds it.
+        """Read a recipe from a mapping, such as the content of a YAML file.
 
         Args:
-            values: `name`, `source` (both optional) and `views`, a list of mappings of [`ViewSpec`] fields. In each,
-                `base` names a recipe whose first view is the starting point (instead of the defaults), and `repeat`
-                makes several such views.
+            values (mapping): `name`, `source` (both optional) and `views`, a list of mappings of [`ViewSpec`] fields.
+                In each of these, `base` names a recipe whose first view replaces the defaults, and `repeat` is the
+                number of such views.
 
         Raises:
-            ValueError: a key is unknown (the nearest is named) or a value is out of range.
+            ValueError: A key is unknown or a value is out of range.
         """
-        check_keys(values, ("name", "source", "views"), "a recipe")
+        _check_keys(values, ("name", "source", "views"), "a recipe")
         name = str(values.get("name", "custom"))
         entries = values.get("views")
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
@@ -145,46 +161,45 @@ class Recipe:
             if not isinstance(repeat, int) or repeat < 1:
                 raise ValueError(f"repeat in recipe {name} is {repeat!r}: it must be a positive number of views")
             start = get_recipe(base).views[0] if base is not None else ViewSpec()
-            views += [changed(start, changes, name)] * repeat
+            views += [_replace_fields(start, changes, name)] * repeat
         return cls(name, tuple(views), str(values.get("source", "")))
 
 
 def get_recipe(name: str | Recipe) -> Recipe:
-    """The recipe of this name.
+    """Return the recipe of this name; a recipe is returned as it is.
 
     Raises:
-        ValueError: there is none; the nearest is named.
+        TypeError: `name` is neither a string nor a recipe.
+        ValueError: There is no recipe of this name.
     """
     if isinstance(name, Recipe):
         return name
+    if not isinstance(name, str):
+        raise TypeError(f"views must be a recipe or the name of one, such as 'digits', got {describe(name)}")
     if name not in RECIPES:
-        near = difflib.get_close_matches(str(name), RECIPES, n=1)
-        guess = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"there are no views {name!r}: {guess}there are {', '.join(RECIPES)}")
+        raise ValueError(f"there is no recipe {name!r} for views: {suggest(name, RECIPES)}")
     return RECIPES[name]
 
 
-def changed(spec: ViewSpec, changes: Mapping[str, Any], recipe: str) -> ViewSpec:
-    """A view with some fields replaced; raises `ValueError` for an unknown one."""
-    check_keys(changes, [field.name for field in dataclasses.fields(ViewSpec)], f"a view of recipe {recipe}")
+def _replace_fields(spec: ViewSpec, changes: Mapping[str, Any], recipe: str) -> ViewSpec:
+    """Return a view with some fields replaced; raise `ValueError` for an unknown field."""
+    _check_keys(changes, [field.name for field in dataclasses.fields(ViewSpec)], f"a view of recipe {recipe}")
     return dataclasses.replace(spec, **changes)
 
 
-def check_keys(values: Mapping[str, Any], known: Any, where: str) -> None:
-    """Raises `ValueError` for a key that is not known, with the nearest."""
+def _check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Raise `ValueError` for a key that is not known, and suggest the nearest one."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {values!r}: it must be a mapping")
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            guess = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{key!r} is no key of {where}: {guess}it takes {', '.join(known)}")
+            raise ValueError(f"{where} has no key {key!r}: {suggest(key, known)}")
 
 
-def _catalogue() -> dict[str, Recipe]:
+def _published_recipes() -> dict[str, Recipe]:
     plain = ViewSpec()
     weak = ViewSpec(saturation=0.4, blur=0.5)
-    # LightlySSL leaves torchvision's default interpolation, bilinear.
+    # LightlySSL uses torchvision's default interpolation, bilinear.
     simclr = ViewSpec(saturation=0.4, interpolation="bilinear")
     swav = ViewSpec(
         scale=(0.14, 1.0),
@@ -195,10 +210,10 @@ def _catalogue() -> dict[str, Recipe]:
         hue=0.2,
         blur=0.5,
     )
-    local = {"size": 96, "scale": (0.05, 0.14)}
-    small_local = {"size": 16, "scale": (0.05, 0.25)}
+    swav_local = dataclasses.replace(swav, size=96, scale=(0.05, 0.14))
     small_global = dataclasses.replace(simclr, scale=(0.25, 1.0))
-    # Handwriting: a mirrored or recoloured digit is no digit, a shifted, stretched or faint one is.
+    small_local = dataclasses.replace(small_global, size=16, scale=(0.05, 0.25))
+    # A mirrored or recoloured digit is no longer that digit; a shifted, stretched or faint one is.
     digits = ViewSpec(
         scale=(0.5, 1.0),
         flip=0.0,
@@ -238,18 +253,14 @@ def _catalogue() -> dict[str, Recipe]:
             "Chen et al. 2020 (MoCo v2)",
         ),
         Recipe("digits", (digits, digits), "ours: changes of handwriting that keep the digit"),
-        Recipe(
-            "multicrop",
-            (swav,) * 2 + (dataclasses.replace(swav, **local),) * 6,
-            "Caron et al. 2020 (SwAV): 2×224 and 6×96",
-        ),
+        Recipe("multicrop", (swav,) * 2 + (swav_local,) * 6, "Caron et al. 2020 (SwAV): 2×224 and 6×96"),
         Recipe(
             "cifar-multicrop",
-            (small_global,) * 2 + (dataclasses.replace(small_global, **small_local),) * 6,
+            (small_global,) * 2 + (small_local,) * 6,
             "crop areas of Caron et al. 2021 (DINO, released ViT-S/16), colours of cifar-simclr, local crops of 16 px",
         ),
     ]
     return {recipe.name: recipe for recipe in recipes}
 
 
-RECIPES: dict[str, Recipe] = _catalogue()
+RECIPES: dict[str, Recipe] = _published_recipes()

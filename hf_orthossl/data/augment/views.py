@@ -1,4 +1,4 @@
-"""A batch of images to a batch of views, on whatever device the images are."""
+"""Turn a batch of images into a batch of views, on the device of the images."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...messages import describe
 from .colour import DRAWS as COLOUR_DRAWS
 from .colour import Step, photometric_steps
 from .crop import DRAWS as CROP_DRAWS
@@ -13,87 +14,104 @@ from .crop import crop_boxes, resize_taps, resized_crops
 from .filters import Taps
 from .recipes import Recipe, ViewSpec, get_recipe
 
-# From places in the batch to crops of the images that stand there, RGB in [0, 1].
+# From a slice of the batch to crops of its images, RGB in [0, 1].
 Crop = Callable[[slice], Tensor]
 
-# The last one decides the flip.
+# The last random number decides the flip.
 _DRAWS = CROP_DRAWS + COLOUR_DRAWS + 1
-# Pixels of a view that each thread works on at a time on the CPU: 96 images at 32 px, and single ones at 224 px.
+# Pixels of a view that each CPU thread processes at a time: 96 images of 32 pixels, or 2 of 224.
 _PIXELS = 98304
 
 
 class Views:
-    """Makes the views of a recipe, every image of the batch with parameters of its own.
+    """Makes the views of a recipe, with independent random parameters for every image of the batch.
 
-    All random numbers of a call are drawn at once, and the same number whatever the recipe's probabilities: leaving
-    an operation out leaves the others as they were.
+    A call draws all random numbers at once, and equally many whatever the recipe's probabilities are: disabling one
+    operation does not change the others.
 
     Args:
-        recipe ([`Recipe`] or `str`): What to do.
-        image_size (`int`): Side in pixels of views that name no size of their own.
-        mean, std (`Sequence[float]`): Of the three channels, on the scale [0, 1]; views are normalized by them.
+        recipe ([`Recipe`] or `str`): The recipe, or its name.
+        image_size (`int`): The side in pixels of views whose size the recipe leaves open.
+        mean (`Sequence[float]`): The mean of each of the three channels, on the scale [0, 1], which is subtracted.
+        std (`Sequence[float]`): The standard deviation of each channel, by which views are divided.
+
+    Raises:
+        TypeError: `recipe` is neither a recipe nor the name of one, or another argument is of the wrong type.
+        ValueError: The recipe is unknown, or `image_size`, `mean` or `std` is out of range.
+
+    Example:
+        >>> views = Views("cifar-simclr", image_size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+        >>> first, second = views(images, seed=0)  # images: uint8 `(B, 3, H, W)`
     """
 
     def __init__(self, recipe: Recipe | str, image_size: int, mean: Sequence[float], std: Sequence[float]):
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"mean is {list(mean)}, std {list(std)}: each must be 3 numbers, those of std above 0")
         self.recipe = get_recipe(recipe)
+        if not isinstance(image_size, int | np.integer):
+            raise TypeError(f"image_size must be a positive number of pixels, got {describe(image_size)}")
+        if image_size < 1:
+            raise ValueError(f"image_size is {image_size}: it must be a positive number of pixels")
         self.sizes = self.recipe.sizes(image_size)
-        self.mean = torch.tensor(tuple(mean), dtype=torch.float32).view(1, 3, 1, 1)
-        self.std = torch.tensor(tuple(std), dtype=torch.float32).view(1, 3, 1, 1)
+        self.mean, self.std = _channels("mean", mean), _channels("std", std)
+        if self.std.min() <= 0:
+            raise ValueError(f"std is {list(std)}: its numbers must be positive")
 
     @torch.no_grad()
     def __call__(
         self, batch: Tensor | Sequence[Tensor], seed: int | None = None, first: int = 0, total: int | None = None
     ) -> list[Tensor]:
-        """Makes the views.
+        """Make the views.
 
         Args:
-            batch (`Tensor` of shape `(B, 3, H, W)`, or one `(B, 3, s, s)` per view): Images, or crops made at decode,
-                uint8. Crops are flipped and recoloured only.
-            seed (`int`, *optional*): Determines the views, the same on every device; the global random state is
-                neither read nor changed. By default a seed is drawn from the global state.
-            first (`int`, defaults to 0): Place of the batch's first image in a larger batch that it is a part of.
-            total (`int`, *optional*): Images in that larger batch. Parts of it get the views that it would get as a
-                whole. By default there is no larger one.
+            batch (`Tensor` of shape `(B, 3, H, W)`, or one `(B, 3, s, s)` per view): Images, or crops made during
+                decoding, uint8. Crops are flipped and recoloured only.
+            seed (`int`, *optional*): Determines the views, which are the same on every device; the global random state
+                is neither read nor changed. By default a seed is drawn from the global state.
+            first (`int`, defaults to 0): The position of the batch's first image in a larger batch that it is a part
+                of.
+            total (`int`, *optional*): The number of images in that larger batch; by default there is no larger one. The
+                parts of a batch get the same views as the whole batch.
 
         Returns:
-            `list[Tensor]`: One float32 tensor `(B, 3, s, s)` per view, normalized.
+            `list[Tensor]`: One normalized float32 tensor `(B, 3, s, s)` per view.
 
         Raises:
-            ValueError: there are not as many sets of crops as views, or the batch is no part of one of `total` images.
+            ValueError: The batch has a wrong shape, or lies outside of a batch of `total` images.
         """
-        cropped = not isinstance(batch, Tensor)
-        if cropped and len(batch) != self.recipe.num_views:
-            raise ValueError(f"{len(batch)} crops per image for {self.recipe.num_views} views of {self.recipe.name}")
-        images = len(batch[0]) if cropped else len(batch)
+        cropped = None if isinstance(batch, Tensor) else batch
+        if cropped is not None and len(cropped) != self.recipe.num_views:
+            raise ValueError(f"{len(cropped)} crops per image for {self.recipe.num_views} views of {self.recipe.name}")
+        for part in batch if cropped is not None else (batch,):
+            if not isinstance(part, Tensor) or part.ndim != 4 or part.shape[1] != 3:
+                shape = f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else describe(part)
+                raise ValueError(f"images of a batch must be tensors of shape (B, 3, H, W), got {shape}")
+        images = len(batch[0]) if cropped is not None else len(batch)
         total = first + images if total is None else total
         if not 0 <= first <= total - images:
             raise ValueError(f"images {first} to {first + images - 1} are not part of a batch of total={total} images")
         seed = int(torch.randint(2**62, ())) if seed is None else seed
-        # NumPy's, as torch's CPU generator ignores all but the lowest 32 bits of a seed.
+        # NumPy's generator, because torch's CPU generator ignores all but the lowest 32 bits of a seed.
         generator = np.random.default_rng(seed % 2**64)
         device = batch[0].device
         views = []
         # Reduced precision would round pixels more coarsely than their 8 bits.
         with torch.autocast(device.type, enabled=False):
             for number, (spec, size) in enumerate(zip(self.recipe.views, self.sizes, strict=True)):
-                # For the whole of the larger batch: a step split in any way sees the same views of the same images.
+                # Drawn for the whole larger batch, so that the images of a step get the same views however it is split.
                 draws = generator.random((total, _DRAWS), dtype=np.float32)
                 uniform = torch.from_numpy(draws[first : first + images])
-                if cropped:
-                    crop = self._cropped(batch[number], uniform, spec)
+                if isinstance(batch, Tensor):
+                    crop = self._crop_images(batch, uniform, spec, size)
                 else:
-                    crop = self._whole(batch, uniform, spec, size)
-                views.append(self._finished(crop, uniform, spec, torch.empty(images, 3, size, size, device=device)))
+                    crop = self._take_crops(batch[number], uniform, spec)
+                views.append(self._finish(crop, uniform, spec, torch.empty(images, 3, size, size, device=device)))
         return views
 
-    def _whole(self, images: Tensor, uniform: Tensor, spec: ViewSpec, size: int) -> Crop:
-        """Makes crops of whole images."""
-        boxes = crop_boxes(uniform[:, :CROP_DRAWS], *images.shape[-2:], spec)
+    def _crop_images(self, images: Tensor, uniform: Tensor, spec: ViewSpec, size: int) -> Crop:
+        """Return a function that crops whole images."""
+        height, width = images.shape[-2:]
+        boxes = crop_boxes(uniform[:, :CROP_DRAWS], height, width, spec)
         mirrored = uniform[:, -1] < spec.flip
-        shape = images.shape[-2:]
-        columns, rows = resize_taps(boxes, shape, size, spec.interpolation, images.device, mirrored)
+        columns, rows = resize_taps(boxes, (height, width), size, spec.interpolation, images.device, mirrored)
 
         def crop(part: slice) -> Tensor:
             taps = (Taps(axis.sources[part], axis.weights[part]) for axis in (columns, rows))
@@ -101,8 +119,8 @@ class Views:
 
         return crop
 
-    def _cropped(self, crops: Tensor, uniform: Tensor, spec: ViewSpec) -> Crop:
-        """Takes crops made at decode."""
+    def _take_crops(self, crops: Tensor, uniform: Tensor, spec: ViewSpec) -> Crop:
+        """Return a function that flips crops made during decoding."""
         flip = Step(lambda chosen: chosen.flip(3), (uniform[:, -1] < spec.flip).tolist())
 
         def crop(part: slice) -> Tensor:
@@ -110,11 +128,11 @@ class Views:
 
         return crop
 
-    def _finished(self, crop: Crop, uniform: Tensor, spec: ViewSpec, views: Tensor) -> Tensor:
-        """Recolours and normalizes the crops, into `views`."""
+    def _finish(self, crop: Crop, uniform: Tensor, spec: ViewSpec, views: Tensor) -> Tensor:
+        """Recolour and normalize the crops, and write them into `views`."""
         steps = photometric_steps(uniform[:, CROP_DRAWS:-1], spec, views.device)
         mean, std = self.mean.to(views.device), self.std.to(views.device)
-        for part in _parts(views):
+        for part in _slices(views):
             pixels = crop(part)
             for step in steps:
                 pixels = step(pixels, part.start)
@@ -122,8 +140,19 @@ class Views:
         return views
 
 
-def _parts(views: Tensor) -> list[slice]:
-    """What is worked on at a time: on the CPU, few enough views that they stay in the cache between operations."""
+def _channels(name: str, values: Sequence[float]) -> Tensor:
+    """Return one number per channel as a tensor `(1, 3, 1, 1)`."""
+    try:
+        numbers = torch.tensor(tuple(values), dtype=torch.float32)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be 3 numbers, one per channel, got {describe(values)}") from None
+    if numbers.shape != (3,):
+        raise ValueError(f"{name} is {list(values)}: it must be 3 numbers, one per channel")
+    return numbers.view(1, 3, 1, 1)
+
+
+def _slices(views: Tensor) -> list[slice]:
+    """Return slices of the batch, on the CPU so small that their pixels stay in the cache between operations."""
     length = max(len(views), 1)
     if views.device.type == "cpu":
         length = max(_PIXELS * torch.get_num_threads() // (views.shape[-2] * views.shape[-1]), 1)

@@ -1,23 +1,27 @@
-"""α-ReQ: how fast the eigenvalues of representations fall."""
+"""α-ReQ: the rate at which the eigenvalues of representations decay."""
+
+from typing import Any
 
 import datasets
 import evaluate
 import torch
 
+from hf_orthossl.metrics import show_card
 from hf_orthossl.spectra import alpha_req, covariance_eigenvalues
 
 _DESCRIPTION = """
 α-ReQ (Agrawal et al., 2022): exponent of the power law fitted to the eigenvalues of the covariance of the
-representations. Near 1 is best in the paper; larger is collapse.
+representations. In the paper, values near 1 are best and larger ones indicate collapse.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    representations (list of list of float, or array of shape `(N, D)`): one row per image, as the encoder gives them.
-    first (int, defaults to 4), last (int, defaults to 100): ranks of the fit, counted from 1.
+    representations (list of list of float, or array of shape `(N, D)`): one row per image, as the encoder returns them.
+    first (int, defaults to 4): first rank of the fit, counted from 1.
+    last (int, defaults to 100): last rank of the fit.
 
 Returns:
-    `alpha` (float), or None where fewer than three eigenvalues are left to fit.
+    `alpha` (float), or None if fewer than three eigenvalues remain for the fit.
 
 Examples:
     >>> import numpy as np
@@ -40,9 +44,9 @@ _CITATION = r"""
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class AlphaReq(evaluate.Metric):
-    """α-ReQ: how fast the eigenvalues of representations fall."""
+    """α-ReQ: the rate at which the eigenvalues of representations decay."""
 
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
@@ -51,6 +55,10 @@ class AlphaReq(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/2202.05808"],
         )
 
-    def _compute(self, representations, first=4, last=100):
+    def _compute(self, representations: Any, first: int = 4, last: int = 100) -> dict[str, float | None]:
         matrix = torch.as_tensor(representations, dtype=torch.float64)
         return {"alpha": alpha_req(covariance_eigenvalues(matrix), first, last)}
+
+
+if __name__ == "__main__":  # as the application of its Space
+    show_card(__file__)

@@ -1,9 +1,12 @@
-"""Effective rank of representations: how many directions their spread uses."""
+"""Effective rank of representations: the number of directions in which they vary."""
+
+from typing import Any
 
 import datasets
 import evaluate
 import torch
 
+from hf_orthossl.metrics import show_card
 from hf_orthossl.spectra import effective_rank, singular_values
 
 _DESCRIPTION = """
@@ -14,7 +17,7 @@ equal.
 
 _KWARGS_DESCRIPTION = """
 Args:
-    representations (list of list of float, or array of shape `(N, D)`): one row per image, as the encoder gives them.
+    representations (list of list of float, or array of shape `(N, D)`): one row per image, as the encoder returns them.
 
 Returns:
     `effective_rank` (float).
@@ -22,7 +25,7 @@ Returns:
 Examples:
     >>> import numpy as np
     >>> metric = evaluate.load("hf_orthossl/metrics/effective_rank")
-    >>> round(metric.compute(representations=np.eye(4))["effective_rank"], 6)  # three, as the mean is taken off
+    >>> round(metric.compute(representations=np.eye(4))["effective_rank"], 6)  # three, because the mean is subtracted
     3.0
 """
 
@@ -38,9 +41,9 @@ _CITATION = r"""
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class EffectiveRank(evaluate.Metric):
-    """Effective rank of representations: how many directions their spread uses."""
+    """Effective rank of representations: the number of directions in which they vary."""
 
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
@@ -49,6 +52,10 @@ class EffectiveRank(evaluate.Metric):
             reference_urls=["https://ieeexplore.ieee.org/document/7098875"],
         )
 
-    def _compute(self, representations):
+    def _compute(self, representations: Any) -> dict[str, float]:
         matrix = torch.as_tensor(representations, dtype=torch.float64)
         return {"effective_rank": effective_rank(singular_values(matrix - matrix.mean(0)))}
+
+
+if __name__ == "__main__":  # as the application of its Space
+    show_card(__file__)

@@ -1,24 +1,27 @@
 """kNN accuracy of frozen representations."""
 
+from typing import Any
+
 import datasets
 import evaluate
 import torch
 
 from hf_orthossl.evaluation import Features, knn_accuracy
+from hf_orthossl.metrics import show_card
 
 _DESCRIPTION = """
-Accuracy of a vote of the k nearest labelled representations under cosine similarity, each weighing exp(s / T)
+Accuracy of a vote of the k nearest labelled representations under cosine similarity s, each weighted by exp(s / T)
 (Wu et al., 2018).
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    representations (list of list of float, or array of shape `(M, D)`): to classify, one row per image.
-    references (list of int): their M classes; -1 where there is none, which leaves the row out.
-    bank (array of shape `(N, D)`): labelled representations that vote.
-    bank_references (list of int): their N classes; -1 where there is none.
-    k (int, defaults to 200): neighbours that vote.
-    temperature (float, defaults to 0.1): T > 0; None weighs all neighbours alike.
+    representations (list of list of float, or array of shape `(M, D)`): one row per image to classify.
+    references (list of int): their M classes; rows with class -1 are left out.
+    bank (array of shape `(N, D)`): the labelled representations that vote.
+    bank_references (list of int): their N classes; rows with class -1 are left out.
+    k (int, defaults to 200): the number of neighbours that vote.
+    temperature (float, defaults to 0.1): the temperature T > 0; with None all neighbours have the same weight.
 
 Returns:
     `top1` and `top5` (float, in [0, 1]).
@@ -44,7 +47,7 @@ _CITATION = """
 class KNNAccuracy(evaluate.Metric):
     """kNN accuracy of frozen representations."""
 
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
@@ -58,14 +61,26 @@ class KNNAccuracy(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/1805.01978"],
         )
 
-    def _compute(self, representations, references, bank=None, bank_references=None, k=200, temperature=0.1):
+    def _compute(
+        self,
+        representations: Any,
+        references: Any,
+        bank: Any = None,
+        bank_references: Any = None,
+        k: int = 200,
+        temperature: float | None = 0.1,
+    ) -> dict[str, float]:
         if bank is None or bank_references is None:
             raise ValueError("bank and bank_references are missing: pass the labelled representations that vote")
         voters = Features(torch.as_tensor(bank, dtype=torch.float64), torch.as_tensor(bank_references))
-        asked = Features(torch.as_tensor(representations, dtype=torch.float64), torch.as_tensor(references))
+        queries = Features(torch.as_tensor(representations, dtype=torch.float64), torch.as_tensor(references))
         if len(voters.representations) != len(voters.labels):
             raise ValueError(
-                f"bank has {len(voters.representations)} rows and bank_references {len(voters.labels)} classes: they "
-                "must be as many"
+                f"bank has {len(voters.representations)} rows and bank_references {len(voters.labels)} classes: pass "
+                "one class per row"
             )
-        return knn_accuracy(voters, asked, k=k, temperature=temperature)
+        return knn_accuracy(voters, queries, k=k, temperature=temperature)
+
+
+if __name__ == "__main__":  # as the application of its Space
+    show_card(__file__)
