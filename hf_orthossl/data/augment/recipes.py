@@ -160,7 +160,7 @@ class Recipe:
             base, repeat = changes.pop("base", None), changes.pop("repeat", 1)
             if not isinstance(repeat, int) or repeat < 1:
                 raise ValueError(f"repeat in recipe {name} is {repeat!r}: it must be a positive number of views")
-            start = get_recipe(base).views[0] if base is not None else ViewSpec()
+            start = get_recipe(str(base)).views[0] if base is not None else ViewSpec()
             views += [_replace_fields(start, changes, name)] * repeat
         return cls(name, tuple(views), str(values.get("source", "")))
 
