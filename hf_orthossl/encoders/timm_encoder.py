@@ -65,7 +65,9 @@ def build_timm_encoder(
     try:
         backbone: Any = timm.create_model(model, pretrained=weights is not None, num_classes=0, **backbone_kwargs)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
-        raise ValueError(f"backbone {name!r} cannot be built ({first_line(error)}): change its arguments") from error
+        raise ValueError(
+            f"backbone {name!r} cannot be built ({first_line(error)}): check its arguments and weights"
+        ) from error
     return TimmEncoder(
         backbone,
         name=name,

@@ -89,7 +89,9 @@ def build_transformers_encoder(
         elif own_size not in (None, image_size):
             backbone = _resized(architecture(config, **kwargs), backbone, image_size)
     except (TypeError, RuntimeError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(f"backbone {name!r} cannot be built ({first_line(error)}): change its arguments") from error
+        raise ValueError(
+            f"backbone {name!r} cannot be built ({first_line(error)}): check its arguments and weights"
+        ) from error
     for key, parameter in backbone.named_parameters():
         if key.endswith("mask_token"):  # unused with whole images, so DDP would wait for its gradient
             parameter.requires_grad_(False)
@@ -115,7 +117,8 @@ def _read_config(name: str, folder: Path, changes: dict) -> PreTrainedConfig:
     known = config.to_dict()
     for key, value in changes.items():
         if key not in known:
-            raise ValueError(f"backbone {name!r} has no argument {key!r}: {suggest(key, known, most=3)}")
+            nearest = suggest(key, known, most=3, otherwise="its config.json lists them")
+            raise ValueError(f"backbone {name!r} has no argument {key!r}: {nearest}")
         setattr(config, key, value)
     # Masked autoencoders hide a random part of every image by default.
     if "mask_ratio" in known:
