@@ -28,8 +28,8 @@ def load_metric(name: str, **kwargs: Any) -> evaluate.EvaluationModule:
         ValueError: There is no such metric.
 
     Example:
-        >>> load_metric("rankme").compute(representations=[[1.0, 0.0], [0.0, 1.0]])
-        {'rankme': 2.0}
+        >>> round(load_metric("rankme").compute(representations=[[1.0, 0.0], [0.0, 1.0]])["rankme"], 3)
+        2.0
     """
     if name not in METRICS:
         raise ValueError(f"metric {name!r} is unknown: {suggest(name, METRICS)}")
