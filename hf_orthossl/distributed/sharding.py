@@ -3,9 +3,13 @@
 import sys
 from collections import OrderedDict
 from collections.abc import Collection
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch.distributed as dist
 from torch import Tensor, nn
+
+if TYPE_CHECKING:  # importing it takes a second
+    from torch.distributed.tensor import DTensor
 
 
 def block_classes(module: nn.Module) -> list[str]:
@@ -28,7 +32,7 @@ def block_classes(module: nn.Module) -> list[str]:
     return [name for name in blocks if name not in outer]
 
 
-def is_sharded(weight: Tensor) -> bool:
+def is_sharded(weight: Tensor) -> TypeGuard["DTensor"]:
     """Return whether a weight is a `DTensor`, as `torch.distributed.fsdp.fully_shard` makes them."""
     # Importing the module takes a second; before it is imported there is no such tensor.
     tensors = sys.modules.get("torch.distributed.tensor")

@@ -65,12 +65,15 @@ def evaluate(
         vectors (sequence of `torch.Tensor`, *optional*): The vectors of all matrices, from [`random_vectors`].
     """
     places = {i: list(range(i, i + matrices[i].count)) for i in weights}
-    by_rows = [i for i, weight in weights.items() if is_sharded(weight) and is_row_sharded(weight)]
-    shards = [RowShard(matrices[i], weights[i]) for i in by_rows]
-    drawn = [torch.stack([vectors[j] for j in places[i]]) for i in by_rows] if vectors else None
-    for i, values in zip(by_rows, _evaluate_shards(penalty, shards, drawn), strict=True):
+    shards, whole = {}, {}
+    for i, weight in weights.items():
+        if is_sharded(weight) and is_row_sharded(weight):
+            shards[i] = RowShard(matrices[i], weight)
+        else:
+            whole[i] = weight
+    drawn = [torch.stack([vectors[j] for j in places[i]]) for i in shards] if vectors else None
+    for i, values in zip(shards, _evaluate_shards(penalty, [*shards.values()], drawn), strict=True):
         yield Group(places[i], values)
-    whole = {i: weight for i, weight in weights.items() if i not in by_rows}
     for indices, W in _batches(matrices, whole, places):
         yield Group(indices, penalty(W, torch.stack([vectors[i].to(W.device) for i in indices]) if vectors else None))
 

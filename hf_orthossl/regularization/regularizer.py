@@ -1,6 +1,8 @@
 """`OrthogonalityRegularizer`: the penalty of all weight matrices of a module."""
 
+import functools
 import inspect
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -253,8 +255,5 @@ def _total(parts: list[tuple[float, Tensor]]) -> Tensor:
     alike = defaultdict(list)
     for factor, values in parts:
         alike[factor].append(values.to(parts[0][1].device))
-    return (
-        sum((factor * torch.cat(values).sum() for factor, values in alike.items()), start=0)
-        if parts
-        else torch.zeros(())
-    )
+    sums = [factor * torch.cat(values).sum() for factor, values in alike.items()]
+    return functools.reduce(operator.add, sums) if sums else torch.zeros(())

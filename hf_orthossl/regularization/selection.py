@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +130,8 @@ def transposed_convolution(weight: Tensor, count: int) -> Tensor:
     return weight.reshape(count, weight.shape[0] // count, weight.shape[1], -1).mT.flatten(1, 2)
 
 
-class Block(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Block:
     """Consecutive rows of `R`, one of a parameter's matrices, where `R` is `Wᵀ` if `output_first`, else `W`.
 
     Attributes:
@@ -193,11 +193,11 @@ class _Candidate:
         if not weight.is_floating_point():
             raise ValueError(f"{self.name} is {weight.dtype}, not floating-point: pass exclude={self.name!r}")
         # Of the shape alone: reshaping a sharded weight may communicate, or fail.
-        shape = tuple(self.layout(torch.empty(weight.shape, device="meta"), len(self.labels)).shape[1:])
+        _, inputs, outputs = self.layout(torch.empty(weight.shape, device="meta"), len(self.labels)).shape
         for index, label in enumerate(self.labels):
             name = f"{self.name}[{label}]" if label else self.name
             yield WeightMatrix(
-                name, self.module, self.attribute, self.group, shape, index, len(self.labels), self.layout
+                name, self.module, self.attribute, self.group, (inputs, outputs), index, len(self.labels), self.layout
             )
 
 
@@ -237,7 +237,8 @@ def _of_layer(path: str, module: nn.Module, parent: nn.Module | None) -> Iterato
             for attribute in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
                 yield _Candidate(prefix + attribute, module, attribute, "qkv", output_first)
     elif _is_transformers_conv1d(module):
-        parts = _fused_parts(path, module, parent, *module.weight.shape)
+        inputs, outputs = module.get_parameter("weight").shape
+        parts = _fused_parts(path, module, parent, inputs, outputs)
         yield _Candidate(weight, module, "weight", parts or "Conv1D", input_first, tuple(parts) or ("",))
 
 

@@ -101,8 +101,8 @@ class Penalty:
         """
         results = []
         for i, shard in enumerate(shards):
+            whole = shard.weight.full_tensor().detach().requires_grad_()
             with torch.enable_grad():
-                whole = shard.weight.detach().full_tensor().requires_grad_()
                 values = self.value(
                     shard.matrix.layout(whole, shard.matrix.count), None if vectors is None else vectors[i]
                 )
