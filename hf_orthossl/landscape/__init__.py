@@ -5,7 +5,7 @@ from .covariances import StreamingViewCovariance, ViewCovariances, view_batches,
 from .figures import plot_directions, plot_forecast
 from .forecast import forecast
 from .forecast_report import Forecast
-from .imbalance import Imbalance, imbalance
+from .imbalance import ClassDirections, class_directions
 from .label_signal import LabelSignal, label_signal
 from .landscape import LinearLandscape
 from .minimum import Minimum, simplex_projection
@@ -14,9 +14,9 @@ from .stationary import CollapseThreshold, OriginHessian, StationaryPoint
 
 __all__ = [
     "CanonicalCorrelations",
+    "ClassDirections",
     "CollapseThreshold",
     "Forecast",
-    "Imbalance",
     "LabelSignal",
     "LinearLandscape",
     "Minimum",
@@ -26,8 +26,8 @@ __all__ = [
     "StreamingViewCovariance",
     "ViewCovariances",
     "canonical_correlations",
+    "class_directions",
     "forecast",
-    "imbalance",
     "label_signal",
     "plot_directions",
     "plot_forecast",

@@ -1,4 +1,4 @@
-"""Canonical correlations between views, with what the number of images leaves uncertain."""
+"""Canonical correlations between views, corrected for the number of images, with intervals."""
 
 from dataclasses import dataclass, field
 
@@ -6,30 +6,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import ArrayLike, as_int
 from .covariances import check_views, contrasts
 
 FOLDS = 10
 RESAMPLES = 500
 # 95 % of a normal distribution.
 _QUANTILES = (0.025, 0.975)
-# Directions in which the variance of views is below this share of the largest are left out.
+# Directions in which the variance of views is below this share of the largest are dropped.
 _TOLERANCE = 1e-9
-# Keeps a direction that only a few images have from blowing up when they are left out; in whitened coordinates.
+# Bounds the filter of a direction that only a few images have when these are held out; in whitened coordinates.
 _RIDGE = 1e-2
 
 
 @dataclass
 class CanonicalCorrelations:
-    """
-    k between two views of an image, estimated from n images, and the covariances that have exactly these.
+    """k between two views of an image, estimated from n images, and covariances that have exactly these k.
 
     Attributes:
-        values (`Tensor`): `(r,)`, k corrected for the number of images, descending, in [0, 1].
-        low, high (`Tensor`): `(r,)`, 95 % intervals.
-        sample (`Tensor`): `(r,)`, the same directions' k as the sample has them, spread too wide: the large ones too
-            large, and some of the small ones negative.
-        filters (`Tensor`): `(r, p)`, rows that read the directions, wΣwᵀ = 1.
-        Sigma (`Tensor`): `(p, p)`, unbiased.
+        values (`Tensor`): k corrected for the number of images, shape `(r,)`, descending, in [0, 1].
+        low (`Tensor`): Lower ends of the 95 % intervals, shape `(r,)`.
+        high (`Tensor`): Upper ends of the 95 % intervals, shape `(r,)`.
+        sample (`Tensor`): k of the same directions in the sample, shape `(r,)`, which spread too wide: the large ones
+            are too large, and some of the small ones negative.
+        filters (`Tensor`): Rows that read the directions, wΣwᵀ = 1, shape `(r, p)`.
+        Sigma (`Tensor`): Unbiased covariance of views, shape `(p, p)`.
     """
 
     values: Tensor
@@ -41,17 +42,17 @@ class CanonicalCorrelations:
 
     @property
     def patterns(self) -> Tensor:
-        """`(r, p)`, the directions as inputs, Σw; together they make up Σ."""
+        """Return the directions as inputs, Σw, shape `(r, p)`; the sum of their outer products is Σ."""
         return self.filters @ self.Sigma
 
     def B(self, values: Tensor) -> Tensor:
-        """`(p, p)`, the B along the same directions whose canonical correlations are `values` `(r,)`."""
+        """Return the B `(p, p)` along the same directions whose canonical correlations are `values` `(r,)`."""
         patterns = self.patterns
         return patterns.T @ (values[:, None] * patterns)
 
 
 class _Moments:
-    """Sums over images from which B and Σ follow; sums of disjoint sets of images add up."""
+    """Sums over images from which B and Σ follow; the sums of disjoint sets of images are additive."""
 
     def __init__(self, views: Tensor, draws: int):
         means, between, within = (part.double() for part in contrasts(views, draws))
@@ -60,6 +61,7 @@ class _Moments:
         self.between, self.within = (rows.flatten(0, 1).T @ rows.flatten(0, 1) for rows in (between, within))
 
     def combined(self, other: "_Moments", sign: int) -> "_Moments":
+        """Return the sums with those of `other` added (`sign` 1) or subtracted (−1)."""
         result = object.__new__(_Moments)
         result.draws, result.total = self.draws, self.total
         for name in ("count", "sum", "means", "between", "within"):
@@ -67,7 +69,7 @@ class _Moments:
         return result
 
     def covariances(self, centre: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """B and Σ; about a known `centre` if one is given, else about the own mean."""
+        """Return B and Σ about a known `centre`, or else about the mean of these images."""
         if centre is None:
             means = (self.means - torch.outer(self.sum, self.sum) / self.count) / (self.count - 1)
         else:
@@ -79,41 +81,47 @@ class _Moments:
 
 
 def canonical_correlations(
-    views: Tensor, draws: int = 1, *, folds: int = FOLDS, resamples: int = RESAMPLES, seed: int = 0
+    views: ArrayLike, draws: int = 1, *, folds: int = FOLDS, resamples: int = RESAMPLES, seed: int = 0
 ) -> CanonicalCorrelations:
-    """
-    k of B̂ and Σ̂, corrected for the number of images, with 95 % intervals.
+    """Estimate k of B and Σ, corrected for the number of images, with 95 % intervals.
 
     The sample's k are the extremes over all directions, so they spread too wide, the more so the larger p / n; the k of
     a direction found in one part of the images and measured in another spreads too little. The estimate is their
-    average, which is right to first order in 1 / n where k are apart. The interval is a bootstrap over images with
-    directions held (eigenvalues do not feel their change to first order), widened by the gap between the two.
-    Plain percentiles of bootstrapped k would lie above the sample's, which lie above the truth already.
+    average, which is right to first order in 1 / n if the k are distinct. The interval is a bootstrap over images with
+    fixed directions (to first order, eigenvalues do not depend on their change), widened by the gap between the two.
+    Plain percentiles of bootstrapped k would lie above the sample's, which already lie above the truth.
 
     Args:
-        views (`Tensor`): `(n, v, p)`, p well below n: reduce larger ones to their leading principal directions first.
-        draws (`int`, *optional*, defaults to 1): As of [`StreamingViewCovariance`].
-        folds (`int`, *optional*, defaults to 10): Parts that are left out in turn.
-        resamples (`int`, *optional*, defaults to 500): Bootstrap samples of images.
-        seed (`int`, *optional*, defaults to 0): Of folds and bootstrap.
+        views (`Tensor` or array): Shape `(n, v, p)`, p well below n: reduce larger views to their leading principal
+            directions first.
+        draws (`int`, defaults to 1): How often the recipe was drawn, as in [`StreamingViewCovariance`].
+        folds (`int`, defaults to 10): The number of parts that are held out in turn, at least 2.
+        resamples (`int`, defaults to 500): The number of bootstrap samples of images.
+        seed (`int`, defaults to 0): The seed of folds and bootstrap.
 
     Raises:
-        ValueError: fewer than 4 images, NaN, too few views, or views that do not vary.
-    """
-    check_views(views, draws)
-    if len(views) < 4:
-        raise ValueError(f"intervals need at least 4 images, got {len(views)}: pass more")
-    generator = np.random.default_rng(seed)
-    centre = views.double().mean((0, 1))
-    _, Sigma = _Moments(views - centre, draws).covariances()
-    variances, axes = torch.linalg.eigh(Sigma)
-    kept = variances > max(float(variances[-1]) * _TOLERANCE, 0.0)
-    if not bool(kept.any()):
-        raise ValueError("all views are equal: the images are constant, or the recipe erases them")
-    whiten = axes[:, kept] / variances[kept].sqrt()
-    white = (views.double() - centre) @ whiten
+        TypeError: `views` is not an array of numbers.
+        ValueError: There are fewer than 4 images or too few views, views do not vary, or they are not finite.
 
-    parts = torch.from_numpy(generator.permutation(len(views)) % min(folds, len(views)))
+    Example:
+        >>> views = torch.cat(list(view_batches(images, pipeline, draws=2)))  # (n, 4, p)
+        >>> canonical_correlations(views, draws=2).values
+    """
+    batch = check_views(views, draws)
+    folds, resamples = as_int("folds", folds, at_least=2), as_int("resamples", resamples, at_least=1)
+    if len(batch) < 4:
+        raise ValueError(f"images must be at least 4 for intervals, got {len(batch)}: pass more")
+    generator = np.random.default_rng(seed)
+    centre = batch.double().mean((0, 1))
+    _, Sigma = _Moments(batch - centre, draws).covariances()
+    variances, axes = torch.linalg.eigh(Sigma)
+    varies = variances > max(float(variances[-1]) * _TOLERANCE, 0.0)
+    if not bool(varies.any()):
+        raise ValueError("all views are equal: the images are constant, or the recipe erases them")
+    whiten = axes[:, varies] / variances[varies].sqrt()
+    white = (batch.double() - centre) @ whiten
+
+    parts = torch.from_numpy(generator.permutation(len(batch)) % min(folds, len(batch)))
     moments = [_Moments(white[parts == part], draws) for part in range(int(parts.max()) + 1)]
     everything = moments[0]
     for part in moments[1:]:
@@ -125,18 +133,22 @@ def canonical_correlations(
     sample, held_out, vectors = sample[order], held_out[order], vectors[:, order]
     gap = (sample - held_out).abs()
 
-    numbers = torch.from_numpy(generator.multinomial(len(views), np.full(len(views), 1 / len(views)), resamples))
-    below, above = _bootstrap(white @ vectors, draws, numbers.double())
-    low = values - (below.square() + gap.square()).sqrt()
-    high = values + (above.square() + gap.square()).sqrt()
-    clipped = [part.clamp(0, 1) for part in (values, low, high)]
-    return CanonicalCorrelations(*clipped, sample, (whiten @ vectors).T, Sigma)
+    counts = torch.from_numpy(generator.multinomial(len(batch), np.full(len(batch), 1 / len(batch)), resamples))
+    below, above = _bootstrap(white @ vectors, draws, counts.double())
+    return CanonicalCorrelations(
+        values=values.clamp(0, 1),
+        low=(values - (below.square() + gap.square()).sqrt()).clamp(0, 1),
+        high=(values + (above.square() + gap.square()).sqrt()).clamp(0, 1),
+        sample=sample,
+        filters=(whiten @ vectors).T,
+        Sigma=Sigma,
+    )
 
 
 def _held_out(everything: _Moments, moments: list[_Moments]) -> Tensor:
-    """k in the i-th direction of all images but some, measured on those, over all parts."""
+    """Return k `(r,)` in the i-th direction of all images but one part, measured on that part; the mean over parts."""
     identity = torch.eye(len(everything.sum), dtype=torch.float64)
-    survives = varies = 0.0
+    survives, varies = torch.zeros_like(everything.sum), torch.zeros_like(everything.sum)
     for part in moments:
         rest = everything.combined(part, -1)
         B, Sigma = rest.covariances()
@@ -151,26 +163,25 @@ def _held_out(everything: _Moments, moments: list[_Moments]) -> Tensor:
     return survives / varies
 
 
-def _bootstrap(views: Tensor, draws: int, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """
-    How far resampling the images moves k in fixed directions: distances `(r,)` to the two quantiles.
+def _bootstrap(views: Tensor, draws: int, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how far resampling the images moves k in fixed directions: distances `(r,)` to the two quantiles.
 
     Args:
-        views (`Tensor`): `(n, v, r)`, along the directions.
-        draws (`int`): As of [`StreamingViewCovariance`].
-        numbers (`Tensor`): `(resamples, n)`, how often each image is in each sample.
+        views (`Tensor`): Views along the directions, shape `(n, v, r)`.
+        draws (`int`): How often the recipe was drawn.
+        counts (`Tensor`): How often each image is in each sample, shape `(resamples, n)`.
     """
     means, between, within = contrasts(views, draws)
     between, within = between.square().sum(1), within.square().sum(1)
     total = views.shape[1]
-    kinds, count = total // draws, len(views)
+    kinds, size = total // draws, len(views)
 
     def correlations(weights: Tensor) -> Tensor:
-        spread = (weights @ means.square() / count - (weights @ means / count).square()) * (count / (count - 1))
-        survives = spread - weights @ between / (count * kinds * (kinds - 1))
-        return survives / (spread + weights @ (draws * between + within) / (count * total))
+        spread = (weights @ means.square() / size - (weights @ means / size).square()) * (size / (size - 1))
+        survives = spread - weights @ between / (size * kinds * (kinds - 1))
+        return survives / (spread + weights @ (draws * between + within) / (size * total))
 
     levels = torch.tensor(_QUANTILES, dtype=views.dtype)
-    below, above = torch.quantile(correlations(numbers), levels, dim=0)
-    centre = correlations(torch.ones(1, count, dtype=views.dtype))[0]
+    below, above = torch.quantile(correlations(counts), levels, dim=0)
+    centre = correlations(torch.ones(1, size, dtype=views.dtype))[0]
     return (centre - below).clamp(min=0), (above - centre).clamp(min=0)

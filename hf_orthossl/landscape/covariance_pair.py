@@ -1,100 +1,118 @@
-"""A pair of covariances diagonalized together, and the checks on those that come from outside."""
+"""B_eff and Σ, diagonalized together, and the checks that two given matrices are covariances of the same views."""
 
 from functools import cached_property
 
 import torch
+from torch import Tensor
+
+from ..arguments import ArrayLike, as_tensor
 
 
 class CovariancePair:
-    """
-    B_eff and Σ in the span of Σ: the eigenvalues k of Σ^-½ B_eff Σ^-½ and the filters that diagonalize both.
+    """B_eff and Σ in the span of Σ: the eigenvalues k of Σ^-½ B_eff Σ^-½ and the filters that diagonalize both.
 
     Args:
-        effective (`torch.Tensor`): B_eff of shape `(D, D)`, of any sign.
-        views (`torch.Tensor`): Σ of shape `(D, D)`, positive semi-definite.
-        tol (`float`): Eigenvalues of Σ below `tol` of the largest count as 0.
-        known (`tuple`, *optional*): Correlations, descending, and filters where they are known.
+        effective (`Tensor`): B_eff of shape `(D, D)`, indefinite in general.
+        views (`Tensor`): Σ of shape `(D, D)`, positive semi-definite.
+        tol (`float`): Eigenvalues of Σ below `tol` times the largest count as 0.
+        known (`tuple[Tensor, Tensor]`, *optional*): Correlations `(rank,)`, descending, and filters `(rank, D)`, if
+            they are known already.
     """
 
     def __init__(
-        self,
-        effective: torch.Tensor,
-        views: torch.Tensor,
-        tol: float,
-        known: tuple[torch.Tensor, torch.Tensor] | None = None,
+        self, effective: Tensor, views: Tensor, tol: float, known: tuple[Tensor, Tensor] | None = None
     ) -> None:
         self.effective, self.views, self.tol = effective, views, tol
         if known is not None:
             self._canonical = known
 
     @cached_property
-    def _decomposition(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.linalg.eigh(self.views)
+    def _decomposition(self) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(self.views)
+        return values, vectors
 
     @property
     def lowest_variance(self) -> float:
-        """The smallest eigenvalue of Σ, negative if it is no covariance."""
+        """Return the smallest eigenvalue of Σ, which is negative if Σ is not a covariance."""
         return float(self._decomposition[0][0])
 
     @cached_property
-    def spectrum(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Σ's eigenvalues, ascending, those below the tolerance set to 0, and its eigenvectors as columns."""
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Return Σ's eigenvalues, ascending and 0 if below the tolerance, and its eigenvectors as columns."""
         variances, axes = self._decomposition
         return torch.where(variances > self.tol * variances[-1].clamp_min(0), variances, 0.0), axes
 
     @cached_property
-    def effective_in_axes(self) -> torch.Tensor:
-        """B_eff in the axes of Σ, shape `(D, D)`."""
+    def effective_in_axes(self) -> Tensor:
+        """Return B_eff in the axes of Σ, shape `(D, D)`."""
         axes = self.spectrum[1]
         return axes.T @ self.effective @ axes
 
     @cached_property
-    def _canonical(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _canonical(self) -> tuple[Tensor, Tensor]:
         variances, axes = self.spectrum
-        kept = variances > 0
-        whitening = axes[:, kept] / variances[kept].sqrt()
+        nonzero = variances > 0
+        whitening = axes[:, nonzero] / variances[nonzero].sqrt()
         whitened = whitening.T @ self.effective @ whitening
-        correlations, turns = torch.linalg.eigh(0.5 * (whitened + whitened.T))
-        return correlations.flip(0), (whitening @ turns).T.flip(0)
+        correlations, rotation = torch.linalg.eigh(0.5 * (whitened + whitened.T))
+        return correlations.flip(0), (whitening @ rotation).T.flip(0)
 
     @property
-    def correlations(self) -> torch.Tensor:
-        """Shape `(rank,)`, descending."""
+    def correlations(self) -> Tensor:
+        """Return the eigenvalues k, shape `(rank,)`, descending."""
         return self._canonical[0]
 
     @property
-    def filters(self) -> torch.Tensor:
-        """Shape `(rank, D)`: filters·Σ·filtersᵀ = I, filters·B_eff·filtersᵀ = diag(correlations)."""
+    def filters(self) -> Tensor:
+        """Return the filters, shape `(rank, D)`: filters·Σ·filtersᵀ = I, filters·B_eff·filtersᵀ = diag(k)."""
         return self._canonical[1]
 
     @property
     def rank(self) -> int:
+        """Return the number of dimensions in which views vary."""
         return len(self.correlations)
 
 
-def check_covariances(B: torch.Tensor, Sigma: torch.Tensor, slack: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns both as symmetric float64 on one device; `ValueError` for anything that is not a pair of covariances."""
-    for name, matrix in (("B", B), ("Sigma", Sigma)):
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.numel():
-            raise ValueError(f"{name} has shape {tuple(matrix.shape)}: pass a square matrix")
-        if not bool(matrix.isfinite().all()):
-            raise ValueError(f"{name} has entries that are not finite")
+def check_covariances(B: ArrayLike, Sigma: ArrayLike, slack: float) -> tuple[Tensor, Tensor]:
+    """Return B and Σ as symmetric float64 tensors on Σ's device.
+
+    Args:
+        B (`Tensor` or array): Shape `(D, D)`.
+        Sigma (`Tensor` or array): Shape `(D, D)`.
+        slack (`float`): The asymmetry allowed, relative to the largest entry.
+
+    Raises:
+        TypeError: A matrix is not an array of numbers.
+        ValueError: A matrix is not square, finite and symmetric, the two differ in size, or Σ is 0.
+    """
+    matrices = []
+    for name, value in (("B", B), ("Sigma", Sigma)):
+        matrix = as_tensor(name, value, 2, shape="a square matrix (D, D)").detach()
+        if matrix.shape[0] != matrix.shape[1] or not matrix.numel():
+            raise ValueError(f"{name} has shape {tuple(matrix.shape)}: pass a square matrix (D, D)")
+        matrix = matrix if matrix.is_floating_point() else matrix.double()
         asymmetry = float((matrix - matrix.T).abs().max())
         if asymmetry > slack * float(matrix.abs().max()):
-            raise ValueError(
-                f"{name} is not symmetric: entries differ from their mirror images by up to {asymmetry:.3g}"
-            )
-    if B.shape != Sigma.shape:
-        raise ValueError(f"B has shape {tuple(B.shape)} and Sigma {tuple(Sigma.shape)}: pass two of the same size")
-    Sigma = Sigma.detach().double()
-    B = B.detach().to(Sigma)
-    if not bool(Sigma.any()):
+            raise ValueError(f"{name} is not symmetric: entries (i, j) and (j, i) differ by up to {asymmetry:.3g}")
+        matrices.append(matrix)
+    surviving, views = matrices
+    if surviving.shape != views.shape:
+        raise ValueError(
+            f"B has shape {tuple(surviving.shape)} and Sigma {tuple(views.shape)}: pass matrices of the same size"
+        )
+    views = views.double()
+    surviving = surviving.to(views)
+    if not bool(views.any()):
         raise ValueError("Sigma is zero: the views do not vary")
-    return 0.5 * (B + B.T), 0.5 * (Sigma + Sigma.T)
+    return 0.5 * (surviving + surviving.T), 0.5 * (views + views.T)
 
 
 def check_spans(pair: CovariancePair, slack: float) -> None:
-    """`ValueError` unless Σ is positive semi-definite, B is too, and B does not pass Σ, up to `slack`."""
+    """Check that Σ and B are positive semi-definite and that B does not exceed Σ, up to `slack`.
+
+    Raises:
+        ValueError: One of the three does not hold.
+    """
     variances, axes = pair.spectrum
     if pair.lowest_variance < -slack * float(variances[-1]):
         raise ValueError(
@@ -104,8 +122,8 @@ def check_spans(pair: CovariancePair, slack: float) -> None:
     outside = float((empty.T @ pair.effective @ empty).diagonal().abs().max()) if empty.shape[1] else 0.0
     if outside > slack * float(variances[-1]):
         raise ValueError(
-            f"B is not below Sigma: it has a variance of {outside:.3g} where views have none; pass covariances of the "
-            "same views"
+            f"B is not below Sigma: it has a variance of {outside:.3g} in a direction in which views have none; pass "
+            "covariances of the same views"
         )
     low, high = float(pair.correlations[-1]), float(pair.correlations[0])
     if high > 1 + slack:
@@ -118,14 +136,3 @@ def check_spans(pair: CovariancePair, slack: float) -> None:
             f"B is not positive semi-definite: a canonical correlation is {low:.6g} < 0; clip the negative "
             "eigenvalues of an estimate, or pass a larger slack"
         )
-
-
-def check_mean(mean: torch.Tensor | None, Sigma: torch.Tensor) -> torch.Tensor:
-    """Returns E[x] of shape `(D,)` beside Σ, 0 where none is given."""
-    if mean is None:
-        return Sigma.new_zeros(len(Sigma))
-    if mean.shape != Sigma.shape[:1]:
-        raise ValueError(f"mean has shape {tuple(mean.shape)}: pass ({len(Sigma)},)")
-    if not bool(mean.isfinite().all()):
-        raise ValueError("mean has entries that are not finite")
-    return mean.detach().to(Sigma)

@@ -1,12 +1,14 @@
-"""Figures of a forecast."""
+"""Figures of a forecast: correlations, the predicted spectrum, and the directions as images."""
 
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import ArrayLike, as_tensor
 from ..spectra.figures import COLORS, new_figure, save_figure
 from .forecast_report import Direction, Forecast
 
@@ -18,15 +20,17 @@ LIVING, DEAD, MEASURED = COLORS[0], COLORS[1], COLORS[2]
 
 
 def plot_forecast(forecast: Forecast, path: str | PathLike) -> Path:
-    """
-    Draw k with its intervals and the threshold, the predicted spectrum, and what each augmentation costs.
+    """Draw k with its intervals and the threshold, the predicted spectrum, and the effect of each augmentation.
 
     Args:
-        forecast ([`Forecast`]): Its `measured` spectrum, if there is one, is laid over the predicted one.
+        forecast ([`Forecast`]): The forecast; its `measured` spectrum, if any, is drawn over the predicted one.
         path (`str` or path): The file to write; its suffix chooses the format.
 
     Returns:
-        `Path` of the file.
+        `Path`: The file.
+
+    Example:
+        >>> plot_forecast(Forecast.load("runs/forecast/forecast.json"), "forecast.png")
     """
     panels = 3 if forecast.left_out else 2
     figure = new_figure(3.5 * panels, 3.1)
@@ -47,34 +51,40 @@ def plot_directions(
     forecast: Forecast,
     path: str | PathLike,
     *,
-    images: Tensor | None = None,
+    images: ArrayLike | None = None,
     shape: tuple[int, int, int] | None = None,
 ) -> Path:
-    """
-    Draw the most endangered directions and the safest: as patterns, and as the images farthest along them.
+    """Draw the most endangered and the safest directions: as patterns, and as the images at their ends.
 
     Args:
-        forecast ([`Forecast`]): As made, not as read from a file, if patterns are to be drawn.
+        forecast ([`Forecast`]): The forecast; one that was read from a file has no patterns.
         path (`str` or path): The file to write; its suffix chooses the format.
-        images (`Tensor`, *optional*): `(n, 3, H, W)` uint8, those that were forecast.
-        shape (`tuple[int, int, int]`, *optional*): `(3, H, W)` of a view, where the directions are of pixels.
+        images (`Tensor` or array, *optional*): The images that were forecast, shape `(n, 3, H, W)`, uint8.
+        shape (`tuple[int, int, int]`, *optional*): The shape `(3, H, W)` of a view, if the directions are of pixels.
 
     Returns:
-        `Path` of the file.
+        `Path`: The file.
 
     Raises:
-        ValueError: there is nothing to draw.
+        TypeError: `images` is not an array.
+        ValueError: There is nothing to draw, or `images` has another shape.
+
+    Example:
+        >>> plot_directions(found, "directions.png", images=images, shape=(3, 8, 8))
     """
     patterns = forecast.patterns if shape is not None else None
     if patterns is None and images is None:
         raise ValueError("there is nothing to draw: pass images, or the shape of views that were compared by pixels")
+    pictures = None if images is None else as_tensor("images", images, 4, shape="(n, 3, H, W)").cpu()
     groups = [("Most endangered", forecast.endangered), ("Safest", forecast.safest)]
     rows = max(len(group) for _, group in groups)
     figure = new_figure(9.6, 0.68 * rows + 0.75)
     first = 0
-    for part, (title, group) in zip(figure.subfigures(1, 2, wspace=0.04), groups, strict=True):
-        own = None if patterns is None else patterns[first : first + len(group)].reshape(-1, *shape)
-        _draw_group(part, title, group, own, images, rows)
+    for part, (title, group) in zip(np.asarray(figure.subfigures(1, 2, wspace=0.04)), groups, strict=True):
+        own = None
+        if patterns is not None and shape is not None:
+            own = patterns[first : first + len(group)].reshape(-1, *shape)
+        _draw_group(part, title, group, own, pictures, rows)
         first += len(group)
     return save_figure(figure, path)
 
@@ -87,13 +97,13 @@ def _draw_correlations(axes: "Axes", f: Forecast) -> None:
     else:
         living = [k > f.threshold for k in f.correlations]
         split = sum(living)
-        for start, stop, color, name in ((0, split, LIVING, "survive"), (split, f.directions, DEAD, "die")):
+        for start, stop, color, name in ((0, split, LIVING, "survive"), (split, f.directions, DEAD, "collapse")):
             if stop > start:
                 label = f"{stop - start} {name}"
                 axes.plot(ranks[start:stop], f.correlations[start:stop], color=color, linewidth=1.8, label=label)
         axes.axhline(max(f.threshold, 0), color="black", linestyle=":", linewidth=1)
         axes.annotate(
-            f"dies at k ≤ {max(f.threshold, 0):.2g}",
+            f"collapses at k ≤ {max(f.threshold, 0):.2g}",
             (f.directions, max(f.threshold, 0)),
             (0, 3),
             fontsize=7,
@@ -103,7 +113,7 @@ def _draw_correlations(axes: "Axes", f: Forecast) -> None:
     if f.settings["dim"] is not None and f.settings["dim"] < f.directions:
         axes.axvline(f.settings["dim"], color="0.4", linestyle="--", linewidth=1, label=f"{f.settings['dim']} outputs")
     axes.set(xscale="log", ylim=(-0.02, 1.02), xlabel="direction", ylabel="k")
-    axes.set_title("What augmentation leaves of each direction")
+    axes.set_title("Share of each direction that augmentation leaves")
     axes.grid(True, color="0.92", linewidth=0.6)
     axes.legend(fontsize=7, loc="upper right", framealpha=0.9, edgecolor="none")
 
@@ -111,14 +121,14 @@ def _draw_correlations(axes: "Axes", f: Forecast) -> None:
 def _draw_spectrum(axes: "Axes", f: Forecast) -> None:
     predicted = [value for value in f.eigenvalues if value > 0]
     if predicted:
-        marks = {"marker": "o", "markersize": 3}
         axes.plot(
             range(1, len(predicted) + 1),
             [value / predicted[0] for value in predicted],
             color=LIVING,
             linewidth=1.4,
             label=f"predicted: {len(predicted)} positive",
-            **marks,
+            marker="o",
+            markersize=3,
         )
     measured = [value for value in f.measured or [] if value > 0]
     if measured:
@@ -163,20 +173,22 @@ def _draw_group(
     for axes, head in zip(grid[0, 1:], heads, strict=False):
         axes.set_title(head, fontsize=7, loc="left" if "end" in head else "center")
     for number, (cells, direction) in enumerate(zip(grid, group, strict=False)):
-        fate = "alive" if direction.alive else "dies"
-        text = f"#{direction.index + 1}, {fate}\nk {direction.k:.2f} [{direction.low:.2f}, {direction.high:.2f}]\n"
+        fate = "survives" if direction.alive else "collapses"
+        text = f"#{direction.index + 1} {fate}\nk {direction.k:.2f} [{direction.low:.2f}, {direction.high:.2f}]\n"
         text += f"{direction.variance:.1%} of variance"
         cells[0].text(0, 0.5, text, fontsize=7, va="center", transform=cells[0].transAxes)
         place = 1
         if patterns is not None:
             cells[place].imshow(_as_image(patterns[number]), interpolation="nearest")
             place += 1
-        for axes, index in zip(cells[place:], direction.examples if examples else [], strict=False):
+        if images is None:
+            continue
+        for axes, index in zip(cells[place:], direction.examples, strict=False):
             axes.imshow(images[index].permute(1, 2, 0).numpy(), interpolation="nearest")
 
 
 def _as_image(pattern: Tensor) -> Tensor:
-    """A pattern `(3, H, W)` around gray, `(H, W, 3)` in [0, 1]."""
+    """Return a pattern `(3, H, W)` as an image `(H, W, 3)` in [0, 1], with 0 as gray."""
     largest = pattern.abs().max()
     scaled = pattern / largest if largest > 0 else torch.zeros_like(pattern)
     return (0.5 + 0.5 * scaled).permute(1, 2, 0)

@@ -1,35 +1,40 @@
-"""Forecast from images and augmentations which directions a linear encoder keeps."""
+"""Forecast from images and augmentations which directions a linear encoder keeps, before training it."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import ArrayLike, as_int, as_tensor, describe
 from .correlations import CanonicalCorrelations, canonical_correlations
-from .covariances import ViewMaker, view_batches, view_covariances
-from .forecast_report import Direction, Forecast, LeftOut
+from .covariances import ViewMaker, image_batches, view_batches, view_covariances
+from .forecast_report import ClassFate, Direction, Forecast, LeftOut
+from .label_signal import LabelSignal
 from .landscape import LinearLandscape
 from .minimum import Minimum
 from .objective import Objective
 
-# Principal directions of views in which k is estimated, and images per direction that make it worth while.
+# The most principal directions of views in which k is estimated, and the images needed for each of them.
 MAX_DIM = 256
 _IMAGES_PER_DIRECTION = 5
+_BATCH = 256
 # Variance, as a share of the largest, that float32 pixels resolve.
 _RESOLVED = 1e-8
-# InfoNCE has no minimum along a direction that augmentation does not touch at all.
+# InfoNCE has no minimum along a direction that augmentation does not change at all.
 _HIGHEST = 1 - 1e-6
 _OVERSAMPLED, _ITERATIONS = 32, 6
 _SHOWN = 8
 _EXAMPLES = 3
 
-Progress = Callable[[Iterable[Tensor], str], Iterable[Tensor]]
+# Wraps batches to show how many have been read, as `tqdm` does: `(batches, title) -> batches`.
+Progress = Callable[[Iterable[ArrayLike], str], Iterable[ArrayLike]]
 
 
 def forecast(
-    images: Tensor | Iterable[Tensor],
+    images: ArrayLike | Iterable[ArrayLike],
     views: ViewMaker,
     *,
     loss: str = "quartic",
@@ -41,85 +46,99 @@ def forecast(
     views_per_image: int = 4,
     same_kind: bool = False,
     variants: Mapping[str, ViewMaker] | None = None,
-    labels: Tensor | None = None,
+    labels: ArrayLike | None = None,
+    class_names: Sequence[str] | None = None,
     features: Callable[[Tensor], Tensor] | None = None,
     max_dim: int = MAX_DIM,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Forecast:
-    """
-    Predict what a linear encoder keeps of these images under these augmentations, before training it.
+    """Predict what a linear encoder keeps of these images under these augmentations, before training it.
 
     Estimates B and Σ of the views, reduces them to the leading principal directions (at most a fifth as many as there
-    are images), corrects the canonical correlations for the number of images, and reads the landscape of the chosen
-    loss. Features are taken as centred, as a bias or batch normalization makes them.
+    are images), corrects the canonical correlations for the number of images, and finds the minimum of the chosen loss.
+    Features are assumed to be centred, as a bias or batch normalization makes them.
 
     Args:
-        images (`Tensor` or iterable of `Tensor`): `(n, 3, H, W)`, n ≥ 4, or batches of it that can be gone through
-            several times.
+        images (`Tensor`, array or iterable): Images `(n, 3, H, W)`, n ≥ 4, or batches of them that can be read several
+            times, such as a list.
         views (`Callable`): `views(images, seed)` returns T tensors `(B, 3, h, w)`, as [`~hf_orthossl.data.Views`] does.
-        loss, alpha, temperature, weight_decay, gamma (*optional*): As of [`Objective`].
-        dim (`int`, *optional*): Outputs of the encoder, at most D; defaults to as many as there are directions.
-        views_per_image (`int`, *optional*, defaults to 4): v, a multiple of T, at least 2.
-        same_kind (`bool`, *optional*, defaults to `False`): All views of a call are made alike, so that any two make a
-            pair. Otherwise pairs hold two different ones, which is right for both but wastes some.
-        variants (mapping of `str` to `Callable`, *optional*): Further pipelines of T views, by what they leave out.
-        labels (`Tensor`, *optional*): `(n,)`, class indices, −1 where unknown.
+        loss (`str`, defaults to `"quartic"`): A loss of [`Objective`].
+        alpha (`float`, defaults to 1.0): The weight of the alignment, as in [`Objective`].
+        temperature (`float`, defaults to 1.0): The temperature, as in [`Objective`].
+        weight_decay (`float`, defaults to 0.0): The weight decay, as in [`Objective`].
+        gamma (`float`, defaults to 0.0): The weight of the orthogonality penalty, as in [`Objective`].
+        dim (`int`, *optional*): The number of outputs of the encoder, at most D; defaults to the number of directions.
+        views_per_image (`int`, defaults to 4): v, a multiple of T, at least 2.
+        same_kind (`bool`, defaults to `False`): Whether all views of a call are made alike, so that any two make a
+            pair. Otherwise pairs hold two different ones, which is correct in both cases but uses fewer pairs.
+        variants (mapping of `str` to `Callable`, *optional*): Further pipelines of T views, by the augmentation that
+            they leave out.
+        labels (`Tensor` or array, *optional*): Class numbers from 0, −1 if unknown, shape `(n,)`. With them the
+            forecast says which classes keep a direction.
+        class_names (sequence of `str`, *optional*): The names of the classes, defaults to their numbers.
         features (`Callable`, *optional*): Maps a view to features `(B, D)`; defaults to its pixels.
-        max_dim (`int`, *optional*, defaults to 256): The most directions to reduce to.
-        seed (`int`, *optional*, defaults to 0): Determines views, folds and bootstrap.
-        progress (`Callable`, *optional*): `progress(batches, title)` gives the batches and shows how far it is.
+        max_dim (`int`, defaults to 256): The most directions to reduce to.
+        seed (`int`, defaults to 0): The seed of views, folds and bootstrap.
+        progress (`Callable`, *optional*): `progress(batches, title)` returns the batches and shows how many were read.
 
     Returns:
-        [`Forecast`].
+        [`Forecast`]: The numbers, with `summary()`, `plot(path)` and `save(path)`.
 
     Raises:
-        ValueError: a setting out of range, too few views or images, views that do not vary, NaN, or D too large.
+        TypeError: An argument is not of its type.
+        ValueError: A setting is out of range, there are too few views or images, views do not vary or are not finite,
+            or D is too large.
+
+    Example:
+        >>> views = Views(get_recipe("digits"), 8)
+        >>> found = forecast(images, views, loss="normalized", temperature=0.5, same_kind=True, labels=labels)
+        >>> print(found.summary())
     """
     objective = Objective(loss, alpha=alpha, temperature=temperature, weight_decay=weight_decay, gamma=gamma)
-    if max_dim < 1:
-        raise ValueError(f"max_dim is {max_dim}: at least 1 direction is needed")
-    if dim is not None and dim < 1:
-        raise ValueError(f"dim is {dim}: an encoder has at least 1 output")
-    batches = list(images.split(256)) if isinstance(images, Tensor) else images
+    max_dim = as_int("max_dim", max_dim, at_least=1)
+    dim = None if dim is None else as_int("dim", dim, at_least=1)
+    batches = _repeatable(images)
     calls = _calls(batches, views, views_per_image)
     draws = 1 if same_kind or calls == views_per_image else calls
 
-    def made(maker: ViewMaker, title: str) -> Iterable[Tensor]:
+    def make(maker: ViewMaker, title: str) -> Iterable[Tensor]:
         shown = batches if progress is None else progress(batches, title)
         return view_batches(shown, maker, draws=calls, features=features, seed=seed)
 
-    covariances = view_covariances(made(views, "covariances"), draws)
+    covariances = view_covariances(make(views, "covariances"), draws)
     dimension, count = len(covariances.mean), covariances.num_images
     if dim is not None and dim > dimension:
-        raise ValueError(f"dim is {dim} and views have D = {dimension} dimensions: pass a dim of at most {dimension}")
+        raise ValueError(f"dim must be at most D = {dimension}, the number of dimensions of the views, got {dim}")
+    classes = None if labels is None else _Classes.of(labels, count, class_names)
     variances, axes = _leading(covariances.Sigma, max(1, min(max_dim, dimension, count // _IMAGES_PER_DIRECTION)))
     basis, mean, total = axes.float(), covariances.mean.float(), float(covariances.Sigma.trace())
     del covariances, axes
 
     def estimate(maker: ViewMaker, title: str) -> tuple[CanonicalCorrelations, Tensor]:
-        reduced = torch.cat([(batch - mean) @ basis for batch in made(maker, title)])
+        reduced = torch.cat([(batch - mean) @ basis for batch in make(maker, title)])
         return canonical_correlations(reduced, draws, seed=seed), reduced.mean(1)
 
-    found, points = estimate(views, "canonical correlations")
-    landscape = _landscape(found, found.values)
+    correlations, points = estimate(views, "canonical correlations")
+    landscape = _landscape(correlations, correlations.values)
     minimum = _minimum(landscape, objective, dim)
     unlimited = minimum if dim is None or dim >= landscape.rank else _minimum(landscape, objective, None)
-    ends = [_landscape(found, k) for k in (found.low, found.high)]
+    ends = [_landscape(correlations, k) for k in (correlations.low, correlations.high)]
     bounds = [None if gamma else _minimum(end, objective, dim).surviving for end in ends]
-    # Numerical minima take a minute each: what augmentations do is compared without the penalty.
+    # Numerical minima take a minute each: augmentations are compared without the penalty.
     plain = replace(objective, gamma=0.0)
 
     def left_out(name: str, estimated: CanonicalCorrelations) -> LeftOut:
         surviving = _minimum(_landscape(estimated, estimated.values), plain, dim).surviving
         return LeftOut(name, surviving, float(estimated.values.sum()))
 
-    base = left_out("", found)
+    base = left_out("", correlations)
     others = [left_out(name, estimate(maker, f"without {name}")[0]) for name, maker in (variants or {}).items()]
-    shares = found.patterns.square().sum(1) / total
-    directions = _directions(found, shares, unlimited, points)
+    shares = correlations.patterns.square().sum(1) / total
+    directions = _directions(correlations, shares, unlimited, points)
     endangered, safest = _endangered(directions), directions[:_SHOWN]
     shown = [direction.index for direction in (*endangered, *safest)]
+    signal = None if classes is None else classes.signal(landscape, points, minimum)
     return Forecast(
         settings={key: asdict(objective)[key] for key in ("loss", "alpha", "temperature", "weight_decay", "gamma")}
         | {"dim": dim},
@@ -128,10 +147,10 @@ def forecast(
         dimension=dimension,
         directions=landscape.rank,
         variance_share=float(variances.sum()) / total,
-        correlations=found.values.tolist(),
-        low=found.low.tolist(),
-        high=found.high.tolist(),
-        negative=int((found.sample < 0).sum()),
+        correlations=correlations.values.tolist(),
+        low=correlations.low.tolist(),
+        high=correlations.high.tolist(),
+        negative=int((correlations.sample < 0).sum()),
         eigenvalues=minimum.eigenvalues.tolist(),
         surviving=minimum.surviving,
         surviving_low=bounds[0],
@@ -139,37 +158,111 @@ def forecast(
         cut_by_dim=max(unlimited.surviving - minimum.surviving, 0),
         threshold=unlimited.critical_correlation,
         dead_variance=float(shares[~unlimited.alive].sum()),
-        gamma_to_revive=gamma_to_revive(landscape, plain, unlimited),
-        temperature_to_revive=temperature_to_revive(landscape, plain),
-        alpha_to_collapse=alpha_to_collapse(landscape, plain),
+        gamma_to_revive=_gamma_to_revive(landscape, plain, unlimited),
+        temperature_to_revive=_temperature_to_revive(landscape, plain),
+        alpha_to_collapse=_alpha_to_collapse(landscape, plain),
         endangered=endangered,
         safest=safest,
         left_out=others,
         left_out_base=base,
-        label_signal=_label_signal(landscape, points, labels, minimum),
-        patterns=found.patterns[shown].float() @ basis.T,
+        label_signal=None if signal is None else {key: getattr(signal, key) for key in ("lost", "kind", "verdict")},
+        classes=None if classes is None else classes.fates(landscape, points, minimum),
+        patterns=correlations.patterns[shown].float() @ basis.T,
     )
 
 
-def _calls(batches: Iterable[Tensor], views: ViewMaker, views_per_image: int) -> int:
-    """How often the pipeline is drawn for each image."""
-    if views_per_image < 2:
-        raise ValueError(f"views_per_image is {views_per_image}: what augmentation moves shows in 2 views or more")
-    first = next(iter(batches), None)
+class _Classes:
+    """The labelled images and their classes, if these are two at least with more than two images each on average."""
+
+    def __init__(self, known: Tensor, index: Tensor, counts: Tensor, names: list[str]) -> None:
+        self.known, self.index, self.counts, self.names = known, index, counts, names
+
+    @classmethod
+    def of(cls, labels: ArrayLike, count: int, class_names: Sequence[str] | None) -> "_Classes | None":
+        numbers = as_tensor("labels", labels, 1, shape="(n,)").cpu()
+        if len(numbers) != count:
+            raise ValueError(f"labels has shape ({len(numbers)},) for {count} images: pass one label per image")
+        if not bool((numbers == numbers.long()).all()):
+            raise ValueError("labels must be whole class numbers from 0, or -1 if unknown")
+        known = numbers.long() >= 0
+        classes, index, counts = numbers.long()[known].unique(return_inverse=True, return_counts=True)
+        if class_names is not None and len(classes) and int(classes[-1]) >= len(class_names):
+            raise ValueError(f"class_names must have a name for label {int(classes[-1])}, got {len(class_names)} names")
+        if len(classes) < 2 or len(index) <= 2 * len(classes):
+            return None
+        names = [str(label) if class_names is None else str(class_names[label]) for label in classes.tolist()]
+        return cls(known, index, counts, names)
+
+    def signal(self, landscape: LinearLandscape, points: Tensor, minimum: Minimum) -> LabelSignal:
+        """Return the label signal in collapsed directions; `points` `(n, p)` are the images' mean views."""
+        means = self._means(points)
+        return landscape.label_signal(means, self._shares, minimum.alive, images=len(self.index))
+
+    def fates(self, landscape: LinearLandscape, points: Tensor, minimum: Minimum) -> list[ClassFate]:
+        """Return what becomes of the direction of each class; `points` `(n, p)` are the images' mean views."""
+        means = self._means(points)
+        found = landscape.class_directions(means, self._shares, minimum.alive, images=len(self.index))
+        rows = zip(
+            self.names,
+            found.shares.tolist(),
+            found.correlations.tolist(),
+            found.captured.tolist(),
+            found.survives.tolist(),
+            found.supervised.tolist(),
+            strict=True,
+        )
+        return [
+            ClassFate(name, share, k, captured, survives if supervised > 0 else None)
+            for name, share, k, captured, survives, supervised in rows
+        ]
+
+    @property
+    def _shares(self) -> Tensor:
+        return self.counts / len(self.index)
+
+    def _means(self, points: Tensor) -> Tensor:
+        labelled = points[self.known].double()
+        sums = torch.zeros(len(self.names), points.shape[1], dtype=torch.float64).index_add_(0, self.index, labelled)
+        return sums / self.counts[:, None]
+
+
+def _repeatable(images: ArrayLike | Iterable[ArrayLike]) -> Iterable[ArrayLike]:
+    """Return batches of images that can be read several times."""
+    if isinstance(images, Tensor | np.ndarray):
+        return list(image_batches(images, _BATCH))
+    if isinstance(images, str | bytes | dict) or not isinstance(images, Iterable):
+        raise TypeError(
+            f"images must be a tensor or array (n, 3, H, W), or batches of them, got {describe(images)}: decode files "
+            "first, as ImageDataset does"
+        )
+    if iter(images) is images:
+        raise TypeError(
+            f"images must be read several times, got {describe(images)}: pass an array or a list of batches"
+        )
+    return images
+
+
+def _calls(batches: Iterable[ArrayLike], views: ViewMaker, views_per_image: int) -> int:
+    """Return how often the pipeline is drawn for each image."""
+    if not callable(views):
+        raise TypeError(f"views must be callable as views(images, seed), got {describe(views)}: pass Views(…)")
+    views_per_image = as_int("views_per_image", views_per_image, at_least=2)
+    first = next(image_batches(batches, _BATCH), None)
     if first is None or len(first) == 0:
-        raise ValueError("images is empty: a forecast needs at least 4 of them")
+        raise ValueError("images is empty: a forecast needs at least 4 images")
     kinds = len(views(first[:1], 0))
     if views_per_image % kinds:
-        raise ValueError(f"views_per_image is {views_per_image} and the views come {kinds} at a time: pass a multiple")
+        raise ValueError(
+            f"views_per_image must be a multiple of {kinds}, the number of views per call, got {views_per_image}"
+        )
     return views_per_image // kinds
 
 
 def _leading(covariance: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """
-    The largest `size` eigenvalues, as far as they are resolved, and their eigenvectors in columns.
+    """Return the `size` largest eigenvalues, as far as they are resolved, and their eigenvectors as columns.
 
-    By subspace iteration (Halko, Martinsson & Tropp, SIAM Review 2011, algorithm 4.4), in a fraction of the time of a
-    full decomposition. The last directions are mixed with those that follow, which is as good a basis.
+    Subspace iteration (Halko, Martinsson & Tropp, SIAM Review 2011, algorithm 4.4) takes a fraction of the time of a
+    full decomposition. The last directions are mixed with the following ones, which is as good a basis.
     """
     if 4 * size > len(covariance):
         values, vectors = (part.flip(-1) for part in torch.linalg.eigh(covariance))
@@ -178,26 +271,28 @@ def _leading(covariance: Tensor, size: int) -> tuple[Tensor, Tensor]:
         block = torch.randn(len(covariance), size + _OVERSAMPLED, generator=generator, dtype=covariance.dtype)
         for _ in range(_ITERATIONS):
             block = torch.linalg.qr(covariance @ block).Q
-        values, turns = (part.flip(-1) for part in torch.linalg.eigh(block.T @ covariance @ block))
-        vectors = block @ turns
+        values, rotation = (part.flip(-1) for part in torch.linalg.eigh(block.T @ covariance @ block))
+        vectors = block @ rotation
     size = min(size, int((values > _RESOLVED * values[0]).sum()))
     return values[:size], vectors[:, :size]
 
 
-def _landscape(found: CanonicalCorrelations, values: Tensor) -> LinearLandscape:
-    return LinearLandscape(found.B(values.clamp(max=_HIGHEST)), found.Sigma)
+def _landscape(correlations: CanonicalCorrelations, values: Tensor) -> LinearLandscape:
+    return LinearLandscape(correlations.B(values.clamp(max=_HIGHEST)), correlations.Sigma)
 
 
 def _minimum(landscape: LinearLandscape, objective: Objective, dim: int | None) -> Minimum:
-    # No more directions were estimated than the landscape has.
+    # The landscape has as many dimensions as directions were estimated, which may be fewer than outputs.
     return landscape.minimum(**asdict(objective), dim=None if dim is None else min(dim, landscape.dimension))
 
 
-def _directions(found: CanonicalCorrelations, shares: Tensor, minimum: Minimum, points: Tensor) -> list[Direction]:
-    """All directions in order of k; `points` `(n, p)` are the images' mean views."""
-    order = (points.double() @ found.filters.T).argsort(dim=0)
+def _directions(
+    correlations: CanonicalCorrelations, shares: Tensor, minimum: Minimum, points: Tensor
+) -> list[Direction]:
+    """Return all directions in order of k; `points` `(n, p)` are the images' mean views."""
+    order = (points.double() @ correlations.filters.T).argsort(dim=0)
     ends = torch.cat([order[:_EXAMPLES], order[-_EXAMPLES:]]).T.tolist()
-    columns = (found.values, found.low, found.high, shares, minimum.alive)
+    columns = (correlations.values, correlations.low, correlations.high, shares, minimum.alive)
     rows = zip(*(column.tolist() for column in columns), ends, strict=True)
     return [Direction(index, *row) for index, row in enumerate(rows)]
 
@@ -208,27 +303,11 @@ def _endangered(directions: list[Direction]) -> list[Direction]:
     return (dead + living)[:_SHOWN]
 
 
-def _label_signal(
-    landscape: LinearLandscape, points: Tensor, labels: Tensor | None, minimum: Minimum
-) -> dict[str, float | str] | None:
-    """Of the images that have a label, if they are of two classes at least."""
-    if labels is None:
-        return None
-    if len(labels) != len(points):
-        raise ValueError(f"labels are {len(labels)} and images {len(points)}: pass one label per image")
-    known = labels >= 0
-    points, labels = points[known].double(), labels[known]
-    classes, index, counts = labels.unique(return_inverse=True, return_counts=True)
-    if len(classes) < 2 or len(labels) <= 2 * len(classes):
-        return None
-    means = torch.zeros(len(classes), points.shape[1], dtype=torch.float64).index_add_(0, index, points)
-    means = means / counts[:, None]
-    signal = landscape.label_signal(means, counts / len(labels), minimum.alive, images=len(labels))
-    return {"lost": signal.lost, "kind": signal.kind, "verdict": signal.verdict}
+def _gamma_to_revive(landscape: LinearLandscape, objective: Objective, minimum: Minimum) -> float | None:
+    """Return γ above which all directions survive; `None` if no γ decides.
 
-
-def gamma_to_revive(landscape: LinearLandscape, objective: Objective, minimum: Minimum) -> float | None:
-    """γ above which all live; of InfoNCE by its quartic part, as its own is a search of minutes; `None` without one."""
+    For InfoNCE it is that of the loss's quartic part, since its own is a search of minutes.
+    """
     if objective.loss == "normalized":
         return None
     if minimum.surviving == landscape.rank:
@@ -240,16 +319,16 @@ def gamma_to_revive(landscape: LinearLandscape, objective: Objective, minimum: M
     return landscape.gamma_to_revive(**asdict(objective))
 
 
-def temperature_to_revive(landscape: LinearLandscape, objective: Objective) -> float | None:
-    """Temperature below which normalized features keep all directions; `None` for other losses."""
+def _temperature_to_revive(landscape: LinearLandscape, objective: Objective) -> float | None:
+    """Return the temperature below which normalized features keep all directions; `None` for other losses."""
     if objective.loss != "normalized":
         return None
     value = float(landscape.collapse_threshold("temperature", **asdict(objective)).values.min())
     return value if math.isfinite(value) else None
 
 
-def alpha_to_collapse(landscape: LinearLandscape, objective: Objective) -> float | None:
-    """Weight of the alignment from which nothing lives; `None` where there is none, or no formula for it."""
+def _alpha_to_collapse(landscape: LinearLandscape, objective: Objective) -> float | None:
+    """Return the weight of the alignment from which no direction survives; `None` if there is none, or no formula."""
     if objective.loss == "normalized" or objective.weight_decay:
         return None
     value = landscape.collapse_threshold("alpha", **asdict(objective)).complete

@@ -1,4 +1,4 @@
-"""A forecast of what training will keep: its numbers, its file and its summary."""
+"""A forecast of what training will keep: its numbers, its file and its summary in plain words."""
 
 import dataclasses
 import json
@@ -14,19 +14,31 @@ from ..files import replace_file
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 16 * 2**20
+_LOSSES = {
+    "quartic": "quartic landscape",
+    "spectral": "spectral contrastive loss",
+    "infonce": "InfoNCE on Euclidean distances",
+    "normalized": "InfoNCE on normalized features",
+}
+_SETTINGS = {"temperature": "temperature", "alpha": "alignment weight α", "weight_decay": "weight decay", "gamma": "γ"}
+# Directions that collapse with k = 0 exactly are revived by any penalty: a smaller γ is not worth a number.
+_ANY_GAMMA = 1e-8
+# The most classes that the summary names.
+_NAMED = 5
 
 
 @dataclass
 class Direction:
-    """
-    One direction of the views' variation.
+    """One direction in which views vary.
 
     Attributes:
-        index (`int`): Place in order of k, from 0.
-        k, low, high (`float`): Canonical correlation with its 95 % interval.
-        variance (`float`): Share of the views' variance that it carries, in [0, 1].
+        index (`int`): Position in the order of k, from 0.
+        k (`float`): Canonical correlation.
+        low (`float`): Lower end of its 95 % interval.
+        high (`float`): Upper end of its 95 % interval.
+        variance (`float`): Share of the views' variance in this direction, in [0, 1].
         alive (`bool`): Whether the landscape keeps it, given enough outputs.
-        examples (`list[int]`): Images that lie farthest along it: three at its negative and three at its positive end.
+        examples (`list[int]`): The images at its ends: three at the negative end, then three at the positive end.
     """
 
     index: int
@@ -40,7 +52,13 @@ class Direction:
 
 @dataclass
 class LeftOut:
-    """What the pipeline without one augmentation would keep, other settings equal: `surviving` and the sum of k."""
+    """The forecast without one augmentation, other settings equal.
+
+    Attributes:
+        without (`str`): The augmentation, empty for the whole pipeline.
+        surviving (`int`): The number of surviving directions.
+        total (`float`): The sum of k over all directions.
+    """
 
     without: str
     surviving: int
@@ -48,37 +66,64 @@ class LeftOut:
 
 
 @dataclass
-class Forecast:
-    """
-    What a linear encoder will keep of a data set under an augmentation pipeline. Made by [`forecast`].
+class ClassFate:
+    """The direction that separates one class from the rest, as [`ClassDirections`] describes it.
 
     Attributes:
-        settings (`dict`): `loss`, `alpha`, `temperature`, `weight_decay`, `gamma`, `dim`: as of [`Objective`].
-        num_images, views_per_image (`int`): n and v.
-        dimension (`int`): D, pixels or features.
-        directions (`int`): How many leading principal directions k was estimated in.
-        variance_share (`float`): Share of the views' variance that they hold.
-        correlations, low, high (`list[float]`): k, descending, with 95 % intervals.
+        name (`str`): The name of the class, or its number.
+        share (`float`): Share of the labelled images, in [0, 1].
+        k (`float`): Canonical correlation along the filter that best separates the class.
+        captured (`float`): Share of that filter's variance in surviving directions, in [0, 1].
+        survives (`bool`, *optional*): Whether the class keeps its direction; `None` if its mean does not differ from
+            the rest by more than chance.
+    """
+
+    name: str
+    share: float
+    k: float
+    captured: float
+    survives: bool | None
+
+
+@dataclass
+class Forecast:
+    """What a linear encoder will keep of a data set under an augmentation pipeline; made by [`forecast`].
+
+    Attributes:
+        settings (`dict`): `loss`, `alpha`, `temperature`, `weight_decay`, `gamma` and `dim`, as in [`Objective`].
+        num_images (`int`): n.
+        views_per_image (`int`): v.
+        dimension (`int`): D, the number of pixels or features.
+        directions (`int`): The number of leading principal directions in which k was estimated.
+        variance_share (`float`): Their share of the views' variance.
+        correlations (`list[float]`): k, descending.
+        low (`list[float]`): Lower ends of the 95 % intervals of k.
+        high (`list[float]`): Upper ends of the 95 % intervals of k.
         negative (`int`): How many k of the unbiased sample were below 0; they count as 0.
-        eigenvalues (`list[float]`): Predicted, of the representation's covariance, descending, 0 where dead.
-        surviving (`int`): How many are positive.
-        surviving_low, surviving_high (`int`, *optional*): The same for the ends of the intervals of all k at once;
-            `None` with `gamma`.
-        cut_by_dim (`int`): Directions that would live if the encoder had more outputs.
-        threshold (`float`, *optional*): A direction dies where k is at most this. `None` where k alone does not decide.
-        dead_variance (`float`): Share of the views' variance in dead directions.
-        gamma_to_revive (`float`, *optional*): Above it all directions live; `None` where γ does not decide.
-        temperature_to_revive (`float`, *optional*): Below it all directions live; of normalized features only.
-        alpha_to_collapse (`float`, *optional*): Weight of the alignment from which nothing lives, where there is one.
-        endangered (`list[Direction]`): Of those that die, the ones with the most variance; then those nearest to dying.
-        safest (`list[Direction]`): Those with the highest k.
-        left_out (`list[LeftOut]`): One for each augmentation left out, as without the penalty.
-        left_out_base (`LeftOut`): The whole pipeline in the same terms.
-        label_signal (`dict`, *optional*): `lost`, `kind` and `verdict` of [`LabelSignal`], with labels.
-        measured (`list[float]`, *optional*): Normalized eigenvalues of a representation that was trained.
-        metadata (`dict`): What was forecast: JSON values.
-        notes (`list[str]`): What a reader must know.
-        patterns (`Tensor`, *optional*): `(m, D)`, `endangered` then `safest` as inputs; not saved.
+        eigenvalues (`list[float]`): Predicted eigenvalues of the representation's covariance, descending, 0 if
+            collapsed.
+        surviving (`int`): The number of positive eigenvalues.
+        surviving_low (`int`, *optional*): The same if all k are at the lower ends of their intervals; `None` with
+            `gamma`.
+        surviving_high (`int`, *optional*): The same for the upper ends.
+        cut_by_dim (`int`): Directions that would survive if the encoder had more outputs.
+        threshold (`float`, *optional*): A direction collapses if its k is at most this; `None` if k alone does not
+            decide.
+        dead_variance (`float`): Share of the views' variance in collapsed directions.
+        gamma_to_revive (`float`, *optional*): All directions survive above this γ; `None` if γ does not decide.
+        temperature_to_revive (`float`, *optional*): All directions survive below this temperature; only for normalized
+            features.
+        alpha_to_collapse (`float`, *optional*): Weight of the alignment from which no direction survives, if any.
+        endangered (`list[Direction]`): The collapsed directions with the most variance, then the nearest to collapse.
+        safest (`list[Direction]`): The directions with the highest k.
+        left_out (`list[LeftOut]`): One entry for each augmentation left out, without the penalty.
+        left_out_base (`LeftOut`): The whole pipeline, without the penalty.
+        label_signal (`dict`, *optional*): `lost`, `kind` and `verdict` of [`LabelSignal`], if there are labels.
+        classes (`list[ClassFate]`, *optional*): Which classes keep a direction, if there are labels.
+        measured (`list[float]`, *optional*): Normalized eigenvalues of a trained representation.
+        metadata (`dict`): What was forecast, as JSON values.
+        notes (`list[str]`): What a reader should know.
+        patterns (`Tensor`, *optional*): `endangered`, then `safest` as inputs, shape `(m, D)`; not saved.
     """
 
     settings: dict[str, Any]
@@ -106,20 +151,26 @@ class Forecast:
     left_out: list[LeftOut]
     left_out_base: LeftOut
     label_signal: dict[str, Any] | None
+    classes: list[ClassFate] | None = field(repr=False)
     measured: list[float] | None = field(default=None, repr=False)
     metadata: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     patterns: Tensor | None = field(default=None, repr=False, compare=False)
 
     def save(self, path: str | PathLike) -> Path:
-        """
-        Write the forecast as JSON; folders are created.
+        """Write the forecast as JSON; folders are created.
+
+        Args:
+            path (`str` or path): The file to write.
+
+        Returns:
+            `Path`: The file.
 
         Raises:
-            ValueError: if `metadata` holds what JSON cannot.
+            ValueError: `metadata` holds values that JSON does not have.
         """
         path = Path(path)
-        content = {"schema_version": SCHEMA_VERSION}
+        content: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
         for spec in dataclasses.fields(self):
             if spec.name != "patterns":
                 content[spec.name] = _plain(getattr(self, spec.name))
@@ -132,12 +183,14 @@ class Forecast:
 
     @classmethod
     def load(cls, path: str | PathLike) -> "Forecast":
-        """
-        Read a forecast that [`~Forecast.save`] wrote, checked: it may come from anywhere.
+        """Read a forecast that [`~Forecast.save`] wrote. The content is checked, since the file is untrusted.
+
+        Args:
+            path (`str` or path): The file to read.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is no forecast of this version.
+            FileNotFoundError: There is no such file.
+            ValueError: The file is not a forecast of this version.
         """
         path = Path(path)
         if not path.is_file():
@@ -150,17 +203,20 @@ class Forecast:
             raise ValueError(f"{path} is not a JSON file: {error}") from error
         version = content.pop("schema_version", None) if isinstance(content, dict) else None
         if version != SCHEMA_VERSION:
-            raise ValueError(f"{path} has schema_version {version!r} and {SCHEMA_VERSION} is read: forecast anew")
+            raise ValueError(
+                f"{path} has schema_version {version!r}, but this version of the package reads {SCHEMA_VERSION}: run "
+                "orthossl forecast again"
+            )
         try:
             for name, kind in (("endangered", Direction), ("safest", Direction), ("left_out", LeftOut)):
                 content[name] = [kind(**entry) for entry in content[name]]
             content["left_out_base"] = LeftOut(**content["left_out_base"])
+            if content["classes"] is not None:
+                content["classes"] = [ClassFate(**entry) for entry in content["classes"]]
             loaded = cls(**content)
             loaded._check()
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no forecast: {error}") from error
-        except ValueError as error:
-            raise ValueError(f"{path} is no forecast: {error}") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is not a forecast: {error}") from error
         return loaded
 
     def _check(self) -> None:
@@ -174,110 +230,120 @@ class Forecast:
                 raise ValueError(f"{name} must be numbers of at least 0")
 
     def summary(self) -> str:
-        """The forecast in a few lines of plain words."""
-        return summary(self)
+        """Return the forecast as text: what was measured, what survives, what collapses and why, and the remedies."""
+        unit = self.metadata.get("unit", "dimensions")
+        rows = [
+            (
+                "measured",
+                f"{self.num_images:,} images × {self.views_per_image} views, {self.dimension:,} {unit}; "
+                f"their leading {self.directions} directions hold {100 * self.variance_share:.4g}% of the variance of "
+                "views",
+            ),
+            ("loss", f"{_LOSSES[self.settings['loss']]}, {_settings(self)}"),
+            ("survive", _survivors(self)),
+            ("collapse", _collapsed(self)),
+        ]
+        if self.label_signal:
+            rows.append(("labels", f"{self.label_signal['kind']}: {self.label_signal['verdict']}"))
+        if self.classes:
+            rows.append(("classes", _classes(self.classes)))
+        rows += [("remedy", text) for text in _remedies(self)]
+        if self.left_out:
+            base = self.left_out_base
+            penalty = " (without the penalty)" if self.settings["gamma"] else ""
+            rows.append(("pipeline", f"keeps {base.surviving}, sum of k {base.total:.1f}{penalty}"))
+            for one in sorted(self.left_out, key=lambda one: -one.total):
+                change = one.surviving - base.surviving
+                text = f"keeps {one.surviving} ({change:+d}), sum of k {one.total:.1f} ({one.total - base.total:+.1f})"
+                rows.append((f"no {one.without}", text))
+        competition = any(one.surviving < self.left_out_base.surviving for one in self.left_out)
+        if self.settings["loss"] == "normalized" and competition:
+            text = (
+                "directions of normalized features compete: a change that raises the strongest k can cost weaker ones"
+            )
+            rows.append(("note", text))
+        rows += [("note", text) for text in self.notes]
+        width = max(len(name) for name, _ in rows) + 2
+        return "\n".join(f"{name:<{width}}{text}" for name, text in rows)
 
     def plot(self, path: str | PathLike) -> Path:
-        """Draw k, the predicted spectrum and the augmentations' shares; the file's suffix chooses the format."""
+        """Draw k, the predicted spectrum and the effect of each augmentation with [`plot_forecast`].
+
+        Args:
+            path (`str` or path): The file to write; its suffix chooses the format.
+
+        Returns:
+            `Path`: The file.
+        """
         from .figures import plot_forecast
 
         return plot_forecast(self, path)
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, list) and value and dataclasses.is_dataclass(value[0]):
         return [dataclasses.asdict(entry) for entry in value]
     return value
 
 
-_LOSSES = {
-    "quartic": "quartic landscape",
-    "spectral": "spectral contrastive loss",
-    "infonce": "InfoNCE on Euclidean distances",
-    "normalized": "InfoNCE on normalized features",
-}
-_ANY_GAMMA = 1e-8
+def _settings(forecast: Forecast) -> str:
+    def applies(name: str) -> bool:
+        if name == "temperature":
+            return forecast.settings["loss"] in ("normalized", "infonce")
+        return name == "alpha" or forecast.settings[name] > 0
+
+    parts = [f"{label} {forecast.settings[name]:g}" for name, label in _SETTINGS.items() if applies(name)]
+    dim = forecast.settings["dim"]
+    return ", ".join([*parts, "as many outputs as directions" if dim is None else f"{dim} outputs"])
 
 
-def summary(forecast: Forecast) -> str:
-    """One line for each question: what was measured, what survives, what dies and why, what would help."""
-    f = forecast
-    unit = f.metadata.get("unit", "dimensions")
-    rows = [
-        (
-            "measured",
-            f"{f.num_images:,} images × {f.views_per_image} views, {f.dimension:,} {unit}; "
-            f"their leading {f.directions} directions hold {100 * f.variance_share:.4g}% of the variance of views",
-        ),
-        ("loss", f"{_LOSSES[f.settings['loss']]}, {_settings(f)}"),
-        ("survive", _survivors(f)),
-        ("die", _dead(f)),
-    ]
-    if f.label_signal:
-        rows.append(("labels", f"{f.label_signal['kind']}: {f.label_signal['verdict']}"))
-    rows += [("remedy", text) for text in _remedies(f)]
-    if f.left_out:
-        base = f.left_out_base
-        rows.append(("pipeline", f"keeps {base.surviving}, sum of k {base.total:.1f}{_without_penalty(f)}"))
-        for one in sorted(f.left_out, key=lambda one: -one.total):
-            change = one.surviving - base.surviving
-            text = f"keeps {one.surviving} ({change:+d}), sum of k {one.total:.1f} ({one.total - base.total:+.1f})"
-            rows.append((f"no {one.without}", text))
-    if f.settings["loss"] == "normalized" and any(one.surviving < f.left_out_base.surviving for one in f.left_out):
-        rows.append(("note", "normalized features compete: what raises the strongest k can cost weaker directions"))
-    rows += [("note", text) for text in f.notes]
-    width = max(len(name) for name, _ in rows) + 2
-    return "\n".join(f"{name:<{width}}{text}" for name, text in rows)
-
-
-def _settings(f: Forecast) -> str:
-    names = {"temperature": "temperature", "alpha": "alignment weight α", "weight_decay": "weight decay", "gamma": "γ"}
-    parts = [f"{label} {f.settings[name]:g}" for name, label in names.items() if _matters(f, name)]
-    outputs = "as many outputs as directions" if f.settings["dim"] is None else f"{f.settings['dim']} outputs"
-    return ", ".join([*parts, outputs])
-
-
-def _matters(f: Forecast, name: str) -> bool:
-    if name == "temperature":
-        return f.settings["loss"] in ("normalized", "infonce")
-    return name == "alpha" or f.settings[name] > 0
-
-
-def _survivors(f: Forecast) -> str:
-    text = f"{f.surviving} of {f.directions} directions"
-    if f.surviving_low is not None and f.surviving_high is not None:
-        low, high = sorted((f.surviving_low, f.surviving_high))
+def _survivors(forecast: Forecast) -> str:
+    text = f"{forecast.surviving} of {forecast.directions} directions"
+    if forecast.surviving_low is not None and forecast.surviving_high is not None:
+        low, high = sorted((forecast.surviving_low, forecast.surviving_high))
         if low < high:
             text += f" ({low} to {high} over the 95 % intervals of k)"
-    if f.cut_by_dim:
-        text += f"; {f.cut_by_dim} more would if the encoder had more than {f.settings['dim']} outputs"
-    if f.threshold is not None:
-        text += f"; a direction needs k above {max(f.threshold, 0):.3g}"
+    if forecast.cut_by_dim:
+        text += f"; {forecast.cut_by_dim} more would if the encoder had more than {forecast.settings['dim']} outputs"
+    if forecast.threshold is not None:
+        text += f"; a direction needs k above {max(forecast.threshold, 0):.3g}"
     return text
 
 
-def _dead(f: Forecast) -> str:
-    dead = f.directions - f.surviving - f.cut_by_dim
+def _collapsed(forecast: Forecast) -> str:
+    dead = forecast.directions - forecast.surviving - forecast.cut_by_dim
     if not dead:
         return "nothing: augmentation leaves a part of every direction"
-    text = f"{dead} directions with {f.dead_variance:.0%} of the variance of views"
-    return f"complete collapse: {text}" if not f.surviving else text
+    text = f"{dead} directions with {forecast.dead_variance:.0%} of the variance of views"
+    return f"complete collapse: {text}" if not forecast.surviving else text
 
 
-def _remedies(f: Forecast) -> list[str]:
+def _classes(classes: list[ClassFate]) -> str:
+    """Return which classes lose their direction, the largest first, and how many cannot be judged."""
+    lost = sorted((one for one in classes if one.survives is False), key=lambda one: -one.share)
+    unknown = sum(one.survives is None for one in classes)
+    survivors = len(classes) - len(lost) - unknown
+    text = f"{survivors} of {len(classes)} keep the direction that separates them from the rest"
+    if lost:
+        named = [f"{one.name} ({one.share:.2g} of images, k {one.k:.2f})" for one in lost[:_NAMED]]
+        more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+        text += f"; {', '.join(named)}{more} lose{'s' if len(lost) == 1 else ''} it"
+    if unknown:
+        text += f"; {unknown} differ{'s' if unknown == 1 else ''} from the rest by no more than chance"
+    return text
+
+
+def _remedies(forecast: Forecast) -> list[str]:
     remedies = []
-    if f.gamma_to_revive:
-        # Directions that die with k = 0 and no more need no strength worth a number.
-        strength = f"with γ above {f.gamma_to_revive:.3g}" if f.gamma_to_revive > _ANY_GAMMA else "of any strength"
-        remedies.append(f"an orthogonality penalty {strength} revives all that dies")
-    if f.temperature_to_revive is not None and f.settings["temperature"] > f.temperature_to_revive:
-        remedies.append(f"a temperature below {f.temperature_to_revive:.3g} keeps all directions")
-    if f.alpha_to_collapse is not None and f.alpha_to_collapse > 1:
-        remedies.append(f"complete collapse comes at an alignment weight α of {f.alpha_to_collapse:.3g}")
+    if forecast.gamma_to_revive:
+        strength = f"with γ above {forecast.gamma_to_revive:.3g}"
+        strength = strength if forecast.gamma_to_revive > _ANY_GAMMA else "of any strength"
+        remedies.append(f"an orthogonality penalty {strength} revives every collapsed direction")
+    temperature = forecast.temperature_to_revive
+    if temperature is not None and forecast.settings["temperature"] > temperature:
+        remedies.append(f"a temperature below {temperature:.3g} keeps all directions")
+    if forecast.alpha_to_collapse is not None and forecast.alpha_to_collapse > 1:
+        remedies.append(f"an alignment weight α of {forecast.alpha_to_collapse:.3g} or more collapses all directions")
     return remedies
-
-
-def _without_penalty(f: Forecast) -> str:
-    return " (without the penalty)" if f.settings["gamma"] else ""

@@ -1,92 +1,119 @@
-"""Whether a collapse spares the labels: the share of label signal in the directions that die."""
+"""Whether a collapse affects the labels: the share of label signal in the directions that collapse."""
 
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
-# Below the first share of lost signal a probe hardly notices; above the second it must.
+from ..arguments import ArrayLike, as_int, as_tensor
+
+# A probe hardly notices the loss of less signal than the first share; it must notice more than the second.
 _BENIGN, _HARMFUL = 0.05, 0.25
 
 
 @dataclass(frozen=True)
 class LabelSignal:
-    """
-    Where the labels show in the canonical directions.
+    """The distribution of the label signal over canonical directions.
 
     Attributes:
-        per_direction (`torch.Tensor`):
-            Shape `(rank,)`: the share in [0, 1] of each direction's variance that lies between classes.
-        lost (`float`): The share of their sum that is in dead directions, in [0, 1].
-        kind (`str`): `"none"` (nothing dies), `"benign"` (lost ≤ 0.05), `"partly harmful"`, `"harmful"` (lost > 0.25).
+        per_direction (`Tensor`): The share in [0, 1] of each direction's variance that lies between classes, shape
+            `(rank,)`.
+        lost (`float`): The share of their sum that lies in collapsed directions, in [0, 1].
+        kind (`str`): `"none"` (nothing collapses), `"benign"` (lost ≤ 0.05), `"partly harmful"` or `"harmful"`
+            (lost > 0.25).
         verdict (`str`): The same in one sentence.
     """
 
-    per_direction: torch.Tensor
+    per_direction: Tensor
     lost: float
     kind: str
     verdict: str
 
 
 def label_signal(
-    filters: torch.Tensor,
-    class_means: torch.Tensor,
-    shares: torch.Tensor,
-    alive: torch.Tensor,
+    filters: ArrayLike,
+    class_means: ArrayLike,
+    shares: ArrayLike,
+    alive: ArrayLike,
     *,
     images: int | None = None,
 ) -> LabelSignal:
-    """
-    The share of between-class variance in dead directions: near 0 the collapse drops what labels do not need.
+    """Return the share of between-class variance in collapsed directions; near 0 the collapse is benign.
 
     Args:
-        filters (`torch.Tensor`): Shape `(rank, D)`, as [`LinearLandscape.filters`].
-        class_means (`torch.Tensor`): Mean view of each class, shape `(classes, D)`, at least two classes.
-        shares (`torch.Tensor`): Share of each class, shape `(classes,)`; scaled to a sum of 1.
-        alive (`torch.Tensor`): Mask of shape `(rank,)`.
-        images (`int`, *optional*):
-            How many images the means are from, more than there are classes. Means of few images differ by chance: what
-            an analysis of variance expects of it is taken off each direction.
+        filters (`Tensor` or array): Shape `(rank, D)`, as in `LinearLandscape.filters`.
+        class_means (`Tensor` or array): Mean view of each class, shape `(classes, D)`, at least two classes.
+        shares (`Tensor` or array): Share of each class, shape `(classes,)`; scaled to a sum of 1.
+        alive (`Tensor` or array): Mask of the surviving directions, shape `(rank,)`, as in `Minimum.alive`.
+        images (`int`, *optional*): The number of images behind the means, more than the number of classes. Means of few
+            images differ by chance: the amount that an analysis of variance expects is subtracted from each direction.
 
     Returns:
-        `LabelSignal`: signal per direction, the share that is lost, a verdict.
+        [`LabelSignal`]: Signal per direction, the share that is lost, and a verdict.
 
     Raises:
-        `ValueError`: for shapes that do not fit, shares that are no shares, or means that do not differ.
+        TypeError: An argument is not an array of numbers.
+        ValueError: Shapes do not match, `shares` are not shares, or the means do not differ.
+
+    Example:
+        >>> landscape = LinearLandscape(B, Sigma)
+        >>> alive = landscape.minimum("spectral", alpha=1.5).alive
+        >>> label_signal(landscape.filters, class_means, shares, alive).verdict
+        'The 2 collapsed of 5 directions carry 1.3% of the label signal: the collapse is benign.'
     """
-    if alive.shape != filters.shape[:1]:
-        raise ValueError(f"alive has shape {tuple(alive.shape)}: pass ({len(filters)},), one for each direction")
-    shares, offsets = class_offsets(shares, class_means.to(filters))
-    if offsets.shape[1] != filters.shape[1]:
-        raise ValueError(f"class_means has shape {tuple(class_means.shape)}: pass (classes, {filters.shape[1]})")
-    signal = (shares[:, None] * (offsets @ filters.T) ** 2).sum(0).clamp(max=1)
+    rows = as_tensor("filters", filters, 2, shape="(rank, D)")
+    mask = as_alive(alive, rows)
+    weights, offsets = class_offsets(shares, class_means, rows)
+    signal = (weights[:, None] * (offsets @ rows.T) ** 2).sum(0).clamp(max=1)
     if images is not None:
-        if images <= len(shares):
-            raise ValueError(f"images = {images} must be more than the {len(shares)} classes")
-        chance = (len(shares) - 1) / (images - len(shares)) * (1 - signal)
+        images = as_int("images", images)
+        if images <= len(weights):
+            raise ValueError(f"images must be more than the {len(weights)} classes, got {images}")
+        chance = (len(weights) - 1) / (images - len(weights)) * (1 - signal)
         signal = (signal - chance).clamp_min(0)
     if not bool(signal.any()):
         raise ValueError("class_means do not differ in any direction in which views vary: there is no label signal")
-    lost = float(signal[~alive.to(signal.device)].sum() / signal.sum())
-    dead = int((~alive).sum())
+    lost = float(signal[~mask].sum() / signal.sum())
+    dead = int((~mask).sum())
     if not dead:
         return LabelSignal(signal, 0.0, "none", "Nothing collapses, so no label signal is lost.")
-    what = f"The {dead} dead of {len(signal)} directions carry {100 * lost:.1f}% of the label signal"
+    amount = f"The {dead} collapsed of {len(signal)} directions carry {100 * lost:.1f}% of the label signal"
     if lost <= _BENIGN:
-        return LabelSignal(signal, lost, "benign", f"{what}: the collapse is benign.")
+        return LabelSignal(signal, lost, "benign", f"{amount}: the collapse is benign.")
     if lost <= _HARMFUL:
-        return LabelSignal(signal, lost, "partly harmful", f"{what}: a probe will miss some of it.")
-    return LabelSignal(signal, lost, "harmful", f"{what}: the augmentation varies what the labels depend on.")
+        return LabelSignal(signal, lost, "partly harmful", f"{amount}: a probe will miss some of it.")
+    return LabelSignal(signal, lost, "harmful", f"{amount}: the augmentation changes what the labels depend on.")
 
 
-def class_offsets(shares: torch.Tensor, means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shares that sum to 1, shape `(classes,)`, and the means about their average, shape `(classes, D)`."""
-    if means.ndim != 2 or len(means) < 2 or shares.shape != means.shape[:1]:
+def class_offsets(shares: ArrayLike, class_means: ArrayLike, filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Return shares that sum to 1, shape `(classes,)`, and class means minus their average, shape `(classes, D)`.
+
+    Raises:
+        TypeError: An argument is not an array of numbers.
+        ValueError: Shapes do not match, there are fewer than two classes, or `shares` are not shares.
+    """
+    weights = as_tensor("shares", shares, 1, shape="(classes,)")
+    means = as_tensor("class_means", class_means, 2, shape="(classes, D)").to(filters)
+    if len(means) < 2 or means.shape[1] != filters.shape[1]:
         raise ValueError(
-            f"shares has shape {tuple(shares.shape)} and means {tuple(means.shape)}: pass (classes,) and (classes, D), "
-            "at least two classes"
+            f"class_means has shape {tuple(means.shape)}: pass (classes, {filters.shape[1]}), at least two classes"
         )
-    shares = shares.to(means)
-    if not bool(shares.isfinite().all() and (shares >= 0).all() and shares.sum() > 0):
+    if weights.shape != means.shape[:1]:
+        raise ValueError(f"shares has shape {tuple(weights.shape)}: pass ({len(means)},), one for each class")
+    weights = weights.to(means)
+    if not bool((weights >= 0).all() and weights.sum() > 0):
         raise ValueError("shares must be at least 0, with a positive sum")
-    shares = shares / shares.sum()
-    return shares, means - shares @ means
+    weights = weights / weights.sum()
+    return weights, means - weights @ means
+
+
+def as_alive(alive: ArrayLike, filters: Tensor) -> Tensor:
+    """Return the mask of surviving directions, shape `(rank,)`, on the filters' device.
+
+    Raises:
+        TypeError: `alive` is not an array.
+        ValueError: `alive` does not have one entry for each direction.
+    """
+    mask = as_tensor("alive", alive)
+    if mask.shape != filters.shape[:1]:
+        raise ValueError(f"alive has shape {tuple(mask.shape)}: pass ({len(filters)},), one for each direction")
+    return mask.bool().to(filters.device)

@@ -1,10 +1,12 @@
-"""Which loss is trained, with its constants, and the loss itself at any weights."""
+"""Which self-supervised loss is trained, with its constants, and its value at any weights of a linear encoder."""
 
-import difflib
-import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
+from ..arguments import as_float
+from ..messages import suggest
 
 LOSSES = ("quartic", "infonce", "normalized", "spectral")
 BIASES = ("none", "centred", "learnable")
@@ -12,13 +14,12 @@ BIASES = ("none", "centred", "learnable")
 
 @dataclass(frozen=True)
 class Objective:
-    r"""
-    A self-supervised loss of a linear encoder f = Wx (+ bias), as a function of the covariances of two views.
+    r"""A self-supervised loss of a linear encoder f = Wx (+ bias), as a function of the covariances of two views.
 
-    The loss is what a run would minimize on infinitely many samples, so `weight_decay` and `gamma` mean what they mean
-    in the run: `(weight_decay / 2)·‖W‖²` and `gamma·‖WWᵀ − I‖²` are added to the loss as stated here. Σ is
-    the covariance of a view, C the part of it that augmentation makes, M = WΣWᵀ, f⁺ the other view of the same image,
-    f′ a view of another image.
+    The loss is the population loss that a run minimizes, so that `weight_decay` and `gamma` mean the same as in the
+    run: `(weight_decay / 2)·‖W‖²` and `gamma·‖WWᵀ − I‖²` are added to the loss as defined here. Σ is the covariance of
+    a view, C the part of it that augmentation causes, M = WΣWᵀ, f⁺ the features of the other view of the same image,
+    f′ those of a view of another image.
 
     - `"spectral"`: the spectral contrastive loss `−2·E[f·f⁺] + E[(f·f′)²]`, that is `−2·Tr[WBWᵀ] + Tr[M²]`. Exact
       for any data. Its batch form averages `f·f⁺` over the positive pairs and `(f·f′)²` over the pairs of two images.
@@ -34,23 +35,28 @@ class Objective:
       on Gaussian views; `kappa = ¾` is `"infonce"` near the origin, `¾/T` with a temperature once multiplied by T.
 
     Args:
-        loss (`str`, *optional*, defaults to `"quartic"`): One of the four above.
-        alpha (`float`, *optional*, defaults to 1.0):
-            Weight, > 0, of the alignment ½·E‖f − f⁺‖² within the loss; it turns B into Σ − alpha·C.
-        weight_decay (`float`, *optional*, defaults to 0.0):
-            At least 0, as torch's optimizers mean it. Not for `"normalized"`, which does not see the scale of W.
-        temperature (`float`, *optional*, defaults to 1.0): T > 0 of `"infonce"` and `"normalized"`.
-        gamma (`float`, *optional*, defaults to 0.0): Strength, at least 0, of the orthogonality penalty ‖WWᵀ − I‖².
-        bias (`str`, *optional*, defaults to `"none"`):
-            `"none"`: f = Wx; `"centred"`: f = W(x − E[x]); `"learnable"`: f = Wx + b with b trained and not decayed.
-            `"infonce"` sees differences only, so that all three are the same to it.
-        kappa (`float`, *optional*): > 0, of `"quartic"` only, where it defaults to ½.
+        loss (`str`, defaults to `"quartic"`): One of the four losses above.
+        alpha (`float`, defaults to 1.0): Weight, above 0, of the alignment ½·E‖f − f⁺‖² within the loss; it replaces B
+            by Σ − alpha·C.
+        weight_decay (`float`, defaults to 0.0): Weight decay, at least 0, as torch's optimizers define it. Not for
+            `"normalized"`, which does not depend on the scale of W.
+        temperature (`float`, defaults to 1.0): T above 0; of `"infonce"` and `"normalized"`.
+        gamma (`float`, defaults to 0.0): Weight, at least 0, of the orthogonality penalty ‖WWᵀ − I‖².
+        bias (`str`, defaults to `"none"`): `"none"`: f = Wx; `"centred"`: f = W(x − E[x]); `"learnable"`: f = Wx + b
+            with b trained and not decayed. `"infonce"` depends on differences of features only, so that the three
+            coincide.
+        kappa (`float`, *optional*): κ above 0, of `"quartic"` only, where it defaults to ½.
 
     Raises:
-        `ValueError`: for a value out of its range, or a combination for which there is no derivation.
+        TypeError: A setting is not of its type.
+        ValueError: A setting is out of its range, or the theory has no derivation for the combination.
 
-    Source: "What shapes the loss landscape of self-supervised learning?" (Ziyin et al., ICLR 2023); the spectral loss
-    is equation 6 of HaoChen et al. (NeurIPS 2021).
+    Source:
+        "What shapes the loss landscape of self-supervised learning?" (Ziyin et al., ICLR 2023); the spectral loss is
+        equation 6 of HaoChen et al. (NeurIPS 2021).
+
+    Example:
+        >>> Objective("infonce", alpha=1.5, temperature=0.5)
     """
 
     loss: str = "quartic"
@@ -62,27 +68,25 @@ class Objective:
     kappa: float | None = None
 
     def __post_init__(self) -> None:
-        _choice("loss", self.loss, LOSSES)
-        _choice("bias", self.bias, BIASES)
+        for name, known in (("loss", LOSSES), ("bias", BIASES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: {suggest(getattr(self, name), known)}")
         for name in ("alpha", "temperature", "kappa"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} = {value} must be a finite number above 0")
+            if getattr(self, name) is not None or name != "kappa":
+                object.__setattr__(self, name, as_float(name, getattr(self, name), above=0))
         for name in ("weight_decay", "gamma"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} = {value} must be a finite number of at least 0")
+            object.__setattr__(self, name, as_float(name, getattr(self, name), at_least=0))
         if self.kappa is not None and self.loss != "quartic":
-            raise ValueError(f"kappa belongs to loss='quartic': leave it out with loss='{self.loss}'")
+            raise ValueError(f"kappa is a setting of loss='quartic': omit it with loss='{self.loss}'")
         if self.temperature != 1 and self.loss in ("quartic", "spectral"):
             raise ValueError(
-                f"temperature = {self.temperature} belongs to loss='infonce' and 'normalized': "
-                f"leave it out with loss='{self.loss}'"
+                f"temperature = {self.temperature} is a setting of loss='infonce' and 'normalized': "
+                f"omit it with loss='{self.loss}'"
             )
         if self.loss == "normalized" and self.weight_decay:
             raise ValueError(
-                f"weight_decay = {self.weight_decay} has no derivation with loss='normalized', which does not see "
-                "the scale of the weights: pass 0"
+                f"weight_decay = {self.weight_decay} has no effect to derive with loss='normalized', which does not "
+                "depend on the scale of the weights: pass 0"
             )
         if self.bias == "learnable" and self.loss == "normalized":
             raise ValueError("bias='learnable' has no derivation with loss='normalized': pass bias='centred'")
@@ -93,64 +97,58 @@ class Objective:
 
     @property
     def uses_dot_products(self) -> bool:
-        """Whether the mean of the representation enters the loss."""
+        """Return whether the mean of the representation enters the loss."""
         return self.loss != "infonce"
 
     @property
     def slope(self) -> float:
-        """c in the loss near the origin, −c·Tr[W(Σ − alpha·C)Wᵀ]; with `"normalized"`, at trace 1."""
+        """Return c of the loss near the origin, −c·Tr[W(Σ − alpha·C)Wᵀ]; with `"normalized"`, at trace 1."""
         return {"quartic": 1.0, "spectral": 2.0}.get(self.loss, 1 / self.temperature)
 
     @property
     def curvature(self) -> float:
-        """q in q·Tr[M²], the loss's quadratic part in M."""
+        """Return q of q·Tr[M²], the loss's quadratic part in M."""
         if self.loss == "quartic":
             return 0.5 if self.kappa is None else self.kappa
         return {"spectral": 1.0, "normalized": 0.5, "infonce": 0.75}[self.loss] / self.temperature**2
 
-    def convex_part(self, eigenvalues: torch.Tensor) -> torch.Tensor:
-        """ψ(m) of each eigenvalue m of M: what the loss adds to its part linear in M; ψ(0) = ψ′(0) = 0."""
+    def convex_part(self, eigenvalues: Tensor) -> Tensor:
+        """Return ψ(m) of each eigenvalue m of M: what the loss adds to its linear part in M; ψ(0) = ψ′(0) = 0."""
         if self.loss != "infonce":
             return self.curvature * eigenvalues**2
         m = eigenvalues / self.temperature
         return m - 0.5 * (torch.log1p(m) + m / (1 + m))
 
-    def convex_slope(self, eigenvalues: torch.Tensor) -> torch.Tensor:
-        """ψ′(m) of each eigenvalue m of M."""
+    def convex_slope(self, eigenvalues: Tensor) -> Tensor:
+        """Return ψ′(m) of each eigenvalue m of M."""
         if self.loss != "infonce":
             return 2 * self.curvature * eigenvalues
         t = 1 / (1 + eigenvalues / self.temperature)
         return (1 - 0.5 * (t + t**2)) / self.temperature
 
 
-def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        close = difflib.get_close_matches(str(value), known, n=1)
-        hint = f": did you mean '{close[0]}'?" if close else f": known are {', '.join(known)}"
-        raise ValueError(f"{name}='{value}' is not known{hint}")
-
-
 def landscape_loss(
     objective: Objective,
-    weights: torch.Tensor,
-    surviving_covariance: torch.Tensor,
-    view_covariance: torch.Tensor,
-    mean: torch.Tensor,
-    offset: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """
-    The loss of the linear encoder f = Wx + b over the whole population; differentiable in `weights` and `offset`.
+    weights: Tensor,
+    surviving_covariance: Tensor,
+    view_covariance: Tensor,
+    mean: Tensor,
+    offset: Tensor | None = None,
+) -> Tensor:
+    """Return the population loss of the linear encoder f = Wx + b; differentiable in `weights` and `offset`.
+
+    All predictions are checked against this function.
 
     Args:
-        objective (`Objective`): Which loss.
-        weights (`torch.Tensor`): W of shape `(d, D)`.
-        surviving_covariance (`torch.Tensor`): B of shape `(D, D)`.
-        view_covariance (`torch.Tensor`): Σ of shape `(D, D)`.
-        mean (`torch.Tensor`): E[x] of shape `(D,)`.
-        offset (`torch.Tensor`, *optional*): b of shape `(d,)` with `bias="learnable"`, where it defaults to 0.
+        objective ([`Objective`]): The loss.
+        weights (`Tensor`): W of shape `(d, D)`.
+        surviving_covariance (`Tensor`): B of shape `(D, D)`.
+        view_covariance (`Tensor`): Σ of shape `(D, D)`.
+        mean (`Tensor`): E[x] of shape `(D,)`.
+        offset (`Tensor`, *optional*): b of shape `(d,)` with `bias="learnable"`, where it defaults to 0.
 
     Returns:
-        `torch.Tensor`: a scalar.
+        `Tensor`: A scalar.
     """
     covariance = weights @ view_covariance @ weights.T
     alignment = objective.alpha * (covariance.trace() - (weights @ surviving_covariance @ weights.T).trace())
@@ -175,8 +173,8 @@ def landscape_loss(
     return loss + objective.slope * linear + objective.curvature * quadratic
 
 
-def gaussian_uniformity(covariance: torch.Tensor) -> torch.Tensor:
-    """E log E′ exp(−½‖f − f′‖²) of a Gaussian f: −½·(log det(I + M) + Tr[M(I + M)⁻¹])."""
+def gaussian_uniformity(covariance: Tensor) -> Tensor:
+    """Return E log E′ exp(−½‖f − f′‖²) of a Gaussian f: −½·(log det(I + M) + Tr[M(I + M)⁻¹])."""
     identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     factor = torch.linalg.cholesky(identity + covariance)
     inverse_trace = torch.linalg.solve_triangular(factor, identity, upper=False).square().sum()

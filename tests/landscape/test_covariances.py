@@ -192,7 +192,7 @@ def test_view_batches():
     [
         (torch.zeros(5, 1, 3), "2 views or more"),
         (torch.zeros(5, 3), r"\(B, v, D\)"),
-        (torch.zeros(1, 2, 3), "at least 2 of them, got 1"),
+        (torch.zeros(1, 2, 3), "at least 2 for a covariance, got 1"),
         (torch.ones(5, 2, 3), "constant"),
         (torch.full((5, 2, 3), float("nan")), "NaN"),
         (torch.zeros(2, 2, 9000), "8,192.*image_size.*52.*encoder"),
@@ -207,7 +207,7 @@ def test_bad_views(views, message):
 def test_bad_calls():
     with pytest.raises(ValueError, match="empty"):
         view_covariances([])
-    with pytest.raises(ValueError, match="at least 4 images"):
+    with pytest.raises(ValueError, match="at least 4 for intervals"):
         canonical_correlations(torch.randn(3, 2, 2))
     with pytest.raises(ValueError, match="all views are equal"):
         canonical_correlations(torch.ones(5, 2, 2))

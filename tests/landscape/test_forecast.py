@@ -87,7 +87,36 @@ def test_harmful_collapse():
     found = forecast(images_of(3000), Noise(), loss="infonce", alpha=2.0, labels=labels)
     assert found.label_signal["kind"] == "harmful"
     assert forecast(images_of(100), Noise(), labels=torch.full((100,), -1)).label_signal is None
+    assert forecast(images_of(100), Noise(), labels=torch.full((100,), -1)).classes is None
     assert forecast(images_of(100), Noise(), labels=torch.zeros(100).long()).label_signal is None
+
+
+def test_classes_that_keep_and_lose_their_direction():
+    """Class 1 is bright in the pixel that survives, class 2 in the one that collapses, and class 3 in none."""
+    images = images_of(4000)
+    labels = torch.full((4000,), 0)
+    labels[images[:, 0, 0, 0] > 1.2] = 1
+    labels[images[:, 2, 1, 1] > 1.2] = 2
+    labels[torch.arange(4000) % 100 == 0] = 3
+    labels[:50] = -1
+    names = ["plain", "kept", "lost", "random"]
+    settings = {"loss": "infonce", "alpha": 2.0, "labels": labels.numpy(), "class_names": names}
+    found = forecast(images.numpy(), Noise(), **settings)
+    fates = {one.name: one for one in found.classes}
+    assert list(fates) == names
+    for label, name in enumerate(names):
+        assert fates[name].share == pytest.approx(float((labels == label).sum() / 3950))
+    assert (fates["kept"].survives, fates["lost"].survives) == (True, False)
+    # The filter of a class reads its own pixel, whose k is known.
+    assert fates["kept"].k == pytest.approx(float(K[0]), abs=0.05)
+    assert fates["lost"].k == pytest.approx(float(K[-1]), abs=0.1)
+    assert fates["kept"].captured > 0.95
+    assert fates["lost"].captured < 0.05
+    line = next(line for line in found.summary().splitlines() if line.startswith("classes"))
+    assert "of 4 keep the direction" in line
+    assert f"lost ({fates['lost'].share:.2g} of images, k {fates['lost'].k:.2f})" in line
+    numbers = forecast(images, Noise(), loss="infonce", alpha=2.0, labels=labels)
+    assert [one.name for one in numbers.classes] == ["0", "1", "2", "3"]
 
 
 def test_gamma_and_temperature_keep_what_they_promise():
@@ -181,8 +210,9 @@ def test_file(found, tmp_path):
         (lambda c: c.update(unknown=1), "unknown"),
         (lambda c: c.update(correlations=[2.0]), "correlations"),
         (lambda c: c.update(measured=[-1.0]), "measured"),
-        (lambda c: c.update(left_out=[{"without": "crop"}]), "no forecast"),
-        (lambda c: c.update(low="abc"), "low|no forecast"),
+        (lambda c: c.update(left_out=[{"without": "crop"}]), "not a forecast"),
+        (lambda c: c.update(classes=[{"name": "a"}]), "not a forecast"),
+        (lambda c: c.update(low="abc"), "low|not a forecast"),
     ],
 )
 def test_broken_files(found, tmp_path, change, message):
@@ -236,15 +266,17 @@ def test_figures(found, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 0.0}, "alpha = 0"),
-        ({"loss": "normalized", "temperature": -1.0}, "temperature = -1"),
+        ({"alpha": 0.0}, "alpha must be .* above 0, got 0"),
+        ({"loss": "normalized", "temperature": -1.0}, "temperature must be .* above 0, got -1"),
         ({"loss": "quadratic"}, "did you mean 'quartic'"),
-        ({"dim": 13}, "dim is 13.*12"),
-        ({"dim": 0}, "dim is 0"),
-        ({"max_dim": 0}, "max_dim is 0"),
-        ({"views_per_image": 1}, "views_per_image is 1"),
-        ({"views_per_image": 3}, "2 at a time"),
+        ({"dim": 13}, "dim must be at most D = 12.*got 13"),
+        ({"dim": 0}, "dim must be at least 1, got 0"),
+        ({"max_dim": 0}, "max_dim must be at least 1, got 0"),
+        ({"views_per_image": 1}, "views_per_image must be at least 2, got 1"),
+        ({"views_per_image": 3}, "multiple of 2.*got 3"),
         ({"labels": torch.zeros(3)}, "one label per image"),
+        ({"labels": torch.full((40,), 0.5)}, "whole class numbers"),
+        ({"labels": torch.arange(40), "class_names": ["a"]}, "class_names must have a name for label 39"),
         ({"images": images_of(1)}, "at least 4|at least 2"),
         ({"images": images_of(3)}, "at least 4"),
         ({"images": images_of(0)}, "empty"),
