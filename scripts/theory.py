@@ -1,7 +1,7 @@
-"""Where the linear theory meets training: predictions of `hf_orthossl.landscape` against runs of this package.
+"""Compare predictions of the linear theory (`hf_orthossl.landscape`) with training runs of this package.
 
     python scripts/theory.py training --output_dir theory      # linear encoders: eigenvalues, predicted and measured
-    python scripts/theory.py ranking --dataset ../shared/data/cifar10 --output_dir theory    # and past the theory
+    python scripts/theory.py ranking --dataset ../shared/data/cifar10 --output_dir theory    # small nonlinear encoders
 
 Each sub-command is a module of `scripts/landscape_checks` with `add_arguments(parser)` and `run(args)`, which returns
 rows and their table.
@@ -19,6 +19,7 @@ CHECKS = {"training": training, "ranking": ranking}
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Return the parser, with a sub-command for each check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="check", required=True)
     for name, module in CHECKS.items():
@@ -26,13 +27,14 @@ def make_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        command.add_argument("--output_dir", type=Path, default=Path("runs/theory"), help="where results go")
+        command.add_argument("--output_dir", type=Path, default=Path("runs/theory"), help="folder for the results")
         command.add_argument("--seed", type=int, default=0, help="seed of weights, batches and views")
         module.add_arguments(command)
     return parser
 
 
 def main() -> None:
+    """Run a check and write its rows as JSON and its table as Markdown."""
     args = make_parser().parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:

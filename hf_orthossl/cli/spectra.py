@@ -1,9 +1,10 @@
-"""`orthossl spectra`: how many of its directions an encoder uses, as numbers and as pictures."""
+"""`orthossl spectra`: measure how many of its directions an encoder uses, as numbers and as figures."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import __version__
+from ..arguments import as_int
 from ..data import ImageDataset, ImageSource, Views, available_splits, collate, get_recipe, load_source
 from ..distributed.collectives import all_gather_rows, shard_range
 from ..distributed.launch import init_processes, is_main_process
@@ -37,7 +39,7 @@ MAPS = ("pca", "umap")
 
 @dataclass
 class SpectraArguments:
-    """What to measure."""
+    """What to measure; the help of each option describes it."""
 
     models: list[str] = field(
         metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"}
@@ -47,67 +49,75 @@ class SpectraArguments:
         metadata={"help": "Hub id, folder of images or of parquet files, or 'digits' (default: weights only)"},
     )
     dataset_name: str | None = field(default=None, metadata={"help": "configuration of a Hub data set"})
-    split: str | None = field(default=None, metadata={"help": "(default: test, else validation, else train)"})
+    split: str | None = field(default=None, metadata={"help": "split (default: test, else validation, else train)"})
     image_column: str | None = field(default=None, metadata={"help": "column of images (default: found by type)"})
     label_column: str | None = field(
-        default=None, metadata={"help": "column of labels, for the map only (default: found by type)"}
+        default=None, metadata={"help": "column of labels, for the map of classes only (default: found by type)"}
     )
-    images: int = field(default=4096, metadata={"help": "images measured, evenly spread over the split"})
+    images: int = field(default=4096, metadata={"help": "number of images to measure, evenly spread over the split"})
     image_size: int | None = field(
         default=None, metadata={"help": "side of the input in pixels (default: the model's)"}
     )
     layers: list[str] | None = field(
-        default=None, metadata={"help": "whose features (default: input, all stages, representation)"}
+        default=None,
+        metadata={"help": "layers to measure (default: input, all stages, representation)"},
     )
-    include: list[str] | None = field(default=None, metadata={"help": "patterns of weights, as in layer4.*"})
-    exclude: list[str] | None = field(default=None, metadata={"help": "patterns of weights to leave out"})
-    pool: str = field(default="avg", metadata={"help": "feature maps to vectors: avg over positions, or flatten"})
+    include: list[str] | None = field(default=None, metadata={"help": "patterns of weights, such as layer4.*"})
+    exclude: list[str] | None = field(default=None, metadata={"help": "patterns of the weights to omit"})
+    pool: str = field(default="avg", metadata={"help": "pooling of feature maps: avg over positions, or flatten"})
     views: str | None = field(
-        default=None, metadata={"help": "augmentation recipe: LiDAR from 10 views of each of at most 1,000 images"}
+        default=None, metadata={"help": "augmentation recipe for LiDAR, from 10 views of each of at most 1,000 images"}
     )
-    map: str = field(default="pca", metadata={"help": "map of representations by class: pca, or umap (extra)"})
-    untrained: bool = field(default=False, metadata={"help": "random weights instead of the model's, to compare with"})
-    seed: int = field(default=0, metadata={"help": "of untrained weights and of views"})
+    map: str = field(default="pca", metadata={"help": "map of representations by class: pca, or umap (an extra)"})
+    untrained: bool = field(default=False, metadata={"help": "use random weights, for comparison"})
+    seed: int = field(default=0, metadata={"help": "seed of untrained weights and of views"})
     batch_size: int = field(default=256, metadata={"help": "images per forward pass"})
     num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
     device: str | None = field(
-        default=None, metadata={"help": "such as cpu or cuda (default: cuda where there is one)"}
+        default=None, metadata={"help": "device, such as cpu or cuda (default: cuda if available)"}
     )
-    output_dir: str = field(default="runs/spectra", metadata={"help": "where report and figures go"})
+    output_dir: str = field(default="runs/spectra", metadata={"help": "folder for report and figures"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.models) > len(COLORS):
-            raise ValueError(f"{len(self.models)} models cannot be told apart in a figure: pass at most {len(COLORS)}")
+            raise ValueError(f"models must be at most {len(COLORS)} to have a colour each, got {len(self.models)}")
         places = [Path(name).resolve() for name in self.models]
         # A run folder's model is the one in its folder `encoder`.
         places = [place.parent if place.name == "encoder" else place for place in places]
         if twice := [name for name, place in zip(self.models, places, strict=True) if places.count(place) > 1]:
-            raise ValueError(f"MODEL {twice[-1]!r} is given twice: pass each once")
+            raise ValueError(f"MODEL {twice[-1]!r} is given twice: pass each model once")
         for name, value, known in (("pool", self.pool, POOLS), ("map", self.map, MAPS)):
             if value not in known:
-                raise ValueError(f"{name} is {value!r}: it must be {' or '.join(known)}")
-        if self.images < 2 or self.batch_size < 1:
-            raise ValueError(f"images is {self.images} and batch_size {self.batch_size}: at least 2 and 1 are needed")
-        if self.dataset is None and (needing := [n for n in ("split", "layers", "views") if getattr(self, n)]):
-            raise ValueError(f"{needing[0]} is given without images: pass --dataset too")
+                raise ValueError(f"{name} must be {' or '.join(known)}, got {value!r}")
+        as_int("images", self.images, at_least=2)
+        as_int("batch_size", self.batch_size, at_least=1)
+        if self.dataset is None and (given := [n for n in ("split", "layers", "views") if getattr(self, n)]):
+            raise ValueError(f"{given[0]} is given without images: pass --dataset too")
         if self.map == "umap" and find_spec("umap") is None:
-            raise ValueError("map is 'umap', which needs umap-learn: pip install 'hf-orthossl[umap]'")
+            raise ValueError("map 'umap' needs umap-learn: pip install 'hf-orthossl[umap]'")
         if self.views is not None:
             get_recipe(self.views)
 
 
-# As in LiDAR's paper.
+# The numbers of LiDAR's paper.
 LIDAR_IMAGES, LIDAR_VIEWS = 1000, 10
 DESCRIPTION = (
     "Measure how many of its directions an encoder uses: spectra of its weights and, with --dataset, of its features. "
-    "MODEL is a run folder, an encoder folder, a timm name or a Hub id; several, at most 7, are compared. The terminal "
-    "shows the last weight matrix of each stage; spectra.txt and spectra.json hold all."
+    "MODEL is a run folder, an encoder folder, a timm name or a Hub id; several of them, up to 7, are compared. The "
+    "terminal shows the last weight matrix of each stage; spectra.txt and spectra.json contain all of them."
 )
 
 
 @dataclass
 class Measured:
-    """One model's report, and what the pictures beside it show."""
+    """One model's report, and the data of the figures beside it.
+
+    Attributes:
+        report ([`SpectralReport`]): The report.
+        filters (`dict[str, Tensor]`): The last weight matrix `(input, output)`, by the title to show.
+        representations (`Tensor`, *optional*): Representations `(N, D)`, if the images have labels.
+        labels (`Tensor`, *optional*): The class of each image, −1 if unknown, shape `(N,)`.
+    """
 
     report: SpectralReport
     filters: dict[str, Tensor]
@@ -116,7 +126,12 @@ class Measured:
 
 
 def main(argv: list[str], prog: str = "orthossl spectra") -> None:
-    """Measures each model, writes reports and figures, and prints a table."""
+    """Run the command: measure each model, write reports and figures, and print a table.
+
+    Args:
+        argv (`list[str]`): The command-line arguments after the command's name.
+        prog (`str`, defaults to `"orthossl spectra"`): The program's name in help and errors.
+    """
     (args,), _ = parse(prog, DESCRIPTION, [SpectraArguments], argv)
     init_processes(args.device)
     folder = Path(args.output_dir)
@@ -127,11 +142,12 @@ def main(argv: list[str], prog: str = "orthossl spectra") -> None:
         count, size = min(args.images, source.num_rows), source.image_size
         sizes = f"{size[1]}×{size[0]} px" if size else "of different sizes"
         print(f"data     {source.name}: {count:,} of {source.num_rows:,} images of {source.split}, {sizes}")
-    # All are opened first: a misspelt name must not cost the measurements before it.
+    # All models are opened first, so that a misspelt name does not cost the measurements before it.
     encoders = {name: open_encoder(model, args) for name, model in zip(names_of(args.models), args.models, strict=True)}
     for name, encoder in encoders.items():
         check(name, encoder, source, args)
-    reports, written = {}, []
+    reports: dict[str, SpectralReport] = {}
+    written: list[str] = []
     for name, encoder in encoders.items():
         measured = measure(name, encoder, source, args)
         if not is_main_process():
@@ -144,7 +160,7 @@ def main(argv: list[str], prog: str = "orthossl spectra") -> None:
 
 
 def open_images(args: SpectraArguments) -> ImageSource:
-    """The images, of a held-out split where there is one."""
+    """Return the images, of a held-out split if there is one."""
     split = args.split
     if split is None:
         known = available_splits(args.dataset, args.dataset_name)
@@ -159,15 +175,27 @@ def open_images(args: SpectraArguments) -> ImageSource:
 
 
 def check(name: str, encoder: Encoder, source: ImageSource | None, args: SpectraArguments) -> None:
-    """Refuses names and views that the model has no place for, before anything is measured."""
+    """Check the names of weights and layers and the size of views against a model, before anything is measured.
+
+    Args:
+        name (`str`): The model's name, for the error.
+        encoder ([`Encoder`]): The model.
+        source ([`ImageSource`], *optional*): The data set.
+        args ([`SpectraArguments`]): The options.
+
+    Raises:
+        ValueError: A pattern or layer matches nothing, or the images are smaller than the views.
+    """
     try:
         select_matrices(encoder, include=args.include, exclude=args.exclude)
         if args.layers:
             check_layers(encoder, args.layers)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    # Only views that have a size of their own count here: the others take the model's.
-    needed = max(get_recipe(args.views).sizes(0)) if args.views else 0
+    if not args.views or source is None:
+        return
+    # Views without a size of their own have the model's; only the others are checked.
+    needed = max(get_recipe(args.views).sizes(0))
     if needed and needed > min(encoder.image_size, source.shorter_side):
         raise ValueError(
             f"views {args.views!r} makes crops of {needed} px and needs larger images: {name} takes "
@@ -176,7 +204,7 @@ def check(name: str, encoder: Encoder, source: ImageSource | None, args: Spectra
 
 
 def names_of(models: list[str]) -> list[str]:
-    """The shortest ends of the models' paths that tell them apart."""
+    """Return the shortest ends of the models' paths that are distinct."""
     parts = [[part for part in model.split("/") if part not in ("", ".", "encoder")] or [model] for model in models]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(own[-length:]).rpartition(":")[2] for own in parts]
@@ -186,13 +214,24 @@ def names_of(models: list[str]) -> list[str]:
 
 
 def measure(name: str, encoder: Encoder, source: ImageSource | None, args: SpectraArguments) -> Measured:
-    """The report of one encoder, from one pass over the images."""
+    """Return the report of one encoder, from one pass over the images.
+
+    Args:
+        name (`str`): The model's name.
+        encoder ([`Encoder`]): The model.
+        source ([`ImageSource`], *optional*): The data set; without it, only the weights are measured.
+        args ([`SpectraArguments`]): The options.
+    """
     name = f"{name} (untrained)" if args.untrained else name
-    about = {"model": name, "version": __version__, "image_size": encoder.image_size}
-    images, views, labels, representations, hook = None, None, [], [], None
+    about: dict[str, Any] = {"model": name, "version": __version__, "image_size": encoder.image_size}
+    images: Generator[dict[str, Any], None, None] | None = None
+    views: Generator[Tensor, None, None] | None = None
+    labels: list[Tensor] = []
+    representations: list[Tensor] = []
+    hook = None
     if source is not None:
         about |= {"dataset": source.name, "split": source.split}
-        images = remember(batches_of(encoder, source, name, args), labels)
+        images = store_labels(batches_of(encoder, source, name, args), labels)
         views = views_of(encoder, source, name, args) if args.views else None
         hook = encoder.register_forward_hook(lambda module, inputs, output: representations.append(output.cpu()))
     try:
@@ -209,30 +248,31 @@ def measure(name: str, encoder: Encoder, source: ImageSource | None, args: Spect
             shared=True,
         )
     finally:
-        # A bar that an error interrupts is cleared before the error is shown.
-        for part in (images, views):
-            if part:
-                part.close()
-        if hook:
+        # Progress bars are closed before an error is printed, which would otherwise share their line.
+        if images is not None:
+            images.close()
+        if views is not None:
+            views.close()
+        if hook is not None:
             hook.remove()
     last = last_weights(report.weights)[-1]
     matrix = next(matrix for matrix in select_matrices(encoder) if matrix.name == last)
     measured = Measured(report, {f"{name}, {short_name(last)}": matrix.matrix().detach()})
-    if labels and source.label_column:
+    if labels and source is not None and source.label_column:
         own = torch.cat(labels)
-        # Those that follow are of views.
+        # The representations after these are of views.
         measured.representations = all_gather_rows(torch.cat(representations)[: len(own)].float())
         measured.labels = all_gather_rows(own)
     return measured
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """Rows evenly spread over a data set: sorted ones keep all their classes."""
+    """Return rows evenly spread over a data set, so that a sorted one keeps all its classes."""
     return np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()
 
 
-def batches_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArguments) -> Iterator[dict]:
-    """Batches of this process's share of the images."""
+def batches_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArguments) -> Iterator[dict[str, Any]]:
+    """Return batches of this process's share of the images."""
     rows = spread(source.num_rows, args.images)
     dataset = ImageDataset(source, image_size=encoder.image_size, indices=[rows[i] for i in shard_range(len(rows))])
     progress = f"images of {name}" if is_main_process() else None
@@ -241,14 +281,15 @@ def batches_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraAr
     )
 
 
-def remember(batches: Iterator[dict], labels: list[Tensor]) -> Iterator[dict]:
+def store_labels(batches: Iterator[dict[str, Any]], labels: list[Tensor]) -> Generator[dict[str, Any], None, None]:
+    """Yield batches, and append their labels to a list."""
     for batch in batches:
         labels.append(batch["labels"])
         yield batch
 
 
-def views_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArguments) -> Iterator[Tensor]:
-    """This process's share of batches `(n, 10, 3, S, S)` of views; crops below the input size are left out."""
+def views_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArguments) -> Generator[Tensor, None, None]:
+    """Yield this process's share of batches `(n, 10, 3, S, S)` of views, without crops below the input size."""
     recipe = get_recipe(args.views)
     rows = spread(source.num_rows, min(LIDAR_IMAGES, args.images))
     dataset = ImageDataset(source, views=recipe, image_size=encoder.image_size, seed=args.seed, indices=rows)
@@ -262,7 +303,7 @@ def views_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArgu
     ):
         part, views = parts[number], []
         for turn in range(-(-LIDAR_VIEWS // len(whole))):
-            # Other crops where they are made at decode, by the epoch; where they are made here, by the seed.
+            # Crops made at decoding differ by the epoch, those made here by the seed.
             dataset.set_epoch(turn)
             batch = collate(dataset.__getitems__(part.tolist()))
             images = batch["crops"] if "crops" in batch else batch["pixel_values"]
@@ -273,7 +314,16 @@ def views_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArgu
 
 
 def write(measured: Measured, folder: Path, source: ImageSource | None, args: SpectraArguments) -> list[str]:
-    """Everything of one model into its folder, without the pictures of an earlier run: the names to show."""
+    """Write the report and the figures of one model into its folder, and return the names to show.
+
+    Figures of an earlier run that this one does not make are removed.
+
+    Args:
+        measured ([`Measured`]): The model's report and data.
+        folder (`Path`): The folder.
+        source ([`ImageSource`], *optional*): The data set.
+        args ([`SpectraArguments`]): The options.
+    """
     measured.report.save(folder)
     for name in ("filters.png", "representations.png"):
         (folder / name).unlink(missing_ok=True)
@@ -282,13 +332,14 @@ def write(measured: Measured, folder: Path, source: ImageSource | None, args: Sp
     measured.report.plot(folder / "spectra.png")
     if all(min(matrix.shape) > 1 for matrix in measured.filters.values()):
         written.append(plot_filter_correlation(measured.filters, folder / "filters.png").name)
-    labelled = measured.labels >= 0 if measured.labels is not None else torch.zeros(0)
-    if int(labelled.sum()) > 1:
+    points, labels = measured.representations, measured.labels
+    if points is not None and labels is not None and int((labels >= 0).sum()) > 1:
+        labelled = labels >= 0
         made = plot_representations(
-            {measured.report.name: measured.representations[labelled]},
-            measured.labels[labelled],
+            {measured.report.name: points[labelled]},
+            labels[labelled],
             folder / "representations.png",
-            class_names=source.class_names,
+            class_names=None if source is None else source.class_names,
             method=args.map,
         )
         written.append(made.name)
@@ -296,7 +347,7 @@ def write(measured: Measured, folder: Path, source: ImageSource | None, args: Sp
 
 
 def closing(reports: dict[str, SpectralReport], folder: Path, written: list[str]) -> str:
-    """What the terminal shows: one model's table or the comparison of several, and where everything is."""
+    """Return the text for the terminal: one model's table or the comparison of several, and where the files are."""
     first, *others = reports.values()
     if not others:
         shown, files = first.table(brief=True), written

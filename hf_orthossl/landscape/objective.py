@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..arguments import as_float
+from ..arguments import as_float, describe
 from ..messages import suggest
 
 LOSSES = ("quartic", "infonce", "normalized", "spectral")
@@ -69,8 +69,11 @@ class Objective:
 
     def __post_init__(self) -> None:
         for name, known in (("loss", LOSSES), ("bias", BIASES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}: {suggest(getattr(self, name), known)}")
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise TypeError(f"{name} must be a name, got {describe(value)}: choose from {', '.join(known)}")
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}: {suggest(value, known)}")
         for name in ("alpha", "temperature", "kappa"):
             if getattr(self, name) is not None or name != "kappa":
                 object.__setattr__(self, name, as_float(name, getattr(self, name), above=0))

@@ -1,8 +1,9 @@
-"""Covariance of any number of feature vectors, seen batch by batch."""
+"""Covariance of any number of feature vectors, accumulated batch by batch."""
 
 import torch
 from torch import Tensor
 
+from ..arguments import ArrayLike, as_int, as_tensor
 from ..distributed.collectives import all_gather_object, all_gather_rows, all_reduce_sum, world_size
 from .eigenvalues import symmetric_eigenvalues
 
@@ -13,55 +14,56 @@ _BLOCK = 128
 
 
 class _Streaming:
-    """Count, mean and one running sum, linear in the centred scatter matrix, that subclasses define."""
+    """Count, mean and one running sum that is linear in the centred scatter matrix, which subclasses define."""
 
     exact: bool
 
-    def __init__(self, dim: int, width: int, device: torch.device | str = "cpu"):
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+    def __init__(self, dim: int, width: int, device: torch.device | str = "cpu") -> None:
         self.dim, self.count, self.trace = dim, 0, 0.0
         # Apple's GPU has no float64.
         self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
         self.mean = torch.zeros(dim, dtype=torch.float64, device=self.device)
         self._sum = torch.zeros(dim, width, dtype=torch.float64, device=self.device)
 
-    def update(self, features: Tensor) -> None:
-        """
-        Take in one batch of any length.
+    def update(self, features: ArrayLike) -> None:
+        """Add one batch of any length.
 
         Args:
-            features (`Tensor`): `(n, D)` of any float type, on any device; read in float64.
+            features (`Tensor` or array): Shape `(n, D)`, of any number type, on any device; read in float64.
 
         Raises:
-            ValueError: if the shape does not end in this object's `dim`.
+            TypeError: `features` is not an array of numbers.
+            ValueError: `features` has another shape.
         """
-        if features.ndim != 2 or features.shape[1] != self.dim:
-            raise ValueError(f"features must be (n, {self.dim}), got the shape {tuple(features.shape)}")
-        if len(features) == 0:
+        rows = as_tensor("features", features, 2, shape=f"(n, {self.dim})", finite=False)
+        if rows.shape[1] != self.dim:
+            raise ValueError(f"features has shape {tuple(rows.shape)}: pass (n, {self.dim})")
+        if len(rows) == 0:
             return
-        features = features.detach().to(self.device).to(torch.float64)
-        mean = features.mean(0)
-        self._take(len(features), mean, features - mean)
+        rows = rows.detach().to(self.device).to(torch.float64)
+        mean = rows.mean(0)
+        self._add(len(rows), mean, rows - mean)
 
     def merge(self, other: "_Streaming") -> None:
-        """
-        Take in everything that another object of the same kind and dimension saw (another process's share).
+        """Add everything that another object of the same kind and dimension saw, such as another process's share.
+
+        Args:
+            other (same class): The object to add.
 
         Raises:
-            ValueError: if the two are of different kinds or dimensions.
+            ValueError: The two are of different kinds or dimensions.
         """
         if type(other) is not type(self) or other._sum.shape != self._sum.shape:
-            raise ValueError(f"other must be a {type(self).__name__} of dimension {self.dim} as this one is")
+            raise ValueError(f"other must be a {type(self).__name__} of dimension {self.dim}, like this one")
         if other.count == 0:
             return
         self._sum += other._sum.to(self.device)
         self.trace += other.trace
         mean = other.mean.to(self.device)
-        self._take(other.count, mean, mean.new_empty(0, self.dim))
+        self._add(other.count, mean, mean.new_empty(0, self.dim))
 
     def combine(self) -> None:
-        """Take in what the other processes of the run saw; all of them call, and all have the whole afterwards."""
+        """Add what the other processes of the run saw. All of them must call; afterwards each has the whole."""
         if world_size() == 1:
             return
         counts, traces = zip(*all_gather_object((self.count, self.trace)), strict=True)
@@ -71,7 +73,7 @@ class _Streaming:
         if self.count:
             weights = weights.to(self.device)[:, None]
             self.mean = (weights * means).sum(0) / self.count
-            # Those of several parts at once: S = sum of S_p + n_p (m_p - m)(m_p - m)^T.
+            # The update below for several parts at once: S = sum of S_p + n_p (m_p - m)(m_p - m)^T.
             rows = weights.sqrt() * (means - self.mean)
             self.trace += float(rows.square().sum())
             self._accumulate(rows)
@@ -79,9 +81,9 @@ class _Streaming:
     def _combine_sums(self) -> None:
         self._sum = all_reduce_sum(self._sum)
 
-    def _take(self, count: int, mean: Tensor, centred: Tensor) -> None:
+    def _add(self, count: int, mean: Tensor, centred: Tensor) -> None:
         # Chan, Golub, LeVeque (1979): S = S_a + S_b + n_a n_b / (n_a + n_b) (m_b - m_a)(m_b - m_a)^T. The last
-        # term enters as one more centred row, so that a batch costs a single matrix product.
+        # term is one more centred row, so that a batch costs a single matrix product.
         total = self.count + count
         shift = mean - self.mean
         rows = torch.cat([centred, (self.count * count / total) ** 0.5 * shift[None]])
@@ -95,53 +97,61 @@ class _Streaming:
 
     def _check_count(self) -> None:
         if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 samples, got {self.count}")
+            raise ValueError(f"samples must be at least 2 for a covariance, got {self.count}")
 
     @property
     def total_variance(self) -> float:
-        """Trace of the covariance, exact in both kinds."""
+        """Return the trace of the covariance, which is exact in both kinds."""
         self._check_count()
         return self.trace / (self.count - 1)
 
 
 class StreamingCovariance(_Streaming):
-    """
-    Exact covariance of a stream of `(n, D)` batches: memory O(D²) whatever the number of samples, float64.
+    """Exact covariance of a stream of `(n, D)` batches: memory O(D²) whatever the number of samples, float64.
 
-    Batches are centred on their own mean and merged (Chan, Golub, LeVeque 1979), so nothing cancels and the
+    Batches are centred on their own mean and merged (Chan, Golub, LeVeque 1979), so that nothing cancels and the
     result does not depend on how the samples were cut into batches or processes. Up to D samples, the samples
-    themselves are kept, and eigenvalues come from the smaller matrix of their products.
+    themselves are stored, and eigenvalues come from the smaller matrix of their products.
 
     Args:
         dim (`int`): D.
-        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): where to accumulate.
+        device (`torch.device` or `str`, defaults to `"cpu"`): The device to accumulate on.
+
+    Raises:
+        ValueError: `dim` is below 1.
 
     Example:
-
-    ```python
-    >>> covariance = StreamingCovariance(512)
-    >>> for batch in batches:
-    ...     covariance.update(encoder(batch))
-    >>> covariance.eigenvalues()
-    ```
+        >>> covariance = StreamingCovariance(512)
+        >>> for batch in batches:
+        ...     covariance.update(encoder(batch))
+        >>> covariance.eigenvalues()
     """
 
     exact = True
 
-    def __init__(self, dim: int, device: torch.device | str = "cpu"):
+    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
+        dim = as_int("dim", dim, at_least=1)
         super().__init__(dim, dim, device)
         # The rows whose products make up the scatter matrix; None once they are in `_sum`.
         self._rows: list[Tensor] | None = []
 
     def merge(self, other: "_Streaming") -> None:
+        """Add everything that another [`StreamingCovariance`] of the same dimension saw.
+
+        Args:
+            other ([`StreamingCovariance`]): The object to add.
+
+        Raises:
+            ValueError: `other` is of another kind or dimension.
+        """
         if isinstance(other, StreamingCovariance):
             self._multiply_out()
             other._multiply_out()
         super().merge(other)
 
     def _combine_sums(self) -> None:
-        waiting = all_gather_object(None if self._rows is None else sum(map(len, self._rows)))
-        if None not in waiting and sum(waiting) <= self.dim:
+        counts = all_gather_object(None if self._rows is None else sum(map(len, self._rows)))
+        if self._rows is not None and None not in counts and sum(counts) <= self.dim:
             self._rows = [all_gather_rows(torch.cat([self.mean.new_empty(0, self.dim), *self._rows])).to(self.device)]
             return
         self._multiply_out()
@@ -161,7 +171,7 @@ class StreamingCovariance(_Streaming):
             self._multiply(rows)
 
     def _multiply(self, rows: Tensor) -> None:
-        # Blocks of rows, from the diagonal rightwards: the scatter matrix is symmetric, half the work is enough.
+        # Blocks of rows, from the diagonal rightwards: the scatter matrix is symmetric, so that half of it suffices.
         for start in range(0, self.dim, _BLOCK):
             block = self._sum[start : start + _BLOCK, start:]
             block.addmm_(rows[:, start : start + _BLOCK].T, rows[:, start:])
@@ -171,58 +181,71 @@ class StreamingCovariance(_Streaming):
         return self._sum.triu() + self._sum.triu(1).T
 
     def covariance(self) -> Tensor:
-        """Covariance `(D, D)` of all samples seen, divided by count - 1. Raises `ValueError` below 2 samples."""
+        """Return the covariance `(D, D)` of all samples seen, divided by count − 1.
+
+        Raises:
+            ValueError: Fewer than 2 samples were seen.
+        """
         self._check_count()
         return self._scatter() / (self.count - 1)
 
     def second_moment(self) -> Tensor:
-        """`ZᵀZ` `(D, D)`, the uncentred sum over all samples, from the scatter and the mean."""
+        """Return ZᵀZ `(D, D)`, the uncentred sum over all samples, from the scatter and the mean."""
         return self._scatter() + self.count * torch.outer(self.mean, self.mean)
 
     def eigenvalues(self) -> Tensor:
-        """Eigenvalues `(D,)` of the covariance, descending, float64."""
+        """Return the eigenvalues `(D,)` of the covariance, descending, float64.
+
+        Raises:
+            ValueError: Fewer than 2 samples were seen, or they hold NaN or infinity.
+        """
         self._check_count()
         if self._rows is None:
             return symmetric_eigenvalues(self.covariance())
         return self._eigenvalues_of_products(self._rows) / (self.count - 1)
 
     def uncentred_eigenvalues(self) -> Tensor:
-        """Eigenvalues `(D,)` of `ZᵀZ`: squares of the singular values of the matrix Z of all samples."""
+        """Return the eigenvalues `(D,)` of ZᵀZ: squares of the singular values of the matrix Z of all samples."""
         if self._rows is None:
             return symmetric_eigenvalues(self.second_moment())
         return self._eigenvalues_of_products([*self._rows, self.count**0.5 * self.mean[None]])
 
-    def _eigenvalues_of_products(self, rows: list[Tensor]) -> Tensor:
-        # Z Zᵀ has the eigenvalues of Zᵀ Z, but for zeros.
-        rows = torch.cat(rows)
-        found = symmetric_eigenvalues(rows @ rows.T)[: self.dim]
-        return torch.cat([found, found.new_zeros(self.dim - len(found))])
+    def _eigenvalues_of_products(self, parts: list[Tensor]) -> Tensor:
+        # Z Zᵀ has the eigenvalues of Zᵀ Z, except for zeros.
+        rows = torch.cat(parts)
+        nonzero = symmetric_eigenvalues(rows @ rows.T)[: self.dim]
+        return torch.cat([nonzero, nonzero.new_zeros(self.dim - len(nonzero))])
 
 
 class SketchedCovariance(_Streaming):
-    """
-    Leading eigenvalues of a covariance too large to form, in one pass over the stream; the trace stays exact.
+    """Leading eigenvalues of a covariance that is too large to form, in one pass; the trace is exact.
 
-    Keeps the scatter matrix times a fixed random `(D, 2 top_k)` matrix, memory O(D · top_k), and reads the
-    eigenvalues from the Nyström approximation. They are exact when the samples span no more than `2 top_k`
-    dimensions, and low otherwise, the more so the later and the flatter the spectrum: for eigenvalues j^(-2) the
-    first is right to 0.1 % and the last one kept a quarter too low, for j^(-1) 3 % and a third.
-    Source: Tropp, Yurtsever, Udell, Cevher (NeurIPS 2017), Algorithm 3.
+    Stores the scatter matrix times a fixed random `(D, 2 top_k)` matrix, memory O(D · top_k), and computes the
+    eigenvalues from the Nyström approximation. They are exact if the samples span no more than `2 top_k` dimensions,
+    and too low otherwise, the more so the later and the flatter the spectrum: for eigenvalues j^(-2) the first is
+    0.1 % and the last one returned a quarter too low, for j^(-1) 3 % and a third.
 
     Args:
         dim (`int`): D, at least `2 top_k`.
-        top_k (`int`, *optional*, defaults to 128): how many eigenvalues to return.
-        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): where to accumulate.
+        top_k (`int`, defaults to 128): The number of eigenvalues to return.
+        device (`torch.device` or `str`, defaults to `"cpu"`): The device to accumulate on.
+
+    Raises:
+        ValueError: `top_k` is below 1 or above dim / 2.
+
+    Source:
+        Tropp, Yurtsever, Udell, Cevher (NeurIPS 2017), Algorithm 3.
     """
 
     exact = False
 
-    def __init__(self, dim: int, top_k: int = TOP_K, device: torch.device | str = "cpu"):
+    def __init__(self, dim: int, top_k: int = TOP_K, device: torch.device | str = "cpu") -> None:
+        dim, top_k = as_int("dim", dim, at_least=1), as_int("top_k", top_k)
         if not 1 <= 2 * top_k <= dim:
             raise ValueError(f"top_k must be at least 1 and at most dim / 2 = {dim // 2}, got {top_k}")
         super().__init__(dim, 2 * top_k, device)
         self.top_k = top_k
-        # The same matrix in every process, or shares could not be merged.
+        # The same matrix in every process, so that shares can be merged.
         generator = torch.Generator().manual_seed(0)
         test = torch.randn(dim, 2 * top_k, generator=generator, dtype=torch.float64)
         self._test = torch.linalg.qr(test).Q.to(self.device)
@@ -231,21 +254,25 @@ class SketchedCovariance(_Streaming):
         self._sum.addmm_(rows.T, rows @ self._test)
 
     def eigenvalues(self) -> Tensor:
-        """The `top_k` largest eigenvalues `(top_k,)` of the covariance, descending, float64."""
+        """Return the largest eigenvalues `(top_k,)` of the covariance, descending, float64.
+
+        Raises:
+            ValueError: Fewer than 2 samples were seen, or they hold NaN or infinity.
+        """
         self._check_count()
         return self._nystrom(self._sum) / (self.count - 1)
 
     def uncentred_eigenvalues(self) -> Tensor:
-        """The `top_k` largest eigenvalues of `ZᵀZ`."""
+        """Return the largest eigenvalues `(top_k,)` of ZᵀZ, with Z the matrix of all samples."""
         return self._nystrom(self._sum + self.count * torch.outer(self.mean, self.mean @ self._test))
 
     def _nystrom(self, sketch: Tensor) -> Tensor:
         if not torch.isfinite(sketch).all():
-            raise ValueError("the features hold NaN or infinity, so they have no spectrum: the model has diverged")
+            raise ValueError("features hold NaN or infinity, so they have no spectrum: the model has diverged")
         norm = torch.linalg.matrix_norm(sketch)
         if norm == 0:
             return torch.zeros(self.top_k, dtype=torch.float64)
-        # A shift of the size of rounding keeps the small core matrix positive definite; it is taken off again.
+        # A shift of the size of rounding makes the small core matrix positive definite; it is subtracted again.
         shift = self.dim**0.5 * torch.finfo(torch.float64).eps * norm
         sketch = sketch + shift * self._test
         core = self._test.T @ sketch
@@ -254,8 +281,16 @@ class SketchedCovariance(_Streaming):
         return (symmetric_eigenvalues(half @ half.T)[: self.top_k] - shift.cpu()).clamp(min=0)
 
 
-def covariance_for(dim: int, max_dim: int = MAX_DIM, device: torch.device | str = "cpu") -> _Streaming:
-    """[`StreamingCovariance`] up to `max_dim` dimensions, [`SketchedCovariance`] above."""
+def covariance_for(
+    dim: int, max_dim: int = MAX_DIM, device: torch.device | str = "cpu"
+) -> StreamingCovariance | SketchedCovariance:
+    """Return a [`StreamingCovariance`] up to `max_dim` dimensions, a [`SketchedCovariance`] above.
+
+    Args:
+        dim (`int`): D.
+        max_dim (`int`, defaults to 8192): The largest D for which the `D x D` matrix is formed.
+        device (`torch.device` or `str`, defaults to `"cpu"`): The device to accumulate on.
+    """
     if dim <= max_dim:
         return StreamingCovariance(dim, device)
     return SketchedCovariance(dim, min(TOP_K, dim // 2), device)

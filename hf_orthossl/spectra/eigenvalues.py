@@ -3,45 +3,50 @@
 import torch
 from torch import Tensor
 
+from ..arguments import ArrayLike, as_tensor
+
 EPS = torch.finfo(torch.float64).eps
 
 
 def symmetric_eigenvalues(matrix: Tensor) -> Tensor:
-    """
-    Eigenvalues of a positive semi-definite matrix, descending; what rounding made negative is set to 0.
+    """Return the eigenvalues of a positive semi-definite matrix, descending; negative ones, from rounding, become 0.
 
     Args:
-        matrix (`Tensor`): `(D, D)`; only the upper triangle is read.
+        matrix (`Tensor`): Shape `(D, D)`; only the upper triangle is read.
 
     Returns:
-        `Tensor` of shape `(D,)`, float64, on the CPU.
+        `Tensor`: Shape `(D,)`, float64, on the CPU.
 
     Raises:
-        ValueError: if the matrix holds NaN or infinity.
+        ValueError: The matrix holds NaN or infinity.
     """
     if not torch.isfinite(matrix).all():
         raise ValueError("the matrix holds NaN or infinity, so it has no spectrum: the model has diverged")
     return torch.linalg.eigvalsh(matrix.to(torch.float64), UPLO="U").flip(0).clamp(min=0).cpu()
 
 
-def covariance_eigenvalues(matrix: Tensor) -> Tensor:
-    """
-    Eigenvalues of the `D x D` covariance (centred, divided by N - 1) of the rows of a matrix, descending.
+def covariance_eigenvalues(matrix: ArrayLike) -> Tensor:
+    """Return the eigenvalues of the `D x D` covariance of a matrix's rows, descending.
 
-    The decomposition runs on the smaller of the `D x D` and `N x N` sides, which share their non-zero
-    eigenvalues.
+    The covariance is centred and divided by N − 1. The smaller of the `D x D` and `N x N` sides is decomposed, which
+    share their non-zero eigenvalues.
 
     Args:
-        matrix (`Tensor`): `(N, D)`, one observation per row. A single row has no spread: all zeros.
+        matrix (`Tensor` or array): Shape `(N, D)`, one observation per row. A single row has no variance: all zeros.
 
     Returns:
-        `Tensor` of shape `(D,)`, float64.
+        `Tensor`: Shape `(D,)`, float64.
 
     Raises:
-        ValueError: if the matrix is not two-dimensional and non-empty, or holds NaN or infinity.
+        TypeError: `matrix` is not an array of numbers.
+        ValueError: `matrix` is not two-dimensional and non-empty, or holds NaN or infinity.
+
+    Example:
+        >>> covariance_eigenvalues([[1.0, 0.0], [-1.0, 0.0]])
+        tensor([2., 0.], dtype=torch.float64)
     """
-    rows, dim = _check(matrix).shape
-    centred = _double(matrix)
+    centred = _as_matrix(matrix)
+    rows, dim = centred.shape
     centred = centred - centred.mean(0)
     gram = centred @ centred.T if rows < dim else centred.T @ centred
     values = torch.zeros(dim, dtype=torch.float64)
@@ -50,58 +55,70 @@ def covariance_eigenvalues(matrix: Tensor) -> Tensor:
 
 
 def normalize(eigenvalues: Tensor) -> Tensor:
-    """Eigenvalues `(D,)` divided by the largest one, so in [0, 1]; all zeros stay zeros."""
+    """Return eigenvalues `(D,)` divided by the largest one, in [0, 1]; all zeros remain zeros."""
     largest = eigenvalues.max()
     return eigenvalues / largest if largest > 0 else torch.zeros_like(eigenvalues)
 
 
-def normalized_eigenvalues(matrix: Tensor) -> Tensor:
-    """
-    Normalized eigenvalues of a matrix: [`covariance_eigenvalues`] divided by the largest, in [0, 1].
+def normalized_eigenvalues(matrix: ArrayLike) -> Tensor:
+    """Return the normalized eigenvalues of a matrix: [`covariance_eigenvalues`] divided by the largest, in [0, 1].
 
-    For a weight, N is the input and D the output; for features, N images and D dimensions.
-    Source: He, Du, Ma (NeurIPS 2024), Definition 1, after He & Ozay (2022).
+    For a weight, N is the number of inputs and D the number of outputs; for features, N is the number of images and D
+    the number of dimensions.
 
     Args:
-        matrix (`Tensor`): `(N, D)`. A constant matrix (all rows equal) gives all zeros.
+        matrix (`Tensor` or array): Shape `(N, D)`. A constant matrix (all rows equal) gives all zeros.
 
     Returns:
-        `Tensor` of shape `(D,)`, float64, descending.
+        `Tensor`: Shape `(D,)`, float64, descending.
+
+    Raises:
+        TypeError: `matrix` is not an array of numbers.
+        ValueError: `matrix` is not two-dimensional and non-empty, or holds NaN or infinity.
+
+    Source:
+        He, Du, Ma (NeurIPS 2024), Definition 1, after He & Ozay (2022).
     """
     return normalize(covariance_eigenvalues(matrix))
 
 
-def singular_values(matrix: Tensor) -> Tensor:
-    """
-    Singular values of a matrix (not centred), descending: square roots of the smaller Gram side's eigenvalues.
+def singular_values(matrix: ArrayLike) -> Tensor:
+    """Return the singular values of a matrix (not centred), descending.
 
-    Squaring costs the small ones their digits, so a value below `sqrt(max(N, D) * 2.2e-16)` times the
-    largest (about the rounding of float32 weights) is returned as 0.
+    They are square roots of the eigenvalues of the smaller Gram matrix. Squaring costs the small ones their digits, so
+    that a value below `sqrt(max(N, D) * 2.2e-16)` times the largest (about the rounding of float32 weights) is returned
+    as 0.
 
     Args:
-        matrix (`Tensor`): `(N, D)`.
+        matrix (`Tensor` or array): Shape `(N, D)`.
 
     Returns:
-        `Tensor` of shape `(min(N, D),)`, float64.
+        `Tensor`: Shape `(min(N, D),)`, float64.
+
+    Raises:
+        TypeError: `matrix` is not an array of numbers.
+        ValueError: `matrix` is not two-dimensional and non-empty, or holds NaN or infinity.
+
+    Example:
+        >>> singular_values([[3.0, 0.0], [0.0, 4.0]])
+        tensor([4., 3.], dtype=torch.float64)
     """
-    rows, dim = _check(matrix).shape
-    matrix = _double(matrix)
-    squares = symmetric_eigenvalues(matrix @ matrix.T if rows < dim else matrix.T @ matrix)
+    values = _as_matrix(matrix)
+    rows, dim = values.shape
+    squares = symmetric_eigenvalues(values @ values.T if rows < dim else values.T @ values)
     return torch.where(squares > tolerance(squares, max(rows, dim)), squares, 0).sqrt()
 
 
 def tolerance(eigenvalues: Tensor, size: int) -> float:
-    """What rounding can leave of an eigenvalue that is zero: `size * 2.2e-16` times the largest one."""
+    """Return how large rounding can make an eigenvalue that is zero: `size * 2.2e-16` times the largest one."""
     return float(eigenvalues.max()) * size * EPS
 
 
-def _double(matrix: Tensor) -> Tensor:
+def _as_matrix(matrix: ArrayLike) -> Tensor:
+    """Return a matrix `(N, D)` in float64."""
+    tensor = as_tensor("matrix", matrix, 2, shape="(N, D)", finite=False)
+    if 0 in tensor.shape:
+        raise ValueError(f"matrix has shape {tuple(tensor.shape)}: pass (N, D) with at least one row and column")
     # Apple's GPU has no float64.
-    device = "cpu" if matrix.device.type == "mps" else matrix.device
-    return matrix.detach().to(device).to(torch.float64)
-
-
-def _check(matrix: Tensor) -> Tensor:
-    if matrix.ndim != 2 or 0 in matrix.shape:
-        raise ValueError(f"matrix must be (N, D) and not empty, got the shape {tuple(matrix.shape)}")
-    return matrix
+    device = "cpu" if tensor.device.type == "mps" else tensor.device
+    return tensor.detach().to(device).to(torch.float64)

@@ -1,7 +1,7 @@
-"""Figures of spectra, of correlations between filters, and maps of representations."""
+"""Figures of spectral reports (the paper's log-log panels), of filter correlations, and maps of representations."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .report import SpectralReport
+from ..arguments import ArrayLike, as_int, as_tensor, describe
 from .spectrum import FeatureSpectrum, WeightSpectrum
 from .stages import match_features, match_weights
 
@@ -18,41 +18,47 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-# Okabe & Ito (2008), told apart by colour-blind eyes; without their yellow, which vanishes on paper.
+    from .report import SpectralReport
+
+# Okabe & Ito (2008), distinct to colour-blind readers; without their yellow, which is invisible on paper.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 DPI = 150
 _COLUMNS = 4
 _PANEL_WIDTH, _PANEL_HEIGHT = 2.15, 1.75
-# Inches: a row of the labels within a panel, and what titles and ticks take of its height.
+# Inches: the height of a row of labels within a panel, and of a panel's title and ticks.
 _LABEL, _MARGIN = 0.14, 0.65
 
 _Curves = list[tuple[int, WeightSpectrum | FeatureSpectrum]]
 
 
-def plot_spectra(reports: SpectralReport | Mapping[str, SpectralReport], path: str | PathLike) -> Path:
-    """
-    Draw the spectra of one or several reports: index against normalized eigenvalue, both on log axes.
+def plot_spectra(reports: "SpectralReport | Mapping[str, SpectralReport]", path: str | PathLike) -> Path:
+    """Draw the spectra of one or several reports: index against normalized eigenvalue, both on log axes.
 
-    One panel for the last weight matrix of each stage, and one for each layer of features. A curve is solid if
-    all eigenvalues are positive and dashed otherwise; its label counts the positive ones. Those that are not
-    positive cannot be drawn. Stages of different architectures are matched by position.
-    Source: He, Du, Ma (NeurIPS 2024), figures of weights, hidden features and representations.
+    There is one panel for the last weight matrix of each stage, and one for each layer of features. A curve is solid if
+    all eigenvalues are positive and dashed otherwise; its label counts the positive ones, since the others cannot be
+    drawn. Stages of different architectures are matched by position.
 
     Args:
-        reports ([`SpectralReport`] or mapping of `str` to [`SpectralReport`]): one report, or at most seven by the
-            name to show.
-        path (`str` or path): the file to write; its suffix chooses the format.
+        reports ([`SpectralReport`] or mapping of `str` to [`SpectralReport`]): One report, or up to seven by the name
+            to show.
+        path (`str` or path): The file to write; its suffix chooses the format.
 
     Returns:
-        `Path` of the file.
+        `Path`: The file.
 
     Raises:
-        ValueError: if there are no or more than seven reports, they hold no spectra, or the format is unknown.
+        TypeError: `reports` is neither a report nor a mapping of reports.
+        ValueError: There are no or more than seven reports, they hold no spectra, or the format is unknown.
+
+    Source:
+        He, Du, Ma (NeurIPS 2024), figures of weights, hidden features and representations.
+
+    Example:
+        >>> plot_spectra({"BYOL": SpectralReport.load("a"), "BYOL + SO": SpectralReport.load("b")}, "spectra.png")
     """
-    if isinstance(reports, SpectralReport):
-        reports = {reports.name: reports}
+    reports = _by_name(reports)
     if not 1 <= len(reports) <= len(COLORS):
-        raise ValueError(f"reports must be 1 to {len(COLORS)} to be told apart, got {len(reports)}")
+        raise ValueError(f"reports must be 1 to {len(COLORS)}, one for each colour, got {len(reports)}")
     runs = list(reports.values())
     sections = [
         ("Weights: last matrix of each stage (input × output)", _weight_panels(runs)),
@@ -74,35 +80,52 @@ def plot_spectra(reports: SpectralReport | Mapping[str, SpectralReport], path: s
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """A figure of `width x height` inches that arranges itself, apart from pyplot's global state."""
+    """Return a figure of `width x height` inches that arranges itself and is independent of pyplot's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def save_figure(figure: "Figure", path: str | PathLike) -> Path:
-    """Write a figure; folders are created and the suffix chooses the format (`ValueError` if unknown)."""
+    """Write a figure to a file, and return the file; folders are created.
+
+    Args:
+        figure (`Figure`): The figure.
+        path (`str` or path): The file to write; its suffix chooses the format.
+
+    Raises:
+        ValueError: The format is unknown.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, facecolor="white")
     return path
 
 
-def _weight_panels(runs: Sequence[SpectralReport]) -> list[tuple[str, _Curves]]:
-    panels = []
+def _by_name(reports: "SpectralReport | Mapping[str, SpectralReport]") -> "dict[str, SpectralReport]":
+    if isinstance(reports, Mapping):
+        return dict(reports)
+    if not hasattr(reports, "weights") or not hasattr(reports, "features"):
+        raise TypeError(f"reports must be a SpectralReport or a mapping of them, got {describe(reports)}")
+    return {reports.name: reports}
+
+
+def _weight_panels(runs: "Sequence[SpectralReport]") -> list[tuple[str, _Curves]]:
+    panels: list[tuple[str, _Curves]] = []
     for title, spectra in match_weights([run.weights for run in runs]):
         shapes = {spectrum.shape for spectrum in spectra.values()}
         if len(shapes) == 1:
             title += "\n({} × {})".format(*shapes.pop())
-        panels.append((title, list(spectra.items())))
+        curves: _Curves = list(spectra.items())
+        panels.append((title, curves))
     return panels
 
 
-def _feature_panels(runs: Sequence[SpectralReport]) -> list[tuple[str, _Curves]]:
+def _feature_panels(runs: "Sequence[SpectralReport]") -> list[tuple[str, _Curves]]:
     return [(title, list(spectra.items())) for title, spectra in match_features([run.features for run in runs])]
 
 
-def _features_title(runs: Sequence[SpectralReport]) -> str:
+def _features_title(runs: "Sequence[SpectralReport]") -> str:
     counts = {f.num_images for run in runs for f in run.features.values()}
     return f"Features of {counts.pop():,} images" if len(counts) == 1 else "Features"
 
@@ -115,11 +138,11 @@ def _draw_section(part: "SubFigure", title: str, panels: list[tuple[str, _Curves
     for number, (axes, (name, curves)) in enumerate(zip(grid.flat, panels, strict=False)):
         axes.set_title(name, fontsize=8)
         for place, (run, spectrum) in enumerate(curves):
-            # Later curves are thinner: equal ones (the same input) stay visible beneath.
+            # Later curves are thinner, so that equal ones (the same input) remain visible beneath.
             _draw_curve(axes, spectrum, COLORS[run], width=1.3 + 1.3 * (len(curves) - 1 - place) / len(curves))
         axes.set_xscale("log")
         axes.set_yscale("log")
-        # A flat spectrum should look flat. The lowest part of the panel, below all curves, is left to the labels.
+        # A flat spectrum should look flat. The labels are in the lowest part of the panel, below all curves.
         lowest, labels = min(axes.get_ylim()[0], 1e-2), _LABEL * (len(curves) + 1.5) / height
         axes.set_ylim(bottom=lowest ** (1 / (1 - labels)), top=2)
         axes.tick_params(labelsize=7)
@@ -141,7 +164,7 @@ def _draw_curve(axes: "Axes", spectrum: WeightSpectrum | FeatureSpectrum, color:
         color=color,
         linestyle="-" if complete else "--",
         linewidth=width,
-        # A single eigenvalue is no line.
+        # A line of a single point is invisible.
         marker="o" if len(positive) == 1 else None,
         markersize=3,
         label=label if spectrum.exact else f"leading {label}",
@@ -152,67 +175,76 @@ def _add_key(figure: "Figure", names: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=color, linewidth=2, label=name) for color, name in zip(COLORS, names, strict=False)]
-    handles += [
-        Line2D([], [], color="0.4", linestyle=style, label=label)
-        for style, label in (("-", "all eigenvalues positive"), ("--", "not all positive"))
-    ]
+    handles.append(Line2D([], [], color="0.4", linestyle="-", label="all eigenvalues positive"))
+    handles.append(Line2D([], [], color="0.4", linestyle="--", label="not all positive"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), fontsize=8, frameon=False)
 
 
 _MARKERS = "osv^DPX*<>"
-# More classes than this have no room in a legend.
+# More classes than this do not fit in a legend.
 _MAX_LEGEND = 20
 
 
-def filter_correlation(matrix: Tensor) -> Tensor:
-    """
-    Absolute Pearson correlation between the filters (columns) of a weight matrix.
+def filter_correlation(matrix: ArrayLike) -> Tensor:
+    """Return the absolute Pearson correlations between the filters (columns) of a weight matrix.
 
     Args:
-        matrix (`Tensor`): `(input, output)`, as `select_matrices` gives it.
+        matrix (`Tensor` or array): Shape `(input, output)`, as in `select_matrices`.
 
     Returns:
-        `Tensor` of shape `(output, output)`, float64, in [0, 1], ones on the diagonal. A constant filter, which has
-        no correlation, gets 0 with every other.
+        `Tensor`: Shape `(output, output)`, float64, in [0, 1], ones on the diagonal. A constant filter, which has no
+        correlation, has 0 with every other.
 
     Raises:
-        ValueError: if the matrix is not two-dimensional or not finite.
+        TypeError: `matrix` is not an array of numbers.
+        ValueError: `matrix` is not two-dimensional or not finite.
+
+    Example:
+        >>> filter_correlation(np.random.randn(100, 8)).shape
+        torch.Size([8, 8])
     """
-    if matrix.ndim != 2 or not torch.isfinite(matrix).all():
-        raise ValueError(f"matrix must be (input, output) and finite, got the shape {tuple(matrix.shape)}")
-    columns = matrix.detach().cpu().to(torch.float64)
+    weight = as_tensor("matrix", matrix, 2, shape="(input, output)")
+    columns = weight.detach().cpu().to(torch.float64)
     scale = columns.norm(dim=0)
     columns = columns - columns.mean(0)
     norms = columns.norm(dim=0)
-    # What is left of a constant filter after centring is rounding.
+    # A constant filter is rounding noise after centring.
     columns = torch.where(norms > 1e-12 * scale, columns / norms, 0)
     return (columns.T @ columns).abs().clamp(max=1).fill_diagonal_(1)
 
 
-def plot_filter_correlation(matrices: Tensor | Mapping[str, Tensor], path: str | PathLike, clusters: int = 8) -> Path:
-    """
-    Draw heat maps of |correlation| between the filters of one or several weights, plain and biclustered.
+def plot_filter_correlation(
+    matrices: ArrayLike | Mapping[str, ArrayLike], path: str | PathLike, clusters: int = 8
+) -> Path:
+    """Draw heat maps of |correlation| between the filters of one or several weights, plain and biclustered.
 
-    The biclustered one orders the filters by spectral biclustering, so that groups of redundant filters show as
-    blocks. Colours run from 0 to the largest correlation of two different filters in all maps; the diagonal is 1.
-    Source: He, Du, Ma (NeurIPS 2024), figures of the last stage's filters; Kluger et al. (2003), scikit-learn's
-    `SpectralBiclustering`.
+    The biclustered map orders the filters by spectral biclustering, so that groups of redundant filters appear as
+    blocks. Colours range from 0 to the largest correlation of two different filters in all maps; the diagonal is 1.
 
     Args:
-        matrices (`Tensor` or mapping of `str` to `Tensor`): `(input, output)` with at least two outputs, one
-            matrix or several by the name to show.
-        path (`str` or path): the file to write; its suffix chooses the format.
-        clusters (`int`, *optional*, defaults to 8): number of groups; at most one less than the number of filters.
+        matrices (`Tensor`, array or mapping of `str` to these): Weights `(input, output)` with at least two outputs,
+            one matrix or several by the name to show.
+        path (`str` or path): The file to write; its suffix chooses the format.
+        clusters (`int`, defaults to 8): The number of groups; at most one less than the number of filters is used.
 
     Returns:
-        `Path` of the file.
+        `Path`: The file.
 
     Raises:
-        ValueError: if a matrix has fewer than two outputs, or `clusters` is below 1.
+        TypeError: A matrix is not an array of numbers.
+        ValueError: A matrix has fewer than two outputs, or `clusters` is below 1.
+
+    Source:
+        He, Du, Ma (NeurIPS 2024), figures of the last stage's filters; Kluger et al. (2003), scikit-learn's
+        `SpectralBiclustering`.
+
+    Example:
+        >>> plot_filter_correlation({"layer4.conv2": weight}, "filters.png")
     """
-    matrices = {"": matrices} if isinstance(matrices, Tensor) else matrices
-    if not matrices or clusters < 1:
-        raise ValueError(f"matrices must not be empty and clusters at least 1, got {len(matrices)} and {clusters}")
+    matrices = matrices if isinstance(matrices, Mapping) else {"": matrices}
+    clusters = as_int("clusters", clusters, at_least=1)
+    if not matrices:
+        raise ValueError("matrices is empty: pass at least one weight matrix")
     maps = {name: filter_correlation(matrix).numpy() for name, matrix in matrices.items()}
     off = {name: m[~np.eye(len(m), dtype=bool)] for name, m in maps.items()}
     empty = [name for name, values in off.items() if len(values) == 0]
@@ -241,45 +273,51 @@ def plot_filter_correlation(matrices: Tensor | Mapping[str, Tensor], path: str |
 
 
 def plot_representations(
-    representations: Tensor | Mapping[str, Tensor],
-    labels: Tensor | Sequence[int],
+    representations: ArrayLike | Mapping[str, ArrayLike],
+    labels: ArrayLike,
     path: str | PathLike,
     class_names: Sequence[str] | None = None,
     method: str | None = None,
 ) -> Path:
-    """
-    Draw a two-dimensional map of representations, coloured by class.
+    """Draw a two-dimensional map of representations, coloured by class.
 
     Args:
-        representations (`Tensor` or mapping of `str` to `Tensor`): `(N, D)`, of one model or several by name.
-        labels (`Tensor` or sequence of `int`): `(N,)`, the class of each image, from 0.
-        path (`str` or path): the file to write; its suffix chooses the format.
-        class_names (sequence of `str`, *optional*, defaults to the numbers): names of the classes.
-        method (`str`, *optional*): `"pca"` or `"umap"` (needs the extra). Defaults to UMAP if it is installed.
+        representations (`Tensor`, array or mapping of `str` to these): Shape `(N, D)`, of one model or several by name.
+        labels (`Tensor` or array): The class of each image, from 0, shape `(N,)`.
+        path (`str` or path): The file to write; its suffix chooses the format.
+        class_names (sequence of `str`, *optional*): The names of the classes, defaults to their numbers.
+        method (`str`, *optional*): `"pca"`, or `"umap"` (needs the extra). Defaults to UMAP if it is installed.
 
     Returns:
-        `Path` of the file.
+        `Path`: The file.
 
     Raises:
-        ValueError: if shapes or numbers do not fit, `method` is unknown, or UMAP is asked for and not installed.
+        TypeError: An argument is not an array of numbers.
+        ValueError: Shapes or class numbers do not match, `method` is unknown, or UMAP is requested but not installed.
+
+    Example:
+        >>> plot_representations(encoder(images), labels, "map.png", method="pca")
     """
-    representations = {"": representations} if isinstance(representations, Tensor) else representations
-    labels = torch.as_tensor(labels).cpu().to(torch.int64)
+    representations = representations if isinstance(representations, Mapping) else {"": representations}
+    labels = as_tensor("labels", labels, finite=False).cpu().to(torch.int64)
     if labels.ndim != 1 or len(labels) < 2 or int(labels.min()) < 0:
-        raise ValueError(f"labels must be (N >= 2,) class numbers from 0, got the shape {tuple(labels.shape)}")
-    for name, points in representations.items():
+        raise ValueError(f"labels must be (N >= 2,) class numbers from 0, got shape {tuple(labels.shape)}")
+    points_of = {}
+    for name, value in representations.items():
+        points = as_tensor(f"representations {name!r}", value, finite=False).detach()
         if points.ndim != 2 or len(points) != len(labels) or not torch.isfinite(points).all():
             raise ValueError(
-                f"representations {name!r} must be finite and ({len(labels)}, D), got {tuple(points.shape)}"
+                f"representations {name!r} must be finite and ({len(labels)}, D), got shape {tuple(points.shape)}"
             )
+        points_of[name] = points.cpu().to(torch.float64)
     if class_names is not None and int(labels.max()) >= len(class_names):
         raise ValueError(f"class_names has {len(class_names)} names, labels go up to {int(labels.max())}")
     method, project = _projection(method)
     classes = labels.unique().tolist()
-    figure = new_figure(3.6 * len(representations) + 1.2, 3.7)
-    grid = figure.subplots(1, len(representations), squeeze=False)[0]
-    for axes, (name, points) in zip(grid, representations.items(), strict=True):
-        places, axis_labels = project(points.detach().cpu().to(torch.float64))
+    figure = new_figure(3.6 * len(points_of) + 1.2, 3.7)
+    grid = figure.subplots(1, len(points_of), squeeze=False)[0]
+    for axes, (name, points) in zip(grid, points_of.items(), strict=True):
+        places, axis_labels = project(points)
         for number, label in enumerate(classes):
             axes.scatter(
                 *places[labels == label].T,
@@ -299,29 +337,31 @@ def plot_representations(
         key = figure.legend(handles, names, loc="outside right center", fontsize=7, title="class", markerscale=2)
         key.get_title().set_fontsize(8)
         for handle in key.legend_handles:
-            handle.set_alpha(1)
+            if handle is not None:
+                handle.set_alpha(1)
     return save_figure(figure, path)
 
 
 def _bicluster(correlation: np.ndarray, clusters: int) -> np.ndarray:
-    """An order of the filters that puts those of one cluster next to each other."""
+    """Return an order of the filters in which those of one cluster are adjacent."""
     from sklearn.cluster import SpectralBiclustering
     from sklearn.exceptions import ConvergenceWarning
 
     size = len(correlation)
     clusters = min(clusters, size - 1)
-    # The map is symmetric, so that rows and columns get the same order from the row clusters alone.
+    # The map is symmetric, so that the row clusters order both rows and columns.
     model = SpectralBiclustering(
         n_clusters=clusters, n_components=min(6, size), n_best=min(3, size), n_init=3, random_state=0
     )
     with warnings.catch_warnings():
-        # Orthogonal filters have no groups, which is no fault.
+        # Orthogonal filters have no groups, which is not an error.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(correlation)
     return np.argsort(model.row_labels_, kind="stable")
 
 
-def _projection(method: str | None):
+def _projection(method: str | None) -> tuple[str, Callable[[Tensor], tuple[Tensor, tuple[str, str]]]]:
+    """Return a projection's name, and the function that maps points `(N, D)` to `(N, 2)` and the axes' labels."""
     if method not in (None, "pca", "umap"):
         raise ValueError(f"method must be 'pca' or 'umap', got {method!r}")
     if method != "pca":
@@ -341,8 +381,8 @@ def _projection(method: str | None):
 def _principal_components(points: Tensor) -> tuple[Tensor, tuple[str, str]]:
     left, values, _ = torch.linalg.svd(points - points.mean(0), full_matrices=False)
     places = torch.zeros(len(points), 2, dtype=points.dtype)
-    found = (left * values)[:, :2]
-    places[:, : found.shape[1]] = found
+    leading = (left * values)[:, :2]
+    places[:, : leading.shape[1]] = leading
     total = values.square().sum().clamp(min=torch.finfo(points.dtype).tiny)
-    shares = [*(100 * values.square() / total).tolist(), 0.0][:2]
-    return places, tuple(f"component {i + 1} ({share:.0f} % of variance)" for i, share in enumerate(shares))
+    first, second = [*(100 * values.square() / total).tolist(), 0.0][:2]
+    return places, (f"component 1 ({first:.0f} % of variance)", f"component 2 ({second:.0f} % of variance)")

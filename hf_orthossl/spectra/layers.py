@@ -1,32 +1,39 @@
-"""One forward pass of any model, and what each of its layers gave."""
+"""Read the outputs of a model's layers from one forward pass."""
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arguments import ArrayLike, as_tensor, describe
+from ..messages import suggest
 from .stages import EMBEDDING, INPUT, REPRESENTATION, guess_stages
 
 POOLS = ("avg", "flatten")
 
 
 class LayerReader:
-    """
-    Reads the layers of a model from one forward pass, by hooks that stay until [`~LayerReader.close`].
+    """Read the layers of a model from one forward pass, by hooks that remain until [`~LayerReader.close`].
 
     Args:
-        model (`nn.Module`): anything with a method `stages(images)` that returns a dict ending in
-            `"representation"` (an `hf_orthossl` encoder); or a timm, transformers or other torch model, whose
-            stages are guessed by name and whose representation is what it computes before its classifier.
-        layers (sequence of `str`, *optional*): what to read: `"input"`, names of stages, names of modules,
-            `"representation"`, `"embedding"`. Defaults to the input, all stages, the representation and, if there
-            is a projector, the embedding.
-        projector (`nn.Module`, *optional*): maps the representation `(B, D)` to the embedding.
+        model (`nn.Module`): Anything with a method `stages(images)` that returns a dict ending in `"representation"`
+            (an `hf_orthossl` encoder); or a timm, transformers or other torch model, whose stages are recognized by
+            name and whose representation is the input of its classifier.
+        layers (sequence of `str`, *optional*): What to read: `"input"`, names of stages, names of modules,
+            `"representation"`, `"embedding"`. Defaults to the input, all stages, the representation and, if there is a
+            projector, the embedding.
+        projector (`nn.Module`, *optional*): Maps the representation `(B, D)` to the embedding.
+
+    Raises:
+        ValueError: A layer does not exist.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str] | None = None, projector: nn.Module | None = None):
+    def __init__(
+        self, model: nn.Module, layers: Sequence[str] | None = None, projector: nn.Module | None = None
+    ) -> None:
         self.model, self.projector = model, projector
         self.layers = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
         self._modules = {name: module for name, module in model.named_modules() if name}
@@ -39,30 +46,35 @@ class LayerReader:
             hooked = [] if self._encoder else guess_stages(self._modules)
         self._stages = hooked
         self._outputs: dict[str, Tensor] = {}
-        self._hooks = [self._modules[name].register_forward_hook(self._keep(name)) for name in hooked]
+        self._hooks = [self._modules[name].register_forward_hook(self._store(name)) for name in hooked]
 
     @property
     def found_stages(self) -> bool:
-        """Whether there is any stage between input and representation to read."""
+        """Return whether any stage between input and representation was recognized."""
         return self._encoder or bool(self._stages)
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         for hook in self._hooks:
             hook.remove()
 
     def read(self, images: Tensor) -> dict[str, Tensor]:
-        """
-        Raw outputs of the layers, in order, for normalised images `(B, 3, H, W)`.
+        """Return the raw outputs of the layers, in order.
+
+        Args:
+            images (`Tensor`): Normalized images `(B, 3, H, W)`.
+
+        Returns:
+            `dict[str, Tensor]`: Feature maps `(B, C, H, W)`, tokens `(B, N, C)` or vectors `(B, D)`, by layer.
 
         Raises:
-            ValueError: if a layer does not exist (the nearest names are given) or gave no tensor.
+            ValueError: A layer does not exist (the error suggests the nearest names), or did not return a tensor.
         """
         self._outputs.clear()
         parameter = next((p for p in self.model.parameters() if p.is_floating_point()), images)
         inputs = images.to(parameter.device, parameter.dtype)
         if self._encoder:
-            outputs = dict(self.model.stages(inputs))
+            outputs = dict(_stages_method(self.model)(inputs))
         else:
             output = _forward(self.model, inputs)
             # A model that returns a loss and more has no representation, but its layers can be read.
@@ -76,12 +88,12 @@ class LayerReader:
         for name in self.layers:
             if name not in outputs:
                 if name in self._modules:
-                    raise ValueError(f"layer {name!r} is not used in the model's forward pass: choose another")
+                    raise ValueError(f"layer {name!r} is not used in the model's forward pass: choose another layer")
                 raise _unknown(name, list(outputs), self._modules)
         return {name: outputs[name] for name in self.layers}
 
-    def _keep(self, name: str):
-        def hook(_module: nn.Module, _inputs: tuple, output) -> None:
+    def _store(self, name: str) -> Callable[[nn.Module, tuple, Any], None]:
+        def hook(_module: nn.Module, _inputs: tuple, output: Any) -> None:
             output = _tensor(output, name)
             # timm's Swin and MaxViT keep channels last.
             if output.ndim == 4 and getattr(self.model, "output_fmt", None) == "NHWC":
@@ -92,18 +104,22 @@ class LayerReader:
 
 
 def check_layers(model: nn.Module, layers: str | Sequence[str], projector: nn.Module | None = None) -> None:
-    """
-    Refuse, before any forward pass, names that a model's layers do not have.
+    """Check, before any forward pass, that a model has the layers that were named.
+
+    Args:
+        model (`nn.Module`): The model.
+        layers (`str` or sequence of `str`): The names of layers.
+        projector (`nn.Module`, *optional*): The projector, which `"embedding"` needs.
 
     Raises:
-        ValueError: if a layer does not exist (the nearest names are given).
+        ValueError: A layer does not exist; the error suggests the nearest names.
     """
     layers = [layers] if isinstance(layers, str) else layers
     if EMBEDDING in layers and projector is None:
         raise ValueError("layer 'embedding' needs the projector: pass projector=…")
     stages = getattr(model, "stage_names", None) if _is_encoder(model) else ()
     if stages is None:
-        # Only its outputs will tell.
+        # The names are known only once the model has run.
         return
     modules = [name for name, _ in model.named_modules() if name]
     known = {INPUT, *stages, REPRESENTATION, EMBEDDING, *modules}
@@ -113,17 +129,22 @@ def check_layers(model: nn.Module, layers: str | Sequence[str], projector: nn.Mo
 
 
 def _unknown(name: str, ends: Sequence[str], modules: Iterable[str]) -> ValueError:
-    known = list(dict.fromkeys([*ends, *modules]))
-    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(dict.fromkeys(ends))
-    return ValueError(f"the model has no layer {name!r}; did you mean {', '.join(nearest)}?")
+    close = suggest(name, dict.fromkeys([*ends, *modules]), most=3)
+    # Of all modules a model may have hundreds; its input, stages and representation are enough.
+    remedy = close if close.startswith("did you mean") else f"choose from {', '.join(dict.fromkeys(ends))}"
+    return ValueError(f"the model has no layer {name!r}: {remedy}")
 
 
 def as_vectors(output: Tensor, pool: str) -> tuple[Tensor, str]:
-    """
-    One vector per image from a layer's output, and how: `"none"`, `"avg"` or `"flatten"`.
+    """Return one vector per image from a layer's output, and how it was made: `"none"`, `"avg"` or `"flatten"`.
 
-    Feature maps `(B, C, H, W)` and tokens `(B, N, C)` are averaged over positions (`"avg"`) to `(B, C)`, or
-    flattened (`"flatten"`).
+    Args:
+        output (`Tensor`): Vectors `(B, D)`, which are returned as they are, feature maps `(B, C, H, W)` or tokens
+            `(B, N, C)`.
+        pool (`str`): `"avg"` averages maps and tokens over positions to `(B, C)`; `"flatten"` flattens them.
+
+    Raises:
+        ValueError: `output` has another number of dimensions.
     """
     if output.ndim == 2:
         return output, "none"
@@ -136,31 +157,46 @@ def as_vectors(output: Tensor, pool: str) -> tuple[Tensor, str]:
     return output.mean(1 if output.ndim == 3 else (2, 3), dtype=dtype), pool
 
 
-def batches(images: Tensor | Iterable, batch_size: int) -> Iterator[Tensor]:
-    """
-    Checked batches `(B, 3, H, W)` of a tensor, or of an iterable of tensors, dicts with `pixel_values`, or tuples.
+def batches(images: ArrayLike | Iterable[Any], batch_size: int) -> Iterator[Tensor]:
+    """Yield checked batches `(B, 3, H, W)`.
+
+    Args:
+        images (`Tensor`, array or iterable): Normalized images `(N, 3, H, W)`, or batches: tensors, arrays, dicts with
+            `pixel_values`, or tuples that begin with the images.
+        batch_size (`int`): Images per batch, if `images` is one array.
 
     Raises:
-        ValueError: if there are no images, or they are not float batches of finite values.
+        TypeError: `images` is neither an array nor an iterable of batches.
+        ValueError: A batch is not a float array of finite values of this shape.
     """
+    if isinstance(images, np.ndarray) or (isinstance(images, Tensor) and not images.ndim):
+        images = as_tensor("images", images, 4, shape="(N, 3, H, W), or batches of them", finite=False)
+    if isinstance(images, str | bytes) or not isinstance(images, Iterable):
+        raise TypeError(
+            f"images must be normalized images (N, 3, H, W) or batches of them, such as a DataLoader, got "
+            f"{describe(images)}: decode files first, as ImageDataset does"
+        )
     for batch in images.split(batch_size) if isinstance(images, Tensor) and len(images) else images:
         if isinstance(batch, Mapping):
             if "pixel_values" not in batch:
-                raise ValueError(f"images must give batches with 'pixel_values', got the keys {list(batch)}")
+                raise ValueError(f"images must be batches with 'pixel_values', got the keys {list(batch)}")
             batch = batch["pixel_values"]
-        elif isinstance(batch, (tuple, list)) and batch:
+        elif isinstance(batch, tuple | list) and batch:
             batch = batch[0]
+        if isinstance(batch, np.ndarray):
+            batch = as_tensor("images", batch, finite=False)
         if not isinstance(batch, Tensor) or batch.ndim != 4:
-            shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
-            raise ValueError(f"images must be (N, 3, H, W) or batches of that form (a DataLoader's), got {shape}")
+            shape = tuple(batch.shape) if isinstance(batch, Tensor) else describe(batch)
+            raise ValueError(f"images must be (N, 3, H, W) or batches of that shape, such as a DataLoader, got {shape}")
         if not batch.is_floating_point() or not torch.isfinite(batch).all():
-            raise ValueError(f"images must be normalised and finite floats, got {batch.dtype} or NaN or infinity")
+            kind = "NaN or infinity" if batch.is_floating_point() else str(batch.dtype)
+            raise ValueError(f"images must be normalized, finite floats, got {kind}")
         yield batch
 
 
 @contextmanager
 def evaluation_mode(*modules: nn.Module | None) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule's own mode is restored afterwards."""
+    """Set modules to evaluation mode without gradients; afterwards the mode of every submodule is restored."""
     modes = [(part, part.training) for module in modules if module is not None for part in module.modules()]
     try:
         for part, _ in modes:
@@ -173,26 +209,34 @@ def evaluation_mode(*modules: nn.Module | None) -> Iterator[None]:
 
 
 def _is_encoder(model: nn.Module) -> bool:
-    # timm calls a list of modules `stages`; an encoder's is a method.
-    return callable(getattr(model, "stages", None)) and not isinstance(model.stages, nn.Module)
+    # In timm, `stages` is a list of modules; in an encoder it is a method.
+    stages = getattr(model, "stages", None)
+    return callable(stages) and not isinstance(stages, nn.Module)
 
 
-def _forward(model: nn.Module, images: Tensor):
+def _stages_method(model: nn.Module) -> Callable[[Tensor], dict[str, Tensor]]:
+    method: Any = model.stages
+    return method
+
+
+def _forward(model: nn.Module, images: Tensor) -> Any:
+    # Methods of classes that this room does not import.
+    known: Any = model
     if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
-        # timm: the representation is what the classifier would get.
-        return model.forward_head(model.forward_features(images), pre_logits=True)
+        # timm: the representation is the input of the classifier.
+        return known.forward_head(known.forward_features(images), pre_logits=True)
     if hasattr(model, "config") and hasattr(model, "base_model"):
-        return model.base_model(pixel_values=images)
-    return model(images)
+        return known.base_model(pixel_values=images)
+    return known(images)
 
 
-def _tensor(output, name: str) -> Tensor:
-    """The tensor in what a module returned: itself, the first of a tuple, or a ModelOutput's pooled or last state."""
+def _tensor(output: Any, name: str) -> Tensor:
+    """Return the tensor in a module's output: itself, the first of a tuple, or a ModelOutput's pooled or last state."""
     for key in ("pooler_output", "last_hidden_state"):
         if getattr(output, key, None) is not None:
             return as_vectors(output[key], "avg")[0] if key == "pooler_output" else output[key]
     while isinstance(output, (tuple, list)) and output:
         output = output[0]
     if not isinstance(output, Tensor):
-        raise ValueError(f"layer {name!r} gave {type(output).__name__} instead of a tensor: choose others in layers")
+        raise ValueError(f"layer {name!r} returned {type(output).__name__}, not a tensor: choose other layers")
     return output

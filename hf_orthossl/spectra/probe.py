@@ -1,30 +1,36 @@
-"""Walks a model once and fills a report."""
+"""Measure the spectra of a model's weights and features: one pass over the images fills a report."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Sideways, and the only such import: the spectra of the weights are those of exactly the matrices regularized.
-from hf_orthossl.regularization import select_matrices
-
+from ..arguments import ArrayLike, as_int, as_tensor, describe
 from ..distributed.collectives import all_gather_object, all_gather_rows
+
+# The measured matrices are exactly the regularized ones; this is the room's only import of a room on its floor.
+from ..regularization import select_matrices
 from .covariance import MAX_DIM, SketchedCovariance, StreamingCovariance, covariance_for
 from .layers import EMBEDDING, POOLS, REPRESENTATION, LayerReader, as_vectors, batches, check_layers, evaluation_mode
 from .measures import lidar
 from .report import SpectralReport
 from .spectrum import FeatureSpectrum, WeightSpectrum
 
+# The covariance of each layer's features.
+Covariances = dict[str, StreamingCovariance | SketchedCovariance]
+
 
 def spectral_report(
     model: nn.Module,
-    images: Tensor | Iterable | None = None,
+    images: ArrayLike | Iterable[Any] | None = None,
     *,
     layers: Sequence[str] | None = None,
     projector: nn.Module | None = None,
-    views: Tensor | Iterable[Tensor] | None = None,
+    views: ArrayLike | Iterable[ArrayLike] | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     batch_size: int = 256,
@@ -33,63 +39,64 @@ def spectral_report(
     metadata: Mapping | None = None,
     shared: bool = False,
 ) -> SpectralReport:
-    """
-    Spectra of a model's weights and, if images are given, of its features, in one forward pass per batch.
+    """Measure the spectra of a model's weights and, if images are given, of its features.
 
-    The model runs in evaluation mode without gradients; its modes are restored afterwards. Memory is O(D²) for
-    the widest layer, whatever the number of images.
+    The model runs in evaluation mode without gradients, one forward pass per batch; its modes are restored afterwards.
+    Memory is O(D²) for the widest layer, whatever the number of images.
 
     Sharded weights (`DTensor`, of FSDP2) are gathered one at a time: all processes must call, and all get the result.
 
     Args:
-        model (`nn.Module`): an `hf_orthossl` encoder, or any timm, transformers or torch model.
-        images (`Tensor` or iterable, *optional*): normalised images `(N, 3, H, W)`, or batches of them: tensors,
-            dicts with `pixel_values`, or tuples that begin with the images (any `DataLoader`). The paper takes
+        model (`nn.Module`): An `hf_orthossl` encoder, or any timm, transformers or torch model.
+        images (`Tensor`, array or iterable, *optional*): Normalized images `(N, 3, H, W)`, or batches of them: tensors,
+            arrays, dicts with `pixel_values`, or tuples that begin with the images (any `DataLoader`). The paper uses
             4,096 test images. Without images, only the weights are measured.
-        layers (sequence of `str`, *optional*): whose features: `"input"`, stages, any module by name,
+        layers (sequence of `str`, *optional*): The layers to measure: `"input"`, stages, any module by name,
             `"representation"`, `"embedding"`. Defaults to the input, all stages, the representation and, with a
             projector, the embedding.
-        projector (`nn.Module`, *optional*): maps representations to embeddings.
-        views (`Tensor` or iterable, *optional*): `(n, v, 3, H, W)`, v augmented views of each of n images, or batches
-            of such, for LiDAR of the representation and the embedding.
-        include, exclude (`str` or sequence of `str`, *optional*): patterns of weights, as in `select_matrices`.
-            Defaults to every matrix that is regularized.
-        batch_size (`int`, *optional*, defaults to 256): how `images` is cut if it is one tensor.
-        pool (`str`, *optional*, defaults to `"avg"`): how a feature map or tokens become one vector per image:
-            `"avg"` over positions, giving as many dimensions as channels, or `"flatten"`, which makes the first
-            stage of a CIFAR ResNet-18 65,536-dimensional and mostly needs the sketch. Input pixels are always
-            flattened, as in the paper (3,072 dimensions for CIFAR).
-        max_dim (`int`, *optional*, defaults to 8192): above so many dimensions only the leading 128 eigenvalues
-            are estimated, from a randomized sketch; the report notes it.
-        metadata (mapping, *optional*): JSON values to keep with the report, such as `model` (the name to show;
+        projector (`nn.Module`, *optional*): Maps representations to embeddings.
+        views (`Tensor`, array or iterable, *optional*): v augmented views of each of n images, shape
+            `(n, v, 3, H, W)`, or batches of them, for LiDAR of the representation and the embedding.
+        include (`str` or sequence of `str`, *optional*): Patterns of weights, as in `select_matrices`; defaults to
+            every matrix that is regularized.
+        exclude (`str` or sequence of `str`, *optional*): Patterns of weights to omit.
+        batch_size (`int`, defaults to 256): Images per batch, if `images` is one array.
+        pool (`str`, defaults to `"avg"`): How a feature map or tokens become one vector per image: `"avg"` over
+            positions, with as many dimensions as channels, or `"flatten"`, which makes the first stage of a CIFAR
+            ResNet-18 65,536-dimensional and usually needs the sketch. Input pixels are always flattened, as in the
+            paper (3,072 dimensions for CIFAR).
+        max_dim (`int`, defaults to 8192): Above this many dimensions only the leading 128 eigenvalues are estimated,
+            from a randomized sketch; the report notes it.
+        metadata (mapping, *optional*): JSON values to store with the report, such as `model` (the name to show;
             defaults to the encoder's name or the class), `dataset` or `version`.
-        shared (`bool`, *optional*, defaults to `False`): `images` and `views` are this process's share of them. All
-            processes of the run call, and all get the report of all images.
+        shared (`bool`, defaults to `False`): Whether `images` and `views` are this process's share of them. All
+            processes of the run must call, and all get the report of all images.
 
     Returns:
-        [`SpectralReport`].
+        [`SpectralReport`]: With `table()`, `plot(path)` and `save(directory)`.
 
     Raises:
-        ValueError: if a layer or pattern names nothing, images are not batches of finite floats or fewer than two,
-            or the model's weights or features hold NaN or infinity.
+        TypeError: `model` is not a module, or an argument is not an array.
+        ValueError: A layer or pattern matches nothing, images are not batches of finite floats or fewer than two, or
+            the model's weights or features hold NaN or infinity.
 
     Example:
-
-    ```python
-    >>> report = spectral_report(encoder, images, metadata={"dataset": "digits"})
-    >>> print(report.table())
-    >>> report.plot("spectra.png")
-    ```
+        >>> report = spectral_report(encoder, images, metadata={"dataset": "digits"})
+        >>> print(report.table())
+        >>> report.plot("spectra.png")
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch module, got {describe(model)}: pass load_encoder(…)")
+    if projector is not None and not isinstance(projector, nn.Module):
+        raise TypeError(f"projector must be a torch module, got {describe(projector)}")
     if pool not in POOLS:
         raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}")
-    if batch_size < 1 or max_dim < 1:
-        raise ValueError(f"batch_size and max_dim must be at least 1, got {batch_size} and {max_dim}")
+    batch_size, max_dim = as_int("batch_size", batch_size, at_least=1), as_int("max_dim", max_dim, at_least=1)
     if images is None and (layers is not None or views is not None):
-        raise ValueError("layers and views need images: pass images, or choose weights with include")
+        raise ValueError("layers and views need images: pass images, or omit both to measure the weights only")
     if layers is not None:
         check_layers(model, layers, projector)
-    # Also for the weights: torch's spectral norm, in training mode, moves its vectors when a weight is read.
+    # Also for the weights: in training mode, torch's spectral norm updates its vectors when a weight is read.
     with evaluation_mode(model):
         report = SpectralReport(weights=weight_spectra(model, include, exclude))
     if images is not None:
@@ -113,17 +120,23 @@ def spectral_report(
 def weight_spectra(
     model: nn.Module, include: str | Sequence[str] | None = None, exclude: str | Sequence[str] | None = None
 ) -> dict[str, WeightSpectrum]:
-    """
-    Spectrum of every weight matrix that `select_matrices` chooses, by name.
+    """Return the spectrum of every weight matrix that `select_matrices` selects, by name.
 
     Args:
-        model (`nn.Module`): any module.
-        include, exclude (`str` or sequence of `str`, *optional*): patterns of names, as in `select_matrices`.
+        model (`nn.Module`): Any module.
+        include (`str` or sequence of `str`, *optional*): Patterns of names, as in `select_matrices`.
+        exclude (`str` or sequence of `str`, *optional*): Patterns of names to omit.
 
     Raises:
-        ValueError: if nothing is chosen, or a weight holds NaN or infinity.
+        TypeError: `model` is not a module.
+        ValueError: No weight is selected, or a weight holds NaN or infinity.
+
+    Example:
+        >>> weight_spectra(encoder)["backbone.layer4.0.conv2.weight"].effective_rank
     """
-    spectra = {}
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch module, got {describe(model)}: pass load_encoder(…)")
+    spectra: dict[str, WeightSpectrum] = {}
     with torch.no_grad():
         for weight in select_matrices(model, include=include, exclude=exclude):
             try:
@@ -135,8 +148,8 @@ def weight_spectra(
 
 def _feature_spectra(
     reader: LayerReader,
-    images: Tensor | Iterable,
-    views: Tensor | Iterable[Tensor] | None,
+    images: ArrayLike | Iterable[Any],
+    views: ArrayLike | Iterable[ArrayLike] | None,
     batch_size: int,
     pool: str,
     max_dim: int,
@@ -149,7 +162,8 @@ def _feature_spectra(
     if count < 2:
         raise ValueError(f"images must hold at least 2 images for a covariance, got {count}")
     lidars = {} if views is None else _lidars(reader, views, batch_size, shared)
-    spectra, known = {}, {}
+    spectra: dict[str, FeatureSpectrum] = {}
+    known: dict[int, FeatureSpectrum] = {}
     for layer, covariance in covariances.items():
         try:
             # Layers that share a covariance share its spectrum.
@@ -162,42 +176,53 @@ def _feature_spectra(
 
 
 def feature_covariances(
-    reader: LayerReader, images: Tensor | Iterable, batch_size: int, pool: str, max_dim: int
-) -> tuple[dict[str, StreamingCovariance | SketchedCovariance], dict[str, str]]:
-    """The pass over the images: each layer's covariance, and how it was made one vector per image."""
-    covariances, pools = {}, {}
+    reader: LayerReader, images: ArrayLike | Iterable[Any], batch_size: int, pool: str, max_dim: int
+) -> tuple[Covariances, dict[str, str]]:
+    """Pass over the images, and return each layer's covariance and how its output became one vector per image.
+
+    Args:
+        reader ([`LayerReader`]): Reads the layers of the model.
+        images (`Tensor`, array or iterable): As in [`spectral_report`].
+        batch_size (`int`): Images per batch, if `images` is one array.
+        pool (`str`): `"avg"` or `"flatten"`.
+        max_dim (`int`): The most dimensions for which the covariance is formed.
+    """
+    covariances: Covariances = {}
+    pools: dict[str, str] = {}
     for batch in batches(images, batch_size):
-        vectors = {}
+        vectors: dict[str, Tensor] = {}
         for layer, output in reader.read(batch).items():
-            # The paper's input spectrum is that of all pixels, whatever is done to feature maps.
+            # The paper's input spectrum is that of all pixels, however feature maps are pooled.
             vectors[layer], pools[layer] = as_vectors(output, "flatten" if layer == "input" else pool)
-        _take_in(vectors, covariances, _layer_before_representation(vectors), max_dim)
+        _add_batch(vectors, covariances, _layer_before_representation(vectors), max_dim)
     return covariances, pools
 
 
 def _layer_before_representation(layers: Iterable[str]) -> str | None:
-    """The last stage, in a model whose layers are read in order."""
+    """Return the last stage, if the layers are read in the model's order."""
     names = list(layers)
     return names[names.index(REPRESENTATION) - 1] if REPRESENTATION in names[1:] else None
 
 
-def _take_in(vectors: dict[str, Tensor], covariances: dict, before: str | None, max_dim: int) -> None:
-    """
-    Adds one batch to every layer's covariance.
+def _add_batch(vectors: dict[str, Tensor], covariances: Covariances, before: str | None, max_dim: int) -> None:
+    """Add one batch to every layer's covariance.
 
     A ResNet's representation is its last stage averaged: as long as the two agree to the last bit of the
-    representation's type, they share one covariance; at the first batch where they do not, it is copied.
+    representation's type, they share one covariance; at the first batch in which they differ, it is copied.
     """
     same = before is not None and torch.equal(
         vectors[before].to(vectors[REPRESENTATION].dtype), vectors[REPRESENTATION]
     )
-    if before in covariances and covariances[REPRESENTATION] is covariances[before] and not same:
-        covariances[REPRESENTATION] = copy.deepcopy(covariances[before])
+    last = None if before is None else covariances.get(before)
+    if last is not None and covariances[REPRESENTATION] is last and not same:
+        covariances[REPRESENTATION] = copy.deepcopy(last)
     for layer, rows in vectors.items():
         if layer not in covariances:
-            shared = layer == REPRESENTATION and same
-            covariances[layer] = covariances[before] if shared else covariance_for(rows.shape[1], max_dim, rows.device)
-        if layer == REPRESENTATION and covariances[layer] is covariances.get(before):
+            if layer == REPRESENTATION and same and before is not None:
+                covariances[layer] = covariances[before]
+            else:
+                covariances[layer] = covariance_for(rows.shape[1], max_dim, rows.device)
+        if layer == REPRESENTATION and before is not None and covariances[layer] is covariances.get(before):
             continue
         try:
             covariances[layer].update(rows)
@@ -205,42 +230,57 @@ def _take_in(vectors: dict[str, Tensor], covariances: dict, before: str | None, 
             raise ValueError(f"layer {layer!r} (do all images have the same size?): {error}") from error
 
 
-def _combine(covariances: dict[str, StreamingCovariance | SketchedCovariance]) -> None:
-    """Takes in the images of the other processes."""
+def _combine(covariances: Covariances) -> None:
+    """Add the images of the other processes."""
     _check_shares(covariances, "images")
     before = _layer_before_representation(covariances)
-    one = before is not None and covariances[REPRESENTATION] is covariances[before]
-    # Where the two agree on some processes only, they are two on all.
+    last = None if before is None else covariances[before]
+    one = last is not None and covariances[REPRESENTATION] is last
+    # If the two agree on some processes only, they are two on all.
     agreed = all(all_gather_object(one))
-    if one and not agreed:
-        covariances[REPRESENTATION] = copy.deepcopy(covariances[before])
+    if last is not None and one and not agreed:
+        covariances[REPRESENTATION] = copy.deepcopy(last)
     for covariance in {id(covariance): covariance for covariance in covariances.values()}.values():
         covariance.combine()
 
 
-def _check_shares(found: Iterable[str], name: str) -> None:
-    if not all(all_gather_object(bool(found))):
-        raise ValueError(f"{name} must be at least as many as there are processes: a share of them is empty")
+def _check_shares(layers: Mapping[str, Any], name: str) -> None:
+    if not all(all_gather_object(bool(layers))):
+        raise ValueError(f"{name} must be at least as many as there are processes: the share of one is empty")
 
 
-def _lidars(reader: LayerReader, views: Tensor | Iterable[Tensor], batch_size: int, shared: bool) -> dict[str, float]:
+def _lidars(
+    reader: LayerReader, views: ArrayLike | Iterable[ArrayLike], batch_size: int, shared: bool
+) -> dict[str, float]:
+    """Return LiDAR of the representation and the embedding."""
     seen: dict[str, list[Tensor]] = {}
-    parts = views.split(batch_size) if isinstance(views, Tensor) and views.ndim else views
-    for part in parts:
-        if part.ndim != 5 or part.shape[1] < 2:
-            raise ValueError(f"views must be (n >= 2, v >= 2, 3, H, W), got the shape {tuple(part.shape)}")
-        found: dict[str, list[Tensor]] = {}
+    for part in _view_parts(views, batch_size):
+        outputs: dict[str, list[Tensor]] = {}
         for batch in batches(part.flatten(0, 1), batch_size):
             for layer, output in reader.read(batch).items():
                 if layer in (REPRESENTATION, EMBEDDING):
-                    found.setdefault(layer, []).append(as_vectors(output, "avg")[0].cpu())
-        for layer, vectors in found.items():
+                    outputs.setdefault(layer, []).append(as_vectors(output, "avg")[0].cpu())
+        for layer, vectors in outputs.items():
             seen.setdefault(layer, []).append(torch.cat(vectors).unflatten(0, part.shape[:2]))
-    found = {layer: torch.cat(vectors) for layer, vectors in seen.items()}
+    embeddings = {layer: torch.cat(vectors) for layer, vectors in seen.items()}
     if shared:
-        _check_shares(found, "views")
-        found = {layer: all_gather_rows(vectors) for layer, vectors in found.items()}
-    return {layer: lidar(vectors) for layer, vectors in found.items()}
+        _check_shares(embeddings, "views")
+        embeddings = {layer: all_gather_rows(vectors) for layer, vectors in embeddings.items()}
+    return {layer: lidar(vectors) for layer, vectors in embeddings.items()}
+
+
+def _view_parts(views: ArrayLike | Iterable[ArrayLike], batch_size: int) -> Iterable[Tensor]:
+    """Yield checked batches `(n, v, 3, H, W)` of views."""
+    shape = "(n >= 2, v >= 2, 3, H, W), or batches of them"
+    if isinstance(views, Tensor | np.ndarray):
+        views = as_tensor("views", views, 5, shape=shape, finite=False).split(batch_size)
+    if isinstance(views, str | bytes) or not isinstance(views, Iterable):
+        raise TypeError(f"views must be an array {shape}, got {describe(views)}: pass augmented images")
+    for part in views:
+        tensor = as_tensor("views", part, 5, shape=shape, finite=False)
+        if tensor.shape[1] < 2:
+            raise ValueError(f"views has shape {tuple(tensor.shape)}: pass {shape}")
+        yield tensor
 
 
 def _notes(features: dict[str, FeatureSpectrum], max_dim: int, reader: LayerReader) -> list[str]:
@@ -250,7 +290,7 @@ def _notes(features: dict[str, FeatureSpectrum], max_dim: int, reader: LayerRead
         count = next(iter(features.values())).num_images
         notes.append(
             f"{count} images cap the rank of the features at {count - 1}, below the dimension of {', '.join(capped)}: "
-            "use more images to tell the cap from a collapse."
+            "use more images to distinguish the cap from a collapse."
         )
     for layer, f in features.items():
         if not f.exact:
@@ -260,5 +300,5 @@ def _notes(features: dict[str, FeatureSpectrum], max_dim: int, reader: LayerRead
                 "and only its total variance is exact."
             )
     if reader.layers is None and not reader.found_stages:
-        notes.append("No stages were recognized by name in this model: name some of its modules in layers.")
+        notes.append("No stages were recognized by name in this model: pass the names of its modules in layers.")
     return notes

@@ -1,10 +1,11 @@
-"""The spectra of a model: data, file, and summary."""
+"""The spectra of a model: their data, their files, and their summary as text and scalars."""
 
 import json
 import math
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,25 +20,21 @@ from .spectrum import FeatureSpectrum, WeightSpectrum
 
 @dataclass
 class SpectralReport:
-    """
-    Spectra of a model's weights and features. Made by [`spectral_report`].
+    """Spectra of a model's weights and features; made by [`spectral_report`].
 
     Attributes:
-        weights (`dict[str, WeightSpectrum]`): by parameter name, in the model's order.
-        features (`dict[str, FeatureSpectrum]`): by layer, in order: `"input"`, the stages, `"representation"`,
+        weights (`dict[str, WeightSpectrum]`): Spectra by parameter name, in the model's order.
+        features (`dict[str, FeatureSpectrum]`): Spectra by layer, in order: `"input"`, the stages, `"representation"`,
             `"embedding"`; empty if no images were given.
-        metadata (`dict`): what was measured: `model` (its name), `num_images`, and whatever was passed in, such as
+        metadata (`dict`): What was measured: `model` (its name), `num_images`, and whatever was passed in, such as
             `dataset` or the package's version; JSON values.
-        notes (`list[str]`): what a reader must know, one sentence each.
+        notes (`list[str]`): What a reader should know, one sentence each.
 
     Example:
-
-    ```python
-    >>> report = spectral_report(encoder, images)
-    >>> print(report.table())
-    >>> report.save("spectra")
-    >>> print(report.compare(SpectralReport.load("spectra_of_another_run")))
-    ```
+        >>> report = spectral_report(encoder, images)
+        >>> print(report.table())
+        >>> report.save("spectra")
+        >>> print(report.compare(SpectralReport.load("spectra_of_another_run")))
     """
 
     weights: dict[str, WeightSpectrum] = field(default_factory=dict)
@@ -47,66 +44,78 @@ class SpectralReport:
 
     @property
     def name(self) -> str:
-        """The model's name, as tables and figures show it."""
+        """Return the model's name, as tables and figures show it."""
         return str(self.metadata.get("model") or "model")
 
     def save(self, directory: str | PathLike) -> Path:
-        """
-        Write `spectra.json` (scalars) and `spectra.safetensors` (arrays) into a directory, which is created.
+        """Write `spectra.json` (scalars) and `spectra.safetensors` (arrays) into a directory, which is created.
+
+        Args:
+            directory (`str` or path): The directory.
 
         Returns:
-            `Path` of the directory.
+            `Path`: The directory.
 
         Raises:
-            ValueError: if `metadata` holds what JSON cannot.
+            ValueError: `metadata` holds values that JSON does not have.
         """
         return _save(self.weights, self.features, self.metadata, self.notes, Path(directory))
 
     @classmethod
     def load(cls, directory: str | PathLike) -> "SpectralReport":
-        """
-        Read a report that [`~SpectralReport.save`] wrote. The files are checked: they may come from anywhere.
+        """Read a report that [`~SpectralReport.save`] wrote. The content is checked, since the files are untrusted.
+
+        Args:
+            directory (`str` or path): The directory.
 
         Raises:
-            FileNotFoundError: if the directory holds no report.
-            ValueError: if a file is broken, too large, or not of this form.
+            FileNotFoundError: The directory holds no report.
+            ValueError: A file is broken, too large, or does not have this form.
         """
         return cls(*_load(Path(directory)))
 
     def table(self, brief: bool = False) -> str:
-        """
-        All scalars as text for a terminal: a table of the weights, one of the features, then the notes.
+        """Return all scalars as text for a terminal: a table of the weights, one of the features, then the notes.
 
         Args:
-            brief (`bool`, *optional*, defaults to `False`): only the last weight of each stage, and one line on the
+            brief (`bool`, defaults to `False`): Whether to show only the last weight of each stage, and one line on the
                 others.
         """
         return tables.table(self.name, self.weights, self.features, self.notes, brief)
 
     def compare(self, *others: "SpectralReport", brief: bool = False) -> str:
-        """
-        This report and others side by side, as text: a table for each measure, a column for each report, and the
-        change where there are two.
+        """Return this report and others side by side, as text.
+
+        There is a table for each measure with a column for each report, and the change if there are two.
 
         Args:
-            others ([`SpectralReport`]): of models of any architecture, at most 25.
-            brief (`bool`, *optional*, defaults to `False`): the most telling measures of the last weight of each
-                stage and of the features. Stages of different architectures are then matched by position;
-                otherwise every layer that any of the models has is shown by its name.
+            *others ([`SpectralReport`]): Reports on models of any architecture, at most 25.
+            brief (`bool`, defaults to `False`): Whether to show only the main measures of the last weight of each stage
+                and of the features. Stages of different architectures are then matched by position; otherwise every
+                layer that any of the models has is shown by its name.
+
+        Raises:
+            ValueError: There are more than 25 others.
         """
+        if len(others) > 25:
+            raise ValueError(f"others must be at most 25 reports, got {len(others)}")
         runs = [self, *others]
-        parts = zip(*((run.name, run.weights, run.features, run.notes) for run in runs), strict=True)
-        return tables.compare(*parts, brief)
+        return tables.compare(
+            [run.name for run in runs],
+            [run.weights for run in runs],
+            [run.features for run in runs],
+            [run.notes for run in runs],
+            brief,
+        )
 
     def summary(self) -> dict[str, float]:
-        """
-        Scalars to log, all finite.
+        """Return scalars to log, all finite.
 
         Returns:
             `dict[str, float]`: `weights/<name>/effective_rank`; over all weights `weights/relative_rank_mean` and
             `weights/relative_rank_min` (effective rank divided by the smaller side, in (0, 1]),
             `weights/gram_frobenius_mean`, `weights/gram_sigma_max`, `weights/non_positive` (eigenvalues
-            that could be positive and are not);
+            that could be positive but are not);
             `features/<layer>/…` for `effective_rank`, `rankme`, `participation_ratio`, `num_positive`, and `alpha`
             and `lidar` where there is one.
         """
@@ -129,7 +138,14 @@ class SpectralReport:
         return scalars
 
     def plot(self, path: str | PathLike) -> Path:
-        """Draw the report with [`plot_spectra`] into a file whose suffix chooses the format (`.png`, `.pdf`, …)."""
+        """Draw the report with [`plot_spectra`].
+
+        Args:
+            path (`str` or path): The file to write; its suffix chooses the format (`.png`, `.pdf`, …).
+
+        Returns:
+            `Path`: The file.
+        """
         from .figures import plot_spectra
 
         return plot_spectra(self, path)
@@ -137,24 +153,24 @@ class SpectralReport:
 
 SCHEMA_VERSION = 1
 SCALARS, ARRAYS = "spectra.json", "spectra.safetensors"
-# Far above the largest network's report (about 1 MB and 50 MB), and small enough to be read into memory.
+# Well above the report of the largest network (about 1 MB and 50 MB), and small enough for memory.
 _MAX_BYTES = {SCALARS: 64 * 2**20, ARRAYS: 2 * 2**30}
 _KINDS = {"weights": WeightSpectrum, "features": FeatureSpectrum}
-# JSON has no infinity, and only a condition number can be infinite: null stands for it.
+# JSON has no infinity. Only a condition number can be infinite, and is then null.
 _INFINITE = "condition_number"
 _OPTIONAL = {"alpha", "lidar"}
 _POOLS = {"none", "flatten", "avg"}
 
 
 def _save(weights: dict, features: dict, metadata: dict, notes: list[str], directory: Path) -> Path:
-    """Write a report's parts into a directory."""
-    content = {"schema_version": SCHEMA_VERSION, "metadata": metadata, "notes": notes}
-    arrays = {}
+    """Write the parts of a report into a directory, and return the directory."""
+    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "metadata": metadata, "notes": notes}
+    arrays: dict[str, Tensor] = {}
     for section, spectra in (("weights", weights), ("features", features)):
         content[section] = {}
         for name, spectrum in spectra.items():
             values = {f.name: getattr(spectrum, f.name) for f in fields(spectrum)}
-            # A narrowed tensor would drag its whole storage into the file.
+            # A view of a larger tensor would be saved with the whole of it.
             arrays |= {f"{section}/{name}/{key}": v.clone() for key, v in values.items() if isinstance(v, Tensor)}
             values = {key: v for key, v in values.items() if not isinstance(v, Tensor)}
             if values.get(_INFINITE) == math.inf:
@@ -171,7 +187,7 @@ def _save(weights: dict, features: dict, metadata: dict, notes: list[str], direc
 
 
 def _load(directory: Path) -> tuple[dict, dict, dict, list[str]]:
-    """A report's weights, features, metadata and notes, checked."""
+    """Return the weights, features, metadata and notes of a report, checked."""
     content = _read_json(directory / SCALARS)
     try:
         arrays = load_arrays(_read(directory / ARRAYS))
@@ -184,9 +200,9 @@ def _load(directory: Path) -> tuple[dict, dict, dict, list[str]]:
         _require(isinstance(notes, list) and all(isinstance(n, str) for n in notes), "notes must be strings")
         _require(not arrays, f"array {next(iter(arrays), '')!r} belongs to no spectrum")
     except KeyError as error:
-        raise ValueError(f"{directory} is no spectral report: {error} is missing") from error
+        raise ValueError(f"{directory} is not a spectral report: {error} is missing") from error
     except ValueError as error:
-        raise ValueError(f"{directory} is no spectral report: {error}") from error
+        raise ValueError(f"{directory} is not a spectral report: {error}") from error
     return *sections, metadata, notes
 
 
@@ -199,19 +215,19 @@ def _read(path: Path) -> bytes:
 
 
 def _read_json(path: Path) -> dict:
-    def refuse(token: str) -> None:
+    def reject(token: str) -> None:
         raise ValueError(f"{token} is not JSON")
 
     try:
-        content = json.loads(_read(path), parse_constant=refuse)
+        content = json.loads(_read(path), parse_constant=reject)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(content, dict) or "schema_version" not in content:
-        raise ValueError(f"{path} is no spectral report: it has no schema_version")
+        raise ValueError(f"{path} is not a spectral report: it has no schema_version")
     if content["schema_version"] != SCHEMA_VERSION:
         raise ValueError(
             f"{path} has schema_version {content['schema_version']!r}, this version of the package reads "
-            f"{SCHEMA_VERSION}: update the package or write the report anew"
+            f"{SCHEMA_VERSION}: update the package, or measure the spectra again"
         )
     return content
 
@@ -256,7 +272,7 @@ def _checked_scalar(where: str, spec, value):
         _require(type(value) is spec.type, f"{where} must be a {spec.type.__name__}, got {value!r}")
         _require(spec.name != "pool" or value in _POOLS, f"{where} must be one of {sorted(_POOLS)}")
         return value
-    # α alone may be negative, by rounding. The comparison also refuses integers too large for a float.
+    # Only α may be negative, by rounding. The comparison also rejects integers too large for a float.
     lowest = -1e300 if spec.name == "alpha" else 0
     number = type(value) in (int, float) and lowest <= value <= 1e300
     _require(number, f"{where} must be a finite number >= {lowest:g}")

@@ -1,10 +1,11 @@
-"""The spectrum of one weight matrix and of one layer's features, with every measure of it."""
+"""The spectrum of one weight matrix, and of one layer's features, with its measures."""
 
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ..arguments import ArrayLike, as_tensor
 from . import measures
 from .covariance import SketchedCovariance, StreamingCovariance
 from .eigenvalues import covariance_eigenvalues, normalize, singular_values, tolerance
@@ -12,20 +13,21 @@ from .eigenvalues import covariance_eigenvalues, normalize, singular_values, tol
 
 @dataclass
 class WeightSpectrum:
-    """
-    Spectrum of a weight matrix of shape `(input, output)`.
+    """Spectrum of a weight matrix of shape `(input, output)`.
 
     Attributes:
-        shape (`tuple[int, int]`): input and output.
-        group (`str`): kind of layer, as `select_matrices` names it.
-        eigenvalues (`Tensor`): `(output,)`, normalized eigenvalues (Definition 1), float64, descending, in [0, 1].
-        singular_values (`Tensor`): `(min(input, output),)`, of the matrix as it is, float64, descending.
-        num_positive (`int`): how many of `eigenvalues` are positive beyond rounding.
-        effective_rank (`float`): Roy & Vetterli's, of `singular_values`.
+        shape (`tuple[int, int]`): Number of inputs and of outputs.
+        group (`str`): Kind of layer, as `select_matrices` names it.
+        num_positive (`int`): The number of `eigenvalues` that are positive beyond rounding.
+        effective_rank (`float`): Roy & Vetterli's effective rank of `singular_values`.
         stable_rank (`float`): ‖W‖_F² / σ_max².
         condition_number (`float`): σ_max / σ_min; `inf` if singular.
         gram_frobenius (`float`): ‖G − I‖_F with G the Gram matrix of the smaller side; its square is the penalty SO.
-        gram_sigma_max (`float`): σ_max(G − I), what the penalty SRIP estimates.
+        gram_sigma_max (`float`): σ_max(G − I), which the penalty SRIP estimates.
+        eigenvalues (`Tensor`): Normalized eigenvalues (Definition 1), shape `(output,)`, float64, descending, in
+            [0, 1].
+        singular_values (`Tensor`): Singular values of the matrix as it is, shape `(min(input, output),)`, float64,
+            descending.
     """
 
     shape: tuple[int, int]
@@ -40,15 +42,29 @@ class WeightSpectrum:
     singular_values: Tensor = field(repr=False)
 
     @classmethod
-    def from_matrix(cls, matrix: Tensor, group: str = "") -> "WeightSpectrum":
-        """Spectrum of a matrix `(input, output)`. Raises `ValueError` if it holds NaN or infinity."""
-        eigenvalues = covariance_eigenvalues(matrix)
-        singular = singular_values(matrix)
+    def from_matrix(cls, matrix: ArrayLike, group: str = "") -> "WeightSpectrum":
+        """Return the spectrum of a matrix.
+
+        Args:
+            matrix (`Tensor` or array): Shape `(input, output)`.
+            group (`str`, defaults to `""`): Kind of layer.
+
+        Raises:
+            TypeError: `matrix` is not an array of numbers.
+            ValueError: `matrix` is not two-dimensional and non-empty, or holds NaN or infinity.
+
+        Example:
+            >>> WeightSpectrum.from_matrix(np.eye(3)).gram_frobenius
+            0.0
+        """
+        weight = as_tensor("matrix", matrix, 2, shape="(input, output)", finite=False)
+        eigenvalues = covariance_eigenvalues(weight)
+        singular = singular_values(weight)
         deviation = singular.square() - 1
         return cls(
-            shape=tuple(matrix.shape),
+            shape=(weight.shape[0], weight.shape[1]),
             group=group,
-            num_positive=measures.count_positive(eigenvalues, max(matrix.shape)),
+            num_positive=measures.count_positive(eigenvalues, max(weight.shape)),
             effective_rank=measures.effective_rank(singular),
             stable_rank=measures.stable_rank(singular),
             condition_number=measures.condition_number(singular),
@@ -60,41 +76,42 @@ class WeightSpectrum:
 
     @property
     def dim(self) -> int:
-        """Number of outputs, D of Definition 1."""
+        """Return the number of outputs, D of Definition 1."""
         return self.shape[1]
 
     @property
     def most_positive(self) -> int:
-        """How many of `eigenvalues` can be positive at all: centring takes one from the number of inputs."""
+        """Return how many of `eigenvalues` can be positive: one less than the inputs at most, as they are centred."""
         return min(self.dim, self.shape[0] - 1)
 
     @property
     def exact(self) -> bool:
-        """`True`: weights are never sketched."""
+        """Return `True`: spectra of weights are never estimated from a sketch."""
         return True
 
 
 @dataclass
 class FeatureSpectrum:
-    """
-    Spectrum of one layer's features over a set of images.
+    """Spectrum of one layer's features over a set of images.
 
     Attributes:
         dim (`int`): D, after pooling.
         num_images (`int`): N.
-        pool (`str`): how an image became one vector: `"none"` (it was one), `"flatten"` or `"avg"`.
-        exact (`bool`): `False` if D was too large for the `D x D` covariance. Then `eigenvalues` holds the
-            leading ones only, as estimated from a sketch, `effective_rank` and `rankme` are lower bounds, and
+        pool (`str`): How an image became one vector: `"none"` (it was one), `"flatten"` or `"avg"`.
+        exact (`bool`): `False` if D was too large for the `D x D` covariance. Then `eigenvalues` holds the leading ones
+            only, as estimated from a sketch, `effective_rank` and `rankme` are lower bounds, and
             `participation_ratio` and `alpha` are estimates.
-        eigenvalues (`Tensor`): `(D,)` or `(top_k,)`, normalized eigenvalues of the covariance, float64, descending.
-        largest (`float`): the covariance's largest eigenvalue, by which the others are divided.
-        total_variance (`float`): the covariance's trace, always exact.
-        num_positive (`int`): how many of `eigenvalues` are positive beyond rounding; at most N − 1.
-        effective_rank (`float`): Roy & Vetterli's, of the centred feature matrix (square roots of the eigenvalues).
-        rankme (`float`): RankMe, of the feature matrix as it is.
+        largest (`float`): The covariance's largest eigenvalue, by which the others are divided.
+        total_variance (`float`): The covariance's trace, always exact.
+        num_positive (`int`): The number of `eigenvalues` that are positive beyond rounding; at most N − 1.
+        effective_rank (`float`): Roy & Vetterli's effective rank of the centred feature matrix (square roots of the
+            eigenvalues).
+        rankme (`float`): RankMe of the feature matrix as it is.
         participation_ratio (`float`): (Σ λ)² / Σ λ².
         alpha (`float`, *optional*): α-ReQ; `None` if fewer than three eigenvalues can be fitted.
         lidar (`float`, *optional*): LiDAR; `None` if no views were given.
+        eigenvalues (`Tensor`): Normalized eigenvalues of the covariance, shape `(D,)` or `(top_k,)`, float64,
+            descending.
     """
 
     dim: int
@@ -115,18 +132,27 @@ class FeatureSpectrum:
     def from_covariance(
         cls, covariance: StreamingCovariance | SketchedCovariance, pool: str = "none", lidar: float | None = None
     ) -> "FeatureSpectrum":
-        """Spectrum of all that a covariance has seen. Raises `ValueError` below 2 samples, or if not finite."""
+        """Return the spectrum of all samples that a covariance has seen.
+
+        Args:
+            covariance ([`StreamingCovariance`] or [`SketchedCovariance`]): The accumulated covariance.
+            pool (`str`, defaults to `"none"`): How an image became one vector.
+            lidar (`float`, *optional*): LiDAR, if it was measured.
+
+        Raises:
+            ValueError: Fewer than 2 samples were seen, or they hold NaN or infinity.
+        """
         eigenvalues = covariance.eigenvalues()
         uncentred = covariance.uncentred_eigenvalues()
         size = max(covariance.dim, covariance.count)
         total = covariance.total_variance
-        # Rounding noise has no place in an entropy: its square root is 1e-8 of the largest, times D values.
+        # Rounding noise must not enter an entropy: its square root is 1e-8 of the largest, times D values.
         clean = torch.where(eigenvalues > tolerance(eigenvalues, size), eigenvalues, 0)
         uncentred = torch.where(uncentred > tolerance(uncentred, size), uncentred, 0)
         if covariance.exact:
             participation = measures.participation_ratio(clean)
         else:
-            # The eigenvalues left out share what is left of the trace, and none is larger than the last one kept.
+            # The other eigenvalues share the rest of the trace, and none is larger than the last one returned.
             squares = clean.square().sum() + clean[-1] * (total - clean.sum()).clamp(min=0)
             participation = float(total**2 / squares) if squares > 0 else 0.0
         return cls(
@@ -147,10 +173,10 @@ class FeatureSpectrum:
 
     @property
     def most_positive(self) -> int:
-        """How many eigenvalues can be positive at all: centring takes one from the number of images."""
+        """Return how many eigenvalues can be positive: at most one less than the images, since they are centred."""
         return min(self.dim, max(self.num_images - 1, 0))
 
     @property
     def num_non_positive(self) -> int | None:
-        """How many of the D eigenvalues are not positive; `None` where not all were computed."""
+        """Return how many of the D eigenvalues are not positive; `None` if not all were computed."""
         return self.dim - self.num_positive if self.exact else None

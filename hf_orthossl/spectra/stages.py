@@ -1,26 +1,38 @@
-"""Names of layers and weights: which stand for the stages of a network, and which of several models belong together."""
+"""Names of layers and weights: which of them are a network's stages, and which of several models belong together.
+
+Works on names alone, without torch.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-# Layers of every network, beside its stages.
+# Layers of every network, besides its stages.
 INPUT, REPRESENTATION, EMBEDDING = "input", "representation", "embedding"
+ENDS = (INPUT, REPRESENTATION, EMBEDDING)
 _NUMBERED = re.compile(r"(?P<head>(?:.*\.)?)(?P<kind>layer|stage|block|group|stages|blocks|layers|features)\.?\d+")
 # Networks with more blocks than this (ViTs) are read at the end of each quarter of their depth.
 _MAX_STAGES = 6
 _QUARTERS = 4
 
+# A spectrum, or what a page draws of one.
+S = TypeVar("S")
+# The title of a row or panel → the spectra of the models that have it, by the model's position.
+Matched = list[tuple[str, dict[int, S]]]
+
 
 def guess_stages(names: Iterable[str]) -> list[str]:
-    """
-    The stages of a network: the outermost series of numbered modules, `layer1` … `layer4`, `stages.0` …, `blocks.0` ….
+    """Return the stages of a network: the outermost series of numbered modules, such as `layer1` … or `blocks.0` ….
 
     Args:
-        names (iterable of `str`): qualified module names, in order.
+        names (iterable of `str`): Qualified module names, in order.
 
     Returns:
-        `list[str]`: all of a series of at most six, else the last of each quarter; empty if there is no series.
+        `list[str]`: All of a series of at most six, else the last of each quarter; empty if there is no series.
+
+    Example:
+        >>> guess_stages(["conv1", "layer1", "layer1.0", "layer2"])
+        ['layer1', 'layer2']
     """
     series: dict[tuple[str, str], list[str]] = {}
     for name in names:
@@ -34,53 +46,55 @@ def guess_stages(names: Iterable[str]) -> list[str]:
 
 
 def quarters(items: Sequence[str]) -> list[str]:
-    """At most six items as they are; of more, the last of each quarter."""
+    """Return at most six items as they are; of more, the last of each quarter."""
     if len(items) <= _MAX_STAGES:
         return list(items)
     return [items[round(len(items) * (i + 1) / _QUARTERS) - 1] for i in range(_QUARTERS)]
 
 
 def last_weights(weights: Iterable[str]) -> list[str]:
-    """
-    The last weight of each stage on the main path (the last convolution, in a ResNet), as the paper's figures show.
+    """Return the last weight of each stage on the main path (in a ResNet the last convolution), as the paper shows.
 
     Args:
-        weights (iterable of `str`): qualified parameter names, in order.
+        weights (iterable of `str`): Qualified parameter names, in order.
 
     Returns:
-        `list[str]`: one name per stage; weights spread evenly over the depth if no stages are recognized.
+        `list[str]`: One name per stage; weights spread evenly over the depth if no stages are recognized.
     """
-    weights = [name for name in weights if not re.search(r"downsample|shortcut", name)]
+    names = [name for name in weights if not re.search(r"downsample|shortcut", name)]
     parents = dict.fromkeys(
-        ".".join(parts[:i]) for parts in (name.split(".") for name in weights) for i in range(1, len(parts))
+        ".".join(parts[:i]) for parts in (name.split(".") for name in names) for i in range(1, len(parts))
     )
     stages = guess_stages(parents)
     if not stages:
-        return quarters(weights)
-    inside = ([name for name in weights if name.startswith(f"{stage}.")] for stage in stages)
+        return quarters(names)
+    inside = ([name for name in names if name.startswith(f"{stage}.")] for stage in stages)
     return [members[-1] for members in inside if members]
 
 
-ENDS = (INPUT, REPRESENTATION, EMBEDDING)
-# A spectrum, or what a page draws of one.
-S = TypeVar("S")
-# What to call a row or panel → the spectra of the models that have it, by the model's position.
-Matched = list[tuple[str, dict[int, S]]]
-
-
 def short_name(name: str, longest: int = 30) -> str:
-    """A parameter's or module's name without what all of them share."""
+    """Return the name of a parameter or module without the prefix and suffix that all of them share."""
     name = re.sub(r"^backbone\.|\.weight(?=$|\[)", "", name)
     return name if len(name) <= longest else f"…{name[1 - longest :]}"
 
 
 def match_weights(runs: Sequence[Mapping[str, S]]) -> Matched[S]:
-    """The last weight matrix of each stage, in order."""
+    """Return the last weight matrix of each stage of several models, in order, side by side.
+
+    Stages are matched by position, since architectures differ.
+
+    Args:
+        runs (sequence of mappings): Spectra by parameter name, one mapping for each model.
+    """
     return _by_position(runs, [last_weights(run) for run in runs])
 
 
 def match_features(runs: Sequence[Mapping[str, S]]) -> Matched[S]:
-    """Input, stages in order, representation, embedding."""
+    """Return input, stages in order, representation and embedding of several models, side by side.
+
+    Args:
+        runs (sequence of mappings): Spectra by layer, one mapping for each model.
+    """
     middle = _by_position(runs, [[layer for layer in run if layer not in ENDS] for run in runs])
     fixed = {end: {i: run[end] for i, run in enumerate(runs) if end in run} for end in ENDS}
     rows = [("input pixels", fixed[INPUT]), *middle, *((end, fixed[end]) for end in ENDS[1:])]
@@ -88,7 +102,11 @@ def match_features(runs: Sequence[Mapping[str, S]]) -> Matched[S]:
 
 
 def match_names(runs: Sequence[Mapping[str, S]]) -> Matched[S]:
-    """Every name that any of the models has."""
+    """Return every name that any of the models has, side by side.
+
+    Args:
+        runs (sequence of mappings): Spectra by name, one mapping for each model.
+    """
     names = dict.fromkeys(name for run in runs for name in run)
     return [(short_name(name, 40), {i: run[name] for i, run in enumerate(runs) if name in run}) for name in names]
 
@@ -97,7 +115,7 @@ def _by_position(runs: Sequence[Mapping[str, S]], chosen: Sequence[Sequence[str]
     depth = max(map(len, chosen), default=0)
     names = [{i: own[position] for i, own in enumerate(chosen) if position < len(own)} for position in range(depth)]
     titles = [{short_name(name) for name in row.values()} for row in names]
-    # Where names differ, the name of a row that only the deepest has would say nothing of its place.
+    # If names differ, the name of a row that only the deepest model has would not tell its position.
     alike, most = all(len(title) == 1 for title in titles), sum(map(bool, chosen))
     rows = []
     for position, (row, title) in enumerate(zip(names, titles, strict=True)):

@@ -1,12 +1,14 @@
-"""Reports as text for a terminal."""
+"""Spectral reports as text for a terminal: one report as a table, several side by side."""
 
 import math
 import string
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic
 
 from .spectrum import FeatureSpectrum, WeightSpectrum
-from .stages import Matched, last_weights, match_features, match_names, match_weights, short_name
+from .stages import Matched, S, last_weights, match_features, match_names, match_weights, short_name
 
 
 def table(
@@ -16,7 +18,15 @@ def table(
     notes: list[str],
     brief: bool = False,
 ) -> str:
-    """One report: weights, features, notes."""
+    """Return one report as text: weights, features, notes.
+
+    Args:
+        name (`str`): The model's name.
+        weights (`dict[str, WeightSpectrum]`): Spectra by parameter name.
+        features (`dict[str, FeatureSpectrum]`): Spectra by layer.
+        notes (`list[str]`): What a reader should know.
+        brief (`bool`, defaults to `False`): Whether to show only the last weight of each stage.
+    """
     parts = [f"Spectra of {name}"]
     if weights:
         shown = last_weights(weights) if brief else list(weights)
@@ -60,7 +70,7 @@ def table(
 
 
 def as_note(text: str, label: str = "Note") -> str:
-    """A note as a paragraph of at most 100 columns."""
+    """Return a note as a paragraph of at most 100 columns."""
     return textwrap.fill(f"{label}: {text}", 100, subsequent_indent="      ", break_long_words=False)
 
 
@@ -71,64 +81,60 @@ def compare(
     notes: Sequence[list[str]],
     brief: bool = False,
 ) -> str:
-    """Several reports, A, B, …, side by side: a table for each measure, with the change where there are two."""
+    """Return several reports, A, B, …, side by side: a table for each measure, with the change if there are two.
+
+    Args:
+        names (sequence of `str`): The models' names.
+        weights (sequence of `dict[str, WeightSpectrum]`): Spectra by parameter name, of each model.
+        features (sequence of `dict[str, FeatureSpectrum]`): Spectra by layer, of each model.
+        notes (sequence of `list[str]`): Notes on each model.
+        brief (`bool`, defaults to `False`): Whether to show only the main measures of the last weight of each stage.
+    """
     letters = string.ascii_uppercase[: len(names)]
     parts = ["\n".join(f"{letter}: {name}" for letter, name in zip(letters, names, strict=True))]
-    rows = match_weights(weights) if brief else match_names(weights)
+    weight_rows = match_weights(weights) if brief else match_names(weights)
     means = [_means(run) for run in weights]
-    measures = {
-        "effective rank": (lambda w: w.effective_rank, lambda w: _of(w.effective_rank, min(w.shape))),
-        "‖G-I‖_F": (lambda w: w.gram_frobenius, lambda w: _number(w.gram_frobenius)),
-        "positive": (lambda w: w.num_positive, lambda w: f"{w.num_positive}/{w.most_positive}"),
-    }
     totals = {
         "effective rank": ["mean share of all", *("-" if m is None else f"{100 * m[0]:.0f} %" for m in means)],
         "‖G-I‖_F": ["mean of all", *("-" if m is None else _number(m[1]) for m in means)],
     }
-    parts += _measures("weights", letters, rows, _first(2, measures) if brief else measures, totals)
-    rows = match_features(features) if brief else match_names(features)
-    measures = {
-        "effective rank": (lambda f: f.effective_rank, lambda f: _of(f.effective_rank, f.most_positive)),
-        "RankMe": (lambda f: f.rankme, lambda f: _number(f.rankme)),
-        "LiDAR": (lambda f: f.lidar, lambda f: _number(f.lidar)),
-        "α-ReQ": (lambda f: f.alpha, lambda f: f"{f.alpha:.2f}"),
-        "positive": (lambda f: f.num_positive, lambda f: f"{f.num_positive}/{f.most_positive}"),
-    }
-    parts += _measures("features", letters, rows, _first(3, measures) if brief else measures, {})
-    said: dict[str, list[str]] = {}
+    parts += _measures("weights", letters, weight_rows, WEIGHT_MEASURES[: 2 if brief else None], totals)
+    feature_rows = match_features(features) if brief else match_names(features)
+    parts += _measures("features", letters, feature_rows, FEATURE_MEASURES[: 3 if brief else None], {})
+    models: dict[str, list[str]] = {}
     for letter, own in zip(letters, notes, strict=True):
         for note in own:
-            said.setdefault(note, []).append(letter)
-    parts += ["\n".join(as_note(note, f"Note on {', '.join(which)}") for note, which in said.items())] if said else []
+            models.setdefault(note, []).append(letter)
+    if models:
+        parts.append("\n".join(as_note(note, f"Note on {', '.join(which)}") for note, which in models.items()))
     return "\n\n".join(parts)
 
 
-def _first(count: int, measures: dict) -> dict:
-    return dict(list(measures.items())[:count])
-
-
-def _measures(what: str, letters: str, rows: Matched, measures: dict, totals: dict[str, list[str]]) -> list[str]:
-    """A table for each measure that any of the spectra has."""
+def _measures(
+    what: str, letters: str, rows: Matched[S], measures: Sequence["Measure[S]"], totals: dict[str, list[str]]
+) -> list[str]:
+    """Return a table for each measure that any of the spectra has."""
     parts = []
-    for measure, (value, text) in measures.items():
+    for measure in measures:
         lines = []
         for title, spectra in rows:
-            found = {i: spectrum for i, spectrum in spectra.items() if value(spectrum) is not None}
-            if not found:
+            values = {i: measure.value(spectrum) for i, spectrum in spectra.items()}
+            if all(value is None for value in values.values()):
                 continue
-            cells = [text(found[i]) if i in found else "-" for i in range(len(letters))]
-            change = [_change(*(value(found[i]) if i in found else 0 for i in (0, 1)))] if len(letters) == 2 else []
+            columns = [spectra[i] if values.get(i) is not None else None for i in range(len(letters))]
+            cells = ["-" if spectrum is None else measure.text(spectrum) for spectrum in columns]
+            change = [_change(values.get(0) or 0, values.get(1) or 0)] if len(letters) == 2 else []
             lines.append([title, *cells, *change])
-        if lines and measure in totals:
-            lines.append(totals[measure] + [""] * (len(letters) == 2))
+        if lines and measure.name in totals:
+            lines.append(totals[measure.name] + [""] * (len(letters) == 2))
         if lines:
-            header = [f"{what}: {measure}", *letters, *(["change"] if len(letters) == 2 else [])]
+            header = [f"{what}: {measure.name}", *letters, *(["change"] if len(letters) == 2 else [])]
             parts.append(_aligned(header, lines))
     return parts
 
 
 def _means(weights: dict[str, WeightSpectrum]) -> tuple[float, float] | None:
-    """Mean share of the directions used, and mean distance from orthogonality."""
+    """Return the mean share of the directions that are used, and the mean distance from orthogonality."""
     if not weights:
         return None
     shares = [w.effective_rank / min(w.shape) for w in weights.values()]
@@ -138,10 +144,10 @@ def _means(weights: dict[str, WeightSpectrum]) -> tuple[float, float] | None:
 
 def _in_one_line(names: list[str], weights: dict[str, WeightSpectrum]) -> str:
     shares = {name: 100 * weights[name].effective_rank / min(weights[name].shape) for name in names}
-    lowest = min(shares, key=shares.get)
+    lowest = min(shares, key=lambda name: shares[name])
     return (
-        f"and {len(names)} more: effective rank {shares[lowest]:.0f} to {max(shares.values()):.0f} % of the most it "
-        f"can be, lowest in {short_name(lowest)}"
+        f"and {len(names)} more: effective rank {shares[lowest]:.0f} to {max(shares.values()):.0f} % of the largest "
+        f"possible, lowest in {short_name(lowest)}"
     )
 
 
@@ -164,7 +170,7 @@ def _number(value: float) -> str:
 
 
 def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """First column to the left, numbers to the right."""
+    """Return a table with its first column aligned to the left and numbers to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [
         "  ".join(
@@ -174,3 +180,26 @@ def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in [header, ["-" * width for width in widths], *rows]
     ]
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Measure(Generic[S]):
+    """One measure of a comparison: its name, its value for the change, and its text for the table."""
+
+    name: str
+    value: Callable[[S], float | None]
+    text: Callable[[S], str]
+
+
+WEIGHT_MEASURES: tuple[Measure[WeightSpectrum], ...] = (
+    Measure("effective rank", lambda w: w.effective_rank, lambda w: _of(w.effective_rank, min(w.shape))),
+    Measure("‖G-I‖_F", lambda w: w.gram_frobenius, lambda w: _number(w.gram_frobenius)),
+    Measure("positive", lambda w: w.num_positive, lambda w: f"{w.num_positive}/{w.most_positive}"),
+)
+FEATURE_MEASURES: tuple[Measure[FeatureSpectrum], ...] = (
+    Measure("effective rank", lambda f: f.effective_rank, lambda f: _of(f.effective_rank, f.most_positive)),
+    Measure("RankMe", lambda f: f.rankme, lambda f: _number(f.rankme)),
+    Measure("LiDAR", lambda f: f.lidar, lambda f: _number(f.lidar or 0.0)),
+    Measure("α-ReQ", lambda f: f.alpha, lambda f: f"{f.alpha:.2f}"),
+    Measure("positive", lambda f: f.num_positive, lambda f: f"{f.num_positive}/{f.most_positive}"),
+)

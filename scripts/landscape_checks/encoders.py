@@ -1,4 +1,4 @@
-"""Linear encoders trained on digits by the normal pretraining path, and on Gaussian views of the same covariances."""
+"""Train linear encoders on digits by the normal pretraining path, and on Gaussian views of the same covariances."""
 
 import tempfile
 
@@ -17,18 +17,19 @@ from hf_orthossl.training.optimizers import build_optimizer
 
 SIZE = 8
 # As many outputs as inputs. The three channels of a gray image are equal, so its views vary in 64 of 192 dimensions: up
-# to 128 outputs could be made orthonormal in the others, and the penalty would leave the loss alone.
+# to 128 outputs could be made orthonormal in the others, and the penalty would not affect the loss.
 DIM = 3 * SIZE**2
 DRAWS = 8
 
 
 def digit_items(images: int) -> list[dict]:
-    """Training digits as decoded items, 8×8 as they were scanned."""
+    """Return training digits as decoded items, 8×8 pixels as they were scanned."""
     dataset = ImageDataset(load_source("digits", split=f"train[:{images}]"), image_size=SIZE)
     return dataset.__getitems__(range(len(dataset)))
 
 
 def linear_model(method: str, method_config: dict, gamma: float, seed: int) -> SSLModel:
+    """Return a linear encoder with a method and, with `gamma`, the penalty SO."""
     torch.manual_seed(seed)
     return SSLModel(
         SSLConfig(
@@ -44,22 +45,23 @@ def linear_model(method: str, method_config: dict, gamma: float, seed: int) -> S
 
 
 def pipeline(model: SSLModel, recipe: Recipe) -> Views:
-    """The views that a run of this model sees."""
+    """Return the views that a run of this model trains on."""
     return Views(recipe, SIZE, model.encoder.mean, model.encoder.std)
 
 
 def estimate(items: list[dict], views: Views, seed: int) -> ViewCovariances:
-    """B and Σ of the pipeline's views, 16 of each image; any two of them make a pair."""
+    """Estimate B and Σ from 16 views of each image; any two of them make a pair."""
     return view_covariances(view_batches(_images(items), views, draws=DRAWS, seed=seed))
 
 
 def train_on_digits(model: SSLModel, items: list[dict], recipe: Recipe, settings: dict) -> None:
+    """Pretrain the model on digits."""
     with tempfile.TemporaryDirectory() as folder:
         pretrain_loop(model, items, _arguments(folder, settings, views=recipe))
 
 
 def measure_on_digits(model: SSLModel, items: list[dict], views: Views, seed: int) -> Tensor:
-    """Eigenvalues `(D,)` of the representation's covariance over fresh views."""
+    """Return the eigenvalues `(D,)` of the representation's covariance over new views."""
     covariance = StreamingCovariance(DIM)
     for batch in view_batches(_images(items), views, draws=DRAWS, features=model.encoder, seed=seed):
         covariance.update(batch.flatten(0, 1))
@@ -67,7 +69,7 @@ def measure_on_digits(model: SSLModel, items: list[dict], views: Views, seed: in
 
 
 def train_on_gaussian(model: SSLModel, covariances: ViewCovariances, settings: dict) -> None:
-    """The same steps on Gaussian views with these B and Σ, every image new: what the theory is exact for."""
+    """Run the same steps on Gaussian views with these B and Σ and new images, for which the theory is exact."""
     generator = torch.Generator().manual_seed(settings["seed"])
     kept, moved = (_root(matrix) for matrix in (covariances.positive()[0], covariances.C))
     steps, batch = settings["max_steps"], settings["per_device_train_batch_size"]
@@ -92,7 +94,7 @@ def train_on_gaussian(model: SSLModel, covariances: ViewCovariances, settings: d
 
 
 def measure_on_gaussian(model: SSLModel, covariances: ViewCovariances) -> Tensor:
-    """Eigenvalues `(D,)` of W Σ Wᵀ."""
+    """Return the eigenvalues `(D,)` of WΣWᵀ."""
     W = model.encoder.backbone.projection.weight.detach().double()
     return symmetric_eigenvalues(W @ covariances.Sigma @ W.T)
 

@@ -1,10 +1,10 @@
-"""Predicted and measured spectra, a panel per loss and strength."""
+"""Draw predicted and measured spectra, one panel per loss and strength of augmentation."""
 
 from pathlib import Path
 
 from hf_orthossl.spectra.figures import COLORS, new_figure, save_figure
 
-# Told apart by shape as well as by color.
+# Distinct by shape as well as by colour.
 MARKERS = ("o", "s", "^")
 LOWEST = 1e-3
 

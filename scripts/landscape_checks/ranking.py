@@ -1,4 +1,4 @@
-"""Past the theory: does the forecast for linear encoders rank augmentations as small nonlinear encoders do?"""
+"""Beyond the theory: does the forecast for linear encoders rank augmentations as small nonlinear encoders do?"""
 
 import argparse
 
@@ -13,7 +13,7 @@ from hf_orthossl.landscape import forecast
 
 SIZE = 32
 TEMPERATURE = 0.5
-# Changes to the recipe that the data set is trained with, written down before any was trained.
+# Changes to the data set's recipe, fixed before any run.
 VARIANTS = {
     "as it is": {},
     "no crop": {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)},
@@ -22,20 +22,21 @@ VARIANTS = {
     "strong colour": {"jitter": 1.0, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2},
     "blur": {"blur": 1.0, "blur_sigma": (0.5, 2.0)},
 }
-# Chosen before any result: the first is the forecast's ranking, the second the measured quantity.
+# Fixed before any result: the forecast's quantities and the measured ones, the primary one of each first.
 PREDICTED, MEASURED = ("surviving", "sum_of_k"), ("representation", "embedding")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this check."""
     parser.add_argument("--dataset", default="digits", help="digits, or a data set with train and test splits")
-    parser.add_argument("--images", type=int, default=5000, help="training images used at most")
+    parser.add_argument("--images", type=int, default=5000, help="largest number of training images")
     parser.add_argument("--backbone", default="resnet10t", help="timm name of the encoder")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps")
     parser.add_argument("--batch", type=int, default=128, help="images per step")
 
 
 def run(args: argparse.Namespace) -> tuple[list[dict], str]:
-    """A row per recipe, and their table with the rank correlations; prints each row as it is measured."""
+    """Return a row per recipe, and their table with the rank correlations; print each row once it is measured."""
     train = load_source(args.dataset, split=f"train[:{args.images}]")
     test = ImageDataset(load_source(args.dataset, split=f"test[:{args.images}]"), image_size=SIZE)
     base = get_recipe("digits" if args.dataset == "digits" else "cifar-simclr")
@@ -54,17 +55,17 @@ def _model(args: argparse.Namespace) -> SSLModel:
 
 
 def _forecast(train: ImageSource, recipe: Recipe, args: argparse.Namespace) -> dict:
-    """What SimCLR, with normalized features at its temperature, would keep of the pixels."""
+    """Forecast what SimCLR, with normalized features at its temperature, keeps of the pixels."""
     dataset = ImageDataset(train, image_size=SIZE)
     images = torch.stack([item["pixel_values"] for item in dataset.__getitems__(range(len(dataset)))])
     encoder = _model(args).encoder
     views = Views(recipe, SIZE, encoder.mean, encoder.std)
-    found = forecast(images, views, loss="normalized", temperature=TEMPERATURE, same_kind=True, seed=args.seed)
-    return {"surviving": found.surviving, "sum_of_k": sum(found.correlations)}
+    result = forecast(images, views, loss="normalized", temperature=TEMPERATURE, same_kind=True, seed=args.seed)
+    return {"surviving": result.surviving, "sum_of_k": sum(result.correlations)}
 
 
 def _train(train: ImageSource, test: ImageDataset, recipe: Recipe, args: argparse.Namespace) -> dict:
-    """Effective ranks of representation and embedding of held-out images, after training."""
+    """Train, and return the effective ranks of representation and embedding of held-out images."""
     model = _model(args)
     short_run(model, ImageDataset(train, views=recipe, image_size=SIZE, seed=args.seed), recipe, args)
     representation = extract_features(model.encoder, test).representations
@@ -81,9 +82,9 @@ def _table(rows: list[dict]) -> str:
     lines.append("")
     for predicted in PREDICTED:
         for measured in MEASURED:
-            found = spearmanr([row[predicted] for row in rows], [row[measured] for row in rows])
+            correlation = spearmanr([row[predicted] for row in rows], [row[measured] for row in rows])
             lines.append(
-                f"Spearman's ρ of {predicted} with the effective rank of the {measured}: {found.statistic:.2f} "
-                f"(p {found.pvalue:.2f}, {len(rows)} recipes)  "
+                f"Spearman's ρ of {predicted} with the effective rank of the {measured}: {correlation.statistic:.2f} "
+                f"(p {correlation.pvalue:.2f}, {len(rows)} recipes)  "
             )
     return "\n".join(lines)

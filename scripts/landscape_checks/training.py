@@ -1,4 +1,4 @@
-"""Linear encoders trained on digits: predicted against measured eigenvalues of the representation."""
+"""Train linear encoders on digits and compare predicted with measured eigenvalues of the representation."""
 
 import argparse
 import time
@@ -24,28 +24,36 @@ from .figure import plot_cells
 
 # Smallest crop, as a share of the area: half as strong as the recipe for digits, that recipe, twice as strong.
 CROPS = {"weak": 0.75, "digits": 0.5, "strong": 0.25}
-# An eigenvalue counts as alive above this share of the largest: in training none is ever exactly 0.
+# An eigenvalue survives above this share of the largest: in training none is exactly 0.
 ALIVE = 0.01
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this check."""
     names = ["euclidean", "spectral", "normalized", "cosine"]
     parser.add_argument("--losses", nargs="+", choices=names, default=names[:3], help="losses to train with")
     parser.add_argument("--views", nargs="+", choices=list(CROPS), default=list(CROPS), help="augmentation strengths")
-    parser.add_argument("--gamma", nargs="+", type=float, default=[0.0, 0.1], help="weights of SO")
+    parser.add_argument("--gamma", nargs="+", type=float, default=[0.0, 0.1], help="weights of the penalty SO")
     parser.add_argument(
-        "--alpha", type=float, default=1.5, help="weight of the alignment; at 1.5 the directions with k below 1/3 die"
+        "--alpha",
+        type=float,
+        default=1.5,
+        help="weight of the alignment; at 1.5 the directions with k below 1/3 collapse",
     )
-    parser.add_argument("--temperature", type=float, default=1.0, help="of normalized features")
-    parser.add_argument("--images", type=int, default=1437, help="training digits used at most")
+    parser.add_argument("--temperature", type=float, default=1.0, help="temperature of normalized features")
+    parser.add_argument("--images", type=int, default=1437, help="largest number of training digits")
     parser.add_argument("--batch", type=int, default=512, help="images per step")
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps")
-    parser.add_argument("--learning_rate", type=float, default=1e-2, help="of Adam, with a cosine to 0")
-    parser.add_argument("--control", action=argparse.BooleanOptionalAction, default=True, help="also Gaussian views")
+    parser.add_argument(
+        "--learning_rate", type=float, default=1e-2, help="learning rate of Adam, with a cosine decay to 0"
+    )
+    parser.add_argument(
+        "--control", action=argparse.BooleanOptionalAction, default=True, help="also train on Gaussian views"
+    )
 
 
 def run(args: argparse.Namespace) -> tuple[list[dict], str]:
-    """A row per loss, strength and γ, its table; prints each as it is measured, and draws the figure."""
+    """Return a row per loss, strength and γ, and their table; print each once it is measured, and draw the figure."""
     items, rows = digit_items(args.images), []
     for strength in args.views:
         digits = get_recipe("digits")
@@ -66,7 +74,7 @@ def _cell(loss: str, recipe: Recipe, gamma: float, items: list[dict], args: argp
     model = linear_model(method, method_config, gamma, args.seed)
     views = pipeline(model, recipe)
     covariances = estimate(items, views, seed=args.seed + 1)
-    # Unbiased estimates of k leave [0, 1] by their noise, far where images are few; the landscape clips them.
+    # Unbiased estimates of k lie outside [0, 1] by their noise, the more so with few images; they are clipped.
     landscape = LinearLandscape(covariances.B, covariances.Sigma, tol=1e-6, slack=0.1)
     minimum = landscape.minimum(**objective, gamma=gamma, dim=DIM, bias="centred")
     predicted = minimum.eigenvalues.sort(descending=True).values
@@ -91,7 +99,7 @@ def _cell(loss: str, recipe: Recipe, gamma: float, items: list[dict], args: argp
 
 
 def _settings(loss: str, args: argparse.Namespace) -> tuple[str, dict, dict]:
-    """Method, its hyper-parameters, and what the landscape calls the same loss."""
+    """Return the method, its hyper-parameters, and the settings of the same loss in the landscape."""
     if loss == "euclidean":
         config = {"similarity": "euclidean", "temperature": 1.0, "alignment": args.alpha}
         return "infonce", config, {"loss": "infonce", "alpha": args.alpha}
@@ -103,12 +111,12 @@ def _settings(loss: str, args: argparse.Namespace) -> tuple[str, dict, dict]:
 
 
 def compare(predicted: Tensor, measured: dict[str, Tensor], rank: int, loss: str) -> dict:
-    """R² of predicted eigenvalues and surviving dimensions, for each kind of data.
+    """Return R² of the predicted eigenvalues and the surviving dimensions, for each kind of data.
 
     Args:
         predicted (`Tensor`): `(D,)`, descending.
         measured (`dict[str, Tensor]`): `(D,)` each, descending, by kind of data.
-        rank (`int`): Dimensions in which views vary; the eigenvalues past it are 0 in any case, and left out.
+        rank (`int`): Dimensions in which views vary; the eigenvalues past it are always 0, and omitted.
         loss (`str`): Normalized features have no scale: their eigenvalues are compared as shares of the sum.
     """
 

@@ -52,7 +52,10 @@ def test_what_a_forecast_leaves(tmp_path, capsys):
     assert {one.without for one in found.left_out} == {"crop", "colour jitter", "blur"}
     assert found.metadata["views"] == "digits"
     assert found.label_signal is not None
+    assert [one.name for one in found.classes] == list("0123456789")
+    assert sum(one.share for one in found.classes) == pytest.approx(1)
     printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("classes") and "of 10 keep the direction" in line for line in printed)
     assert printed[0].startswith("data     digits, 120 images, views digits at 8 px")
     assert str(folder / "forecast.json") in printed[-2]
     assert str(folder / "directions.png") in printed[-1]
@@ -99,6 +102,7 @@ def test_pictures_without_labels_and_of_many_sizes(tmp_path):
         Image.new("RGB", (40, 30 + number), (number * 60, 90, 20)).save(folder / f"large{number}.png")
     found = run(f"--dataset {folder} --views cifar-simclr --image_size 6", tmp_path / "f")
     assert found.label_signal is None
+    assert found.classes is None
     assert (found.num_images, found.dimension) == (28, 108)
 
 
@@ -139,16 +143,16 @@ def test_leaving_out():
         ("--method simclrr", "did you mean 'simclr'"),
         ("--encoder resnet18x", "resnet18"),
         ("--dataset digitz/", "digitz"),
-        ("--alpha 0", "alpha is 0"),
-        ("--temperature -1", "temperature is -1"),
+        ("--alpha 0", "alpha must be .* above 0, got 0"),
+        ("--temperature -1", "temperature must be .* above 0, got -1"),
         ("--temperature 0.5 --method byol", "has none"),
         ("--weight_decay 0.1", "weight_decay"),
         ("--gamma -1", "gamma"),
-        ("--dim 193", "dim is 193.*192"),
-        ("--views_per_image 1", "views_per_image is 1"),
-        ("--views_per_image 3", "2 at a time"),
-        ("--images 1", "images is 1"),
-        ("--max_dim 0", "max_dim is 0"),
+        ("--dim 193", "dim must be at most D = 192.*got 193"),
+        ("--views_per_image 1", "views_per_image must be at least 2, got 1"),
+        ("--views_per_image 3", "multiple of 2.*got 3"),
+        ("--images 1", "images must be at least 4 for intervals, got 1"),
+        ("--max_dim 0", "max_dim must be at least 1, got 0"),
         ("--after_run nowhere", "nowhere"),
         ("--imagess 5", "did you mean '--images'"),
         ("--method_config temperatur=1", "temperature"),

@@ -99,7 +99,7 @@ WRONG = [
     (lambda: LinearLandscape(B, SIGMA, slack=-1), ValueError, "slack must be a finite number of at least 0, got -1"),
     (lambda: LinearLandscape(B, SIGMA).minimum(alpha="1"), TypeError, "alpha must be a number, got str '1'"),
     (lambda: LinearLandscape(B, SIGMA).minimum(dim=2.5), TypeError, "dim must be a whole number, got 2.5"),
-    (lambda: LinearLandscape(B, SIGMA).minimum(None), ValueError, "unknown loss None: choose from quartic"),
+    (lambda: LinearLandscape(B, SIGMA).minimum(None), TypeError, "loss must be a name, got None: choose from quartic"),
     (lambda: LinearLandscape(B, SIGMA).loss(None), TypeError, "weights must be an array of numbers, got None"),
     (lambda: LinearLandscape(B, SIGMA).loss(B, offset=[1.0]), ValueError, "offset has shape (1,): pass (3,)"),
     (lambda: LinearLandscape(B, SIGMA).gamma_to_revive("all"), TypeError, "direction must be a whole number"),

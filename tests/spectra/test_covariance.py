@@ -144,10 +144,10 @@ def test_constant_features_have_a_zero_spectrum():
 
 def test_misuse_is_refused_in_plain_words():
     streaming = StreamingCovariance(4)
-    with pytest.raises(ValueError, match=r"features must be \(n, 4\), got the shape \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"features has shape \(3, 5\): pass \(n, 4\)"):
         streaming.update(torch.randn(3, 5))
     streaming.update(torch.randn(1, 4))
-    with pytest.raises(ValueError, match="at least 2 samples, got 1"):
+    with pytest.raises(ValueError, match="at least 2 for a covariance, got 1"):
         streaming.covariance()
     with pytest.raises(ValueError, match="StreamingCovariance of dimension 4"):
         streaming.merge(StreamingCovariance(5))

@@ -121,7 +121,7 @@ def test_lidar_sees_collapse():
 
 
 def test_lidar_refuses_single_views_and_divergence():
-    with pytest.raises(ValueError, match="views must be"):
+    with pytest.raises(ValueError, match="views has shape"):
         lidar(torch.randn(10, 1, 4))
     with pytest.raises(ValueError, match="diverged"):
         lidar(torch.full((10, 2, 4), math.nan))

@@ -67,7 +67,7 @@ def test_an_encoder_is_read_layer_by_layer_against_numpy(images):
     assert report.features["input"].num_non_positive == 192 - 69
     assert report.notes == [
         "70 images cap the rank of the features at 69, below the dimension of input (192): "
-        "use more images to tell the cap from a collapse."
+        "use more images to distinguish the cap from a collapse."
     ]
 
 
@@ -220,7 +220,7 @@ def test_transformers_models_are_read():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"layers": ["tow"]}, r"no layer 'tow'; did you mean two"),
+        ({"layers": ["tow"]}, r"no layer 'tow': did you mean 'two'"),
         ({"layers": ["embedding"]}, "needs the projector"),
         ({"layers": ["unused"]}, "not used in the model's forward pass"),
         ({"pool": "max"}, "pool must be one of avg, flatten, got 'max'"),
@@ -232,10 +232,10 @@ def test_transformers_models_are_read():
         ({"images": torch.randn(3, 8, 8)}, r"images must be \(N, 3, H, W\)"),
         ({"images": [{"label": 1}]}, r"'pixel_values', got the keys \['label'\]"),
         ({"images": ["cat.png"]}, "got str"),
-        ({"images": torch.zeros(4, 3, 8, 8, dtype=torch.uint8)}, "normalised and finite floats, got torch.uint8"),
+        ({"images": torch.zeros(4, 3, 8, 8, dtype=torch.uint8)}, "normalized, finite floats, got torch.uint8"),
         ({"images": torch.full((4, 3, 8, 8), float("nan"))}, "NaN or infinity"),
         ({"images": [torch.randn(2, 3, 8, 8), torch.randn(2, 3, 9, 9)]}, "same size"),
-        ({"views": torch.randn(4, 1, 3, 8, 8)}, "views must be"),
+        ({"views": torch.randn(4, 1, 3, 8, 8)}, "views has shape"),
         ({"include": "frist*"}, "first.weight"),
     ],
 )
@@ -290,8 +290,8 @@ def test_layers_of_a_model_that_returns_a_dict_are_measured(images):
     found = spectral_report(model, images, layers=["1"]).features
     with torch.no_grad():
         np.testing.assert_allclose(found["1"].eigenvalues, _oracle(model[1](images.flatten(1))), rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="'representation' gave dict"):
+    with pytest.raises(ValueError, match="'representation' returned dict"):
         spectral_report(model, images)
     never = iter(lambda: pytest.fail("images were read"), None)
-    with pytest.raises(ValueError, match="no layer 'representatoin'; did you mean representation"):
+    with pytest.raises(ValueError, match="no layer 'representatoin': did you mean 'representation'"):
         spectral_report(model, never, layers=["representatoin"])

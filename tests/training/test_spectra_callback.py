@@ -145,7 +145,7 @@ def test_features_that_cannot_be_measured_do_not_end_the_run(tmp_path, caplog):
         ({"images": 5}, "images is a int: pass normalized images"),
         ({"images": iter([IMAGES])}, "that can be read again and again"),
         ({"images": IMAGES[0]}, r"images are torch.float32 of shape \(3, 8, 8\): pass at least 2"),
-        ({"images": IMAGES, "layers": ["stages.9"]}, "no layer 'stages.9'; did you mean stages"),
+        ({"images": IMAGES, "layers": ["stages.9"]}, "no layer 'stages.9': did you mean 'stages"),
         ({"images": IMAGES, "layers": ["embedding"]}, "needs the projector"),
     ],
 )
