@@ -110,7 +110,7 @@ DESCRIPTION = (
 
 @dataclass
 class Measured:
-    """One model's report, and the data of the figures beside it.
+    """One model's report, and the data of its other figures.
 
     Attributes:
         report ([`SpectralReport`]): The report.

@@ -70,7 +70,7 @@ def plot_directions(
         ValueError: There is nothing to draw, or `images` has another shape.
 
     Example:
-        >>> plot_directions(found, "directions.png", images=images, shape=(3, 8, 8))
+        >>> plot_directions(result, "directions.png", images=images, shape=(3, 8, 8))
     """
     patterns = forecast.patterns if shape is not None else None
     if patterns is None and images is None:

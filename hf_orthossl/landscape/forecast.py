@@ -92,8 +92,8 @@ def forecast(
 
     Example:
         >>> views = Views(get_recipe("digits"), 8)
-        >>> found = forecast(images, views, loss="normalized", temperature=0.5, same_kind=True, labels=labels)
-        >>> print(found.summary())
+        >>> result = forecast(images, views, loss="normalized", temperature=0.5, same_kind=True, labels=labels)
+        >>> print(result.summary())
     """
     objective = Objective(loss, alpha=alpha, temperature=temperature, weight_decay=weight_decay, gamma=gamma)
     max_dim = as_int("max_dim", max_dim, at_least=1)
@@ -201,14 +201,14 @@ class _Classes:
     def fates(self, landscape: LinearLandscape, points: Tensor, minimum: Minimum) -> list[ClassFate]:
         """Return what becomes of the direction of each class; `points` `(n, p)` are the images' mean views."""
         means = self._means(points)
-        found = landscape.class_directions(means, self._shares, minimum.alive, images=len(self.index))
+        directions = landscape.class_directions(means, self._shares, minimum.alive, images=len(self.index))
         rows = zip(
             self.names,
-            found.shares.tolist(),
-            found.correlations.tolist(),
-            found.captured.tolist(),
-            found.survives.tolist(),
-            found.supervised.tolist(),
+            directions.shares.tolist(),
+            directions.correlations.tolist(),
+            directions.captured.tolist(),
+            directions.survives.tolist(),
+            directions.supervised.tolist(),
             strict=True,
         )
         return [

@@ -117,7 +117,7 @@ class SpectralReport:
             `weights/gram_frobenius_mean`, `weights/gram_sigma_max`, `weights/non_positive` (eigenvalues
             that could be positive but are not);
             `features/<layer>/…` for `effective_rank`, `rankme`, `participation_ratio`, `num_positive`, and `alpha`
-            and `lidar` where there is one.
+            and `lidar` if they were measured.
         """
         scalars = {f"weights/{name}/effective_rank": w.effective_rank for name, w in self.weights.items()}
         if self.weights:
