@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .messages import describe
+
 # What public functions take for an array: a tensor, a NumPy array, a pandas object or (nested) lists of numbers.
 ArrayLike = Tensor | npt.ArrayLike
 
@@ -90,15 +92,6 @@ def as_int(name: str, value: Any, *, at_least: int | None = None, at_most: int |
         wanted = f"{lowest} to {highest}" if lowest and highest else f"at least {lowest}" if lowest else f"{highest}"
         raise ValueError(f"{name} must be {wanted if lowest else f'at most {wanted}'}, got {number}")
     return number
-
-
-def describe(value: object) -> str:
-    """Return what a value is, in a few words for an error line."""
-    if value is None:
-        return "None"
-    if isinstance(value, str | float | int):
-        return f"{type(value).__name__} {str(value)[:40]!r}" if isinstance(value, str) else f"{value}"
-    return type(value).__name__
 
 
 def _from_array(name: str, value: Any) -> Tensor:

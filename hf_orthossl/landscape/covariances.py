@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import ArrayLike, as_int, as_tensor, describe
+from ..arguments import ArrayLike, as_int, as_tensor
+from ..messages import describe
 from ..spectra.covariance import MAX_DIM, StreamingCovariance
 
 # Variance, relative to the squared mean, that float32 rounding alone causes.

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import ArrayLike, as_int, as_tensor, describe
+from ..arguments import ArrayLike, as_int, as_tensor
+from ..messages import describe
 from .correlations import CanonicalCorrelations, canonical_correlations
 from .covariances import ViewMaker, image_batches, view_batches, view_covariances
 from .forecast_report import ClassFate, Direction, Forecast, LeftOut

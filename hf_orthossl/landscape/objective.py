@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..arguments import as_float, describe
-from ..messages import suggest
+from ..arguments import as_float
+from ..messages import describe, suggest
 
 LOSSES = ("quartic", "infonce", "normalized", "spectral")
 BIASES = ("none", "centred", "learnable")

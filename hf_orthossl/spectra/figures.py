@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import ArrayLike, as_int, as_tensor, describe
+from ..arguments import ArrayLike, as_int, as_tensor
+from ..messages import describe
 from .spectrum import FeatureSpectrum, WeightSpectrum
 from .stages import match_features, match_weights
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..arguments import ArrayLike, as_tensor, describe
-from ..messages import suggest
+from ..arguments import ArrayLike, as_tensor
+from ..messages import describe, suggest
 from .stages import EMBEDDING, INPUT, REPRESENTATION, guess_stages
 
 POOLS = ("avg", "flatten")
@@ -129,9 +129,9 @@ def check_layers(model: nn.Module, layers: str | Sequence[str], projector: nn.Mo
 
 
 def _unknown(name: str, ends: Sequence[str], modules: Iterable[str]) -> ValueError:
-    close = suggest(name, dict.fromkeys([*ends, *modules]), most=3)
-    # Of all modules a model may have hundreds; its input, stages and representation are enough.
-    remedy = close if close.startswith("did you mean") else f"choose from {', '.join(dict.fromkeys(ends))}"
+    # A model may have hundreds of modules: its input, stages and representation are enough to list.
+    known, listed = dict.fromkeys([*ends, *modules]), ", ".join(dict.fromkeys(ends))
+    remedy = suggest(name, known, most=3, otherwise=f"choose from {listed}")
     return ValueError(f"the model has no layer {name!r}: {remedy}")
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..arguments import ArrayLike, as_int, as_tensor, describe
+from ..arguments import ArrayLike, as_int, as_tensor
 from ..distributed.collectives import all_gather_object, all_gather_rows
+from ..messages import describe
 
 # The measured matrices are exactly the regularized ones; this is the room's only import of a room on its floor.
 from ..regularization import select_matrices

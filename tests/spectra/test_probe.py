@@ -231,7 +231,7 @@ def test_transformers_models_are_read():
         ({"images": []}, "at least 2 images for a covariance, got 0"),
         ({"images": torch.randn(3, 8, 8)}, r"images must be \(N, 3, H, W\)"),
         ({"images": [{"label": 1}]}, r"'pixel_values', got the keys \['label'\]"),
-        ({"images": ["cat.png"]}, "got str"),
+        ({"images": ["cat.png"]}, "got 'cat.png'"),
         ({"images": torch.zeros(4, 3, 8, 8, dtype=torch.uint8)}, "normalized, finite floats, got torch.uint8"),
         ({"images": torch.full((4, 3, 8, 8), float("nan"))}, "NaN or infinity"),
         ({"images": [torch.randn(2, 3, 8, 8), torch.randn(2, 3, 9, 9)]}, "same size"),
