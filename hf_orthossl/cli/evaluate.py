@@ -170,7 +170,7 @@ def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
                 k=args.k,
                 **linear_settings(args),
             )
-        results += [dataclasses.replace(result, settings={"model": shown, **result.settings}) for result in measured]
+        results += [dataclasses.replace(result, protocol={"model": shown, **result.protocol}) for result in measured]
     if not is_main_process():
         return
     complete = report(path, results, notes, transferred)
@@ -209,7 +209,7 @@ def push(models: list[str], results: list[Result], path: Path) -> None:
         OSError: the Hub does not answer, or refuses; the message says where the results are.
     """
     for model in models:
-        own = [result for result in results if result.settings["model"] == model]
+        own = [result for result in results if result.protocol["model"] == model]
         if not own:
             continue
         try:

@@ -1,21 +1,26 @@
-"""`orthossl leaderboard`: builds, serves and deploys the board of published encoders, and measures its claims again."""
+"""`orthossl leaderboard`: build, serve and deploy the board of published encoders, and measure claims again."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
 from ..hub.client import check_repo_id, require_token
-from ..hub.leaderboard.building import add_verification, build, check_folder, publish_verification
-from ..hub.leaderboard.space import PACKAGE, deploy
+from ..hub.leaderboard.board.build import add_verification, build, check_folder, publish_verification
+from ..hub.leaderboard.page.space import PACKAGE, deploy
+from ..hub.measurements import protocol_text
 from ..messages import suggest
 from .parsing import parse
+
+if TYPE_CHECKING:
+    from ..hub.leaderboard.claims.remeasure import Verified
 
 ACTIONS = {
     "build": "collect all encoders with the tag orthossl into a folder, and publish it as a data set",
     "serve": "show a board in the browser, from a folder or a data set",
-    "deploy": "create or update a Space that shows a data set's board and reads the Hub anew every hour",
-    "verify": "measure an encoder's kNN, linear probes and spectra again, and compare with what its author claims",
+    "deploy": "create or update a Space that shows a data set's board, updated from the Hub every hour",
+    "verify": "measure an encoder's kNN, linear probes and spectra again, and compare with its author's claims",
 }
 DEFAULT_BOARD = "runs/leaderboard"
 USAGE = "\n".join(
@@ -34,9 +39,9 @@ USAGE = "\n".join(
 
 @dataclass
 class BuildArguments:
-    """Where the board goes."""
+    """Where `build` writes and publishes."""
 
-    output_dir: str = field(default=DEFAULT_BOARD, metadata={"help": "folder of the board, and of what is kept"})
+    output_dir: str = field(default=DEFAULT_BOARD, metadata={"help": "folder of the board and its cache"})
     push_to_hub: str | None = field(
         default=None, metadata={"help": "publish it as this data set", "metavar": "USER/NAME"}
     )
@@ -44,16 +49,18 @@ class BuildArguments:
 
 @dataclass
 class ServeArguments:
-    """What to show."""
+    """What `serve` shows, and where."""
 
     board: str = field(default=DEFAULT_BOARD, metadata={"help": "folder or data set of a board"})
-    port: int = field(default=7860, metadata={"help": "where to listen"})
-    host: str = field(default="127.0.0.1", metadata={"help": "address to listen on; 0.0.0.0 is every one there is"})
+    port: int = field(default=7860, metadata={"help": "port to listen on, 1–65535"})
+    host: str = field(
+        default="127.0.0.1", metadata={"help": "address to listen on; 0.0.0.0 for all addresses of this machine"}
+    )
 
 
 @dataclass
 class DeployArguments:
-    """Which Space shows which board."""
+    """Which Space `deploy` makes, and which board it shows."""
 
     space: str | None = field(default=None, metadata={"help": "the Space", "metavar": "USER/NAME"})
     board: str | None = field(default=None, metadata={"help": "data set of the board", "metavar": "USER/NAME"})
@@ -61,7 +68,7 @@ class DeployArguments:
     package: str = field(
         default=PACKAGE,
         metadata={
-            "help": "what the Space installs, one line of requirements.txt; where that release is not on PyPI: "
+            "help": "requirement that the Space installs, one line; where that release is not on PyPI: "
             f"'{PACKAGE} @ git+https://…'",
             "metavar": "REQUIREMENT",
         },
@@ -70,28 +77,30 @@ class DeployArguments:
 
 @dataclass
 class VerifyArguments:
-    """What to measure again on what."""
+    """What `verify` measures again, and on which data."""
 
-    model: str = field(metadata={"positional": True, "metavar": "MODEL", "help": "Hub id, with @revision at will"})
+    model: str = field(metadata={"positional": True, "metavar": "MODEL", "help": "Hub id, optionally with @revision"})
     dataset: str | None = field(
         default=None, metadata={"help": "Hub id, folder or 'digits' (default: what the claims name)"}
     )
     dataset_name: str | None = field(default=None, metadata={"help": "configuration of a Hub data set"})
-    train_split: str | None = field(default=None, metadata={"help": "what probes learn from (default: train)"})
-    test_split: str | None = field(default=None, metadata={"help": "what they are scored on (default: as claimed)"})
-    image_column: str | None = field(default=None, metadata={"help": "column of images (default: found by type)"})
-    label_column: str | None = field(default=None, metadata={"help": "column of labels (default: found by type)"})
-    device: str | None = field(default=None, metadata={"help": "such as cpu (default: cuda where there is one)"})
+    train_split: str | None = field(default=None, metadata={"help": "split that probes learn from (default: train)"})
+    test_split: str | None = field(
+        default=None, metadata={"help": "split that they are scored on (default: as claimed)"}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "column of images (default: by type)"})
+    label_column: str | None = field(default=None, metadata={"help": "column of labels (default: by type)"})
+    device: str | None = field(default=None, metadata={"help": "such as cpu (default: cuda where available)"})
     output_dir: str = field(
-        default=DEFAULT_BOARD, metadata={"help": "folder of the board; its verified.json is added to"}
+        default=DEFAULT_BOARD, metadata={"help": "folder of the board; the result is added to its verified.json"}
     )
     push_to_hub: str | None = field(
-        default=None, metadata={"help": "add it to this board's data set", "metavar": "USER/NAME"}
+        default=None, metadata={"help": "add the result to this board's data set", "metavar": "USER/NAME"}
     )
 
 
 def main(argv: list[str]) -> None:
-    """Runs one of the actions."""
+    """Run one of the actions."""
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return
@@ -102,6 +111,7 @@ def main(argv: list[str]) -> None:
 
 
 def build_board(argv: list[str]) -> None:
+    """Build a board, and publish it if asked to."""
     args = _parse("build", BuildArguments, argv)
     with tqdm(desc="encoders", dynamic_ncols=True, leave=False) as bar:
 
@@ -112,91 +122,94 @@ def build_board(argv: list[str]) -> None:
         built = build(args.output_dir, args.push_to_hub, publish=args.push_to_hub is not None, progress=progress)
     board = built.board
     print(
-        f"collected  {len(board.entries):,} encoders and {len(board.asides):,} left out, from {board.endpoint}, in "
+        f"collected  {len(board.entries):,} encoders, rejected {len(board.rejected):,}, from {board.endpoint}, in "
         f"{built.seconds:.1f} s and {built.requests:,} requests"
     )
-    for aside in board.asides[:10]:
-        print(f"  left out  {aside.repo_id}: {aside.field}: {aside.reason}")
-    if len(board.asides) > 10:
-        print(f"  and {len(board.asides) - 10:,} more, all in board.json")
+    for one in board.rejected[:10]:
+        print(f"  rejected  {one.repo_id}: {one.field}: {one.reason}")
+    if len(board.rejected) > 10:
+        print(f"  and {len(board.rejected) - 10:,} more, all in board.json")
     print(f"board      {built.folder}")
     if built.url:
         print(f"published  {built.url}")
 
 
 def serve_board(argv: list[str]) -> None:
+    """Serve a board until interrupted."""
     args = _parse("serve", ServeArguments, argv)
     if not 0 < args.port < 65536:
-        raise ValueError(f"port {args.port} is none: pass one from 1 to 65535")
+        raise ValueError(f"port must be 1–65535, got {args.port}")
     try:
-        from ..hub.leaderboard.app import serve
+        from ..hub.leaderboard.page.app import serve
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
         raise ValueError("the board's page needs gradio: pip install 'hf_orthossl[leaderboard]'") from error
-    # Nobody who leaves it out means the data set of this name.
+    # The default is a folder, never the data set of this name.
     serve(Path(DEFAULT_BOARD) if args.board == DEFAULT_BOARD else args.board, args.port, host=args.host)
 
 
 def deploy_board(argv: list[str]) -> None:
+    """Create or update a Space that shows a board."""
     args = _parse("deploy", DeployArguments, argv)
     check_repo_id(args.space, "--space")
     check_repo_id(args.board, "--board")
-    url, left = deploy(args.space, args.board, package=args.package, private=args.private)
+    url, to_do = deploy(args.space, args.board, package=args.package, private=args.private)
     print(f"deployed  {url}, which shows {args.board}")
-    if left:
-        print(f"to do     {left}")
+    if to_do:
+        print(f"to do     {to_do}")
 
 
 def verify_model(argv: list[str]) -> None:
+    """Measure an encoder again, print claims beside measurements, and keep the result."""
     args = _parse("verify", VerifyArguments, argv)
     if args.push_to_hub is not None:
         check_repo_id(args.push_to_hub, "--push_to_hub")
         require_token()
     check_folder(args.output_dir)
-    # What needs torch is imported once the options are known to be good.
+    # Modules that need torch are imported once the options have been checked.
     from ..evaluation import FeatureCache
-    from ..hub.leaderboard.remeasure import Data
-    from ..hub.leaderboard.verify import verify
+    from ..hub.leaderboard.claims.remeasure import Data, verify
 
     splits = {"train_split": args.train_split, "test_split": args.test_split}
     columns = {"image_column": args.image_column, "label_column": args.label_column}
     data = Data(dataset=args.dataset, name=args.dataset_name, **splits, **columns)
-    found = verify(args.model, data, device=args.device, cache=FeatureCache(), progress=True)
-    print(verified_table(found))
-    print(f"results    {add_verification(Path(args.output_dir), found.verification)}")
+    verified = verify(args.model, data, device=args.device, cache=FeatureCache(), progress=True)
+    print(verified_table(verified))
+    print(f"results    {add_verification(Path(args.output_dir), verified.verification)}")
     if args.push_to_hub:
-        print(f"published  {publish_verification(args.push_to_hub, found.verification)}")
+        print(f"published  {publish_verification(args.push_to_hub, verified.verification)}")
 
 
-def verified_table(found) -> str:
-    """Claims beside what was measured, as text for a terminal; what differs is said in words."""
+def verified_table(verified: "Verified") -> str:
+    """Return claims beside measurements as text for a terminal, with the verdict in words."""
     rows = [("what", "claimed", "measured", "95 % interval", "difference", "")]
-    for pair in found.compared:
-        one = pair.claimed or pair.measured
-        measured, claimed = pair.measured, pair.claimed
-        within = "–" if measured is None or measured.low is None else f"{measured.low:.4f} to {measured.high:.4f}"
+    for pair in verified.compared:
+        claimed, measured = pair.claimed, pair.measured
+        one = claimed or measured
+        assert one is not None
+        bounds = "–" if measured is None or measured.low is None else f"{measured.low:.4f} to {measured.high:.4f}"
         verdict = {True: "agrees", False: "DIFFERS: beyond the interval"}.get(pair.agrees)
         rows.append(
             (
-                f"{one.task} {one.metric} on {one.dataset}, {one.split}, {one.protocol}",
+                f"{one.task} {one.metric} on {one.dataset}, {one.split}, {protocol_text(one)}",
                 "–" if claimed is None else f"{claimed.value:.4f}",
                 "–" if measured is None else f"{measured.value:.4f}",
-                within,
+                bounds,
                 "–" if pair.difference is None else f"{pair.difference:+.4f}",
                 verdict or ("not measured again" if measured is None else "not claimed"),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    entry, wrong = found.entry, found.verification.spectra
-    spectra = {None: "not taken again", "": "agree with the published weights"}.get(wrong, f"DIFFER: {wrong}")
-    claims = [pair for pair in found.compared if pair.claimed]
-    again = sum(pair.measured is not None for pair in claims)
-    told = [f"claims     {again} of {len(claims)} measured again", f"spectra    {spectra}"]
-    lines = [f"{entry.repo_id} at {entry.revision[:10]}", "", *lines, "", *told]
-    lines += [f"left out   {aside.field}: {aside.reason}" for aside in found.asides]
-    return "\n".join([*lines, *(f"note       {note}" for note in found.notes)])
+    entry, wrong = verified.entry, verified.verification.spectra
+    spectra = {None: "not measured again", "": "agree with the published weights"}.get(wrong, f"DIFFER: {wrong}")
+    claims = [pair for pair in verified.compared if pair.claimed]
+    count = sum(pair.measured is not None for pair in claims)
+    lines = [f"{entry.repo_id} at {entry.revision[:10]}", "", *lines, ""]
+    lines += [f"claims     {count} of {len(claims)} measured again", f"spectra    {spectra}"]
+    lines += [f"rejected   {one.field}: {one.reason}" for one in verified.rejected]
+    return "\n".join([*lines, *(f"note       {note}" for note in verified.notes)])
 
 
 def _parse(action: str, kind: type, argv: list[str]):

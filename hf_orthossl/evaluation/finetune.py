@@ -17,9 +17,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..data import ImageDataset, ImageSource, Recipe, Views, ViewSpec, collate
 from ..encoders import Encoder
-from .accuracy import accuracy, accuracy_results
 from .labels import match_splits, row_labels
 from .results import Result
+from .scoring import accuracy, accuracy_results
 
 
 @dataclass

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..data import ImageDataset, ImageSource, available_splits, load_source
-from .accuracy import accuracy, accuracy_results
 from .features import FeatureCache
 from .knn import nearest_neighbours, neighbour_votes
 from .labels import imbalanced_rows, match_splits, noisy_labels, require_labels
 from .linear_probe import PROTOCOLS, LinearClassifier, lbfgs_probe, sgd_probe
 from .results import Result
+from .scoring import accuracy, accuracy_results
 
 HELD_OUT_SPLITS = ("test", "validation", "valid", "val")
 

@@ -1,30 +1,59 @@
-"""Measurements of an encoder, in the one form that files, cards and boards read."""
+"""The one form of a measured number: in `results.json`, in a card and on the leaderboard.
 
-import dataclasses
+This module imports neither torch nor anything that does: the leaderboard's page uses it too.
+"""
+
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ..files import replace_file
 
-# Far above what any evaluation writes, and small enough to be read into memory.
+# Name in a result → title in cards and on the board. No other task or metric is ranked.
+TASKS = {
+    "knn": "kNN classification",
+    "linear": "linear probe",
+    "finetune": "fine-tuning",
+    "transfer": "transfer",
+    "detection": "object detection",
+}
+METRICS = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "mean_per_class": "mean accuracy per class",
+    **{name: name for name in ("AP", "AP50", "AP75", "VOC07_AP50", "VOC12_AP50")},
+}
+# Entries of a protocol that record one run of a measurement rather than decide its outcome.
+PER_RUN = frozenset(
+    ("seed", "seeds", "std", "interval", "per_class", "mean_per_class", "validation_top1", "best_epoch", "epochs_run")
+)
+# Names of models and files on one machine: they decide nothing and are never published.
+PRIVATE = frozenset(("model", "run", "notes"))
+# The number of images behind a result, not the way it was measured.
+COUNTS = frozenset(("train_images", "test_images", "bank", "queries"))
+
+# Far above the size of any evaluation's results, and small enough to read into memory.
 MAX_BYTES = 16 * 2**20
 MAX_TEXT = 1000
+
+Key = tuple[str, str, str, str, str]
 
 
 @dataclass(frozen=True)
 class Result:
-    """One number and what it measures.
+    """One number, what it measures and how it was measured.
 
     Args:
-        task (`str`): "knn", "linear", "finetune", "transfer" or "detection".
+        task (`str`): A key of `TASKS`.
         dataset (`str`): Name or Hub id of the data.
-        split (`str`): The part measured on.
-        metric (`str`): Such as "top1".
-        value (`float`): The number; accuracies in [0, 1].
-        settings (`dict`, *optional*): What else decides the number, such as `{"k": 200, "step": 0}`.
+        split (`str`): The part of the data that was measured on.
+        metric (`str`): A key of `METRICS`.
+        value (`float`): The number; accuracies and average precisions are in [0, 1].
+        protocol (`dict`, defaults to `{}`): How it was measured, such as `{"k": 200, "temperature": 0.07}`. `step` is
+            the training step of the weights, "end" (as none at all) for the final ones. Entries named in `PER_RUN`,
+            such as `seed` and `interval` (95 %, `[low, high]`), describe the run only and are not part of `key`.
     """
 
     task: str
@@ -32,32 +61,90 @@ class Result:
     split: str
     metric: str
     value: float
-    settings: dict = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
 
-    def to_dict(self) -> dict:
-        fields = dataclasses.asdict(self)
-        settings = fields.pop("settings")
-        return fields | settings
+    @property
+    def key(self) -> Key:
+        """Identify what was measured and how, whatever came out: the same in every file and on the board."""
+        return self.key_without(frozenset())
+
+    def key_without(self, names: frozenset[str]) -> Key:
+        """Return `key` without some entries of the protocol."""
+        left_out = PER_RUN | PRIVATE | names | {"set"} | ({"step"} if self.is_final else set())
+        decides = {name: _plain(value) for name, value in self.protocol.items() if name not in left_out}
+        return self.task, self.dataset.lower(), self.split, self.metric, json.dumps(decides, sort_keys=True)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the final weights were measured, not those of a training step before them."""
+        return self.protocol.get("step") in (None, "end")
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the value, where one was measured."""
+        bounds = self.protocol.get("interval")
+        if isinstance(bounds, list | tuple) and len(bounds) == 2 and all(type(v) in (int, float) for v in bounds):
+            return float(bounds[0]), float(bounds[1])
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the flat object of `results.json`: the fields, then the entries of the protocol."""
+        flat = asdict(self)
+        return flat | flat.pop("protocol")
+
+    @classmethod
+    def from_dict(cls, entry: Any, where: str) -> Self:
+        """Check and read a flat object of `results.json`.
+
+        Args:
+            entry: Any JSON value.
+            where (`str`): The place to name in an error.
+
+        Raises:
+            ValueError: The entry is not of this form, a number is not finite, or a text is too long.
+        """
+        if not isinstance(entry, dict):
+            raise ValueError(f"{where} must be an object, got {type(entry).__name__}")
+        names = [spec.name for spec in fields(Result) if spec.name != "protocol"]
+        for name in names:
+            if name not in entry:
+                raise ValueError(f"{where} has no {name}")
+            if name == "value" and (type(entry[name]) not in (int, float) or not _is_bounded(entry[name])):
+                raise ValueError(f"{where}: value must be a finite number, got {str(entry[name])[:80]!r}")
+            if name != "value" and not (isinstance(entry[name], str) and _is_bounded(entry[name])):
+                raise ValueError(f"{where}: {name} must be text of at most {MAX_TEXT} characters")
+        # A flat object may name its probe "protocol", which is an entry of the protocol like any other.
+        protocol = {name: value for name, value in entry.items() if name not in names}
+        for name, value in protocol.items():
+            if not _is_bounded(name) or not _is_bounded(value):
+                raise ValueError(f"{where}: {name[:80]} must hold finite numbers or at most {MAX_TEXT} letters")
+        known = {name: entry[name] for name in names} | {"value": float(entry["value"])}
+        return cls(**known, protocol=protocol)
 
 
 def write_results(path: str | Path, results: list[Result]) -> Path:
-    """Writes results as a JSON list of flat objects; an earlier file is replaced whole or not at all."""
+    """Write results as a JSON list of flat objects; an earlier file is replaced whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return replace_file(path, json.dumps([result.to_dict() for result in results], indent=2) + "\n")
+    return replace_file(path, results_json(results))
+
+
+def results_json(results: list[Result]) -> str:
+    """Return the text of `results.json`."""
+    return json.dumps([result.to_dict() for result in results], indent=2) + "\n"
 
 
 def read_results(path: str | Path) -> list[Result]:
-    """Reads what [`write_results`] wrote, checked: the file may come from anywhere.
+    """Read and check a file of [`write_results`], which may come from anywhere.
 
     Args:
-        path (`str` or `Path`): A JSON list of flat objects of at most 16 MiB; what is no field of [`Result`] is one of
-            its `settings`.
+        path (`str` or `Path`): A JSON list of flat objects, at most 16 MiB; every name that is no field of [`Result`]
+            is an entry of its `protocol`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not of this form, a number is not finite, or a text is longer than 1,000 characters; names the
-            entry.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not of this form, a number is not finite, or a text is longer than 1,000 characters; the
+            message names the entry.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,33 +157,19 @@ def read_results(path: str | Path) -> list[Result]:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(entries, list):
         raise ValueError(f"{path} must hold a list of results, got {type(entries).__name__}")
-    return [_result(entry, f"{path}, result {number}") for number, entry in enumerate(entries)]
+    return [Result.from_dict(entry, f"{path}, result {number}") for number, entry in enumerate(entries)]
 
 
-def _result(entry: Any, where: str) -> Result:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} must be an object, got {type(entry).__name__}")
-    names = [spec.name for spec in dataclasses.fields(Result) if spec.name != "settings"]
-    for name in names:
-        if name not in entry:
-            raise ValueError(f"{where} has no {name}")
-        if name == "value" and (type(entry[name]) not in (int, float) or not _is_plain(entry[name])):
-            raise ValueError(f"{where}: value must be a finite number, got {str(entry[name])[:80]!r}")
-        if name != "value" and not (isinstance(entry[name], str) and _is_plain(entry[name])):
-            raise ValueError(f"{where}: {name} must be text of at most {MAX_TEXT} characters")
-    settings = {name: value for name, value in entry.items() if name not in names}
-    for name, value in settings.items():
-        if not _is_plain(name) or not _is_plain(value):
-            raise ValueError(f"{where}: {name[:80]} must hold finite numbers or texts of at most {MAX_TEXT} letters")
-    fields = {name: entry[name] for name in names}
-    return Result(**fields | {"value": float(entry["value"])}, settings=settings)
-
-
-def _is_plain(value: Any, depth: int = 4) -> bool:
-    """Whether JSON's value is small and finite: Python reads NaN, and 1e999 as infinity."""
+def _is_bounded(value: Any, depth: int = 4) -> bool:
+    """Return whether a JSON value is small and finite: Python reads NaN, and 1e999 as infinity."""
     if isinstance(value, str):
         return len(value) <= MAX_TEXT
     if isinstance(value, list | dict):
         parts = [*value, *value.values()] if isinstance(value, dict) else value
-        return depth > 0 and all(_is_plain(part, depth - 1) for part in parts)
+        return depth > 0 and all(_is_bounded(part, depth - 1) for part in parts)
     return value is None or isinstance(value, bool) or (abs(value) <= 1e300 and math.isfinite(value))
+
+
+def _plain(value: Any) -> Any:
+    """Return a number as JSON and YAML agree on it: 20.0 is 20."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -23,7 +23,7 @@ def results_table(results: Sequence[Result]) -> str:
     """A table of results: model, task, protocol, every metric; over several seeds, mean ± standard deviation."""
     rows: dict[tuple, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
-        key = (result.settings.get("model", ""), result.task, result.dataset, protocol(result))
+        key = (result.protocol.get("model", ""), result.task, result.dataset, protocol(result))
         rows[key][result.metric].append(result)
     metrics = list(dict.fromkeys(result.metric for result in results))
     header = ["model", "task", "data", "protocol", *metrics]
@@ -42,9 +42,9 @@ def transfer_table(results: Sequence[Result], failures: Mapping[tuple[str, str],
     rows: dict[tuple, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     heads: dict[str, str] = {}
     for result in results:
-        name, metric = result.settings["set"], result.metric
+        name, metric = result.protocol["set"], result.metric
         heads[name] = name if metric == "top1" else f"{name} ({metric.replace('_', ' ')})"
-        rows[result.settings.get("model", ""), f"{result.settings['probe']}, {protocol(result)}"][name].append(result)
+        rows[result.protocol.get("model", ""), f"{result.protocol['probe']}, {protocol(result)}"][name].append(result)
     heads |= {name: name for _, name in failures if name not in heads}
     models = {model for model, _ in rows}
     for model, _ in failures:
@@ -67,8 +67,8 @@ def protocol(result: Result) -> str:
     """The settings that decide a result, in a few words."""
     words = []
     for name, form in _WORDS.items():
-        if name in result.settings:
-            value = result.settings[name]
+        if name in result.protocol:
+            value = result.protocol[name]
             words.append("plain vote" if name == "temperature" and value is None else form.format(value))
     return ", ".join(words)
 
@@ -79,5 +79,5 @@ def _cell(results: list[Result]) -> str:
     values = [result.value for result in results]
     if len(values) > 1:
         return f"{mean(values):.4f} ± {stdev(values):.4f} ({len(values)} seeds)"
-    interval = results[0].settings.get("interval")
+    interval = results[0].protocol.get("interval")
     return f"{values[0]:.4f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")

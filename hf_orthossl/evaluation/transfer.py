@@ -155,12 +155,12 @@ def transfer_suite(
     for entry in transfer_sets() if sets is None else sets:
         about = [weights, dataclasses.asdict(entry), sorted(probes), k, list(seeds), settings]
         run = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-        results = [result for result in earlier if result.settings.get("run") == run]
+        results = [result for result in earlier if result.protocol.get("run") == run]
         told = f"kept from {path}"
         if results:
             # The same weights may go by another name now.
-            results = [dataclasses.replace(r, settings=r.settings | {"model": model}) for r in results]
-            earlier = [result for result in earlier if result.settings.get("run") != run]
+            results = [dataclasses.replace(r, protocol=r.protocol | {"model": model}) for r in results]
+            earlier = [result for result in earlier if result.protocol.get("run") != run]
         else:
             try:
                 train, test = entry.open()
@@ -176,7 +176,7 @@ def transfer_suite(
                 notes = [*features.notes, *_differences(entry, features)]
                 results = [_as_transfer(result, entry, notes, model, run) for result in results]
                 told = f"{len(features.train):,} training and {len(features.test):,} test images"
-        for note in results[0].settings.get("notes", ()) if results else ():
+        for note in results[0].protocol.get("notes", ()) if results else ():
             outcome.notes.append(f"{entry.name}: {note}")
         if say is not None:
             say(f"{entry.name:<12} {told}")
@@ -188,9 +188,9 @@ def transfer_suite(
 
 def with_earlier(path: Path, results: list[Result]) -> list[Result]:
     """Results with the transfer results that a file already holds and that are not among them."""
-    runs = {result.settings.get("run") for result in results}
+    runs = {result.protocol.get("run") for result in results}
     earlier = read_results(path) if path.exists() else []
-    return results + [r for r in earlier if r.task == "transfer" and r.settings.get("run") not in runs]
+    return results + [r for r in earlier if r.task == "transfer" and r.protocol.get("run") not in runs]
 
 
 def _probed(
@@ -205,7 +205,7 @@ def _probed(
 
 def _as_transfer(result: Result, entry: TransferSet, notes: list[str], model: str, run: str) -> Result:
     """A probe's top-1 result in the set's own metric."""
-    settings, value = dict(result.settings), result.value
+    settings, value = dict(result.protocol), result.value
     own = settings.pop("mean_per_class")
     if entry.metric == "mean_per_class":
         value = own

@@ -1,130 +1,181 @@
-"""Results as cards and the Hub show them: seeds averaged, the protocol in words."""
+"""Results as a card and the Hub show them: seeds averaged, the protocol in words.
+
+The words are made here, from [`Result`], and nothing reads them back.
+"""
 
 import dataclasses
-import json
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, constants, eval_result_entries_to_yaml
 
 from ..evaluation import Result, read_results
+from ..evaluation.results import METRICS, PER_RUN, PRIVATE, TASKS
 from .client import hub_id, public_name
 from .escaping import clean
-from .words import METRICS, TASKS
 
 RESULTS = "results.json"
-# How the Hub spells a metric, where it has a word for it.
-_METRIC_IDS = {"top1": "accuracy"}
-# Said elsewhere in a row, or too long for one.
-PER_RUN = (
-    *("seed", "interval", "per_class", "mean_per_class"),
-    *("validation_top1", "best_epoch", "epochs_run"),  # of fine-tuning
-)
-# What only this machine can make use of: names of models here, keys of the transfer suite, sentences with paths.
-_PRIVATE = ("model", "run", "notes")
-_NO_PROTOCOL = (*PER_RUN, "step", "model", "set", "run", "notes")
+# The Hub's name of a metric, where it has one.
+HUB_METRICS = {"top1": "accuracy"}
+# The Hub's client drops nulls from `model-index`; a plain vote of neighbours has the temperature `None`.
+HUB_NONE = "none"
+_NOT_IN_WORDS = PER_RUN | PRIVATE | {"step", "set"}
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One number with what a reader needs to judge it.
+class CardRow:
+    """One row of a card's table of results, in words.
 
     Args:
-        task, dataset, split, metric (`str`): As in [`Result`]; of a local folder only its name.
+        task_name, dataset, split, metric_name (`str`): What was measured.
         value (`float`): The number, the mean over seeds if there are several.
-        spread (`str`): "± 0.003 (3 seeds)", "(0.91 to 0.94)" for a 95 % interval, or nothing.
-        when (`str`): "before training", "after training", "after 100 steps", or nothing.
+        spread (`str`): "± 0.003 (3 seeds)", "(0.910 to 0.940)" for a 95 % interval, or empty.
+        when (`str`): "before training", "after training", "after 100 steps", or empty.
         protocol (`str`): Such as "k = 20, temperature = 0.07".
-        is_final (`bool`): Whether it is of the published weights, not of a training step before them.
     """
 
-    task: str
+    task_name: str
     dataset: str
     split: str
-    metric: str
+    metric_name: str
     value: float
     spread: str
     when: str
     protocol: str
-    is_final: bool
-
-    @property
-    def task_name(self) -> str:
-        return TASKS.get(self.task, self.task)
-
-    @property
-    def metric_name(self) -> str:
-        return METRICS.get(self.metric, self.metric)
-
-    def as_model_index(self) -> EvalResult:
-        """An entry of `model-index`, the older of the Hub's two forms.
-
-        The Hub's client puts all numbers of one data set under the task name of the first: each says its own.
-        """
-        args = {"task": clean(self.task, 60)}
-        return EvalResult(
-            task_type="object-detection" if self.task == "detection" else "image-classification",
-            task_name=clean(self.task_name, 60),
-            dataset_type=clean(self.dataset, 96),
-            dataset_name=clean(self.dataset, 96),
-            dataset_split=clean(self.split, 60),
-            metric_type=clean(_METRIC_IDS.get(self.metric, self.metric), 60),
-            metric_name=clean(f"{self.metric_name}, {self.task_name}", 60),
-            metric_value=self.value,
-            metric_args=args | ({"protocol": self.protocol} if self.protocol else {}),
-        )
 
 
 def public_result(result: Result) -> Result:
-    """A result that may leave the machine: folders go by their own name, see [`public_name`]."""
-    settings = {name: value for name, value in result.settings.items() if name not in _PRIVATE}
-    if isinstance(settings.get("set"), str):
-        settings["set"] = public_name(settings["set"])
-    return dataclasses.replace(result, dataset=public_name(result.dataset), settings=settings)
+    """Return a result that may be published: folders keep their own name only, see [`public_name`]."""
+    protocol = {name: value for name, value in result.protocol.items() if name not in PRIVATE}
+    if isinstance(protocol.get("set"), str):
+        protocol["set"] = public_name(protocol["set"])
+    return dataclasses.replace(result, dataset=public_name(result.dataset), protocol=protocol)
 
 
 def merge_results(earlier: list[Result], later: list[Result]) -> list[Result]:
-    """All results, without those of `earlier` that `later` measured again, whatever came out."""
-    measured = {_key(result) for result in later}
-    return [result for result in earlier if _key(result) not in measured] + later
+    """Return all results, without those of `earlier` that `later` measured again, whatever came out."""
+    measured = {(result.key, result.protocol.get("seed")) for result in later}
+    return [result for result in earlier if (result.key, result.protocol.get("seed")) not in measured] + later
 
 
-def load_measurements(folder: str | Path) -> list[Measurement]:
-    """The measurements of an encoder folder, in order; none without `results.json`.
+def load_results(folder: str | Path) -> list[Result]:
+    """Read the results of an encoder folder, seeds averaged; none without `results.json`.
 
     Raises:
-        ValueError: the file is not of this form.
+        ValueError: The file is not of this form.
     """
     path = Path(folder) / RESULTS
-    return measurements_of(read_results(path)) if path.is_file() else []
+    return average_seeds(read_results(path)) if path.is_file() else []
 
 
-def measurements_of(results: list[Result]) -> list[Measurement]:
-    """Results in order, those that differ by their seed alone as one."""
+def average_seeds(results: Iterable[Result]) -> list[Result]:
+    """Return results in order, those that differ in nothing but their seed as one.
+
+    The mean of several seeds has the entries `seeds`, their number, and `std`, their standard deviation.
+    """
     groups: dict[tuple, list[Result]] = defaultdict(list)
     for number, result in enumerate(results):
-        same = {name: value for name, value in result.settings.items() if name not in PER_RUN}
-        run = None if "seed" in result.settings else number
-        about = repr(sorted(same.items()))
-        groups[result.task, result.dataset, result.split, result.metric, about, run].append(result)
-    return [_measurement(group) for group in groups.values()]
+        groups[result.key, None if "seed" in result.protocol else number].append(result)
+    return [_mean(group) for group in groups.values()]
+
+
+def card_rows(results: list[Result]) -> list[CardRow]:
+    """Return the rows of a card's table, one for each result of [`average_seeds`]."""
+    return [
+        CardRow(
+            TASKS.get(result.task, result.task),
+            public_name(result.dataset),
+            result.split,
+            METRICS.get(result.metric, result.metric),
+            result.value,
+            spread_text(result),
+            when_text(result),
+            protocol_text(result),
+        )
+        for result in results
+    ]
+
+
+def protocol_text(result: Result) -> str:
+    """Return the protocol in words, such as "k = 20, temperature = 0.07"."""
+    words = []
+    for name, value in result.protocol.items():
+        if name == "temperature" and value is None:
+            words.append("plain vote")
+        elif name not in _NOT_IN_WORDS and isinstance(value, str | int | float):
+            # Results of others may hold anything; these texts go into YAML and tables.
+            words.append(clean(value, 300) if name == "protocol" else f"{clean(name, 30)} = {clean(value, 60)}")
+    return ", ".join(words)
+
+
+def spread_text(result: Result) -> str:
+    """Return how far chance may have moved a result: over seeds, or its 95 % interval; empty if neither is known."""
+    seeds, std, interval = result.protocol.get("seeds"), result.protocol.get("std"), result.interval
+    if isinstance(seeds, int) and isinstance(std, float):
+        return f"± {std:.3f} ({seeds} seeds)"
+    return "" if interval is None else f"({interval[0]:.3f} to {interval[1]:.3f})"
+
+
+def when_text(result: Result) -> str:
+    """Return when in training the weights were measured; empty for published weights."""
+    step = result.protocol.get("step")
+    known = {None: "", "end": "after training", 0: "before training"}
+    return known.get(step if isinstance(step, str | int | None) else "", f"after {clean(step, 20)} steps")
+
+
+def notes_text(result: Result) -> str:
+    """Return split, protocol and spread in one line, the `notes` of an `.eval_results/*.yaml`."""
+    split = f"split = {clean(result.split, 60)}"
+    return ", ".join(part for part in (split, protocol_text(result), spread_text(result)) if part)
+
+
+def task_ids(result: Result) -> tuple[str, str]:
+    """Return the `task_id` of an `.eval_results/*.yaml`: the plain one, and one that names the protocol too."""
+    plain = f"{_slug(result.task)}_{_slug(result.metric)}"
+    return plain, f"{plain}_{_slug(protocol_text(result))}"
+
+
+def model_index_entry(result: Result) -> EvalResult:
+    """Return an entry of `model-index`, the older of the Hub's two forms; its `args` are the task and the protocol.
+
+    The Hub's client puts all numbers of one data set under the task name of the first, so each names its own.
+    """
+    task_name = TASKS.get(result.task, result.task)
+    dataset = clean(public_name(result.dataset), 96)
+    args: dict[str, Any] = {"task": clean(result.task, 60)}
+    for name, value in result.protocol.items():
+        if name not in _NOT_IN_WORDS and name not in args and isinstance(value, str | int | float | None):
+            plain = HUB_NONE if value is None else value
+            args[clean(name, 30)] = clean(plain, 300) if isinstance(plain, str) else plain
+    return EvalResult(
+        task_type="object-detection" if result.task == "detection" else "image-classification",
+        task_name=clean(task_name, 60),
+        dataset_type=dataset,
+        dataset_name=dataset,
+        dataset_split=clean(result.split, 60),
+        metric_type=clean(HUB_METRICS.get(result.metric, result.metric), 60),
+        metric_name=clean(f"{METRICS.get(result.metric, result.metric)}, {task_name}", 60),
+        metric_value=result.value,
+        metric_args=args,
+    )
 
 
 def eval_result_files(folder: str | Path, *, repo_id: str, results: list[Result] | None = None) -> dict[str, str]:
-    """The measurements of an encoder folder as `.eval_results/*.yaml`, from which the Hub fills its leaderboards.
+    """Render the results of an encoder folder as `.eval_results/*.yaml`, from which the Hub fills its leaderboards.
 
-    Only measurements of the published weights on data with a Hub id `owner/name` have such a file, as the form names
-    the data by that id. `digits` and local folders have none: their numbers stand in `results.json`, the card and its
-    `model-index`.
+    Only results of the published weights on data with a Hub id `owner/name` have such a file, as the form names the
+    data by that id. Results on `digits` and on local folders are in `results.json`, the card and its `model-index`.
 
     Args:
         folder (`str` or `Path`): Encoder folder; without `results.json` there are no files.
-        repo_id (`str`): Where it is published; named as the source of the numbers.
-        results (`list[Result]`, *optional*): In place of the folder's.
+        repo_id (`str`): Where the encoder is published; named as the source of the numbers.
+        results (`list[Result]`, *optional*): Used instead of the folder's.
 
     Returns:
         `dict[str, str]`: Text by path in the repository, one file for each data set and task.
@@ -133,22 +184,21 @@ def eval_result_files(folder: str | Path, *, repo_id: str, results: list[Result]
         ValueError: `results.json` is not of this form.
     """
     entries: dict[str, dict[str, EvalResultEntry]] = defaultdict(dict)
-    for measurement in load_measurements(folder) if results is None else measurements_of(results):
-        dataset = hub_id(measurement.dataset)
-        if dataset is None or not measurement.is_final:
+    for result in load_results(folder) if results is None else average_seeds(results):
+        dataset = hub_id(public_name(result.dataset))
+        if dataset is None or not result.is_final:
             continue
-        file = entries[f".eval_results/{_slug(dataset)}-{_slug(measurement.task)}.yaml"]
-        task = f"{_slug(measurement.task)}_{_slug(measurement.metric)}"
-        # One id for each protocol: the first one's is the plain name.
-        task = task if task not in file else f"{task}_{_slug(measurement.protocol)}"
-        split = f"split = {clean(measurement.split, 60)}"
+        file = entries[f".eval_results/{_slug(dataset)}-{_slug(result.task)}.yaml"]
+        # One id for each protocol: the first one has the plain name.
+        plain, with_protocol = task_ids(result)
+        task = with_protocol if plain in file else plain
         file[task] = EvalResultEntry(
             dataset_id=dataset,
             task_id=task,
-            value=measurement.value,
+            value=result.value,
             source_url=f"{constants.ENDPOINT}/{repo_id}",
             source_name="Model card",
-            notes=", ".join(part for part in (split, measurement.protocol, measurement.spread) if part),
+            notes=notes_text(result),
         )
     return {
         path: yaml.safe_dump(eval_result_entries_to_yaml([*file.values()]), sort_keys=False, allow_unicode=True)
@@ -157,7 +207,7 @@ def eval_result_files(folder: str | Path, *, repo_id: str, results: list[Result]
 
 
 def names_source(text: str, url: str) -> bool:
-    """Whether all numbers of an `.eval_results/*.yaml` have `url` as their source."""
+    """Return whether all numbers of an `.eval_results/*.yaml` have `url` as their source."""
     try:
         entries = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError):
@@ -169,45 +219,15 @@ def names_source(text: str, url: str) -> bool:
     return bool(sources) and all(isinstance(source, dict) and source.get("url") == url for source in sources)
 
 
-def _key(result: Result) -> str:
-    """What was measured and how, without what came out."""
-    how = {name: value for name, value in result.settings.items() if name == "seed" or name not in PER_RUN}
-    return json.dumps([result.task, result.dataset, result.split, result.metric, how], sort_keys=True)
-
-
-def _measurement(group: list[Result]) -> Measurement:
-    first, values = group[0], [result.value for result in group]
-    spread, interval = "", first.settings.get("interval")
-    if len(values) > 1:
-        spread = f"± {stdev(values):.3f} ({len(values)} seeds)"
-    elif isinstance(interval, list | tuple) and len(interval) == 2 and all(isinstance(v, float) for v in interval):
-        spread = f"({interval[0]:.3f} to {interval[1]:.3f})"
-    step = first.settings.get("step")
-    when = {None: "", "end": "after training", 0: "before training"}.get(
-        step if isinstance(step, str | int | None) else "", f"after {clean(step, 20)} steps"
+def _mean(group: list[Result]) -> Result:
+    if len(group) == 1:
+        return group[0]
+    values = [result.value for result in group]
+    # The interval of one seed says nothing about their mean.
+    protocol = {name: value for name, value in group[0].protocol.items() if name not in PER_RUN}
+    return dataclasses.replace(
+        group[0], value=mean(values), protocol=protocol | {"seeds": len(values), "std": stdev(values)}
     )
-    return Measurement(
-        task=first.task,
-        dataset=public_name(first.dataset),
-        split=first.split,
-        metric=first.metric,
-        value=mean(values),
-        spread=spread,
-        when=when,
-        protocol=_protocol(first.settings),
-        is_final=step in (None, "end"),
-    )
-
-
-def _protocol(settings: dict) -> str:
-    words = []
-    for name, value in settings.items():
-        if name == "temperature" and value is None:
-            words.append("plain vote")
-        elif name not in _NO_PROTOCOL and isinstance(value, str | int | float):
-            # Results of others may hold anything; these texts go into YAML and tables.
-            words.append(clean(value, 60) if name == "protocol" else f"{clean(name, 30)} = {clean(value, 60)}")
-    return ", ".join(words)
 
 
 def _slug(text: str) -> str:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from .. import __version__
 from ..evaluation import Result, read_results
+from ..evaluation.results import results_json
 from .card.metadata import parse_front_matter
 from .card.render import render_card
 from .card.sections import find_sections, owners_text, split_front_matter
@@ -220,7 +221,7 @@ def _contents(
     card = render_card(folder, repo_id=repo_id, revision=revision, license=license, previous=previous, results=results)
     contents = published_files(folder, config, card)
     if results or _has_results(folder):
-        contents[RESULTS] = (json.dumps([result.to_dict() for result in results], indent=2) + "\n").encode()
+        contents[RESULTS] = results_json(results).encode()
     contents["README.md"] = card.encode()
     evaluated = eval_result_files(folder, repo_id=repo_id, results=results)
     contents |= {path: text.encode() for path, text in evaluated.items()}

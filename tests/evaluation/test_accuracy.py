@@ -6,8 +6,8 @@ import torch
 from scipy.stats import bootstrap
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from hf_orthossl.evaluation.accuracy import accuracy
 from hf_orthossl.evaluation.labels import match_classes
+from hf_orthossl.evaluation.scoring import accuracy
 
 
 def test_against_scikit_learn():

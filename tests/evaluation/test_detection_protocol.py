@@ -49,7 +49,7 @@ def test_results_say_what_was_done(tmp_path):
     assert all(0 <= result.value <= 1 for result in results)
     expected = {"detector": "c4", "batch_norm": "frozen", "steps": 1, "batch_size": 2, "roi_samples": 8, "seed": 0}
     expected |= {"optimizer": "adamw", "learning_rate": 5e-4, "train_images": 6, "test_images": 3}
-    assert expected.items() <= results[0].settings.items()
+    assert expected.items() <= results[0].protocol.items()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["test-00000.png", "test-00002.png"]
 
 

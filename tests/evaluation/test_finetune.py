@@ -62,8 +62,8 @@ def test_it_learns_reports_and_leaves_the_encoder_alone(encoder, splits, tmp_pat
     assert tuned.notes == ["2 images of train have no label and were left out."]
     assert [r.metric for r in tuned.results] == ["top1", "top5"]
     top1 = tuned.results[0]
-    assert (top1.task, top1.split, top1.settings["test_images"]) == ("finetune", "test", 24)
-    assert top1.settings["train_images"] + top1.settings["validation_images"] == 58
+    assert (top1.task, top1.split, top1.protocol["test_images"]) == ("finetune", "test", 24)
+    assert top1.protocol["train_images"] + top1.protocol["validation_images"] == 58
     assert top1.value > 0.8
     # Test labels count in another order: [light, dark, grey].
     found, labels = scores(tuned.model.eval(), test)
@@ -78,7 +78,7 @@ def test_the_best_epoch_wins_and_training_stops_early(encoder, splits, tmp_path)
     args = settings(tmp_path, num_train_epochs=30, learning_rate=0.3, patience=2, warmup_steps=0, layer_decay=1.0)
     args.lr_scheduler_type = "constant"
     tuned = finetune_encoder(encoder, train, test, args)
-    about = tuned.results[0].settings
+    about = tuned.results[0].protocol
     labels = torch.tensor([-1 if label is None else label for label in train.dataset["label"]])
     _, aside = validation_split(labels, 0.3, args.seed)
     found, truth = scores(tuned.model.eval(), train, aside.tolist())
@@ -92,7 +92,7 @@ def test_the_test_split_decides_nothing(encoder, splits, tmp_path):
     _, other = labelled_splits(DatasetDict(train=train.dataset, test=images([0, 1] * 3, ["grey", "dark"], 9)))
     one = finetune_encoder(encoder, train, test, settings(tmp_path, num_train_epochs=2))
     two = finetune_encoder(encoder, train, other, settings(tmp_path, num_train_epochs=2))
-    assert one.results[0].settings["validation_top1"] == two.results[0].settings["validation_top1"]
+    assert one.results[0].protocol["validation_top1"] == two.results[0].protocol["validation_top1"]
     for name, value in one.model.state_dict().items():
         assert torch.equal(value, two.model.state_dict()[name]), name
 
@@ -105,9 +105,9 @@ def test_mixed_images_and_crops_at_decode(mix, splits, encoder, tmp_path):
     )
     args = settings(tmp_path, num_train_epochs=1, per_device_train_batch_size=13, label_smoothing_factor=0.1, **mix)
     tuned = finetune_encoder(encoder, *labelled_splits(large), args)
-    assert tuned.results[0].settings["train_images"] == 14
+    assert tuned.results[0].protocol["train_images"] == 14
     for name, value in mix.items():
-        assert tuned.results[0].settings[name] == value
+        assert tuned.results[0].protocol[name] == value
 
 
 def test_bfloat16_is_used_where_asked_for(splits, tmp_path):

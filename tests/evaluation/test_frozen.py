@@ -93,16 +93,16 @@ def test_labels_are_matched_by_name_and_strange_classes_counted(shades):
         top1 = [result for result in results if result.metric == "top1"]
         assert top1
         assert all(result.value == 1.0 for result in top1)
-    assert top1[0].settings["per_class"] == {"dark": 1.0, "grey": 1.0, "light": 1.0}
-    assert top1[0].settings["test_images"] == 18
+    assert top1[0].protocol["per_class"] == {"dark": 1.0, "grey": 1.0, "light": 1.0}
+    assert top1[0].protocol["test_images"] == 18
 
 
 def test_each_seed_gives_a_result_and_worse_labels_a_worse_one(shades):
     train, test = labelled_splits(shades)
     features = LabelledFeatures.extract(Brightness(), train, test)
     results = linear_results(features, protocol="lbfgs", seeds=(3, 4), label_noise=0.9)
-    assert [result.settings["seed"] for result in results] == [3, 3, 4, 4]
-    assert all(result.settings["label_noise"] == 0.9 for result in results)
+    assert [result.protocol["seed"] for result in results] == [3, 3, 4, 4]
+    assert all(result.protocol["label_noise"] == 0.9 for result in results)
     assert all(result.value < 1 for result in results if result.metric == "top1")
 
 
@@ -129,11 +129,11 @@ def test_digits_with_a_real_backbone_beat_chance():
     train, test = labelled_splits("digits", train_split="train[:300]")
     features = LabelledFeatures.extract(encoder, train, test)
     best = knn_results(features, k=5)[0]
-    low, high = best.settings["interval"]
+    low, high = best.protocol["interval"]
     assert 0.1 < low <= best.value <= high
 
 
 def test_the_training_images_of_an_uneven_set_are_counted_as_they_are(shades):
     features = LabelledFeatures.extract(Brightness(), *labelled_splits(shades))
     results = linear_results(features, protocol="lbfgs", penalty=1e-3, imbalance=4)
-    assert results[0].settings["train_images"] == 12 + 6 + 3
+    assert results[0].protocol["train_images"] == 12 + 6 + 3

@@ -68,12 +68,12 @@ def test_the_papers_six_sets_are_listed_with_their_standard_splits():
 def test_each_set_has_its_own_metric_and_says_that_a_folder_was_read(folder):
     outcome = transfer_suite(Colours(), transfer_sets(["cifar10", "flowers102"], folder), model="colours", **QUICK)
     assert outcome.failures == {}
-    assert [(r.task, r.metric, r.settings["set"]) for r in outcome.results] == [
+    assert [(r.task, r.metric, r.protocol["set"]) for r in outcome.results] == [
         ("transfer", "top1", "cifar10"),
         ("transfer", "mean_per_class", "flowers102"),
     ]
     for result in outcome.results:
-        per_class = result.settings["per_class"]
+        per_class = result.protocol["per_class"]
         counts = {"c0": 20, "c1": 20, "c2": 4}
         weighted = sum(per_class[name] * counts[name] for name in counts) / 44
         expected = weighted if result.metric == "top1" else sum(per_class.values()) / 3
@@ -103,7 +103,7 @@ def test_finished_sets_are_not_measured_again_and_a_failure_is_told(folder, tmp_
     # One image decides whether it is the same encoder; the other sets' 80 images each were not looked at.
     assert encoder.images == seen + 1 + 80
     assert not second.failures
-    assert [r for r in second.results if r.settings["set"] != "gone"] == first.results
+    assert [r for r in second.results if r.protocol["set"] != "gone"] == first.results
     assert set(second.notes) >= set(first.notes)
     assert read_results(file) == second.results
 
@@ -116,9 +116,9 @@ def test_other_settings_or_other_weights_are_another_measurement(folder, tmp_pat
         encoder.scale.mul_(2)
     last = transfer_suite(encoder, sets, results_file=file, **QUICK)
     results = read_results(file)
-    assert len(results) == len({result.settings["run"] for result in results}) == 3
+    assert len(results) == len({result.protocol["run"] for result in results}) == 3
     # What another task writes into the same file leaves them in it.
-    other = dataclasses.replace(last.results[0], task="knn", settings={})
+    other = dataclasses.replace(last.results[0], task="knn", protocol={})
     assert len(with_earlier(file, [other])) == 4
     assert with_earlier(file, last.results)[0] == last.results[0]
     assert len(with_earlier(file, last.results)) == 3
@@ -135,8 +135,8 @@ def test_knn_beside_the_linear_probe_and_several_seeds(folder, tmp_path):
         epochs=2,
         k=5,
     )
-    assert [r.settings["probe"] for r in outcome.results] == ["linear", "linear", "knn"]
-    assert outcome.results[2].settings["k"] == 5
+    assert [r.protocol["probe"] for r in outcome.results] == ["linear", "linear", "knn"]
+    assert outcome.results[2].protocol["k"] == 5
     assert len(list((tmp_path / "features").iterdir())) == 2
     table = transfer_table(outcome.results).splitlines()
     assert "(2 seeds)" in table[2]

@@ -55,7 +55,7 @@ def board():
 def site(board):
     """Address of a server of this module's own."""
     pytest.importorskip("gradio", reason="the page needs gradio, in the extra [leaderboard]")
-    from hf_orthossl.hub.leaderboard.app import build_app, launch_options
+    from hf_orthossl.hub.leaderboard.page.app import build_app, launch_options
 
     port = free_port()
     address = f"http://127.0.0.1:{port}"

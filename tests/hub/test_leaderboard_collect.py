@@ -8,15 +8,15 @@ import pytest
 from leaderboard_repos import CIFAR, Variations, change, files_of
 
 from hf_orthossl.evaluation import read_results
-from hf_orthossl.hub.leaderboard.checking import WEIGHTS
-from hf_orthossl.hub.leaderboard.collect import collect
-from hf_orthossl.hub.leaderboard.fetching import Fetcher, TooLarge
+from hf_orthossl.hub.leaderboard.board.collect import collect
+from hf_orthossl.hub.leaderboard.claims.check import WEIGHTS
+from hf_orthossl.hub.leaderboard.fetch import Fetcher, TooLarge
 from hf_orthossl.hub.leaderboard.schema import UNREAD
-from hf_orthossl.hub.measurements import measurements_of
+from hf_orthossl.hub.measurements import average_seeds, protocol_text
 from hf_orthossl.spectra import SpectralReport
 
-# info, config, card, two files of spectra, two of results
-OF_A_REPO = 7
+# info, config, card, results, two files of spectra, two of .eval_results
+OF_A_REPO = 8
 
 
 def gather(hub, tmp_path, previous=None):
@@ -29,12 +29,12 @@ def test_entries_are_what_was_published(board_encoders, board_hub, tmp_path):
     board_hub.add_repo("tester/other", {"README.md": "---\ntags:\n- bert\n---\n"})
     board_hub.add_repo("tester/hidden", files_of(board_encoders[0], "tester/hidden"), private=True)
     board = gather(board_hub, tmp_path)
-    assert board.asides == []
+    assert board.rejected == []
     assert [entry.repo_id for entry in board.entries] == ["tester/collapsed", "tester/sound", "tester/vit"]
     for entry in board.entries:
         folder = next(folder for folder in board_encoders if entry.repo_id.endswith(folder.name))
-        claimed = {(m.metric, m.value, m.protocol) for m in measurements_of(read_results(folder / "results.json"))}
-        assert {(r.metric, r.value, r.protocol) for r in entry.results} == claimed
+        claimed = {(r.key, r.value, r.interval) for r in average_seeds(read_results(folder / "results.json"))}
+        assert {(r.key, r.value, None if r.low is None else (r.low, r.high)) for r in entry.results} == claimed
         assert {(r.task, r.dataset, r.source, r.revision) for r in entry.results} == {
             ("knn", "digits", "author", entry.revision)
         }
@@ -55,14 +55,21 @@ def test_entries_are_what_was_published(board_encoders, board_hub, tmp_path):
     assert sound.parameters == board_hub.store.numbers(weights)
 
 
-def test_the_linear_probe_keeps_its_name_in_the_card(board_encoders, board_hub, tmp_path):
+@pytest.mark.parametrize("form", ["results.json", "README.md", "both"])
+def test_each_form_states_protocols_as_data(form, board_encoders, board_hub, tmp_path):
     files = Variations(board_encoders).files("tester/one", 1)
-    board_hub.add_repo("tester/one", {path: c for path, c in files.items() if not path.startswith(".eval_results")})
-    (entry,) = gather(board_hub, tmp_path).entries
-    assert {(r.task, r.dataset, r.protocol) for r in entry.results} == {
-        ("knn", CIFAR, "k = 20, temperature = 0.07"),
-        ("linear", CIFAR, "sgd, epochs = 100"),
-    }
+    left_out = {"results.json": ".eval_results", "README.md": (".eval_results", "results.json"), "both": "none"}[form]
+    files = {path: c for path, c in files.items() if not path.startswith(left_out)}
+    if form == "results.json":
+        files["README.md"] = b"---\ntags:\n- orthossl\n---\n"
+    board_hub.add_repo("tester/one", files)
+    board = gather(board_hub, tmp_path)
+    (entry,) = board.entries
+    assert board.rejected == []
+    assert [(r.task, r.dataset, r.protocol, protocol_text(r)) for r in entry.results] == [
+        ("knn", CIFAR, {"k": 20, "temperature": 0.07}, "k = 20, temperature = 0.07"),
+        ("linear", CIFAR, {"protocol": "sgd", "epochs": 100}, "sgd, epochs = 100"),
+    ]
 
 
 def test_requests_follow_what_has_changed(board_encoders, board_hub, tmp_path):
@@ -73,7 +80,7 @@ def test_requests_follow_what_has_changed(board_encoders, board_hub, tmp_path):
     assert len(board_hub.requests) == 3 + 60 * OF_A_REPO, "three pages"
     board_hub.requests.clear()
     again = gather(board_hub, tmp_path)
-    assert (again.entries, again.asides) == (first.entries, first.asides)
+    assert (again.entries, again.rejected) == (first.entries, first.rejected)
     assert len(board_hub.requests) == 3
     for name in names[:3]:
         change(board_hub, name, 0.5)
@@ -96,7 +103,7 @@ def test_pages_are_asked_for_by_etag(board_encoders, board_hub, tmp_path):
     known = page.read_bytes()
     # What a 304 leaves in place is used: the kept page is the one that is read.
     page.write_bytes(known.replace(b"encoder-0001", b"encoder-0009"))
-    assert any(aside.repo_id == "tester/encoder-0009" for aside in gather(board_hub, tmp_path).asides)
+    assert any(one.repo_id == "tester/encoder-0009" for one in gather(board_hub, tmp_path).rejected)
     page.write_bytes(b"{broken")
     assert len(gather(board_hub, tmp_path).entries) == 2
     assert page.read_bytes() == known
@@ -111,18 +118,18 @@ def test_the_hub_may_ask_for_patience(board_encoders, board_hub, tmp_path, monke
     board_hub.cut("GET /tester/encoder-0000/resolve/.*/config.json")
     board = gather(board_hub, tmp_path)
     assert len(board.entries) == 3
-    assert board.asides == []
+    assert board.rejected == []
     assert any(7 <= seconds <= 8 for seconds in waited)
 
 
-def test_what_cannot_be_read_goes_aside_and_is_tried_again(board_encoders, board_hub, tmp_path):
+def test_what_cannot_be_read_is_rejected_and_tried_again(board_encoders, board_hub, tmp_path):
     Variations(board_encoders).fill(board_hub, 3)
     board_hub.fail("GET /api/models/tester/encoder-0001", 429, times=100)
     board = gather(board_hub, tmp_path)
     assert [entry.repo_id for entry in board.entries] == ["tester/encoder-0000", "tester/encoder-0002"]
-    (aside,) = board.asides
-    assert (aside.repo_id, aside.field) == ("tester/encoder-0001", UNREAD)
-    assert "429" in aside.reason
+    (one,) = board.rejected
+    assert (one.repo_id, one.field) == ("tester/encoder-0001", UNREAD)
+    assert "429" in one.reason
     board_hub.faults.clear()
     board_hub.requests.clear()
     assert len(gather(board_hub, tmp_path).entries) == 3
@@ -161,9 +168,9 @@ def test_a_repository_that_is_gone_between_listing_and_reading(board_encoders, b
     monkeypatch.setattr(board_hub, "fault", act_first)
     board = gather(board_hub, tmp_path)
     assert [entry.repo_id for entry in board.entries] == ["tester/encoder-0000", "tester/encoder-0002"]
-    (aside,) = board.asides
-    assert (aside.repo_id, aside.field) == (name, UNREAD)
-    assert re.search("rewritten meanwhile" if what == "rewritten" else "no such repository", aside.reason)
+    (one,) = board.rejected
+    assert (one.repo_id, one.field) == (name, UNREAD)
+    assert re.search("rewritten meanwhile" if what == "rewritten" else "no such repository", one.reason)
 
 
 def test_malformed_lines_of_the_listing(board_encoders, board_hub, tmp_path, monkeypatch):
@@ -173,7 +180,7 @@ def test_malformed_lines_of_the_listing(board_encoders, board_hub, tmp_path, mon
     monkeypatch.setattr(Fetcher, "pages", lambda *args: iter([*pages(*args), lines]))
     board = gather(board_hub, tmp_path)
     assert len(board.entries) == 2
-    assert len(board.asides) == len(lines)
+    assert len(board.rejected) == len(lines)
 
 
 SCRIPT_ID = "<script>/x"

@@ -1,5 +1,6 @@
 """`orthossl leaderboard`: what it prints, what it leaves, and one clear line for what goes wrong."""
 
+import dataclasses
 import json
 import sys
 
@@ -8,14 +9,14 @@ from leaderboard_command import refused, run
 from leaderboard_repos import SPLITS, change, files_of
 
 from hf_orthossl.evaluation import Result, read_results
-from hf_orthossl.hub.leaderboard.snapshot import read_snapshot
+from hf_orthossl.hub.leaderboard.board.snapshot import read_snapshot
 
 
 def test_build_prints_and_leaves_a_board(hub, capsys, tmp_path):
     out = run(capsys, "build")
-    assert "3 encoders and 1 left out" in out
+    assert "3 encoders, rejected 1, from" in out
     assert f"and {len(hub.requests)} requests" in out, hub.requests
-    assert "left out  tester/liar: model.safetensors: is missing" in out
+    assert "rejected  tester/liar: model.safetensors: is missing" in out
     board = read_snapshot(tmp_path / "runs" / "leaderboard")
     assert len(board.entries) == 3
     hub.requests.clear()
@@ -76,8 +77,13 @@ def test_verify_says_in_words_what_agrees(hub, capsys, board_encoders, tmp_path)
 
 
 def test_verify_says_in_words_what_differs(hub, capsys, board_encoders):
-    lie = [dict(vars(result), value=0.99) for result in read_results(board_encoders[1] / "results.json")]
-    claims = [type(read_results(board_encoders[1] / "results.json")[0])(**values) for values in lie]
+    claims = read_results(board_encoders[1] / "results.json")
+    # Without the interval that would give the lie away.
+    honest = [{name: value for name, value in claim.protocol.items() if name != "interval"} for claim in claims]
+    claims = [
+        dataclasses.replace(claim, value=0.99, protocol=protocol)
+        for claim, protocol in zip(claims, honest, strict=True)
+    ]
     claims.append(Result("finetune", "digits", "test", "top1", 0.95, {"protocol": "full", "epochs": 50}))
     hub.add_repo("tester/boaster", files_of(board_encoders[1], "tester/boaster", claims))
     out = run(capsys, "verify", "tester/boaster", "--train_split", SPLITS["train_split"])
@@ -97,7 +103,7 @@ def test_verify_fetches_nothing_that_a_stranger_names(hub, capsys, board_encoder
         asked.append(location)
         raise OSError("away")
 
-    monkeypatch.setattr("hf_orthossl.hub.leaderboard.remeasure.labelled_splits", away)
+    monkeypatch.setattr("hf_orthossl.hub.leaderboard.claims.remeasure.labelled_splits", away)
     settings = {"k": 5, "temperature": 0.07, "train_images": 300, "test_images": 100}
     claims = [Result("knn", name, "test", "top1", 0.9, settings) for name in ("evil/data", "uoft-cs/cifar10")]
     hub.add_repo("tester/luring", files_of(board_encoders[0], "tester/luring", claims))
@@ -112,7 +118,7 @@ def test_verify_fetches_nothing_that_a_stranger_names(hub, capsys, board_encoder
         (["biuld"], "no action 'biuld'"),
         (["build", "--push_to_hub", "board"], "names no owner"),
         (["build", "--outptu_dir", "x"], "--output_dir"),
-        (["serve", "--port", "0"], "port 0"),
+        (["serve", "--port", "0"], "port must be 1–65535, got 0"),
         (["deploy", "--board", "a/b"], "--space is missing"),
         (["deploy", "--space", "a/b"], "--board is missing"),
         (["deploy", "--space", "../x", "--board", "a/b"], "../x"),
@@ -134,7 +140,7 @@ def test_without_a_token_nothing_is_measured(hub, capsys, monkeypatch):
 
 def test_without_gradio_the_extra_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "hf_orthossl.hub.leaderboard.app", raising=False)
+    monkeypatch.delitem(sys.modules, "hf_orthossl.hub.leaderboard.page.app", raising=False)
     assert "pip install 'hf_orthossl[leaderboard]'" in refused(capsys, "serve")
 
 

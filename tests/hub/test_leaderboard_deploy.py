@@ -6,8 +6,8 @@ from leaderboard_command import refused, run
 from leaderboard_repos import files_of
 
 from hf_orthossl.evaluation import read_results
-from hf_orthossl.hub.leaderboard.building import build
-from hf_orthossl.hub.leaderboard.verification import Verification, verifications_json
+from hf_orthossl.hub.leaderboard.board.build import build
+from hf_orthossl.hub.leaderboard.claims.verify import Verification, verifications_json
 
 
 def text_of(hub, repo_id, path, kind):
@@ -97,12 +97,12 @@ def test_a_rerun_withdrawn_from_the_data_set_is_gone(hub, board_encoders, tmp_pa
 
 @pytest.mark.parametrize("place", ["folder", "data set"])
 def test_a_broken_list_of_reruns_is_named(place, hub, capsys, tmp_path):
-    content = '{"format":1,"verified":[{}]}'
+    content = '{"format":2,"verified":[{}]}'
     if place == "folder":
         (tmp_path / "runs" / "leaderboard").mkdir(parents=True)
         (tmp_path / "runs" / "leaderboard" / "verified.json").write_text(content)
         said = refused(capsys, "build")
-        assert "runs/leaderboard/verified.json is no list" in said
+        assert "runs/leaderboard/verified.json is not a list" in said
     else:
         hub.add_repo("tester/board", {"verified.json": content}, kind="dataset")
         said = refused(capsys, "build", "--push_to_hub", "tester/board")

@@ -11,12 +11,19 @@ from leaderboard_hostile import hostile_repos
 from leaderboard_repos import Variations, files_of
 from local_hub import LocalHub
 
-from hf_orthossl.hub.leaderboard.board_json import from_json, to_json
-from hf_orthossl.hub.leaderboard.checking import ARRAYS, CARD, CONFIG, SCALARS, WEIGHTS, Published, check
-from hf_orthossl.hub.leaderboard.collect import _reader, collect
-from hf_orthossl.hub.leaderboard.fetching import Fetcher
-from hf_orthossl.hub.leaderboard.repositories import Listed
-from hf_orthossl.hub.leaderboard.schema import Board
+from hf_orthossl.hub.leaderboard.board.collect import Listed, _reader, collect
+from hf_orthossl.hub.leaderboard.claims.check import (
+    ARRAYS,
+    CARD,
+    CONFIG,
+    RESULTS,
+    SCALARS,
+    WEIGHTS,
+    Published,
+    check,
+)
+from hf_orthossl.hub.leaderboard.fetch import Fetcher
+from hf_orthossl.hub.leaderboard.schema import Board, from_json, to_json
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +52,13 @@ def test_hostile_repositories_end_where_they_should(name, hostile_board):
     repos, board, _, _ = hostile_board
     repo = repos[name]
     entries = [entry for entry in board.entries if entry.repo_id == f"stranger/{name}"]
-    reasons = [f"{aside.field} {aside.reason}" for aside in board.asides if aside.repo_id == f"stranger/{name}"]
+    reasons = [f"{one.field} {one.reason}" for one in board.rejected if one.repo_id == f"stranger/{name}"]
     assert len(entries) == repo.is_entry, f"{repo.tries}: {reasons}"
     if repo.reason:
         assert any(repo.reason in reason for reason in reasons), f"{repo.tries}: {reasons}"
     else:
         assert reasons == []
+    assert all(result.source == "author" for entry in entries for result in entry.results)
     for reason in reasons:
         assert reason.isprintable()
         assert len(reason) < 450
@@ -62,11 +70,12 @@ def test_the_rest_of_the_board_stands(hostile_board):
     assert len(sound) == 10
     assert all(entry.spectra and len(entry.results) == 2 for entry in sound)
     assert not marker.exists(), "something was run"
-    assert len(board.entries) + len(board.asides) > len(repos)
+    assert len(board.entries) + len(board.rejected) > len(repos)
     # Nothing but what the board reads was asked for, and of the huge file nothing.
     files = {line.split("/resolve/")[1].split("/", 1)[1] for line in requests if "/resolve/" in line}
     assert all(
-        name in (CONFIG, CARD, SCALARS, ARRAYS) or re.fullmatch(r"\.eval_results/\w[\w.-]*", name) for name in files
+        name in (CONFIG, CARD, RESULTS, SCALARS, ARRAYS) or re.fullmatch(r"\.eval_results/\w[\w.-]*", name)
+        for name in files
     )
     assert not any("huge-file/resolve" in line and SCALARS in line for line in requests)
 
@@ -96,6 +105,8 @@ NAMED = st.sampled_from(
         "task_id",
         "notes",
         "value",
+        "metric",
+        "interval",
         "schema_version",
         "shape",
         "effective_rank",
@@ -123,11 +134,12 @@ def test_no_junk_raises_out_of_the_checks(config, scalars, card, arrays, text):
             CARD: f"---\n{yaml.safe_dump(card, allow_unicode=True)}\n---\n".encode(errors="replace"),
             ".eval_results/a.yaml": yaml.safe_dump(card).encode(),
             ".eval_results/b.yaml": text.encode(errors="replace"),
+            RESULTS: json.dumps([card, *(card if isinstance(card, list) else [])]).encode(),
         }
-        entry, asides = check(
+        entry, rejected = check(
             Published("a/b", "0" * 40, "a", None, dict.fromkeys([*files, WEIGHTS, text], 1), None, 1, files)
         )
-        assert entry is not None or asides
+        assert entry is not None or rejected
 
 
 def published(files: dict[str, bytes], **changes) -> Published:
@@ -146,18 +158,18 @@ def result_files(count: int, **changes) -> dict[str, bytes]:
 
 
 def test_too_many_results_are_cut_not_the_encoder():
-    entry, asides = check(published(result_files(500)))
-    assert [aside.reason for aside in asides] == ["has 500 numbers, 200 are kept"]
-    board = from_json(to_json(Board([entry], asides, "2026-01-01", "http://h")))
+    entry, rejected = check(published(result_files(500)))
+    assert [one.reason for one in rejected] == ["has 500 numbers, 200 are read"]
+    board = from_json(to_json(Board([entry], rejected, "2026-01-01", "http://h")))
     assert [len(kept.results) for kept in board.entries] == [200]
 
 
-def test_asides_of_one_repository_are_few(monkeypatch):
+def test_rejections_of_one_repository_are_few(monkeypatch):
     files = published(result_files(300, value=7))
-    monkeypatch.setattr("hf_orthossl.hub.leaderboard.collect.read_published", lambda fetcher, line: (files, []))
-    _, asides = _reader(None)(Listed("e/v", "a" * 40, "e", None))
-    assert len(asides) == 21
-    assert (asides[-1].repo_id, asides[-1].reason) == ("e/v", "and 280 more, not listed")
+    monkeypatch.setattr("hf_orthossl.hub.leaderboard.board.collect.read_published", lambda fetcher, line: (files, []))
+    _, rejected = _reader(None)(Listed("e/v", "a" * 40, "e", None))
+    assert len(rejected) == 21
+    assert (rejected[-1].repo_id, rejected[-1].reason) == ("e/v", "and 280 more, not listed")
 
 
 @pytest.mark.parametrize(
@@ -172,14 +184,14 @@ def test_asides_of_one_repository_are_few(monkeypatch):
     ],
 )
 def test_no_penalty_by_another_name(named, gamma, read):
-    entry, asides = check(published({}, regularizer=named, gamma=gamma))
-    assert ((entry.regularizer, entry.gamma), asides) == (read, [])
+    entry, rejected = check(published({}, regularizer=named, gamma=gamma))
+    assert ((entry.regularizer, entry.gamma), rejected) == (read, [])
 
 
 def test_length_of_training():
     training = {"steps": 40, "epochs": 1.818, "images_per_step": 64}
-    entry, asides = check(published({}, training=training))
-    assert ((entry.steps, entry.epochs, entry.images_per_step), asides) == ((40, 1.818, 64), [])
+    entry, rejected = check(published({}, training=training))
+    assert ((entry.steps, entry.epochs, entry.images_per_step), rejected) == ((40, 1.818, 64), [])
     assert from_json(to_json(Board([entry], [], "2026-01-01", "http://h"))).entries == [entry]
-    entry, asides = check(published({}, training={"steps": -1, "epochs": "many"}))
-    assert (entry.steps, entry.epochs, entry.images_per_step, len(asides)) == (None, None, None, 2)
+    entry, rejected = check(published({}, training={"steps": -1, "epochs": "many"}))
+    assert (entry.steps, entry.epochs, entry.images_per_step, len(rejected)) == (None, None, None, 2)

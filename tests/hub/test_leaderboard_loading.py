@@ -15,9 +15,9 @@ from synthetic_board import entry
 from transformers import ViTConfig
 
 from hf_orthossl.hub import publish_encoder
-from hf_orthossl.hub.leaderboard.building import build
-from hf_orthossl.hub.leaderboard.catalogue import Catalogue
-from hf_orthossl.hub.leaderboard.page import render_page
+from hf_orthossl.hub.leaderboard.board.build import build
+from hf_orthossl.hub.leaderboard.page.catalogue import Catalogue
+from hf_orthossl.hub.leaderboard.page.views import render_page
 from hf_orthossl.hub.leaderboard.schema import Board
 
 IDS = ("timm-code", "auto-code", "own-code")

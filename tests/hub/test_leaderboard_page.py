@@ -9,8 +9,7 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 from board_visitor import BOARD, CATALOGUE, names
 
-from hf_orthossl.hub.leaderboard.catalogue import effective_rank
-from hf_orthossl.hub.leaderboard.view import View
+from hf_orthossl.hub.leaderboard.page.catalogue import View, effective_rank
 
 pytestmark = pytest.mark.browser
 

@@ -10,13 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_board import entry, measured, spectra, synthetic_board
 
-from hf_orthossl.hub.leaderboard.board_json import from_json, to_json
-from hf_orthossl.hub.leaderboard.ranking import measurements, paired, rank
-from hf_orthossl.hub.leaderboard.schema import Aside, Board, Measured, Spectra
-from hf_orthossl.hub.leaderboard.snapshot import read_snapshot, write_snapshot
-from hf_orthossl.hub.leaderboard.spectra_of import alpha_req, effective_rank, spectra_of
-from hf_orthossl.hub.leaderboard.splits import learned_from, overlap
-from hf_orthossl.hub.leaderboard.values import Refused
+from hf_orthossl.hub.leaderboard.board.rank import measurements, paired, rank
+from hf_orthossl.hub.leaderboard.board.snapshot import read_snapshot, write_snapshot
+from hf_orthossl.hub.leaderboard.claims.spectra import alpha_req, effective_rank, spectra_of
+from hf_orthossl.hub.leaderboard.claims.splits import learned_from, overlap
+from hf_orthossl.hub.leaderboard.schema import Board, BoardResult, RejectedError, Rejection, Spectra, from_json, to_json
 from hf_orthossl.spectra import alpha_req as alpha_by_torch
 from hf_orthossl.spectra import effective_rank as by_torch
 
@@ -29,7 +27,7 @@ def board_of(*entries) -> Board:
 
 def test_a_board_is_read_as_it_was_written():
     board = synthetic_board(40)
-    board = dataclasses.replace(board, asides=[aside for aside in board.asides if aside.field.isprintable()])
+    board = dataclasses.replace(board, rejected=[one for one in board.rejected if one.field.isprintable()])
     assert from_json(to_json(board)) == board
 
 
@@ -39,7 +37,12 @@ CHANGES = {
     "NaN": lambda e: e["results"][0].update(value=math.nan),
     "infinity": lambda e: e["spectra"]["summary"].update(effective_rank=math.inf),
     "half an interval": lambda e: e["results"][0].update(high=None),
-    "no protocol": lambda e: e["results"][0].update(protocol=""),
+    "no protocol": lambda e: e["results"][0].update(protocol={}),
+    "a protocol in prose": lambda e: e["results"][0].update(protocol="k = 20"),
+    "a nested protocol": lambda e: e["results"][0].update(protocol={"k": [20]}),
+    "a protocol of 10,000 entries": lambda e: e["results"][0].update(protocol={str(i): i for i in range(10_000)}),
+    "NaN in a protocol": lambda e: e["results"][0].update(protocol={"k": math.nan}),
+    "a huge number in a protocol": lambda e: e["results"][0].update(protocol={"k": 10**400}),
     "unknown source": lambda e: e["results"][0].update(source="friend"),
     "unknown task": lambda e: e["results"][0].update(task="chess"),
     "no repository": lambda e: e.update(repo_id="../../x"),
@@ -60,14 +63,14 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_wrong_with_one_entry_puts_it_aside_alone(change):
+def test_what_is_wrong_with_one_entry_rejects_it_alone(change):
     content = json.loads(to_json(board_of(entry("a/one"), entry("a/two"))))
     CHANGES[change](content["entries"][0])
     board = from_json(json.dumps(content))
     assert [kept.repo_id for kept in board.entries] == ["a/two"]
-    (aside,) = board.asides
-    assert aside.reason
-    # And the board with its aside can be written and read again.
+    (one,) = board.rejected
+    assert one.reason
+    # And the board with its rejection can be written and read again.
     assert from_json(to_json(board)) == board
 
 
@@ -78,8 +81,8 @@ def test_what_is_wrong_with_one_entry_puts_it_aside_alone(change):
         ("[" * 100_000, "not JSON"),
         ("[]", "format"),
         ('{"format": 99}', "format"),
-        ('{"format": 3}', "asides"),
-        ('{"format": 3, "asides": [], "entries": [], "collected_at": 3, "endpoint": "x"}', "collected_at"),
+        ('{"format": 4}', "rejected"),
+        ('{"format": 4, "rejected": [], "entries": [], "collected_at": 3, "endpoint": "x"}', "collected_at"),
     ],
 )
 def test_what_is_no_board_is_refused_in_one_line(text, match):
@@ -92,7 +95,7 @@ junk = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("0" * 40) | st.just("a/b"),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from([field.name for field in dataclasses.fields(Measured)]), inner, max_size=5)
+        | st.dictionaries(st.sampled_from([field.name for field in dataclasses.fields(BoardResult)]), inner, max_size=5)
         | st.dictionaries(st.sampled_from(["repo_id", "revision", "results", "spectra", "curves", "summary"]), inner)
     ),
     max_leaves=15,
@@ -101,14 +104,14 @@ junk = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(junk, max_size=3), st.lists(junk, max_size=3), st.sampled_from(["entries", "spectra", "results"]), junk)
-def test_junk_never_raises_anything_else(entries, asides, place, value):
+def test_junk_never_raises_anything_else(entries, rejected, place, value):
     content = json.loads(to_json(board_of(entry("a/one"))))
     if place != "entries":
         content["entries"][0][place] = value
     content["entries"] += entries
-    content["asides"] += asides
+    content["rejected"] += rejected
     board = from_json(json.dumps(content))
-    assert len(board.entries) + len(board.asides) == len(content["entries"]) + len(content["asides"])
+    assert len(board.entries) + len(board.rejected) == len(content["entries"]) + len(content["rejected"])
 
 
 def test_a_curve_keeps_its_ends_and_its_ranks():
@@ -160,7 +163,7 @@ def test_alpha_is_that_of_the_curve(length, claimed):
         scalars = {"schema_version": 1, "weights": {}, "features": {"representation": about | changes}}
         return spectra_of(scalars, {"features/representation/eigenvalues": curve}, length)
 
-    with pytest.raises(Refused, match="alpha"):
+    with pytest.raises(RejectedError, match="alpha"):
         read(alpha=claimed)
     assert read(alpha=None).summary.get("alpha") is None
     if length > 6:
@@ -188,9 +191,9 @@ def test_the_boards_own_number_counts_before_the_claim():
 
 
 def test_a_refuted_claim_never_ranks():
-    claim = dataclasses.replace(measured("knn", "cifar10", "top1", 0.999), protocol="k = 20, test_images = 899")
-    own = dataclasses.replace(claim, value=0.1, low=0.07, high=0.13, protocol="k = 20, test_images = 360")
-    other = dataclasses.replace(claim, value=0.998, protocol="k = 20, by magic")
+    claim = dataclasses.replace(measured("knn", "cifar10", "top1", 0.999), protocol={"k": 20, "test_images": 899})
+    own = dataclasses.replace(claim, value=0.1, low=0.07, high=0.13, protocol={"k": 20, "test_images": 360})
+    other = dataclasses.replace(claim, value=0.998, protocol={"k": 20, "by": "magic"})
     own = dataclasses.replace(own, source="board")
     board = board_of(entry("evil/m", results=[claim, other, own]), entry("good/m", value=0.97))
     rows = rank(board, "knn", "cifar10", "top1")
@@ -275,14 +278,14 @@ def test_pairs_are_of_one_length_of_training():
 
 
 def test_pairs_are_of_one_protocol():
-    other = dataclasses.replace(measured("knn", "cifar10", "top1", 0.9), protocol="k = 200")
+    other = dataclasses.replace(measured("knn", "cifar10", "top1", 0.9), protocol={"k": 200})
     board = board_of(entry("a/plain", value=0.6), entry("a/so", regularizer="so", results=[other]))
     assert [difference for _, _, difference in paired(board)] == [None]
 
 
 def test_a_snapshot_is_a_data_set(tmp_path):
     board = synthetic_board(30)
-    board = dataclasses.replace(board, asides=[Aside("x/y", None, "config.json", "is not JSON")])
+    board = dataclasses.replace(board, rejected=[Rejection("x/y", None, "config.json", "is not JSON")])
     folder = write_snapshot(board, tmp_path / "board")
     assert read_snapshot(folder) == board
     rows = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache")).to_list()

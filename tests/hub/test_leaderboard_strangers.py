@@ -14,10 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from synthetic_board import HOSTILE, entry, measured
 
-from hf_orthossl.hub.leaderboard.catalogue import Catalogue
-from hf_orthossl.hub.leaderboard.page import render_page
-from hf_orthossl.hub.leaderboard.schema import Aside, Board
-from hf_orthossl.hub.leaderboard.view import View
+from hf_orthossl.hub.leaderboard.page.catalogue import Catalogue, View
+from hf_orthossl.hub.leaderboard.page.views import render_page
+from hf_orthossl.hub.leaderboard.schema import Board, Rejection
 
 pytestmark = pytest.mark.browser
 # Names that are Gradio's own.
@@ -34,8 +33,8 @@ def test_nothing_that_strangers_wrote_runs(visitor, board):
         one.spectra.curves[text], one.spectra.lengths[text] = [1.0, 1e-300, 0.0], 3
         one.spectra.summary.update(effective_rank=1e15, dim=1e15, alpha=-1e15, num_images=1e15)
     bidi = "abc\u202egnp.exe\u2066\u0000\u200b"
-    asides = [Aside(text, None, text, f"{text} {bidi}") for text in HOSTILE]
-    board["board"] = Board([*entries, entry("a/good")], asides, HOSTILE[0], f"javascript:{HOSTILE[1]}")
+    rejected = [Rejection(text, None, text, f"{text} {bidi}") for text in HOSTILE]
+    board["board"] = Board([*entries, entry("a/good")], rejected, HOSTILE[0], f"javascript:{HOSTILE[1]}")
     try:
         for text in HOSTILE:
             page = visitor.open("?" + urlencode({"show": "model", "model": f"evil/{text}"}))
@@ -50,7 +49,7 @@ def test_nothing_that_strangers_wrote_runs(visitor, board):
             "",
             "?show=scatter",
             "?show=pairs",
-            "?show=aside",
+            "?show=rejected",
             "?" + urlencode([("show", "compare"), *compared]),
         ):
             page = visitor.open(query)
@@ -58,8 +57,8 @@ def test_nothing_that_strangers_wrote_runs(visitor, board):
             assert page.locator(".view :is(script, img, iframe, style, object, textarea)").count() == 0
             hrefs = page.evaluate("[...document.querySelectorAll('.view a')].map((a) => a.getAttribute('href'))")
             assert all(re.match(r"\?|board\.(csv|parquet)|https://huggingface\.co/(evil|a)/", href) for href in hrefs)
-        visitor.open("?show=aside")
-        text = page.inner_text("table.aside")
+        visitor.open("?show=rejected")
+        text = page.inner_text("table.rejected")
         assert not set(text) & set("\u202e\u2066\u0000\u200b")
         assert all(words in text for words in HOSTILE)
         visitor.open("?q=a/good")
@@ -152,8 +151,8 @@ def test_says_so_when_the_server_does_not_answer(visitor):
 
 
 def test_serves_a_snapshot_and_says_when_the_port_is_taken(site, tmp_path):
-    from hf_orthossl.hub.leaderboard.app import serve
-    from hf_orthossl.hub.leaderboard.snapshot import write_snapshot
+    from hf_orthossl.hub.leaderboard.board.snapshot import write_snapshot
+    from hf_orthossl.hub.leaderboard.page.app import serve
 
     folder = write_snapshot(Board(BOARD.entries[:3], [], BOARD.collected_at, BOARD.endpoint), tmp_path / "board")
     with pytest.raises(ValueError, match=r"cannot listen on 127\.0\.0\.1:\d+: pass another port"):
@@ -172,7 +171,7 @@ def test_serves_a_snapshot_and_says_when_the_port_is_taken(site, tmp_path):
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
 def test_says_that_the_host_is_elsewhere(site, host):
-    from hf_orthossl.hub.leaderboard.app import serve
+    from hf_orthossl.hub.leaderboard.page.app import serve
 
     with pytest.raises(ValueError, match="no address of this machine: pass another host"):
         serve(BOARD, free_port(), host=host, wait=False)
@@ -193,7 +192,7 @@ def test_visitors_leave_no_files(site):
 
 
 def test_in_a_space_gradio_adds_nothing_from_elsewhere(site, monkeypatch):
-    from hf_orthossl.hub.leaderboard.app import build_app
+    from hf_orthossl.hub.leaderboard.page.app import build_app
 
     monkeypatch.setenv("SYSTEM", "spaces")
     monkeypatch.setenv("SPACE_ID", "owner/board")

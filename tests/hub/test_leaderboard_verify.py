@@ -10,15 +10,11 @@ from synthetic_board import entry, spectra
 
 from hf_orthossl.evaluation import Result, read_results
 from hf_orthossl.hub import publish_encoder
-from hf_orthossl.hub.leaderboard.badge import badge_words
-from hf_orthossl.hub.leaderboard.board_json import from_json, to_json
-from hf_orthossl.hub.leaderboard.building import add_verification, build, publish_verification
-from hf_orthossl.hub.leaderboard.catalogue import Catalogue
-from hf_orthossl.hub.leaderboard.ranking import rank
-from hf_orthossl.hub.leaderboard.remeasure import Data, parse_protocol
-from hf_orthossl.hub.leaderboard.schema import Board, Measured
-from hf_orthossl.hub.leaderboard.snapshot import read_snapshot
-from hf_orthossl.hub.leaderboard.verification import (
+from hf_orthossl.hub.leaderboard.board.build import add_verification, build, publish_verification
+from hf_orthossl.hub.leaderboard.board.rank import rank
+from hf_orthossl.hub.leaderboard.board.snapshot import read_snapshot
+from hf_orthossl.hub.leaderboard.claims.remeasure import Data, verify
+from hf_orthossl.hub.leaderboard.claims.verify import (
     Verification,
     compare,
     interval,
@@ -28,7 +24,9 @@ from hf_orthossl.hub.leaderboard.verification import (
     verifications_json,
     with_verifications,
 )
-from hf_orthossl.hub.leaderboard.verify import verify
+from hf_orthossl.hub.leaderboard.page.catalogue import Catalogue
+from hf_orthossl.hub.leaderboard.page.routes import badge_words
+from hf_orthossl.hub.leaderboard.schema import Board, BoardResult, from_json, to_json
 
 DATA = Data(train_split=SPLITS["train_split"])
 
@@ -75,7 +73,7 @@ def test_publish_appears_verify_badge(board_encoders, hub, tmp_path):
 
 
 def test_a_claim_beyond_the_interval_differs_and_is_listed(board_encoders, hub, tmp_path):
-    claims = [dataclasses.replace(claim, value=0.97) for claim in read_results(board_encoders[1] / "results.json")]
+    claims = [boast(claim, 0.97) for claim in read_results(board_encoders[1] / "results.json")]
     hub.add_repo("tester/boaster", files_of(board_encoders[1], "tester/boaster", claims))
     found = verify("tester/boaster", DATA)
     assert [pair.agrees for pair in found.compared] == [False, False]
@@ -86,11 +84,20 @@ def test_a_claim_beyond_the_interval_differs_and_is_listed(board_encoders, hub, 
     board = build(tmp_path / "board").board
     (entry,) = board.entries
     assert {result.source for result in entry.results} == {"author", "board"}
-    assert [aside.field for aside in board.asides] == ["re-run, knn top1 on digits", "re-run, knn top5 on digits"]
-    assert "claims 0.9700; measured again it is" in board.asides[0].reason
+    assert [one.field for one in board.rejected] == [
+        "verification, knn top1 on digits",
+        "verification, knn top5 on digits",
+    ]
+    assert "claims 0.9700; this board measured" in board.rejected[0].reason
     assert rank(board, "knn", "digits", "top1")[0].result.value < 0.5
     again = build(tmp_path / "board").board
-    assert (again.entries, again.asides) == (board.entries, board.asides), "applied once, however often it is built"
+    assert (again.entries, again.rejected) == (board.entries, board.rejected), "applied once, however often it is built"
+
+
+def boast(claim, value):
+    """The claim with another value, and without the interval that would give it away."""
+    protocol = {name: entry for name, entry in claim.protocol.items() if name != "interval"}
+    return dataclasses.replace(claim, value=value, protocol=protocol)
 
 
 def test_spectra_of_other_weights_are_found_out(board_encoders, hub, tmp_path):
@@ -103,7 +110,7 @@ def test_spectra_of_other_weights_are_found_out(board_encoders, hub, tmp_path):
     add_verification(tmp_path / "board", found.verification)
     board = build(tmp_path / "board").board
     assert board.entries[0].spectra is None
-    assert [aside.field for aside in board.asides] == ["re-run, spectra"]
+    assert [one.field for one in board.rejected] == ["verification, spectra"]
 
 
 def test_spectra_of_better_features_are_found_out(board_encoders, hub):
@@ -134,7 +141,7 @@ def test_the_training_runs_own_accuracy_and_probes_are_measured_again(board_enco
     hub.add_repo("tester/many", files_of(board_encoders[0], "tester/many", claims))
     found = verify("tester/many", DATA)
     assert [pair.measured is not None for pair in found.compared[:6]] == [True, True, False, True, False, False]
-    assert found.compared[0].measured.protocol == "k = 5, temperature = 0.07, bank = 120, queries = 60"
+    assert found.compared[0].measured.protocol == {"k": 5, "temperature": 0.07, "bank": 120, "queries": 60}
     told = "; ".join(found.notes)
     for words in ("epochs must be a whole number up to 1,000", "only kNN and linear", "pass --dataset"):
         assert words in told
@@ -144,7 +151,7 @@ def test_a_strangers_name_is_no_folder_here(board_encoders, hub, tmp_path, monke
     (tmp_path / "owner" / "photos").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     claims = [Result("knn", "owner/photos", "test", "top1", 0.9, {"k": 5, "temperature": 0.07})]
-    files = files_of(board_encoders[0], "tester/one", [Result("knn", "a/b", "test", "top1", 0.9, claims[0].settings)])
+    files = files_of(board_encoders[0], "tester/one", [Result("knn", "a/b", "test", "top1", 0.9, claims[0].protocol)])
     hub.add_repo("tester/one", {p: c.replace(b"a/b", b"owner/photos") for p, c in files.items()})
     found = verify("tester/one")
     assert found.verification.results == []
@@ -174,15 +181,17 @@ def test_what_cannot_be_verified(model, match, hub):
         verify(model)
 
 
-def claim(value: float, protocol: str = "k = 5, train_images = 10", **changes) -> Measured:
-    return Measured("knn", "digits", "test", "top1", value, protocol, **changes)
+def claim(value: float, **changes) -> BoardResult:
+    """A kNN accuracy; unknown names are entries of its protocol."""
+    about = {name: changes.pop(name) for name in ("low", "high", "source") if name in changes}
+    return BoardResult("knn", "digits", "test", "top1", value, {"k": 5} | (changes or {"train_images": 10}), **about)
 
 
 def test_only_the_number_of_images_may_differ():
     ours = claim(0.5, low=0.4, high=0.6, source="board")
-    theirs = [claim(0.55, "k = 5, train_images = 9"), claim(0.55, "k = 6, train_images = 10"), claim(0.7)]
+    theirs = [claim(0.55, train_images=9), claim(0.55, k=6, train_images=10), claim(0.7)]
     assert [pair.agrees for pair in compare(theirs, [ours])] == [True, None, False]
-    forged = [claim(0.7, low=0.0, high=1.0), claim(0.7, "k = 5", low=0.0, high=1.0)]
+    forged = [claim(0.7, low=0.0, high=1.0), claim(0.7, k=5, low=0.0, high=1.0)]
     assert [pair.agrees for pair in compare(forged, [ours])] == [False, False], (
         "an author's interval counts for nothing"
     )
@@ -190,15 +199,15 @@ def test_only_the_number_of_images_may_differ():
 
 
 def test_a_claim_of_another_number_of_images_is_given_that_numbers_interval():
-    ours = claim(0.5, "k = 5, test_images = 400", low=0.451, high=0.549)
-    same = claim(0.58, "k = 5, test_images = 400")
-    few = claim(0.999, "k = 5, test_images = 1")
-    more, many = (claim(0.58, f"k = 5, test_images = {count}") for count in (500, 100_000))
+    ours = claim(0.5, test_images=400, low=0.451, high=0.549)
+    same = claim(0.58, test_images=400)
+    few = claim(0.999, test_images=1)
+    more, many = (claim(0.58, test_images=count) for count in (500, 100_000))
     assert interval(0.58, 500)[0] < 0.549 < interval(0.58, 100_000)[0]
     assert [pair.agrees for pair in compare([same, few, more, many], [ours])] == [False, False, True, False]
 
 
-def test_a_result_on_what_was_learned_from_is_aside_and_not_measured(board_encoders, hub):
+def test_a_result_on_what_was_learned_from_is_rejected_and_not_measured(board_encoders, hub):
     settings = {"k": 1, "temperature": None}
     claims = [
         Result("knn", "digits", split, "top1", 1.0, settings) for split in ("train", "train[:60]", "train[1000:]")
@@ -207,7 +216,7 @@ def test_a_result_on_what_was_learned_from_is_aside_and_not_measured(board_encod
     found = verify("tester/learned", dataclasses.replace(DATA, train_split="train[:60]"))
     # The encoder was trained on train[:60].
     assert [result.split for result in found.entry.results] == ["train[1000:]"]
-    assert [aside.reason for aside in found.asides] == [
+    assert [one.reason for one in found.rejected] == [
         f"split: knn top1 on digits is of '{split}', which was learned from" for split in ("train", "train[:60]")
     ]
     assert found.compared[0].agrees is False
@@ -234,31 +243,34 @@ def test_a_verdict_on_spectra_is_of_those_spectra():
     for shown, stays in ((one, False), (moved, False), (mended, True)):
         board = with_verifications(Board([shown], [], "2026-01-01", "x"), verifications_from(written([found])))
         assert (board.entries[0].spectra is not None) == stays
-        assert len(board.asides) == (not stays)
+        assert len(board.rejected) == (not stays)
 
 
 def written(found: list[Verification]) -> bytes:
     return verifications_json(found).encode()
 
 
-def test_a_re_run_makes_few_asides_and_results_that_can_be_read():
-    claims = [claim(0.9, f"k = {number}") for number in range(200)]
-    again = [claim(0.1, f"k = {number}", low=0.05, high=0.15, source="board") for number in range(300)]
+def test_a_re_run_makes_few_rejections_and_results_that_can_be_read():
+    claims = [claim(0.9, k=number) for number in range(200)]
+    again = [claim(0.1, k=number, low=0.05, high=0.15, source="board") for number in range(300)]
     board = Board([entry("a/b", results=claims)], [], "2026-01-01", "x")
     found = Verification("a/b", board.entries[0].revision, None, "2026-01-01", "0.1", again)
     shown = with_verifications(board, [found])
-    assert len(shown.asides) == 21
-    assert shown.asides[-1].reason == "and 180 more, not listed"
+    assert len(shown.rejected) == 21
+    assert shown.rejected[-1].reason == "and 180 more, not listed"
     assert len(from_json(to_json(shown)).entries) == 1
-    assert with_verifications(shown, [found]).asides == shown.asides
+    assert with_verifications(shown, [found]).rejected == shown.rejected
 
 
 def test_each_of_two_numbers_of_images_is_compared_with_its_own():
-    monitored, frozen = (f"k = 5, {counts}" for counts in ("bank = 10, queries = 5", "train_images = 10"))
-    ours = [claim(0.2, monitored, low=0.15, high=0.25), claim(0.6, frozen, low=0.5, high=0.7)]
+    monitored, frozen = {"bank": 10, "queries": 5}, {"train_images": 10}
+    ours = [claim(0.2, **monitored, low=0.15, high=0.25), claim(0.6, **frozen, low=0.5, high=0.7)]
     for order in (ours, ours[::-1]):
-        pairs = compare([claim(0.21, monitored), claim(0.61, frozen)], order)
-        assert [(pair.agrees, pair.measured.protocol) for pair in pairs] == [(True, monitored), (True, frozen)]
+        pairs = compare([claim(0.21, **monitored), claim(0.61, **frozen)], order)
+        assert [(pair.agrees, pair.measured.protocol) for pair in pairs] == [
+            (True, {"k": 5} | monitored),
+            (True, {"k": 5} | frozen),
+        ]
 
 
 def test_wilson_interval_is_the_root_of_its_equation():
@@ -279,7 +291,7 @@ def test_the_latest_re_run_of_the_same_weights_stays():
     assert verifications_from(verifications_json([other, later]).encode()) == [other, later]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": 1, "verified": [3]}', '{"format": 2}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 2, "verified": [3]}', '{"format": 2}'])
 def test_what_is_no_list_of_re_runs(text):
     with pytest.raises(ValueError, match=r"verified\.json"):
         verifications_from(text.encode())
@@ -290,9 +302,13 @@ def test_a_re_run_says_nothing_of_other_repositories():
     assert with_verifications(board, [Verification("a/b", "0" * 40, None, "2026-01-01", "0.1")]) == board
 
 
-def test_protocols_are_read_as_they_are_written():
-    assert parse_protocol("k = 20, plain vote, train_images = 3") == {
-        "k": "20",
-        "protocol": "plain vote",
-        "train_images": "3",
-    }
+def test_a_protocol_in_prose_is_not_read(board_encoders, hub):
+    """Of a repository without results.json and with a sentence in its card, nothing is measured by guessing."""
+    claims = [Result("knn", "digits", "test[:100]", "top1", 0.3, {"protocol": "k = 5, temperature = 0.07"})]
+    files = files_of(board_encoders[0], "tester/prose", claims)
+    del files["results.json"]
+    hub.add_repo("tester/prose", files)
+    found = verify("tester/prose", DATA)
+    assert [result.protocol for result in found.entry.results] == [{"protocol": "k = 5, temperature = 0.07"}]
+    assert found.verification.results == []
+    assert "its protocol must state k and temperature" in found.notes[0]

@@ -18,16 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_board import HOSTILE, entry, measured, synthetic_board
 
-from hf_orthossl.hub.leaderboard import charts
-from hf_orthossl.hub.leaderboard.badge import badge_svg, badge_words
-from hf_orthossl.hub.leaderboard.catalogue import Catalogue
-from hf_orthossl.hub.leaderboard.model_page import compare_page
-from hf_orthossl.hub.leaderboard.page import render_page
-from hf_orthossl.hub.leaderboard.refreshing import RefreshedBoard
-from hf_orthossl.hub.leaderboard.rendering import hub_address
+from hf_orthossl.hub.leaderboard.board.snapshot import RefreshedBoard
+from hf_orthossl.hub.leaderboard.page import charts
+from hf_orthossl.hub.leaderboard.page.catalogue import COLUMNS, DETAILS, PAGES, SIZES, Catalogue, View
+from hf_orthossl.hub.leaderboard.page.routes import badge_svg, badge_words
+from hf_orthossl.hub.leaderboard.page.space import space_files
+from hf_orthossl.hub.leaderboard.page.views import compare_page, hub_address, render_page
 from hf_orthossl.hub.leaderboard.schema import Board
-from hf_orthossl.hub.leaderboard.space import space_files
-from hf_orthossl.hub.leaderboard.view import COLUMNS, DETAILS, PAGES, SIZES, View
 
 
 def parsed(html):
@@ -48,7 +45,7 @@ VIEWS = st.builds(
     dataset=TEXT,
     q=TEXT,
     size=st.sampled_from(("", *SIZES)),
-    sort=st.sampled_from(COLUMNS),
+    sort=st.sampled_from(tuple(COLUMNS)),
     order=st.sampled_from(("up", "down")),
     n=st.integers(1, 99999),
 )
@@ -62,15 +59,15 @@ def catalogue():
 # What a Space imports, and what it calls for a visitor.
 STARTS = """
 import sys
-import hf_orthossl.hub.leaderboard.building
+import hf_orthossl.hub.leaderboard.board.build
 try:
-    import hf_orthossl.hub.leaderboard.app
+    import hf_orthossl.hub.leaderboard.page.app
 except ModuleNotFoundError as error:
     assert error.name == "gradio"
-from hf_orthossl.hub.leaderboard.catalogue import Catalogue
-from hf_orthossl.hub.leaderboard.model_page import compare_page
-from hf_orthossl.hub.leaderboard.page import render_page
-from hf_orthossl.hub.leaderboard.view import DETAILS, PAGES
+from hf_orthossl.hub.leaderboard.page.catalogue import Catalogue
+from hf_orthossl.hub.leaderboard.page.views import compare_page
+from hf_orthossl.hub.leaderboard.page.views import render_page
+from hf_orthossl.hub.leaderboard.page.catalogue import DETAILS, PAGES
 from synthetic_board import synthetic_board
 board = synthetic_board(20)
 first, second = (entry.repo_id for entry in board.entries[1:3])
@@ -153,7 +150,7 @@ def test_pairs_show_the_difference_of_their_values():
 def test_a_claim_that_a_re_run_does_not_bear_out_is_marked():
     claim, found = measured("knn", "cifar10", "top1", 0.9), measured("knn", "cifar10", "top1", 0.6, "board")
     catalogue = Catalogue(Board([entry("a/b", results=[claim, found])], [], "2026-01-01", "https://huggingface.co"))
-    assert "differs: this board got 0.600" in render_page(catalogue, "show=model&model=a/b")
+    assert "differs: this board measured 0.600" in render_page(catalogue, "show=model&model=a/b")
     agreeing = entry("a/b", results=[claim, measured("knn", "cifar10", "top1", 0.897, "board")])
     catalogue = Catalogue(Board([agreeing], [], "2026-01-01", "https://huggingface.co"))
     assert "differs:" not in render_page(catalogue, "show=model&model=a/b")
@@ -161,7 +158,7 @@ def test_a_claim_that_a_re_run_does_not_bear_out_is_marked():
 
 def refuted(name: str = "evil/m"):
     claim, found = measured("knn", "cifar10", "top1", 0.999), measured("knn", "cifar10", "top1", 0.1, "board")
-    return entry(name, results=[dataclasses.replace(claim, protocol=f"{claim.protocol}, test_images = 899"), found])
+    return entry(name, results=[dataclasses.replace(claim, protocol=claim.protocol | {"test_images": 899}), found])
 
 
 def test_the_comparison_shows_the_boards_number_not_the_claim():
@@ -172,7 +169,7 @@ def test_the_comparison_shows_the_boards_number_not_the_claim():
 
 def test_a_model_with_a_number_of_the_board_is_listed_as_measured_by_it():
     own = measured("knn", "cifar10", "top1", 0.5, "board")
-    better = dataclasses.replace(measured("knn", "cifar10", "top1", 0.6), protocol="k = 1")
+    better = dataclasses.replace(measured("knn", "cifar10", "top1", 0.6), protocol={"k": 1})
     models = [entry("a/b", results=[own, better]), entry("a/c")]
     catalogue = Catalogue(Board(models, [], "2026-01-01", "https://huggingface.co"))
     assert [line.entry.repo_id for line in catalogue.lines(View(by="board"))] == ["a/b"]
@@ -250,7 +247,7 @@ def test_collapsed_spectra_are_drawn_as_far_as_they_go():
 
 
 def test_csv_has_all_results_and_no_formulas(catalogue):
-    from hf_orthossl.hub.leaderboard.downloads import csv_text
+    from hf_orthossl.hub.leaderboard.board.snapshot import csv_text
 
     rows = list(csv.DictReader(io.StringIO(csv_text(catalogue.board))))
     assert len(rows) == sum(max(len(e.results), 1) for e in catalogue.board.entries)
@@ -315,7 +312,7 @@ def test_files_of_the_space():
     assert len(front["short_description"]) <= 60
     called = {}
     module = {"serve": lambda board, **options: called.update(options, board=board)}
-    code = files["app.py"].replace("from hf_orthossl.hub.leaderboard.app import serve", "")
+    code = files["app.py"].replace("from hf_orthossl.hub.leaderboard.page.app import serve", "")
     exec(compile(code, "app.py", "exec"), module)
     assert called["board"] == "owner/board"
     assert (called["host"], called["port"], called["every"]) == ("0.0.0.0", 7860, 3600)

@@ -5,8 +5,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from synthetic_board import synthetic_board
 
-from hf_orthossl.hub.leaderboard.catalogue import Catalogue
-from hf_orthossl.hub.leaderboard.view import View
+from hf_orthossl.hub.leaderboard.page.catalogue import Catalogue, View
 
 CHROMIUM = "/usr/bin/chromium"
 BOARD = synthetic_board(1000)
@@ -16,7 +15,7 @@ ALL_VIEWS = {
     "table": "",
     "scatter": "?show=scatter",
     "pairs": "?show=pairs",
-    "aside": "?show=aside",
+    "rejected": "?show=rejected",
     "model": "?" + urlencode({"show": "model", "model": FIRST}),
     "compare": "?" + urlencode([("show", "compare"), ("compare", FIRST), ("compare", SECOND)]),
     "nothing": "?q=nosuchmodel",

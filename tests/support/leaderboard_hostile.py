@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from leaderboard_repos import CIFAR, set_size
 
-from hf_orthossl.hub.leaderboard.parsing import parse_arrays
+from hf_orthossl.hub.leaderboard.claims.parse import parse_arrays
 
-EVAL = ".eval_results/uoft_cs_cifar10-knn.yaml"
+EVAL, OURS = ".eval_results/uoft_cs_cifar10-knn.yaml", "results.json"
 SCRIPT = "<script>document.title=1</script>"
 IMAGE = '"><img src=x onerror="document.title=1">'
 
@@ -26,7 +26,7 @@ class Hostile:
         tries (`str`): What it is up to.
         files (`dict`): Its files.
         is_entry (`bool`): Whether it still has a place in the table, without what is bad about it.
-        reason (`str`): Words of the reason for which (a part of) it is listed aside; empty if nothing is.
+        reason (`str`): Words of the reason for which (a part of) it is rejected; empty if nothing is.
         after (callable, *optional*): What is done to the Hub once the repository is there.
     """
 
@@ -88,6 +88,13 @@ def hostile_repos(good: Callable[[str], dict[str, bytes]], marker: str) -> Itera
             return json.dumps(content)
 
         return {"spectra.json": write}
+
+    plain = {"task": "knn", "dataset": "digits", "split": "test", "metric": "top1", "value": 0.5, "k": 1}
+
+    def ours(drop=(), **changes) -> dict:
+        """A results.json of one result."""
+        entry = {name: value for name, value in (plain | changes).items() if name not in drop}
+        return {OURS: json.dumps([entry]), EVAL: None, "README.md": "---\ntags:\n- orthossl\n---\n"}
 
     def lies(content: dict) -> None:
         content["features"]["representation"]["effective_rank"] = 15.9
@@ -155,7 +162,7 @@ def hostile_repos(good: Callable[[str], dict[str, bytes]], marker: str) -> Itera
     card = index(0.5, args="{task: knn}")
     yield make("no-protocol-in-card", "the same in the card", {"README.md": card}, True, "without its protocol")
     yield make(
-        "unknown-task", "a task of its own", {EVAL: result(task="best_of_all")}, True, "none that this board ranks"
+        "unknown-task", "a task of its own", {EVAL: result(task="best_of_all")}, True, "is not ranked by this board"
     )
     yield make("unknown-metric", "a metric of its own", {"README.md": index(0.5, metric="greatness")}, True, "metric")
     yield make(
@@ -165,12 +172,48 @@ def hostile_repos(good: Callable[[str], dict[str, bytes]], marker: str) -> Itera
         True,
         "contradicts itself: .eval_results says 0.99, model-index says 0.2",
     )
-    yield make("interval", "an interval elsewhere", {EVAL: result(notes="split = test, k, (0.7 to 0.8)")}, True, "0.7")
-    yield make("look-alike", "a Cyrillic е in a backbone", block(backbone="r\u0435snet50"), False, "pass for others")
-    yield make("bidi", "text that runs backwards", block(dataset="cifar\u202e01"), True, "pass for others")
-    yield make("invisible", "letters that cannot be seen", block(method="by\u200bol"), False, "pass for others")
+    yield make("interval", "an interval elsewhere", ours(interval=[0.7, 0.8]), True, "0.7 to 0.8 does not hold")
+    yield make("no-interval", "an interval of text", ours(interval=["a", {}]), True, "")
+    yield make("json-percent", "an accuracy of 87.5 in results.json", ours(value=87.5), True, "from 0 to 1, got 87.5")
+    yield make("json-nan", "no number in results.json", ours(value=float("nan")), True, "got 'nan'")
+    yield make("json-infinity", "infinity in a protocol", ours(k=float("inf")), True, "finite")
+    yield make("json-huge-integer", "400 digits in results.json", ours(value=10**400), True, "value must be a finite")
+    yield make("json-huge-protocol", "a protocol of 1e200", ours(k=1e200), True, "must hold numbers and texts")
+    yield make("json-true", "true for a value", ours(value=True), True, "value must be a finite number")
+    many = ours(**{f"name{number}": number for number in range(10_000)})
+    yield make("json-many-settings", "a protocol of 10,000 entries", many, True, "10,001 entries, more than 40")
+    yield make("json-nested", "a nested protocol", ours(k={"a": [1]}), True, "must hold numbers and texts")
+    yield make("json-deep", "a deep protocol", ours(k=[[[[[[1]]]]]]), True, "k must hold finite numbers")
+    yield make("json-bottomless", "a results.json nested 100,000 deep", {OURS: "[" * 100_000}, True, "is not JSON")
+    yield make("json-long-text", "a text of 100,000 letters", ours(protocol="x" * 100_000), True, "protocol must hold")
+    yield make("json-no-list", "an object for results", {OURS: "{}"}, True, "must be a list")
+    yield make("json-no-result", "numbers for results", {OURS: "[1, null, []]"}, True, "must be an object, got int")
+    yield make("json-unknown-task", "a task of its own", ours(task="best_of_all"), True, "must be one of knn, linear")
+    yield make("json-unknown-metric", "a metric of its own", ours(metric="greatness"), True, "must be one of top1")
+    yield make(
+        "json-no-protocol", "a number without its protocol", ours(k=None, drop=["k"]), True, "without its protocol"
+    )
+    yield make("json-training-split", "a number on training images", ours(split="train"), True, "was learned from")
+    yield make("json-look-alike", "a Cyrillic е in a data set", ours(dataset="t\u0435st"), True, "look like others")
+    yield make("json-script", "HTML in a protocol", ours(protocol=SCRIPT, **{IMAGE[:50]: IMAGE}), True, "")
+    yield make("json-bidi", "text that runs backwards", ours(protocol="a\u202eb\u0000c"), True, "")
+    forged = ours(source="board", low=0.9, high=0.99, date="2026-01-01", revision="0" * 40, verified=True)
+    yield make("json-forged-source", "a claim as this board's number", forged, True, "")
+    flood = json.dumps([plain | {"k": number} for number in range(3000)])
+    yield make("json-flood", "3,000 results in results.json", {OURS: flood}, True, "has 3000 numbers, 2000 are read")
+    twice = json.dumps([plain, plain | {"value": 0.9}])
+    yield make("json-twice", "two numbers for one thing", {OURS: twice}, True, "results.json again says 0.9")
+    both = {OURS: json.dumps([plain]), "README.md": index(0.9, args="{task: knn, k: 1.0}")}
+    yield make("json-and-card", "another number in the card", both, True, "model-index says 0.9, results.json says 0.5")
+    both = {OURS: json.dumps([plain | {"dataset": CIFAR}]), EVAL: result("0.9")}
+    yield make(
+        "json-and-yaml", "another number for the Hub", both, True, ".eval_results says 0.9, results.json says 0.5"
+    )
+    yield make("look-alike", "a Cyrillic е in a backbone", block(backbone="r\u0435snet50"), False, "look like others")
+    yield make("bidi", "text that runs backwards", block(dataset="cifar\u202e01"), True, "look like others")
+    yield make("invisible", "letters that cannot be seen", block(method="by\u200bol"), False, "look like others")
     yield make("endless-name", "a name of 100,000 letters", block(method="x" * 100_000), False, "longer than 40")
-    yield make("lines", "line breaks in a name", block(backbone="a\nb\x00c"), False, "pass for others")
+    yield make("lines", "line breaks in a name", block(backbone="a\nb\x00c"), False, "look like others")
     yield make("wrong-types", "objects for names", block(backbone={"a": 1}, method=["x"]), False, "must be a name")
     yield make("tag-alone", "the tag and nothing else", {"config.json": "{}"}, False, "no orthossl block")
     yield make("no-config", "no config.json", {"config.json": lambda old: None}, False, "config.json")
@@ -213,8 +256,8 @@ def main() -> None:
     from leaderboard_repos import encoders, files_of
     from local_hub import LocalHub
 
-    from hf_orthossl.hub.leaderboard.collect import collect
-    from hf_orthossl.hub.leaderboard.fetching import Fetcher
+    from hf_orthossl.hub.leaderboard.board.collect import collect
+    from hf_orthossl.hub.leaderboard.fetch import Fetcher
 
     with tempfile.TemporaryDirectory() as place, LocalHub(Path(place) / "hub") as hub:
         sound = encoders(Path(place) / "encoders")[0]
@@ -227,7 +270,7 @@ def main() -> None:
         listed = {entry.repo_id for entry in board.entries}
         for repo in repos:
             name = f"stranger/{repo.name}"
-            reasons = [f"{aside.field}: {aside.reason}" for aside in board.asides if aside.repo_id == name]
+            reasons = [f"{one.field}: {one.reason}" for one in board.rejected if one.repo_id == name]
             ended = "in the table" if name in listed else "left out"
             print(f"| {repo.tries} | {ended} | {reasons[0] if reasons else 'shown as text'} |")
         print(f"\n{len(repos)} repositories; something was run: {(Path(place) / 'was-run').exists()}")

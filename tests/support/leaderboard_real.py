@@ -9,6 +9,7 @@ a Hub on loopback; a few are verified. Some train long, some not at all, some co
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -144,7 +145,9 @@ def boast(hub: LocalHub, repo_id: str) -> None:
     log_in(hub, repo_id)
     results = read_results(hf_hub_download(repo_id, "results.json"))
     lies = [result for result in results if (result.task, result.metric) == ("linear", "top1")]
-    publish_results(repo_id, [type(lie)(**vars(lie) | {"value": 0.997}) for lie in lies])
+    for lie in lies:
+        lie.protocol.pop("interval", None)
+    publish_results(repo_id, [dataclasses.replace(lie, value=0.997) for lie in lies])
 
 
 def add_hostile(hub: LocalHub, good: str) -> int:

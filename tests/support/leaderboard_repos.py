@@ -21,6 +21,7 @@ from hf_orthossl import load_encoder, spectral_report
 from hf_orthossl.data import ImageDataset, load_source
 from hf_orthossl.evaluation import LabelledFeatures, Result, knn_results, labelled_splits, write_results
 from hf_orthossl.evaluation.features import normalized_batches
+from hf_orthossl.evaluation.results import results_json
 from hf_orthossl.hub import eval_result_files, render_card
 from hf_orthossl.hub.encoder_folder import spectra_rows
 from hf_orthossl.hub.publish import published_files
@@ -101,6 +102,8 @@ def files_of(folder: Path, repo_id: str, results: list[Result] | None = None) ->
     card = render_card(folder, repo_id=repo_id, results=results)
     contents = {name: path.read_bytes() for name, path in published_files(folder, {}, card).items()}
     contents["README.md"] = card.encode()
+    if results is not None:
+        contents["results.json"] = results_json(results).encode()
     evaluated = eval_result_files(folder, repo_id=repo_id, results=results)
     contents |= {path: text.encode() for path, text in evaluated.items()}
     return {path: content for path, content in contents.items() if not path.endswith(".png")}
@@ -137,7 +140,7 @@ class Variations:
         }
         changed = dict(files) | {"config.json": json.dumps(config).encode()}
         for path in changed:
-            if path.endswith((".md", ".yaml")):
+            if path.endswith((".md", ".yaml", "results.json")):
                 for old, new in words.items():
                     changed[path] = changed[path].replace(old, new)
         return changed
@@ -155,7 +158,7 @@ def change(hub, repo_id: str, accuracy: float) -> None:
     files = hub.files(repo_id)
     card, path = files["README.md"].decode(), ".eval_results/uoft_cs_cifar10-knn.yaml"
     old = next(line for line in files[path].decode().splitlines() if line.strip().startswith("value:")).split()[1]
-    texts = {"README.md": card, path: files[path].decode()}
+    texts = {"README.md": card, path: files[path].decode(), "results.json": files["results.json"].decode()}
     hub.change(hub.repo(repo_id), {name: text.replace(old, f"{accuracy:.4f}") for name, text in texts.items()})
 
 
@@ -168,8 +171,8 @@ def set_size(hub, repo_id: str, path: str, size: int) -> None:
 def main() -> None:
     from local_hub import LocalHub
 
-    from hf_orthossl.hub.leaderboard.collect import collect
-    from hf_orthossl.hub.leaderboard.fetching import Fetcher
+    from hf_orthossl.hub.leaderboard.board.collect import collect
+    from hf_orthossl.hub.leaderboard.fetch import Fetcher
 
     parser = argparse.ArgumentParser(description="Collects many encoders from a local Hub; prints seconds, requests.")
     parser.add_argument("--count", type=int, default=1000)
@@ -186,7 +189,7 @@ def main() -> None:
             seconds = time.perf_counter() - started
             print(
                 f"{what:<10} {seconds:6.1f} s {len(hub.requests):6,} requests {len(board.entries):6,} entries "
-                f"{len(board.asides):4,} aside",
+                f"{len(board.rejected):4,} rejected",
                 file=sys.stdout,
             )
 

@@ -3,7 +3,7 @@
 import random
 import zlib
 
-from hf_orthossl.hub.leaderboard.schema import Aside, Board, Entry, Measured, Spectra, evenly
+from hf_orthossl.hub.leaderboard.schema import Board, BoardResult, Entry, Rejection, Spectra, evenly
 
 BACKBONES = {"resnet18": (512, 11_176_512), "resnet50": (2048, 23_508_032), "vit_small_patch16_224": (384, 21_665_664)}
 METHODS = ("byol", "simclr", "vicreg", "dino", "barlow_twins")
@@ -21,12 +21,14 @@ def synthetic_board(count: int = 1000, seed: int = 0) -> Board:
     """`count` encoders, one in ten without results and one in twelve without spectra, and 25 entries left out."""
     draw = random.Random(seed)
     entries = [_entry(number, draw) for number in range(count)]
-    asides = [
-        Aside(f"stranger/broken-{number}", f"{number:040x}", "results.json", f"value: must be at most 1, got {number}")
+    rejected = [
+        Rejection(
+            f"stranger/broken-{number}", f"{number:040x}", "results.json", f"value: must be at most 1, got {number}"
+        )
         for number in range(20)
     ]
-    asides += [Aside(f"evil {text}", None, text, f"must be a name, got {text}") for text in HOSTILE]
-    return Board(entries, asides, "2026-01-31T12:00:00Z", "https://huggingface.co")
+    rejected += [Rejection(f"evil {text}", None, text, f"must be a name, got {text}") for text in HOSTILE]
+    return Board(entries, rejected, "2026-01-31T12:00:00Z", "https://huggingface.co")
 
 
 def entry(name: str, *, backbone="resnet18", method="byol", regularizer=None, value=0.9, share=0.5, **changes) -> Entry:
@@ -51,11 +53,12 @@ def entry(name: str, *, backbone="resnet18", method="byol", regularizer=None, va
     return Entry(**settings | changes)
 
 
-def measured(task: str, dataset: str, metric: str, value: float, source: str = "author") -> Measured:
+def measured(task: str, dataset: str, metric: str, value: float, source: str = "author") -> BoardResult:
     """A result with an interval of ± 0.01."""
-    protocol = {"knn": "k = 20, temperature = 0.07", "linear": "logistic, C by validation"}.get(task, "as published")
+    known = {"knn": {"k": 20, "temperature": 0.07}, "linear": {"protocol": "lbfgs"}}
+    protocol = known.get(task, {"protocol": "as published"})
     low, high = max(value - 0.01, 0), min(value + 0.01, 1)
-    return Measured(task, dataset, "test", metric, value, protocol, low, high, source, "2026-01-29")
+    return BoardResult(task, dataset, "test", metric, value, protocol, low, high, source, "2026-01-29")
 
 
 def spectra(dim: int, share: float, stages: int = 4) -> Spectra:

@@ -5,19 +5,20 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 
+from ...evaluation import Result
 from ...methods import METHODS, THEORY_LOSSES
 from ...regularization import PENALTIES
 from ..client import hub_id
 from ..encoder_record import EncoderRecord
 from ..escaping import clean
-from ..measurements import Measurement
+from ..measurements import model_index_entry
 
 # Ends the name of our entry in `model-index`, by which the next card knows it, whatever was trained then.
 OURS = "(orthossl)"
 
 
 def front_matter(
-    record: EncoderRecord, measurements: list[Measurement], *, license: str | None, previous: dict[str, Any]
+    record: EncoderRecord, results: list[Result], *, license: str | None, previous: dict[str, Any]
 ) -> dict[str, Any]:
     """The metadata of a card, merged with what its owner has written.
 
@@ -27,13 +28,13 @@ def front_matter(
 
     Args:
         record ([`EncoderRecord`]): What the encoder is.
-        measurements (`list[Measurement]`): Those of the published weights go into `model-index`.
+        results (`list[Result]`): Those of the published weights go into `model-index`.
         license (`str`, *optional*): What the owner chose; by default what the earlier card says.
         previous (`dict`): The earlier card's metadata.
     """
     tags = ["orthossl", "self-supervised-learning", record.method, record.regularizer]
     datasets = [hub_id(record.dataset or "")]
-    final = [measurement.as_model_index() for measurement in measurements if measurement.is_final]
+    final = [model_index_entry(result) for result in results if result.is_final]
     name = f"{clean(record.short_name, 96)} {OURS}"
     ours = ModelCardData(
         library_name=record.library if not record.remote_code else "transformers",

@@ -14,7 +14,7 @@ from ...evaluation import Result
 from ...spectra import SpectralReport
 from ..encoder_record import EncoderRecord, loading_calls
 from ..escaping import Safe, escape
-from ..measurements import load_measurements, measurements_of
+from ..measurements import average_seeds, card_rows, load_results
 from ..words import REGULARIZERS
 from .metadata import as_list, front_matter, parse_front_matter
 from .sections import find_sections, merge_sections, offered_line, split_front_matter
@@ -81,16 +81,16 @@ def render_card(
         except HFValidationError as error:
             raise ValueError(f"repo_id is {repo_id!r}: it must be owner/name ({error})") from error
     record = EncoderRecord.read(folder)
-    measurements = load_measurements(folder) if results is None else measurements_of(results)
+    averaged = load_results(folder) if results is None else average_seeds(results)
     yaml_before, body_before = split_front_matter(previous or "")
     owners = parse_front_matter(yaml_before)
-    metadata = front_matter(record, measurements, license=license, previous=owners)
+    metadata = front_matter(record, averaged, license=license, previous=owners)
     body = (
         _environment()
         .from_string(TEMPLATE.read_text(encoding="utf-8"))
         .render(
             record=record,
-            measurements=measurements,
+            measurements=card_rows(averaged),
             settings=list(_settings(record)),
             dataset=_dataset(record),
             regularizer=REGULARIZERS.get(record.regularizer, record.regularizer),

@@ -1,62 +1,229 @@
-"""What the board holds: all that the page ever sees. Made and read by `board_json`, which checks every value."""
+"""What the board holds, and the checks that every value passes before it gets there.
 
+All that the page shows is one of these structures. Untrusted JSON becomes one of them through [`checked`], and a
+snapshot goes through the same checks when it is read: it may come from anyone. Building a structure checks nothing.
+"""
+
+import datetime
+import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
 
-FORMAT = 3
-TASKS = ("knn", "linear", "finetune", "transfer", "detection")
-METRICS = ("top1", "top5", "mean_per_class", "AP", "AP50", "AP75", "VOC07_AP50", "VOC12_AP50")
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, WrapValidator
+from pydantic_core import PydanticCustomError
+
+from ...evaluation.results import COUNTS, METRICS, TASKS, Key, Result
+from ..escaping import clean
+
+FORMAT = 4
 LIBRARIES = ("timm", "transformers")
-# The author's claim; the author's claim that a re-run of this board bore out; that re-run's own number.
+# The author's claim; a claim that this board's own measurement confirmed; that own measurement.
 SOURCES = ("author", "verified", "board")
-MOST_POINTS, MOST_CURVES, MOST_RESULTS = 200, 24, 400
-# Of an author's; each may have this board's number beside it.
-MOST_CLAIMS = MOST_RESULTS // 2
-# Of one repository.
-MOST_ASIDES = 20
-# What was not read rather than refused: it is tried again although the revision is the same.
+MAX_POINTS, MAX_CURVES, MAX_RESULTS = 200, 24, 400
+# Claims of one author; each may have this board's number beside it.
+MAX_CLAIMS = MAX_RESULTS // 2
+# Rejections listed for one repository.
+MAX_REJECTIONS = 20
+# A protocol names a handful of settings.
+MAX_PROTOCOL, MAX_PROTOCOL_TEXT = 40, 300
+# The `field` of a repository that could not be read: it is read again although its revision is the same.
 UNREAD = "not read"
-# How many images stood behind a number, not how it was made.
-_COUNTS = re.compile(r"(?:, )?\b(train_images|test_images|bank|queries) = \d+")
+LARGEST = 1e15
+_MAX_BYTES = 256 * 2**20
+_REVISION = re.compile(r"[0-9a-f]{7,64}")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d(T[\d:.]{5,15}(Z|[+-]\d\d:?\d\d)?)?")
+T = TypeVar("T")
+
+
+class RejectedError(ValueError):
+    """An untrusted value that the board does not take.
+
+    Args:
+        field (`str`): Where the value is.
+        reason (`str`): What is wrong with it, one sentence that quotes a few of its characters at most.
+    """
+
+    def __init__(self, field: str, reason: str):
+        super().__init__(f"{field}: {reason}")
+        self.field, self.reason = field, reason
+
+
+def shown(value: Any, longest: int = 40) -> str:
+    """Quote an untrusted value in one short line of ASCII."""
+    try:
+        # Only the beginning is converted, whatever a file holds.
+        words = str(value[: 2 * longest] if isinstance(value, str | list) else value)
+    except (ValueError, RecursionError):
+        # An integer of thousands of digits has no text.
+        return f"a {type(value).__name__} that cannot be shown"
+    quoted = ascii(words[:longest])
+    return (quoted if isinstance(value, str) else quoted[1:-1]) + ("..." if len(words) > longest else "")
+
+
+def _rejected(reason: str) -> PydanticCustomError:
+    return PydanticCustomError("rejected", "{reason}", {"reason": reason})
+
+
+def _must_be(what: str) -> WrapValidator:
+    """Report whatever the wrapped check finds as "must be WHAT, got …"."""
+
+    def check(value: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise _rejected(f"must be {what}, got {shown(value)}") from None
+
+    return WrapValidator(check)
+
+
+def _name_of(longest: int) -> BeforeValidator:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or not value.strip():
+            raise _rejected(f"must be a name, got {shown(value)}")
+        if len(value) > longest:
+            raise _rejected(f"is longer than {longest} characters: {shown(value)}")
+        if not (value.isascii() and value.isprintable()):
+            raise _rejected(f"has letters that look like others or are invisible: {shown(value)}")
+        return " ".join(value.split())
+
+    return BeforeValidator(check)
+
+
+def _repo_id(value: Any) -> str:
+    try:
+        if not isinstance(value, str) or value.count("/") != 1:
+            raise HFValidationError
+        validate_repo_id(value)
+    except HFValidationError:
+        raise _rejected(f"must be owner/name, got {shown(value)}") from None
+    return value
+
+
+def _date(value: Any) -> str:
+    # YAML reads dates by itself.
+    value = value.isoformat() if isinstance(value, datetime.date) else value
+    if not isinstance(value, str) or not _DATE.fullmatch(value):
+        raise _rejected(f"must be a date as in 2026-01-31, got {shown(value)}")
+    return value
+
+
+def _revision(value: Any) -> str:
+    if not isinstance(value, str) or not _REVISION.fullmatch(value):
+        raise _rejected(f"must be the id of a commit, got {shown(value)}")
+    return value
+
+
+def _one_of(known: tuple[str, ...]) -> BeforeValidator:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise _rejected(f"must be one of {', '.join(known)}, got {shown(value)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _protocol(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _rejected(f"must be an object, got {shown(value)}")
+    if not value:
+        raise _rejected("is missing: a number without its protocol cannot be compared")
+    if len(value) > MAX_PROTOCOL:
+        raise _rejected(f"has {len(value):,} entries, more than {MAX_PROTOCOL}")
+    protocol = {}
+    for name, entry in value.items():
+        if not isinstance(name, str) or not clean(name).strip() or len(name) > 60:
+            raise _rejected(f"must have short names, got {shown(name)}")
+        if isinstance(entry, str):
+            entry = clean(entry, MAX_PROTOCOL_TEXT)
+        elif type(entry) in (int, float) and -LARGEST <= entry <= LARGEST:
+            pass
+        elif entry is not None and type(entry) is not bool:
+            raise _rejected(f"must hold numbers and texts, got {shown(entry)} as {shown(name)}")
+        protocol[clean(name)] = entry
+    return protocol
+
+
+def _bounded(low: float, high: float) -> Any:
+    return Annotated[
+        float, Field(strict=True, ge=low, le=high, allow_inf_nan=False), _must_be(f"a number from {low:g} to {high:g}")
+    ]
+
+
+def _cleaned(longest: int) -> Any:
+    return Annotated[str, Field(strict=True), AfterValidator(lambda text: clean(text, longest)), _must_be("text")]
+
+
+def count_to(high: int) -> Any:
+    """Return the checked type of a whole number from 0 to `high`."""
+    return Annotated[int, Field(strict=True, ge=0, le=high), _must_be(f"a whole number from 0 to {high:,}")]
+
+
+# Names group and filter the board: plain ASCII on one line, so that none looks like another.
+Name = Annotated[str, _name_of(96)]
+ShortName = Annotated[str, _name_of(40)]
+Split = Annotated[str, _name_of(60)]
+LayerName = Annotated[str, _name_of(200)]
+RepoId = Annotated[str, BeforeValidator(_repo_id)]
+Revision = Annotated[str, BeforeValidator(_revision)]
+Date = Annotated[str, BeforeValidator(_date)]
+Number = _bounded(-LARGEST, LARGEST)
+Positive = _bounded(0, LARGEST)
+Weight = _bounded(0, 1e9)
+Share = _bounded(0, 1)
+Count = count_to(2**53)
+Size = count_to(10_000)
+Flag = Annotated[bool, Field(strict=True), _must_be("true or false")]
+Curve = Annotated[
+    list[Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]],
+    _must_be("a list of numbers from 0 to 1"),
+]
+Object = Annotated[dict[Any, Any], Field(strict=True), _must_be("an object")]
+Sequence = Annotated[list[Any], Field(strict=True), _must_be("a list")]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One number and who measured it on what.
+class BoardResult(Result):
+    """A result on the board: one number, what it measures, how, and who measured it.
 
     Args:
-        task (`str`): One of `TASKS`.
-        dataset, split (`str`): Hub id or name of the data, and the part measured on.
-        metric (`str`): One of `METRICS`.
-        value (`float`): In [0, 1].
-        protocol (`str`): How, such as "k = 20, temperature = 0.07"; never empty.
+        task, dataset, split, metric, value, protocol: As in [`Result`]; the value is in [0, 1], and the protocol has
+            only the entries that decide it.
         low, high (`float`, *optional*): 95 % interval.
         source (`str`, defaults to "author"): One of `SOURCES`.
         date (`str`, *optional*): ISO 8601.
-        revision (`str`, *optional*): Commit whose weights were measured.
+        revision (`str`, *optional*): Commit of the weights that were measured.
     """
 
-    task: str
-    dataset: str
-    split: str
-    metric: str
-    value: float
-    protocol: str
-    low: float | None = None
-    high: float | None = None
-    source: str = "author"
-    date: str | None = None
-    revision: str | None = None
+    task: Annotated[str, _one_of(tuple(TASKS))]
+    dataset: Name
+    split: Split
+    metric: Annotated[str, _one_of(tuple(METRICS))]
+    value: Share
+    protocol: Annotated[dict[str, Any], BeforeValidator(_protocol)] = field(default_factory=dict)
+    low: Share | None = None
+    high: Share | None = None
+    source: Annotated[str, _one_of(SOURCES)] = "author"
+    date: Date | None = None
+    revision: Revision | None = None
 
     @property
-    def key(self) -> tuple[str, str, str, str, str]:
-        """What was measured and how, without what came out and who did it."""
-        return self.task, self.dataset.lower(), self.split, self.metric, self.protocol
+    def alike(self) -> Key:
+        """The key without numbers of images: results that share it answer the same question."""
+        return self.key_without(COUNTS)
 
-    @property
-    def alike(self) -> tuple[str, str, str, str, str]:
-        """`key` without the number of images: numbers that answer the same question."""
-        return *self.key[:4], _COUNTS.sub("", self.protocol).strip(", ")
+
+def _holds_its_value(result: BoardResult) -> BoardResult:
+    low, high = result.low, result.high
+    # A mean over seeds may lie a rounding error outside.
+    if (low is None) != (high is None) or (
+        low is not None and high is not None and not low - 1e-3 <= result.value <= high + 1e-3
+    ):
+        raise _rejected(f"the interval {low} to {high} does not hold the value {result.value:g}")
+    return result
 
 
 @dataclass(frozen=True)
@@ -69,17 +236,32 @@ class Spectra:
             representation; `weights_rank_mean` and `weights_rank_min`, effective rank over its highest possible value,
             over all weights.
         curves (`dict[str, list[float]]`): Normalized eigenvalues in [0, 1], descending, of features ("input", stages,
-            "representation") and of the last weight of each stage ("weights/<parameter>"), at most `MOST_POINTS` each.
+            "representation") and of the last weight of each stage ("weights/<parameter>"), at most `MAX_POINTS` each.
         lengths (`dict[str, int]`): Number of eigenvalues that each curve stands for, see [`~Spectra.ranks`].
     """
 
-    summary: dict[str, float]
-    curves: dict[str, list[float]] = field(default_factory=dict)
-    lengths: dict[str, int] = field(default_factory=dict)
+    summary: Annotated[dict[Name, Number], Field(max_length=40)]
+    curves: Annotated[dict[Name, Curve], Field(max_length=MAX_CURVES)] = field(default_factory=dict)
+    lengths: dict[Name, Count] = field(default_factory=dict)
 
     def ranks(self, curve: str) -> list[int]:
-        """The ranks, from 1, of a curve's eigenvalues: evenly spaced, first and last among them."""
+        """Return the ranks, from 1, of a curve's eigenvalues: evenly spaced, first and last among them."""
         return evenly(self.lengths[curve], len(self.curves[curve]))
+
+
+def _has_curves(spectra: Spectra) -> Spectra:
+    if set(spectra.curves) != set(spectra.lengths):
+        raise _rejected("must have the length of every curve")
+    for name, points in spectra.curves.items():
+        if not 0 < len(points) <= min(MAX_POINTS, spectra.lengths[name]):
+            raise _rejected(f"have {len(points)} points of {shown(name)}, for {spectra.lengths[name]} eigenvalues")
+        if points != sorted(points, reverse=True):
+            raise _rejected(f"must be in descending order, unlike {shown(name)}")
+    return spectra
+
+
+CheckedResult = Annotated[BoardResult, AfterValidator(_holds_its_value)]
+CheckedSpectra = Annotated[Spectra, AfterValidator(_has_curves)]
 
 
 @dataclass(frozen=True)
@@ -87,60 +269,60 @@ class Entry:
     """One published encoder.
 
     Args:
-        repo_id, revision, author, last_modified (`str`): What was read, and when it was last changed (ISO 8601).
+        repo_id, revision, author, last_modified (`str`): The commit that was read, and the last change (ISO 8601).
         backbone, method (`str`): As `config.json` names them.
-        regularizer (`str`, *optional*): "so", "srip", "dso" or "mc"; `None` without, and where its weight is 0.
+        regularizer (`str`, *optional*): Name of the penalty; `None` without one, and where its weight is 0.
         gamma (`float`, *optional*): Weight of the penalty.
         pretrained_on (`str`, *optional*): Training data.
         image_size (`int`): Pixels.
         parameters (`int`, *optional*): Numbers in the weights.
-        results (`list[Measured]`): What was measured.
-        spectra ([`Spectra`], *optional*): `None` where none were published, or they were refused.
-        library_version (`str`, *optional*): Of this package.
+        results (`list[BoardResult]`): What was measured.
+        spectra ([`Spectra`], *optional*): `None` where none were published or they were rejected.
+        library_version (`str`, *optional*): Version of this package.
         weights (`str`, *optional*): SHA-256 of `model.safetensors`.
-        library (`str`, defaults to "timm"): One of `LIBRARIES`, which loads it.
+        library (`str`, defaults to "timm"): The one of `LIBRARIES` that loads it.
         remote_code (`bool`, defaults to `False`): Whether transformers needs code of the repository for it.
-        steps, images_per_step (`int`, *optional*), epochs (`float`, *optional*): Length of the training; `None` where
-            it was not told.
+        steps, images_per_step (`int`, *optional*), epochs (`float`, *optional*): Length of the training, as far as it
+            is known.
     """
 
-    repo_id: str
-    revision: str
-    author: str
-    last_modified: str | None
-    backbone: str
-    method: str
-    regularizer: str | None
-    gamma: float | None
-    pretrained_on: str | None
-    image_size: int
-    parameters: int | None
-    results: list[Measured]
-    spectra: Spectra | None
-    library_version: str | None
-    weights: str | None = None
-    library: str = "timm"
-    remote_code: bool = False
-    steps: int | None = None
-    epochs: float | None = None
-    images_per_step: int | None = None
+    repo_id: RepoId
+    revision: Revision
+    author: Name
+    last_modified: Date | None
+    backbone: Name
+    method: ShortName
+    regularizer: Name | None
+    gamma: Number | None
+    pretrained_on: Name | None
+    image_size: Size
+    parameters: Count | None
+    results: Annotated[list[CheckedResult], Field(max_length=MAX_RESULTS)]
+    spectra: CheckedSpectra | None
+    library_version: Name | None
+    weights: Revision | None = None
+    library: Annotated[str, _one_of(LIBRARIES)] = "timm"
+    remote_code: Flag = False
+    steps: Count | None = None
+    epochs: Number | None = None
+    images_per_step: Count | None = None
 
 
 @dataclass(frozen=True)
-class Aside:
-    """Something that has no place in the table, listed with the reason.
+class Rejection:
+    """Something that was found and has no place in the table, with the reason.
 
     Args:
-        repo_id (`str`): Where it is.
+        repo_id (`str`): The repository; malformed lines of the Hub's listing may have no valid name.
         revision (`str`, *optional*): The commit that was read.
-        field (`str`): What it is about: a file, or one of its entries.
+        field (`str`): A file, or one of its entries.
         reason (`str`): One sentence.
     """
 
-    repo_id: str
-    revision: str | None
-    field: str
-    reason: str
+    repo_id: _cleaned(120)  # type: ignore[valid-type]  # a checked type made by a function
+    revision: Revision | None
+    field: _cleaned(120)  # type: ignore[valid-type]
+    reason: _cleaned(300)  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)
@@ -149,27 +331,113 @@ class Board:
 
     Args:
         entries (`list[Entry]`): By repository.
-        asides (`list[Aside]`): What was left out, and why.
+        rejected (`list[Rejection]`): What was left out, and why.
         collected_at (`str`): ISO 8601.
-        endpoint (`str`): The Hub that was asked.
+        endpoint (`str`): The Hub that was read.
     """
 
     entries: list[Entry]
-    asides: list[Aside]
+    rejected: list[Rejection]
     collected_at: str
     endpoint: str
 
 
-def first_asides(asides: list[Aside], field: str) -> list[Aside]:
-    """Those of one repository up to `MOST_ASIDES`; how many more there are stands under `field`."""
-    if len(asides) <= MOST_ASIDES:
-        return asides
-    rest, last = len(asides) - MOST_ASIDES, asides[-1]
-    return [*asides[:MOST_ASIDES], Aside(last.repo_id, last.revision, field, f"and {rest:,} more, not listed")]
+_ADAPTERS: dict[int, TypeAdapter] = {}
+
+
+def checked(kind: Any, name: str, value: Any) -> Any:
+    """Return an untrusted value as one of the types of this module.
+
+    Args:
+        kind: The type, such as `Share` or `Entry`; a structure is made of a JSON object.
+        name (`str`): What the value is, for the error.
+        value: Anything.
+
+    Raises:
+        RejectedError: The value, or a part of it, is not of its type.
+    """
+    # Types of this kind live as long as the module, so their ids stay theirs.
+    adapter = _ADAPTERS.get(id(kind)) or _ADAPTERS.setdefault(id(kind), TypeAdapter(kind))
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    parts = [str(part) for part in first["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    where = " ".join(shown(part).strip("'") for part in parts) or name
+    plain = {
+        "rejected": first["msg"],
+        "missing": "is missing",
+        "too_long": f"has more than {first.get('ctx', {}).get('max_length')} entries",
+        "list_type": f"must be a list, got {shown(first['input'])}",
+    }
+    raise RejectedError(where, plain.get(first["type"], f"must be an object, got {shown(first['input'])}"))
+
+
+def maybe(kind: Any, name: str, value: Any) -> Any:
+    """Return `None` for `None`, anything else as [`checked`] does."""
+    return None if value is None else checked(kind, name, value)
+
+
+def to_json(board: Board) -> str:
+    """Return the board as one JSON object, without NaN or infinity."""
+    content = {"format": FORMAT} | vars(board)
+    return json.dumps(content, default=vars, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def from_json(text: str | bytes) -> Board:
+    """Read and check what [`to_json`] wrote.
+
+    An entry that fails a check is rejected alone; the others stay.
+
+    Raises:
+        ValueError: The text is not JSON, too large, or of another format.
+    """
+    if len(text) > _MAX_BYTES:
+        raise ValueError(f"the board is larger than {_MAX_BYTES >> 20} MiB: build it anew")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"the board is not JSON ({str(error)[:80]}): build it anew with orthossl leaderboard"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"the board is not of format {FORMAT}: build it anew with this version's orthossl leaderboard")
+    rejected: list[Rejection] = []
+    kept = {}
+    for name, kind in (("rejected", Rejection), ("entries", Entry)):
+        parts = [_attempt(kind, part, rejected) for part in checked(Sequence, name, content.get(name))]
+        kept[name] = [part for part in parts if part is not None]
+    collected_at = checked(Date, "collected_at", content.get("collected_at"))
+    return Board(
+        kept["entries"],
+        [*kept["rejected"], *rejected],
+        collected_at,
+        checked(_ENDPOINT, "endpoint", content.get("endpoint")),
+    )
+
+
+def first_rejections(rejected: list[Rejection], field: str) -> list[Rejection]:
+    """Return at most `MAX_REJECTIONS` of one repository; how many more there are is listed under `field`."""
+    if len(rejected) <= MAX_REJECTIONS:
+        return rejected
+    rest, last = len(rejected) - MAX_REJECTIONS, rejected[-1]
+    return [*rejected[:MAX_REJECTIONS], Rejection(last.repo_id, last.revision, field, f"and {rest:,} more, not listed")]
 
 
 def evenly(length: int, points: int) -> list[int]:
-    """At most `points` ranks out of 1 … `length`, evenly spaced, first and last among them."""
+    """Return at most `points` ranks out of 1 … `length`, evenly spaced, first and last among them."""
     if length <= points or points == 1:
         return list(range(1, min(length, points) + 1))
     return [1 + round(step * (length - 1) / (points - 1)) for step in range(points)]
+
+
+def _attempt(kind: type[T], part: Any, rejected: list[Rejection]) -> T | None:
+    try:
+        return checked(kind, kind.__name__.lower(), part)
+    except RejectedError as error:
+        name = part.get("repo_id") if isinstance(part, dict) else None
+        rejected.append(Rejection(shown(name or "?", 100).strip("'"), None, error.field, error.reason))
+        return None
+
+
+_ENDPOINT = _cleaned(200)

@@ -1,0 +1,1 @@
+"""Claims of authors: read them from untrusted files, check them, measure them again."""

@@ -1,0 +1,155 @@
+"""Turn the files of one repository into its entry on the board; what fails a check is rejected with the reason."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...card.sections import split_front_matter
+from ...encoder_record import library_of
+from ..schema import (
+    Count,
+    Entry,
+    Name,
+    RejectedError,
+    Rejection,
+    ShortName,
+    Size,
+    Spectra,
+    Weight,
+    checked,
+    count_to,
+    shown,
+)
+from .parse import parse_arrays, parse_json, parse_object, parse_yaml
+from .read import RESULTS, Claims
+from .spectra import spectra_of
+
+CONFIG, CARD, WEIGHTS = "config.json", "README.md", "model.safetensors"
+SCALARS, ARRAYS = "spectra.json", "spectra.safetensors"
+_NAMED = (CONFIG, CARD, RESULTS, SCALARS, ARRAYS)
+_WIDTH = count_to(10**6)
+_EVAL_FILE = re.compile(r"\.eval_results/[A-Za-z0-9][\w.-]{0,150}\.ya?ml", re.ASCII)
+_PICKLE = re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt|joblib|npy|npz)", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass
+class Published:
+    """The parts of one commit of a repository that the board reads.
+
+    Args:
+        repo_id, revision, author, last_modified (`str`): The repository, by the Hub.
+        sizes (`dict[str, int]`): Bytes of each file, by the Hub.
+        weights (`str`, *optional*): SHA-256 of `model.safetensors`, by the Hub.
+        parameters (`int`, *optional*): Numbers in it, by the Hub.
+        files (`dict[str, bytes]`): Contents of the files that were read.
+    """
+
+    repo_id: str
+    revision: str
+    author: str
+    last_modified: str | None
+    sizes: dict[str, int] = field(default_factory=dict)
+    weights: str | None = None
+    parameters: int | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+def wanted_files(paths: list[str]) -> list[str]:
+    """Return the paths that the board reads, by exact names: no other path is ever requested."""
+    return [path for path in _NAMED if path in paths] + sorted(path for path in paths if _EVAL_FILE.fullmatch(path))
+
+
+def check(published: Published) -> tuple[Entry | None, list[Rejection]]:
+    """Return the entry of a repository, or `None`, and what was rejected; never raise, whatever the files hold."""
+    claims = Claims(published.repo_id, published.revision)
+    for name, reason in _suspicious_names(list(published.sizes)):
+        claims.reject(name, reason)
+    return claims.attempt(lambda: _entry(published, claims)), claims.rejected
+
+
+def _entry(published: Published, claims: Claims) -> Entry:
+    if WEIGHTS not in published.sizes:
+        raise RejectedError(WEIGHTS, "is missing: only safetensors are ever loaded, never a pickle")
+    if CONFIG not in published.files:
+        raise RejectedError(CONFIG, "is missing or could not be read")
+    config = parse_object(published.files[CONFIG], CONFIG)
+    block = config.get("orthossl")
+    if not isinstance(block, dict):
+        raise RejectedError(CONFIG, "has no orthossl block: the tag alone makes no entry")
+    training = block.get("training") if isinstance(block.get("training"), dict) else {}
+
+    def optional(kind: Any, name: str, settings: dict = block) -> Any:
+        """Return a setting that the board can do without: a malformed one is rejected, and the encoder stays."""
+        value = settings.get(name)
+        return None if value is None else claims.attempt(lambda: checked(kind, name, value))
+
+    num_features = checked(_WIDTH, "num_features", block.get("num_features"))
+    claims.trained_on = str(block.get("dataset") or "").lower(), str(block.get("split") or "").lower()
+    _add_claims(published, claims)
+    named = block.get("regularizer")
+    is_named = not (isinstance(named, str) and named.strip().lower() in ("", "none"))
+    # A penalty of weight 0 is none, whatever it is called.
+    gamma = optional(Weight, "gamma") if is_named else None
+    regularizer = optional(ShortName, "regularizer") if is_named and gamma != 0 else None
+    return Entry(
+        repo_id=published.repo_id,
+        revision=published.revision,
+        author=published.author,
+        last_modified=published.last_modified,
+        backbone=checked(Name, "backbone", block.get("backbone")),
+        method=checked(ShortName, "method", block.get("method")),
+        regularizer=regularizer,
+        gamma=gamma if regularizer else None,
+        pretrained_on=optional(Name, "dataset"),
+        image_size=checked(Size, "image_size", block.get("image_size")),
+        parameters=published.parameters,
+        results=claims.merged(),
+        spectra=claims.attempt(lambda: _spectra(published, num_features)),
+        library_version=optional(ShortName, "version"),
+        weights=published.weights,
+        steps=optional(Count, "steps", training),
+        epochs=optional(Weight, "epochs", training),
+        images_per_step=optional(Count, "images_per_step", training),
+        **library_of(config),
+    )
+
+
+def _add_claims(published: Published, claims: Claims) -> None:
+    """Read the three forms: the two that state protocols as data first."""
+    files = published.files
+    if RESULTS in files:
+        claims.attempt(lambda: claims.add_results_json(parse_json(files[RESULTS], RESULTS)))
+    if CARD in files:
+        front, _ = split_front_matter(files[CARD].decode("utf-8", errors="replace"))
+        metadata = claims.attempt(lambda: parse_yaml(front, "the card's metadata"))
+        claims.add_model_index(metadata.get("model-index") if isinstance(metadata, dict) else None)
+    for path in sorted(files):
+        if _EVAL_FILE.fullmatch(path):
+            claims.attempt(lambda path=path: claims.add_eval_file(path, parse_yaml(files[path], path)))
+
+
+def _spectra(published: Published, num_features: int) -> Spectra | None:
+    if SCALARS not in published.files:
+        return None
+    scalars = parse_object(published.files[SCALARS], SCALARS)
+    return spectra_of(scalars, parse_arrays(published.files.get(ARRAYS, b""), ARRAYS), num_features)
+
+
+def _suspicious_names(paths: list[str]) -> list[tuple[str, str]]:
+    found = []
+    tricks = [path for path in paths if not _is_plain_path(path)]
+    if tricks:
+        some = ", ".join(shown(path) for path in tricks[:3])
+        found.append(
+            ("file names", f"some would leave their folder or cannot be read ({len(tricks)}), none is opened: {some}")
+        )
+    pickles = [path for path in paths if _PICKLE.fullmatch(path)]
+    if pickles:
+        some = ", ".join(shown(path) for path in pickles[:3])
+        found.append(("pickles", f"some can run code when loaded ({len(pickles)}), none is opened: {some}"))
+    return found
+
+
+def _is_plain_path(path: str) -> bool:
+    parts = path.split("/")
+    return path.isprintable() and "\\" not in path and ":" not in path and not {"", ".", ".."} & set(parts)

@@ -1,0 +1,205 @@
+"""Read the results that an author published: `results.json`, and the Hub's two forms of the same.
+
+Numbers of `results.json` and of `model-index` state their protocol as data, and are one claim where their keys agree.
+An `.eval_results/*.yaml` states it in a sentence. That sentence is never parsed: it belongs to a known claim if it is
+the very sentence that this package writes of that claim, and else it is a claim whose protocol is the sentence.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ....evaluation.results import METRICS, PER_RUN, PRIVATE, TASKS, Key, Result
+from ...measurements import HUB_METRICS, HUB_NONE, average_seeds, notes_text, task_ids
+from ..schema import (
+    MAX_CLAIMS,
+    BoardResult,
+    CheckedResult,
+    Object,
+    RejectedError,
+    Rejection,
+    Sequence,
+    checked,
+    shown,
+)
+from .splits import learned_from
+
+MAX_IN_FILE, MAX_IN_RESULTS = 100, 2_000
+EVAL_RESULTS, MODEL_INDEX, RESULTS = ".eval_results", "model-index", "results.json"
+# The Hub's form has no place for the split.
+NOT_STATED = "not stated"
+_TASK_IDS = {f"{task}_{metric}": (task, metric) for task in TASKS for metric in METRICS}
+_METRICS = {theirs: ours for ours, theirs in HUB_METRICS.items()}
+# Two spellings of one number in decimal text differ by less.
+SAME = 1e-9
+
+
+class Claims:
+    """Collect the claims of one repository, and what was rejected of them.
+
+    Args:
+        repo_id, revision (`str`): Where they are from.
+
+    Attributes:
+        trained_on (`tuple[str, str]`): Data and split that the encoder learned from, in lower case; empty if unknown.
+        rejected (`list[Rejection]`): What was rejected, with the reasons.
+    """
+
+    def __init__(self, repo_id: str, revision: str):
+        self.repo_id, self.revision = repo_id, revision
+        self.trained_on = ("", "")
+        self.rejected: list[Rejection] = []
+        # By what was measured and how, and where it is stated.
+        self._stated: dict[Key, dict[str, BoardResult]] = {}
+        self._on_training: set[Key] = set()
+        # Data, task id and sentence of an `.eval_results` entry, as this package writes them, of each claim above.
+        self._sentences: dict[tuple[str, str, str], Key] = {}
+
+    def reject(self, field: str, reason: str) -> None:
+        """List something as rejected."""
+        self.rejected.append(Rejection(self.repo_id, self.revision, field[:120], reason))
+
+    def attempt(self, read: Callable[[], Any], prefix: str = "") -> Any:
+        """Return what `read` returns, or `None` where it raises `RejectedError`, which is listed."""
+        try:
+            return read()
+        except RejectedError as error:
+            self.reject(prefix or error.field, f"{error.field}: {error.reason}" if prefix else error.reason)
+            return None
+
+    def add_results_json(self, content: Any) -> None:
+        """Add a parsed `results.json`: its results of the published weights, seeds averaged."""
+        parts = self._limited(RESULTS, checked(Sequence, RESULTS, content), MAX_IN_RESULTS)
+        final = []
+        for number, part in enumerate(parts, 1):
+            result = self.attempt(lambda part=part: _flat_result(part, self.revision), f"{RESULTS}, result {number}")
+            final += [result] if result is not None and result.is_final else []
+        for result in average_seeds(final):
+            self.attempt(lambda result=result: self._add(RESULTS, _on_board(result, self.revision), result), RESULTS)
+
+    def add_model_index(self, content: Any) -> None:
+        """Add the parsed `model-index` of a card."""
+        if content is None:
+            return
+        parts = self.attempt(lambda: list(_metrics(content)), MODEL_INDEX)
+        for number, part in enumerate(self._limited(MODEL_INDEX, parts or [], MAX_IN_FILE), 1):
+            self.attempt(
+                lambda part=part: self._add(MODEL_INDEX, _of_model_index(part, self.revision)),
+                f"{MODEL_INDEX}, result {number}",
+            )
+
+    def add_eval_file(self, path: str, content: Any) -> None:
+        """Add a parsed `.eval_results/*.yaml`, after the other forms."""
+        if not isinstance(content, list) or len(content) > MAX_IN_FILE:
+            self.reject(path, f"must hold a list of at most {MAX_IN_FILE} results, got {shown(content)}")
+            return
+        for number, part in enumerate(content, 1):
+            self.attempt(lambda part=part: self._add_eval_entry(part), f"{path}, result {number}")
+
+    def merged(self) -> list[BoardResult]:
+        """Return all claims, each once; where two numbers are stated for one thing, both are rejected."""
+        results = []
+        for stated in self._stated.values():
+            values, first = [result.value for result in stated.values()], next(iter(stated.values()))
+            if max(values) - min(values) > SAME:
+                numbers = ", ".join(f"{where} says {stated[where].value:g}" for where in sorted(stated))
+                self.reject(f"{first.task} {first.metric} on {first.dataset}", f"contradicts itself: {numbers}")
+                continue
+            date = next((result.date for result in stated.values() if result.date), None)
+            results.append(dataclasses.replace(first, date=date))
+        return self._limited("results", results, MAX_CLAIMS)
+
+    def _limited(self, field: str, parts: list, limit: int) -> list:
+        if len(parts) > limit:
+            self.reject(field, f"has {len(parts)} numbers, {limit} are read")
+        return parts[:limit]
+
+    def _add_eval_entry(self, part: Any) -> None:
+        entry = checked(Object, "result", part)
+        about, notes = checked(Object, "dataset", entry.get("dataset")), entry.get("notes")
+        dataset, task_id = about.get("id"), about.get("task_id")
+        if not isinstance(notes, str) or not notes.strip():
+            raise RejectedError("protocol", f"notes must say how it was measured, got {shown(notes)}")
+        fields = {"dataset": dataset, "value": entry.get("value"), "date": entry.get("date"), "revision": self.revision}
+        key = self._sentences.get((str(dataset).lower(), str(task_id), notes))
+        if key is not None:
+            known = next(iter(self._stated[key].values()))
+            self._add(
+                EVAL_RESULTS, checked(CheckedResult, "result", vars(known) | fields | {"low": None, "high": None})
+            )
+            return
+        if not isinstance(task_id, str) or task_id not in _TASK_IDS:
+            raise RejectedError("task", f"{shown(task_id)} is not ranked by this board; knn_top1 is, for example")
+        task, metric = _TASK_IDS[task_id]
+        protocol = {"protocol": notes}
+        more = {"task": task, "metric": metric, "split": NOT_STATED, "protocol": protocol}
+        self._add(EVAL_RESULTS, checked(CheckedResult, "result", fields | more))
+
+    def _add(self, where: str, claim: BoardResult, result: Result | None = None) -> None:
+        dataset, split = self.trained_on
+        if learned_from(claim.split, split if split and claim.dataset.lower() == dataset else None):
+            if claim.key in self._on_training:
+                # The same claim in another form.
+                return
+            self._on_training.add(claim.key)
+            what = f"{claim.task} {claim.metric} on {claim.dataset}"
+            raise RejectedError("split", f"{what} is of {shown(claim.split)}, which was learned from")
+        stated = self._stated.setdefault(claim.key, {})
+        if where in stated and abs(stated[where].value - claim.value) > SAME:
+            # A second number in the same form contradicts the first as one in another form does.
+            where = f"{where} again"
+        stated.setdefault(where, claim)
+        if where != EVAL_RESULTS:
+            for task_id in task_ids(result or claim):
+                self._sentences.setdefault((claim.dataset.lower(), task_id, notes_text(result or claim)), claim.key)
+
+
+def on_board(result: Result, **more: Any) -> BoardResult:
+    """Return a result in the board's form, checked; raise `RejectedError`."""
+    decides = {n: v for n, v in result.protocol.items() if n not in PER_RUN | PRIVATE | {"set", "step"}}
+    low, high = result.interval or (None, None)
+    fields = {name: getattr(result, name) for name in ("task", "dataset", "split", "metric", "value")}
+    return checked(CheckedResult, "result", fields | {"protocol": decides, "low": low, "high": high} | more)
+
+
+def _on_board(result: Result, revision: str) -> BoardResult:
+    return on_board(result, revision=revision)
+
+
+def _flat_result(part: Any, revision: str) -> Result:
+    try:
+        result = Result.from_dict(part, "the entry")
+    except ValueError as error:
+        raise RejectedError("result", str(error)) from None
+    _on_board(result, revision)
+    return result
+
+
+def _metrics(content: Any) -> Iterator[dict]:
+    """Yield one flat mapping for each metric in a `model-index`."""
+    for model in checked(Sequence, MODEL_INDEX, content):
+        for part in checked(Sequence, "results", checked(Object, "model", model).get("results")):
+            result = checked(Object, "result", part)
+            for metric in checked(Sequence, "metrics", result.get("metrics")):
+                yield {"dataset": result.get("dataset"), "metric": metric}
+
+
+def _of_model_index(part: dict, revision: str) -> BoardResult:
+    dataset, metric = (checked(Object, name, part[name]) for name in ("dataset", "metric"))
+    kind, args = metric.get("type"), metric.get("args")
+    args = args if isinstance(args, dict) else {}
+    protocol = {name: None if value == HUB_NONE else value for name, value in args.items()}
+    # The task name above the metrics is that of the first of several.
+    task = protocol.pop("task", None)
+    if not isinstance(task, str) or task not in TASKS:
+        raise RejectedError("task", f"args must name a task that this board ranks, such as linear, got {shown(task)}")
+    fields = {
+        "task": task,
+        "dataset": dataset.get("type"),
+        "split": dataset.get("split"),
+        "metric": _METRICS.get(kind, kind) if isinstance(kind, str) else kind,
+        "value": metric.get("value"),
+        "protocol": protocol,
+        "revision": revision,
+    }
+    return checked(CheckedResult, "result", fields)

@@ -1,0 +1,407 @@
+"""Measure published weights again: accuracies by the protocols that the author's claims state, and spectra."""
+
+import datetime
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from .... import __version__
+from ....data import ImageDataset, ImageSource, load_source
+from ....encoders import Encoder, load_encoder
+from ....evaluation import (
+    FeatureCache,
+    KNNMonitor,
+    LabelledFeatures,
+    Result,
+    knn_results,
+    labelled_splits,
+    linear_results,
+    transfer_sets,
+)
+from ....evaluation.features import normalized_batches
+from ....spectra import SpectralReport, spectral_report
+from ...client import hub_id, public_name
+from ...encoder_folder import spectra_rows
+from ..board.collect import find, read_published
+from ..fetch import Fetcher
+from ..schema import LARGEST, BoardResult, Entry, Key, Rejection, evenly, shown
+from .check import CONFIG, SCALARS, Published, check
+from .parse import parse_object
+from .read import NOT_STATED, on_board
+from .spectra import REPRESENTATION
+from .splits import learned_from, overlap
+from .verify import Comparison, Verification, compare, interval, spectra_digest
+
+# Between spectra of the same weights taken on different machines: relative to the number, and on a curve in [0, 1].
+TOLERANCE = 0.01
+# Limits of what an untrusted claim may make this machine compute.
+_WHOLE = {"k": 10_000, "epochs": 1000, "bank": 10**6, "queries": 10**6, "batch_size": 10**6}
+_REAL = ("temperature", "learning_rate", "weight_decay", "label_noise", "imbalance")
+_PROBE = ("protocol", "epochs", "batch_size", "learning_rate", "weight_decay", "label_noise", "imbalance")
+# What L-BFGS takes of these; it chooses the rest on the training images again.
+_LBFGS = ("protocol", "label_noise", "imbalance")
+_DEFAULT = {"k": 20, "temperature": 0.07}
+_Protocol = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data that claims are measured on.
+
+    Args:
+        dataset (`str`, *optional*): Used instead of the data that claims name, such as a folder of images.
+        name, train_split, test_split, image_column, label_column (`str`, *optional*): As in `orthossl evaluate`.
+    """
+
+    dataset: str | None = None
+    name: str | None = None
+    train_split: str | None = None
+    test_split: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """Return the options that both splits share."""
+        return {"name": self.name, "image_column": self.image_column, "label_column": self.label_column}
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Outcome of [`verify`].
+
+    Args:
+        entry ([`Entry`]): What the author published, checked.
+        rejected (`list[Rejection]`): What of it failed the checks.
+        verification ([`Verification`]): The measurements, for the board.
+        compared (`list[Comparison]`): Claims beside them.
+        notes (`list[str]`): What was not measured again, and why.
+    """
+
+    entry: Entry
+    rejected: list[Rejection]
+    verification: Verification
+    compared: list[Comparison]
+    notes: list[str]
+
+
+def verify(
+    model: str,
+    data: Data | None = None,
+    *,
+    device: str | None = None,
+    token: str | None = None,
+    cache: FeatureCache | None = None,
+    progress: bool = False,
+) -> Verified:
+    """Download an encoder's published weights at one commit, and measure them again.
+
+    Args:
+        model (`str`): Hub id "owner/name", optionally with `@revision`.
+        data ([`Data`], *optional*): What to measure on; the data that the claims name by default.
+        device (`str`, *optional*): Such as "cpu"; CUDA where available by default.
+        token (`str`, *optional*): Access token; defaults to the one of `hf auth login` or `HF_TOKEN`.
+        cache ([`FeatureCache`], *optional*): Where features are kept; nowhere by default.
+        progress (`bool`, defaults to `False`): Show progress bars.
+
+    Raises:
+        ValueError: `model` is not a Hub id or has no place on a board, or the weights or data cannot be used.
+        OSError: The Hub or the data cannot be read.
+    """
+    repo_id, fetcher = hub_id(model), Fetcher(token=token)
+    if repo_id is None:
+        raise ValueError(f"{model!r} is not a Hub id of the form owner/name: publish the encoder first")
+    published, rejected = read_published(fetcher, find(fetcher, repo_id, model.partition("@")[2] or "main"))
+    entry, more = check(published)
+    if entry is None:
+        raise ValueError(f"{model} has no place on a board: " + "; ".join(f"{r.field} {r.reason}" for r in more))
+    encoder = _load(entry, device)
+    block = parse_object(published.files[CONFIG], CONFIG)["orthossl"]
+    training, data = block.get("training"), data or Data()
+    seed = training.get("seed") if isinstance(training, dict) else None
+    seed = seed if type(seed) is int and 0 <= seed < 2**32 else 0
+    results, notes = remeasure(encoder, entry.results, data, seed=seed, cache=cache, progress=progress)
+    trained_on = block.get("split") if isinstance(block.get("split"), str) else None
+    own = (entry.pretrained_on or "").lower()
+    seen = [r for r in results if learned_from(r.split, trained_on if r.dataset.lower() == own else None)]
+    results = [result for result in results if result not in seen]
+    notes += sorted(f"{r.task} {r.metric} on {r.dataset}: its {r.split} was learned from" for r in seen)
+    # Only data that were measured on or named by the user are loaded for the spectra.
+    known = {result.dataset for result in results} | {data.dataset, "digits"}
+    wrong, not_taken = recompute(entry, published, encoder, known)
+    verification = Verification(
+        repo_id=entry.repo_id,
+        revision=entry.revision,
+        weights=entry.weights,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        version=__version__,
+        results=results,
+        spectra=wrong,
+        digest=spectra_digest(entry.spectra) if entry.spectra else None,
+    )
+    return Verified(entry, rejected + more, verification, compare(entry.results, results), notes + not_taken)
+
+
+def remeasure(
+    encoder: Encoder,
+    claims: list[BoardResult],
+    data: Data,
+    *,
+    seed: int = 0,
+    cache: FeatureCache | None = None,
+    progress: bool = False,
+) -> tuple[list[BoardResult], list[str]]:
+    """Measure kNN accuracy and linear probes, once for each protocol of the claims; kNN alone without claims.
+
+    Args:
+        encoder ([`Encoder`]): With the published weights, in evaluation mode.
+        claims (`list[BoardResult]`): What the author claims.
+        data ([`Data`]): What to measure on.
+        seed (`int`, defaults to 0): Seed of the training run, which chose the images of its own kNN accuracy.
+        cache ([`FeatureCache`], *optional*): Where features are kept.
+        progress (`bool`, defaults to `False`): Show progress bars.
+
+    Returns:
+        `tuple[list[BoardResult], list[str]]`: Results with 95 % intervals, and one sentence for each claim that was not
+        measured.
+
+    Raises:
+        ValueError: A data set given by name cannot be used.
+        OSError: A data set given by name cannot be read.
+    """
+    notes: dict[str, None] = {}
+    groups: dict[tuple[str, str, bool], list[tuple[str, _Protocol]]] = defaultdict(list)
+    for claim in claims:
+        location = _location(claim.dataset, data.dataset)
+        reason = _not_measured(claim, location)
+        if reason or location is None:
+            notes[f"{claim.task} {claim.metric} on {claim.dataset}: {reason}"] = None
+            continue
+        split = "test" if claim.split == NOT_STATED else claim.split
+        by_monitor = "bank" in claim.protocol
+        groups[location, data.test_split or split, by_monitor].append((claim.task, claim.protocol))
+    if not claims:
+        groups[data.dataset or "digits", data.test_split or "test", False] = [("knn", _DEFAULT)]
+    results: list[Result] = []
+    for (location, split, by_monitor), wanted in groups.items():
+        protocols = [protocol for _, protocol in wanted]
+        try:
+            if by_monitor:
+                results += _monitored(encoder, location, split, data, protocols, seed, progress)
+            else:
+                results += _frozen(encoder, location, split, data, wanted, seed, cache, progress)
+        except (ValueError, OSError) as error:
+            if data.dataset is not None or not claims:
+                raise
+            # A claim about data that cannot be loaded does not keep the others from being measured.
+            notes[f"claims on {location}, {split}: not measured again ({error})"] = None
+    return list(_with_intervals(results).values()), list(notes)
+
+
+def recompute(
+    entry: Entry, published: Published, encoder: Encoder, datasets: Collection[str | None] = ("digits",)
+) -> tuple[str | None, list[str]]:
+    """Take the spectra of the published weights, and tell whether the published spectra are theirs.
+
+    The spectra of the weights are always taken; those of the features where the training data are among `datasets`.
+
+    Args:
+        entry ([`Entry`]): The encoder.
+        published ([`Published`]): The files it was read from.
+        encoder ([`Encoder`]): With the weights of that commit, in evaluation mode.
+        datasets (collection of `str`): Data that may be loaded.
+
+    Returns:
+        `tuple[str | None, list[str]]`: What is wrong, as in [`Verification`], and what was not taken.
+    """
+    if entry.spectra is None:
+        return None, ["there are no published spectra to compare with"]
+    scalars = parse_object(published.files[SCALARS], SCALARS)
+    block = parse_object(published.files[CONFIG], CONFIG)["orthossl"]
+    images, notes = _images(entry, block.get("split"), encoder, datasets)
+    report = spectral_report(encoder, images)
+    wrong = _wrong_weights(report, scalars["weights"]) or _wrong_curves(report, entry.spectra.curves)
+    if images is not None:
+        wrong = wrong or _wrong_features(report, scalars["features"])
+    return wrong or "", notes
+
+
+def _load(entry: Entry, device: str | None) -> Encoder:
+    encoder = load_encoder(f"hf-hub:{entry.repo_id}@{entry.revision}", pretrained=True)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return encoder.to(device).eval()
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} cannot be used: pass --device cpu") from error
+
+
+def _location(dataset: str, given: str | None) -> str | None:
+    """Return what to load for a claim's data: an untrusted name loads well-known data only, never a local folder."""
+    if given is not None:
+        return given if public_name(given).lower() == dataset.lower() else None
+    if dataset == "digits":
+        return dataset
+    known = {entry.dataset.lower(): entry.dataset for entry in transfer_sets()}
+    location = known.get(dataset.lower())
+    return location if location and hub_id(location) else None
+
+
+def _not_measured(claim: BoardResult, location: str | None) -> str | None:
+    """Return why a claim is not measured again, or `None`."""
+    protocol = claim.protocol
+    if claim.task not in ("knn", "linear"):
+        return f"not measured again, only kNN and linear probes are; orthossl evaluate --task {claim.task} measures it"
+    if claim.metric not in ("top1", "top5"):
+        return f"{claim.metric} is not measured again"
+    if learned_from(claim.split, None):
+        return f"the split {claim.split} was learned from"
+    if location is None:
+        return f"pass --dataset {claim.dataset} to measure it again"
+    if claim.task == "linear" and protocol.get("protocol") not in ("sgd", "lbfgs"):
+        return "its protocol names neither sgd nor lbfgs"
+    for name, most in _WHOLE.items():
+        if name in protocol and not (type(protocol[name]) is int and 0 < protocol[name] <= most):
+            return f"its {name} must be a whole number up to {most:,}"
+    for name in _REAL:
+        # `None` is a plain vote.
+        none_is_fine = name == "temperature" and protocol.get(name, 0) is None
+        if name in protocol and type(protocol[name]) not in (int, float) and not none_is_fine:
+            return f"its {name} must be a number"
+    if claim.task == "knn" and not {"k", "temperature"} <= protocol.keys():
+        return "its protocol must state k and temperature"
+    return None
+
+
+def _check_held_out(train: ImageSource, test: ImageSource) -> None:
+    if train.split and test.split and overlap(train.split, test.split):
+        raise ValueError(
+            f"test_split={test.split!r} shares images with train_split={train.split!r}: name splits that share none"
+        )
+
+
+def _frozen(
+    encoder: Encoder,
+    location: str,
+    split: str,
+    data: Data,
+    wanted: list[tuple[str, _Protocol]],
+    seed: int,
+    cache: FeatureCache | None,
+    progress: bool,
+) -> list[Result]:
+    splits = labelled_splits(location, train_split=data.train_split, test_split=split, **data.columns)
+    _check_held_out(*splits)
+    features = LabelledFeatures.extract(encoder, *splits, cache, progress=progress)
+    results: list[Result] = []
+    votes: dict[int, dict[float | None, None]] = defaultdict(dict)
+    probes: dict[tuple, None] = {}
+    for task, protocol in wanted:
+        if task == "knn":
+            votes[protocol["k"]][protocol["temperature"]] = None
+        else:
+            names = _LBFGS if protocol["protocol"] == "lbfgs" else _PROBE
+            probes[tuple((name, protocol[name]) for name in names if name in protocol)] = None
+    for k, temperatures in votes.items():
+        results += knn_results(features, k=k, temperatures=list(temperatures))
+    for probe in probes:
+        results += linear_results(features, seeds=(seed,), progress=progress, **dict(probe))
+    return results
+
+
+def _monitored(
+    encoder: Encoder, location: str, split: str, data: Data, protocols: list[_Protocol], seed: int, progress: bool
+) -> list[Result]:
+    """Measure the kNN accuracy that a training run takes on some of the images."""
+    source = load_source(location, split=data.train_split, **data.columns)
+    held_out = load_source(location, split=split, **data.columns)
+    _check_held_out(source, held_out)
+    results = []
+    for protocol in {tuple(sorted(p.items(), key=str)): p for p in protocols}.values():
+        monitor = KNNMonitor(
+            source,
+            held_out,
+            encoder.image_size,
+            # The number of images that gives this bank and these queries.
+            images=max(protocol["bank"], 2 * protocol.get("queries", 1)),
+            k=protocol["k"],
+            temperature=protocol["temperature"],
+            seed=seed,
+            progress=progress,
+        )
+        results += monitor.measure(encoder, "end")
+    return results
+
+
+def _with_intervals(results: list[Result]) -> dict[Key, BoardResult]:
+    measured = {}
+    for result in results:
+        count = result.protocol.get("test_images") or result.protocol.get("queries") or 1
+        low, high = interval(result.value, count)
+        public = replace(result, dataset=public_name(result.dataset))
+        measured[result.key] = on_board(public, low=low, high=high, source="board")
+    return measured
+
+
+def _images(
+    entry: Entry, split: object, encoder: Encoder, datasets: Collection[str | None]
+) -> tuple[Iterable | None, list[str]]:
+    """Return the images behind the features' spectra, as training chose them; `None` if they cannot be loaded."""
+    name, count = entry.pretrained_on or "", int(entry.spectra.summary.get("num_images", 0)) if entry.spectra else 0
+    if not count:
+        return None, []
+    note = f"spectra of features were not taken again: {{}} ({name or 'no name'})"
+    if name not in datasets:
+        return None, [note.format("the training data are not among those measured on")]
+    try:
+        source = load_source(name, split=split if isinstance(split, str) else None)
+    except (ValueError, OSError):
+        return None, [note.format("the training data cannot be loaded")]
+    rows = spectra_rows(source.num_rows)
+    if len(rows) != count:
+        return None, [note.format(f"they are of {count:,} images, not of the {len(rows):,} that training takes")]
+    return normalized_batches(encoder, ImageDataset(source, image_size=encoder.image_size, indices=rows)), []
+
+
+def _wrong_weights(report: SpectralReport, claimed: dict) -> str | None:
+    if set(report.weights) != set(claimed):
+        return f"the spectra are of {len(claimed)} weights that are not the {len(report.weights)} of the encoder"
+    pairs = [(name, spectrum, claimed[name]) for name, spectrum in report.weights.items()]
+    return _first_difference(pairs, ("effective_rank", "gram_frobenius", "gram_sigma_max"))
+
+
+def _wrong_features(report: SpectralReport, claimed: dict) -> str | None:
+    pairs = [(REPRESENTATION, report.features[REPRESENTATION], claimed.get(REPRESENTATION, {}))]
+    return _first_difference(pairs, ("effective_rank", "rankme", "participation_ratio"))
+
+
+def _first_difference(pairs: list[tuple[str, Any, dict]], keys: tuple[str, ...]) -> str | None:
+    for name, spectrum, claimed in pairs:
+        for key in keys:
+            said, ours = claimed.get(key), getattr(spectrum, key)
+            # The bounds also reject integers too large for a float.
+            is_number = type(said) in (int, float) and 0 <= said <= LARGEST
+            if not is_number or not abs(said - ours) <= TOLERANCE * max(ours, 1e-3):
+                return (
+                    f"the {key} of {name} is published as {shown(said)}; recomputed from the published weights it is "
+                    f"{ours:.4g}"
+                )
+    return None
+
+
+def _wrong_curves(report: SpectralReport, curves: dict[str, list[float]]) -> str | None:
+    """Compare the curves of the weights, as the page draws them."""
+    for name, curve in curves.items():
+        spectrum = report.weights.get(name.removeprefix("weights/"))
+        if not name.startswith("weights/") or spectrum is None:
+            continue
+        ranks = np.array(evenly(len(spectrum.eigenvalues), len(curve))) - 1
+        apart = 1.0
+        if len(ranks) == len(curve):
+            apart = np.abs(spectrum.eigenvalues.numpy()[ranks] - np.array(curve)).max()
+        if apart > TOLERANCE:
+            return f"the curve of {name} is not that of the published weights: recomputed, it is {apart:.2g} away"
+    return None

@@ -1,0 +1,1 @@
+"""The page that shows a board, and the Space that serves it."""

@@ -1,0 +1,269 @@
+"""What a visitor looks at, as a query string, and the board filtered, searched and sorted for it.
+
+Any view can be shared as a link, and a link opens that view.
+"""
+
+import dataclasses
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Self
+from urllib.parse import parse_qsl, urlencode
+
+from ..board.rank import Measurement, Pair, Row, measurements, paired, rank
+from ..schema import Board, BoardResult, Entry
+
+PAGES = {"table": "Table", "scatter": "Accuracy and rank", "pairs": "With and without", "rejected": "Rejected"}
+# Reached from a row, not from the menu.
+DETAILS = ("model", "compare")
+COLUMNS = {
+    "rank": "Rank",
+    "model": "Model",
+    "method": "Method",
+    "backbone": "Backbone",
+    "regularizer": "Penalty",
+    "pretrained_on": "Pretrained on",
+    "value": "Value",
+    "effective_rank": "Effective rank",
+    "by": "Measured by",
+}
+# Larger is better, so the first click shows the largest.
+DESCENDING = ("value", "effective_rank")
+SIZES = {
+    "xs": ("under 5 M", 0, 5e6),
+    "s": ("5 to 15 M", 5e6, 15e6),
+    "m": ("15 to 50 M", 15e6, 50e6),
+    "l": ("50 to 150 M", 50e6, 150e6),
+    "xl": ("over 150 M", 150e6, float("inf")),
+}
+MAX_COMPARED = 4
+# Unknown authors may publish as many names as they like; search finds those that a list leaves out.
+MAX_CHOICES = 100
+_LONGEST = 200
+_FILTERS = ("backbone", "method", "regularizer", "pretrained_on")
+_MAX_RANKED = 16
+
+
+@dataclass(frozen=True)
+class View:
+    """One state of the page. Every value comes from a visitor's address bar; unknown ones are ignored.
+
+    Args:
+        show (`str`, defaults to "table"): One of `PAGES` or `DETAILS`.
+        model (`str`): Hub id shown by "model".
+        compare (`tuple[str, ...]`): Hub ids chosen for comparison, at most four.
+        task, dataset, metric (`str`): The measurement that models are ranked by; the most common one by default.
+        backbone, method, pretrained_on (`str`): Only models with exactly this one.
+        regularizer (`str`): Only models with this penalty, "any" penalty, or "none".
+        size (`str`): Only models of this size, a key of `SIZES`.
+        by (`str`): Only numbers from this source: "author", "verified" or "board".
+        q (`str`): Only models whose names and settings contain all these words.
+        sort (`str`, defaults to "rank"): A key of `COLUMNS`.
+        order (`str`, defaults to "up"): "up" or "down".
+        n (`int`, defaults to 1): Page of the table.
+    """
+
+    show: str = "table"
+    model: str = ""
+    compare: tuple[str, ...] = ()
+    task: str = ""
+    dataset: str = ""
+    metric: str = ""
+    backbone: str = ""
+    method: str = ""
+    regularizer: str = ""
+    pretrained_on: str = ""
+    size: str = ""
+    by: str = ""
+    q: str = ""
+    sort: str = "rank"
+    order: str = "up"
+    n: int = 1
+
+    @classmethod
+    def from_query(cls, query: str) -> Self:
+        """Return the view that a query string names, with or without its question mark; never fail."""
+        try:
+            # Half of a surrogate pair is not a letter, and no page could be sent with it.
+            text = str(query)[:4000].encode("utf-8", "ignore").decode()
+            pairs = parse_qsl(text.removeprefix("?"), max_num_fields=60, errors="replace")
+        except ValueError:
+            return cls()
+        names = {field.name for field in dataclasses.fields(cls)} - {"compare", "n"}
+        values: dict[str, Any] = {name: value.strip()[:_LONGEST] for name, value in pairs if name in names}
+        given = dict(pairs)
+        # The form sends two choices in one value each; a data set may have any name.
+        measure = given.get("measure", "")[:_LONGEST]
+        if measure.count("|") > 1:
+            task, _, rest = measure.partition("|")
+            values |= dict(zip(("task", "dataset", "metric"), (task, *rest.rsplit("|", 1)), strict=True))
+        if "." in given.get("sorting", ""):
+            values |= dict(zip(("sort", "order"), given["sorting"].split(".", 1), strict=True))
+        compare = list(dict.fromkeys(value.strip()[:_LONGEST] for name, value in pairs if name == "compare" and value))
+        number = given.get("n", "")
+        # `int` would work through thousands of digits.
+        n = int(number) if number.isascii() and number.isdigit() and len(number) < 6 else 1
+        allowed = {"show": (*PAGES, *DETAILS), "sort": COLUMNS, "order": ("up", "down"), "size": SIZES}
+        values = {name: value for name, value in values.items() if value in allowed.get(name, (value,))}
+        return cls(**values, compare=tuple(compare[:MAX_COMPARED]), n=max(n, 1))
+
+    def query(self, **changes: Any) -> str:
+        """Return the query string of this view with some values changed; defaults are left out."""
+        view = dataclasses.replace(self, **changes)
+        values = [(field, getattr(view, field.name)) for field in dataclasses.fields(view) if field.name != "compare"]
+        kept = [(field.name, value) for field, value in values if value != field.default]
+        return "?" + urlencode(kept + [("compare", name) for name in view.compare])
+
+    def to(self, **changes: Any) -> str:
+        """Return the same for the first page of the table: the current page means nothing in another selection."""
+        return self.query(**{"n": 1} | changes)
+
+    def sorted_by(self, column: str) -> str:
+        """Return the query string of a click on a column's header: sort by it, or reverse the order."""
+        first = "down" if column in DESCENDING else "up"
+        other = "up" if self.order == "down" else "down"
+        return self.to(sort=column, order=other if column == self.sort else first)
+
+    def toggled(self, model: str) -> str:
+        """Return the query string with a model added to the comparison, or removed from it."""
+        if model in self.compare:
+            return self.query(compare=tuple(name for name in self.compare if name != model))
+        return self.query(compare=(*self.compare, model)[-MAX_COMPARED:])
+
+
+@dataclass(frozen=True)
+class Line:
+    """An encoder in the table; `row` is `None` if it lacks the measurement that others are ranked by."""
+
+    entry: Entry
+    row: Row | None
+
+    @property
+    def result(self) -> BoardResult | None:
+        """Return the result that the encoder is ranked by."""
+        return self.row.result if self.row else None
+
+
+class Catalogue:
+    """Look things up in one board.
+
+    Args:
+        board ([`Board`]): Never changed; another board has a catalogue of its own.
+    """
+
+    def __init__(self, board: Board):
+        self.board = board
+        self.entries = {entry.repo_id: entry for entry in board.entries}
+        self.measurements = measurements(board)
+        self._counts = Counter(
+            key for entry in board.entries for key in {(r.task, r.dataset.lower(), r.metric) for r in entry.results}
+        )
+        self.choices = {name: self._common(name) for name in _FILTERS}
+        self._words = {entry.repo_id: _searchable(entry) for entry in board.entries}
+        self._ranked: OrderedDict[Measurement, dict[str, Row]] = OrderedDict()
+        self._lock = Lock()
+
+    def measurement(self, view: View) -> Measurement | None:
+        """Return what a view ranks by: the most common measurement that fits it, or the most common of all."""
+        wanted = (view.task, view.dataset.lower(), view.metric)
+        for task, dataset, metric in self.measurements:
+            has = (task, dataset.lower(), metric)
+            if all(not want or want == value for want, value in zip(wanted, has, strict=True)):
+                return task, dataset, metric
+        return self.measurements[0] if self.measurements else None
+
+    def count(self, measurement: Measurement) -> int:
+        """Return the number of encoders that have a measurement."""
+        task, dataset, metric = measurement
+        return self._counts[task, dataset.lower(), metric]
+
+    def ranked(self, measurement: Measurement | None) -> dict[str, Row]:
+        """Return rows by Hub id, best first; the last few measurements are kept."""
+        if measurement is None:
+            return {}
+        with self._lock:
+            if measurement not in self._ranked:
+                self._ranked[measurement] = {row.entry.repo_id: row for row in rank(self.board, *measurement)}
+            self._ranked.move_to_end(measurement)
+            if len(self._ranked) > _MAX_RANKED:
+                self._ranked.popitem(last=False)
+            return self._ranked[measurement]
+
+    def lines(self, view: View) -> list[Line]:
+        """Return the encoders that fit a view, in its order; those without the value it sorts by come last."""
+        ranked = self.ranked(self.measurement(view))
+        lines = [Line(entry, ranked.get(entry.repo_id)) for entry in self.board.entries if self._fits(entry, view)]
+        if view.by:
+            lines = [line for line in lines if line.result and line.result.source == view.by]
+        lines.sort(key=lambda line: (line.row.rank if line.row else len(ranked) + 1, line.entry.repo_id.lower()))
+        keys = {line.entry.repo_id: _sort_key(line, view.sort) for line in lines}
+        known = [line for line in lines if keys[line.entry.repo_id] is not None]
+        missing = [line for line in lines if keys[line.entry.repo_id] is None]
+        known.sort(key=lambda line: keys[line.entry.repo_id], reverse=view.order == "down")
+        return known + missing
+
+    def pairs(self, view: View) -> list[Pair]:
+        """Return encoders without and with a penalty that both fit a view, apart from the penalty it asks for."""
+        measurement = self.measurement(view)
+        if measurement is None:
+            return []
+        wanted = view.regularizer if view.regularizer not in ("any", "none") else ""
+        return [
+            (without, with_, difference)
+            for without, with_, difference in paired(self.board, *measurement)
+            if self._fits(without, view, penalty=False)
+            and self._fits(with_, view, penalty=False)
+            and wanted in ("", with_.regularizer)
+        ]
+
+    def _fits(self, entry: Entry, view: View, *, penalty: bool = True) -> bool:
+        for name in ("backbone", "method", "pretrained_on"):
+            if getattr(view, name) not in ("", getattr(entry, name)):
+                return False
+        if penalty and view.regularizer:
+            groups = {"any": entry.regularizer is not None, "none": entry.regularizer is None}
+            if not groups.get(view.regularizer, view.regularizer == entry.regularizer):
+                return False
+        if view.size:
+            _, low, high = SIZES[view.size]
+            if entry.parameters is None or not low <= entry.parameters < high:
+                return False
+        words = self._words[entry.repo_id]
+        return all(word in words for word in view.q.casefold().split())
+
+    def _common(self, name: str) -> list[str]:
+        counts = Counter(filter(None, (getattr(entry, name) for entry in self.board.entries)))
+        return sorted((value for value, _ in counts.most_common(MAX_CHOICES)), key=str.casefold)
+
+
+def effective_rank(entry: Entry) -> float | None:
+    """Return the effective rank of the representation, if one was published that is possible."""
+    summary = entry.spectra.summary if entry.spectra else {}
+    value, dim = summary.get("effective_rank", 0), summary.get("dim", 0)
+    slack = 1 + 1e-6
+    return value if 1 / slack <= value <= dim * slack else None
+
+
+def _searchable(entry: Entry) -> str:
+    parts = (entry.repo_id, entry.backbone, entry.method, entry.regularizer, entry.pretrained_on)
+    return " ".join(filter(None, parts)).casefold()
+
+
+def _sort_key(line: Line, column: str) -> Any:
+    """Return what a column is sorted by; `None` where there is nothing."""
+    entry, result = line.entry, line.result
+    match column:
+        case "rank":
+            return line.row.rank if line.row else None
+        case "value":
+            return result.value if result else None
+        case "by":
+            return result.source if result else None
+        case "effective_rank":
+            return effective_rank(entry)
+        case "model":
+            return entry.repo_id.lower()
+        case "regularizer":
+            return (entry.regularizer or "", entry.gamma or 0.0)
+    value = getattr(entry, column)
+    return value.lower() if value else None

@@ -1,0 +1,130 @@
+"""What the page serves besides itself: tables to download, badges, and headers that keep the page to its own server."""
+
+from collections.abc import Callable
+
+from markupsafe import Markup
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..board.rank import Measurement
+from ..board.snapshot import csv_text, parquet
+from ..schema import Board
+from .catalogue import Catalogue, View
+
+# Gradio's own page needs inline code and `Function`; whatever the page does, it reaches no other machine.
+_POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'"
+)
+_HEADERS = {
+    b"content-security-policy": _POLICY.encode(),
+    b"referrer-policy": b"no-referrer",
+    b"x-content-type-options": b"nosniff",
+}
+_BADGE_HEADERS = {"Content-Security-Policy": "default-src 'none'", "Cache-Control": "public, max-age=3600"}
+_SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" aria-label="{left}: {right}">\
+<title>{left}: {right}</title><rect width="{width}" height="20" rx="3" fill="#3b3b3b"/>\
+<path d="M{split} 0H{inner}a3 3 0 0 1 3 3v14a3 3 0 0 1-3 3H{split}z" fill="#005a9c"/>\
+<g fill="#fff" font-family="Verdana,DejaVu Sans,sans-serif" font-size="11">\
+<text x="6" y="14" textLength="{left_room}">{left}</text>\
+<text x="{at}" y="14" textLength="{right_room}">{right}</text></g></svg>"""
+# About that of Verdana at 11 pixels; `textLength` makes other fonts fit.
+_WIDTH = 6.6
+_LONGEST = 60
+
+
+def badge_words(catalogue: Catalogue, repo_id: str, measurement: Measurement | None) -> tuple[str, str]:
+    """Return both halves of a badge: what was measured, and the model's rank."""
+    row = catalogue.ranked(measurement).get(repo_id)
+    if repo_id not in catalogue.entries:
+        return "orthossl board", "not on the board"
+    if row is None or measurement is None:
+        return "orthossl board", "not ranked"
+    task, dataset, metric = measurement
+    confirmed = "" if row.result.source == "author" else " ✓"
+    left = f"orthossl · {task} {dataset} {metric}"
+    return left, f"#{row.rank} of {len(catalogue.ranked(measurement)):,} · {row.result.value:.3f}{confirmed}"
+
+
+def badge_svg(left: str, right: str) -> Markup:
+    """Return a badge of 20 pixels height; its texts are escaped."""
+    left, right = left[:_LONGEST], right[:_LONGEST]
+    left_room, right_room = round(len(left) * _WIDTH), round(len(right) * _WIDTH)
+    split = left_room + 12
+    width = split + right_room + 12
+    places = {"split": split, "at": split + 6, "width": width, "inner": width - 3}
+    return Markup(_SVG).format(left=left, right=right, left_room=left_room, right_room=right_room, **places)
+
+
+def routes(catalogue: Callable[[], Catalogue]) -> list[Route]:
+    """Return `board.csv` and `board.parquet` of the models that fit a query string, and `badge/OWNER/NAME.svg`.
+
+    Args:
+        catalogue (`Callable`): Returns the current catalogue.
+    """
+
+    def chosen(request: Request) -> Board:
+        current = catalogue()
+        lines = current.lines(View.from_query(request.url.query))
+        return Board([line.entry for line in lines], [], current.board.collected_at, current.board.endpoint)
+
+    def as_csv(request: Request) -> Response:
+        return _attachment(csv_text(chosen(request)).encode(), "text/csv; charset=utf-8", "board.csv")
+
+    def as_parquet(request: Request) -> Response:
+        return _attachment(parquet(chosen(request)), "application/vnd.apache.parquet", "board.parquet")
+
+    def badge(request: Request) -> Response:
+        current, view = catalogue(), View.from_query(request.url.query)
+        words = badge_words(current, request.path_params["repo_id"], current.measurement(view))
+        return Response(badge_svg(*words), media_type="image/svg+xml", headers=_BADGE_HEADERS)
+
+    return [
+        Route("/board.csv", as_csv),
+        Route("/board.parquet", as_parquet),
+        Route("/badge/{repo_id:path}.svg", badge),
+    ]
+
+
+def middleware() -> list[Middleware]:
+    """Return what wraps the application that serves the page."""
+    return [Middleware(Guard)]
+
+
+class Guard:
+    """Wrap Gradio's application: no requests to other machines, no files from visitors, no query string of ours.
+
+    Args:
+        app (`ASGIApp`): What is wrapped.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                present = {name.lower() for name, _ in message["headers"]}
+                extra = [pair for pair in _HEADERS.items() if pair[0] not in present]
+                message["headers"] = [*message["headers"], *extra]
+            await send(message)
+
+        path, kind = scope["path"], dict(scope["headers"]).get(b"content-type", b"").lower()
+        if path.rstrip("/").endswith(("/upload", "/deep_link", "/process_recording")) or b"multipart/" in kind:
+            # Gradio would store what a visitor sends: the page takes no files.
+            await Response(status_code=404)(scope, receive, with_headers)
+            return
+        # Gradio uses `page` and `deep_link` of a query string for itself; ours is read in the browser only.
+        scope = {**scope, "query_string": b""} if path in ("", "/") else scope
+        await self.app(scope, receive, with_headers)
+
+
+def _attachment(content: bytes, kind: str, name: str) -> Response:
+    return Response(content, media_type=kind, headers={"Content-Disposition": f'attachment; filename="{name}"'})

@@ -1,0 +1,409 @@
+"""The HTML of every view: menu and filters, table, scatter, pairs, rejections, one model, several side by side.
+
+Templates show every value as text: nothing that an unknown author wrote can become markup.
+"""
+
+import re
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.parse import quote
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from ....evaluation.results import METRICS, TASKS, Key
+from ....spectra.stages import match_features
+from ...encoder_record import loading_calls
+from ...escaping import clean, literal
+from ...measurements import protocol_text
+from ...words import REGULARIZERS
+from ..board.rank import Measurement, best, most_trusted
+from ..claims.verify import compare
+from ..schema import BoardResult, Entry
+from . import charts
+from .catalogue import COLUMNS, DESCENDING, PAGES, SIZES, Catalogue, View, effective_rank
+from .routes import badge_svg, badge_words
+
+HERE = Path(__file__).parent
+PAGE_SIZE = 50
+_ENDPOINT = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?")
+# Longer than any link of the page; texts were cut when the board was read.
+_LONGEST = 4000
+_WEIGHTS = "weights/"
+_SORTINGS = ("rank.up", "effective_rank.down", "effective_rank.up", "model.up", "backbone.up", "method.up")
+_SOURCES = [("", "anyone"), ("verified", "author, verified"), ("board", "this board"), ("author", "author only")]
+_SPECTRAL = {
+    "rankme": ("RankMe", "{:,.1f}"),
+    "alpha": ("α-ReQ (decay of the eigenvalues; the larger, the fewer directions count)", "{:.2f}"),
+    "participation_ratio": ("Participation ratio", "{:,.1f}"),
+    "num_positive": ("Positive eigenvalues", "{:,.0f}"),
+    "num_images": ("Images measured on", "{:,.0f}"),
+    "weights_rank_mean": ("Weights: mean effective rank, share of the highest possible", "{:.0%}"),
+    "weights_rank_min": ("Weights: lowest effective rank, share of the highest possible", "{:.0%}"),
+}
+_Values = dict[str, Any]
+
+
+def render_page(catalogue: Catalogue, query: str, base_url: str = "") -> str:
+    """Return the HTML of the view that a query string names; any query has a page.
+
+    Args:
+        catalogue ([`Catalogue`]): The board.
+        query (`str`): From a visitor's address bar.
+        base_url (`str`, *optional*): Where the board is served, for badges, such as "https://owner-board.hf.space".
+    """
+    view = View.from_query(query)
+    common = {
+        "view": view,
+        "pages_of": PAGES,
+        "num_rejected": len(catalogue.board.rejected),
+        "collected_at": catalogue.board.collected_at,
+        "endpoint": catalogue.board.endpoint,
+        "hub_address": partial(hub_address, catalogue.board.endpoint),
+    }
+    if view.show in ("model", "compare"):
+        make = model_page if view.show == "model" else compare_page
+        values = make(catalogue, view, base_url)
+    else:
+        pages: dict[str, Callable[[Catalogue, View], _Values]]
+        pages = {"table": _table, "scatter": _scatter, "pairs": _pairs, "rejected": _rejected}
+        values = _form(catalogue, view) | pages[view.show](catalogue, view)
+    return _environment().get_template(f"{view.show}.html").render(**common, **values)
+
+
+def hub_address(endpoint: str, repo_id: str, revision: str | None = None) -> str | None:
+    """Return the address of a model on the Hub; `None` if its name is not a Hub id."""
+    try:
+        if repo_id.count("/") != 1:
+            return None
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        return None
+    base = endpoint if _ENDPOINT.fullmatch(endpoint) else "https://huggingface.co"
+    return f"{base}/{quote(repo_id)}" + (f"/tree/{quote(revision, safe='')}" if revision else "")
+
+
+def model_page(catalogue: Catalogue, view: View, base_url: str) -> _Values:
+    """Return what the page of one model shows; `entry` is `None` for one that is not on the board."""
+    entry, chosen = catalogue.entries.get(view.model), catalogue.measurement(view)
+    if entry is None:
+        return {"entry": None}
+    ranked = catalogue.ranked(chosen)
+    words = badge_words(catalogue, entry.repo_id, chosen)
+    summary = entry.spectra.summary if entry.spectra else {}
+    return {
+        "entry": entry,
+        "row": ranked.get(entry.repo_id),
+        "ranked": len(ranked),
+        "measure_words": in_words(chosen),
+        "facts": _facts(entry),
+        "panels": _panels([entry]),
+        "reading": _reading(entry),
+        "spectral": [
+            (label, form.format(summary[name])) for name, (label, form) in _SPECTRAL.items() if name in summary
+        ],
+        "results": _with_remarks(entry),
+        "tasks": TASKS,
+        "metrics": METRICS,
+        "rejected": [one for one in catalogue.board.rejected if one.repo_id == entry.repo_id],
+        **_loading(entry),
+        "badge": badge_svg(*words),
+        "badge_code": _badge_code(entry, view, base_url, ": ".join(words)),
+    }
+
+
+def compare_page(catalogue: Catalogue, view: View, base_url: str) -> _Values:
+    """Return what the comparison shows; models that are not on the board are named."""
+    models = [catalogue.entries[name] for name in view.compare if name in catalogue.entries]
+    facts = [dict(_facts(entry)) for entry in models]
+    labels = dict.fromkeys(label for own in facts for label in own)
+    return {
+        "models": models,
+        "unknown": [name for name in view.compare if name not in catalogue.entries],
+        "keys": [charts.key(style) for style in range(len(models))],
+        "settings": [(label, [own.get(label, "–") for own in facts]) for label in labels],
+        "results": _side_by_side(models),
+        "panels": _panels(models),
+    }
+
+
+def in_words(measurement: Measurement | None) -> str:
+    """Return a measurement as "kNN classification on cifar10, top-1 accuracy"."""
+    if measurement is None:
+        return ""
+    task, dataset, metric = measurement
+    return f"{TASKS.get(task, task)} on {dataset}, {METRICS.get(metric, metric)}"
+
+
+@cache
+def _environment() -> Environment:
+    """Return templates that escape whatever they show, and fail where a value is missing."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"effective_rank": effective_rank, "gamma": _gamma, "protocol_text": protocol_text}
+    environment.filters["breakable"] = _breakable
+    return environment
+
+
+def _gamma(value: float) -> str:
+    return f"{value:.3g}".replace("e-0", "e-")
+
+
+def _breakable(text: Any) -> Markup:
+    """Return a long name that may be broken after a sign, not within a word."""
+    return Markup(re.sub(r"([_/.]|-(?=\w))", r"\1<wbr>", str(escape(_shown(text)))))
+
+
+def _shown(value: Any) -> Any:
+    return clean(value, _LONGEST) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _form(catalogue: Catalogue, view: View) -> _Values:
+    """Return the filters, and the words for what models are ranked by."""
+    chosen, listed = catalogue.measurement(view), catalogue.measurements[:100]
+    listed = listed if chosen is None or chosen in listed else [*listed, chosen]
+    titles = {kind: words[0].upper() + words[1:] for kind, words in REGULARIZERS.items()}
+
+    def choices(name: str) -> list[tuple[str, str]]:
+        current, known = getattr(view, name), catalogue.choices[name]
+        return [("", "all"), *((value, value) for value in known + ([current] if current not in ("", *known) else []))]
+
+    kinds = [value for value, _ in choices("regularizer") if value not in ("", "none", "any")]
+    penalties = [("", "all"), ("none", "none"), ("any", "any"), *((kind, titles.get(kind, kind)) for kind in kinds)]
+    filters = [
+        ("method", "Method", choices("method")),
+        ("backbone", "Backbone", choices("backbone")),
+        ("regularizer", "Penalty", penalties),
+        ("pretrained_on", "Pretrained on", choices("pretrained_on")),
+        ("size", "Parameters", [("", "all"), *((size, words) for size, (words, *_) in SIZES.items())]),
+    ]
+    if view.show == "table":
+        filters.append(("by", "Measured by", _SOURCES))
+    narrowed = [name for name, *_ in filters] + ["q"]
+    sortings = dict.fromkeys((*_SORTINGS, f"{view.sort}.{view.order}"))
+    return {
+        "measures": [("|".join(m), f"{in_words(m)} ({catalogue.count(m):,})") for m in listed],
+        "measure": "|".join(chosen) if chosen else "",
+        "measure_words": in_words(chosen),
+        "metric_name": METRICS.get(chosen[2], chosen[2]) if chosen else "value",
+        "filters": filters,
+        "sortings": [(sorting, _sorting_words(sorting)) for sorting in sortings],
+        "filtered": any(getattr(view, name) for name in narrowed),
+        "reset": view.to(**dict.fromkeys(narrowed, "")),
+    }
+
+
+def _table(catalogue: Catalogue, view: View) -> _Values:
+    lines, measurement = catalogue.lines(view), catalogue.measurement(view)
+    columns, status = dict(COLUMNS), f"{len(lines):,} of {len(catalogue.entries):,} models"
+    if measurement:
+        metric = METRICS.get(measurement[2], measurement[2])
+        columns["value"] = metric[0].upper() + metric[1:]
+        ranked = sum(line.row is not None for line in lines)
+        status += f", {ranked:,} of them ranked by {in_words(measurement)}"
+    return {
+        **_cut(lines, view),
+        "columns": list(columns.items()),
+        "status": f"{status}.",
+        "download": view.query(show="table", compare=(), n=1),
+        "empty": _nothing(catalogue, "No model fits these filters: remove one of them."),
+    }
+
+
+def _scatter(catalogue: Catalogue, view: View) -> _Values:
+    lines, chosen = catalogue.lines(view), catalogue.measurement(view)
+    points = []
+    for line in lines:
+        rank = effective_rank(line.entry)
+        if line.result and rank is not None:
+            label = f"{line.entry.repo_id}: {line.result.value:.3f}, effective rank {rank:.1f}"
+            href = view.query(show="model", model=line.entry.repo_id)
+            points.append(charts.Point(rank, line.result.value, int(bool(line.entry.regularizer)), label, href))
+    chart: str = ""
+    if points and chosen:
+        chart = charts.scatter(points, "effective rank", METRICS.get(chosen[2], chosen[2]))
+    return {
+        "chart": chart,
+        "keys": [charts.key(0), charts.key(1)],
+        "correlation": charts.rank_correlation([point.x for point in points], [point.y for point in points]),
+        "status": f"{len(points):,} of {len(lines):,} models have both numbers.",
+        "as_table": view.to(show="table", sort="effective_rank", order="down"),
+        "empty": _nothing(catalogue, "No model that fits these filters has both an accuracy and published spectra."),
+    }
+
+
+def _pairs(catalogue: Catalogue, view: View) -> _Values:
+    pairs, chosen = catalogue.pairs(view), catalogue.measurement(view)
+    known = [difference for _, _, difference in pairs if difference is not None]
+    status = f"{len(pairs):,} pairs."
+    if known:
+        better = sum(difference > 0 for difference in known)
+        status = f"With a penalty {better:,} of {len(known):,} pairs are better; "
+        status += f"the median difference is {median(known):+.3f}."
+    cut = _cut(pairs, view)
+    cut["rows"] = [
+        {
+            "without": without,
+            "with_": with_,
+            "difference": difference,
+            "results": [best(entry, *chosen) if chosen else None for entry in (without, with_)],
+            "ranks": [effective_rank(entry) for entry in (without, with_)],
+        }
+        for without, with_, difference in cut["rows"]
+    ]
+    empty = "No two models that fit these filters differ in the penalty alone."
+    return {**cut, "status": status, "empty": _nothing(catalogue, empty)}
+
+
+def _rejected(catalogue: Catalogue, view: View) -> _Values:
+    words, rejected = view.q.casefold().split(), catalogue.board.rejected
+    fitting = [
+        one for one in rejected if all(word in f"{one.repo_id} {one.field} {one.reason}".casefold() for word in words)
+    ]
+    return {
+        **_cut(fitting, view),
+        "status": f"{len(fitting):,} of {len(rejected):,} entries.",
+        "empty": "No entry fits this search." if rejected else "Nothing was rejected.",
+    }
+
+
+def _cut(values: list, view: View) -> _Values:
+    """Return the rows of one page, its number, and the number of the last page."""
+    last = max(1, -(-len(values) // PAGE_SIZE))
+    number = min(view.n, last)
+    return {"rows": values[(number - 1) * PAGE_SIZE : number * PAGE_SIZE], "number": number, "last": last}
+
+
+def _sorting_words(sorting: str) -> str:
+    column, order = sorting.split(".")
+    if column in DESCENDING:
+        return f"{COLUMNS[column]}, {'largest' if order == 'down' else 'smallest'} first"
+    if column == "rank":
+        return "Rank, best first" if order == "up" else "Rank, last first"
+    return f"{COLUMNS[column]}, {'A to Z' if order == 'up' else 'Z to A'}"
+
+
+def _nothing(catalogue: Catalogue, otherwise: str) -> str:
+    if catalogue.entries:
+        return otherwise
+    return "There is no model on this board yet: publish one with orthossl publish, and the next refresh adds it."
+
+
+def _facts(entry: Entry) -> list[tuple[str, str]]:
+    """Return the settings of an entry in words."""
+    length = [(entry.steps, "steps"), (entry.epochs, "epochs"), (entry.images_per_step, "images per step")]
+    count, parameters = entry.parameters, "unknown"
+    if count is not None:
+        parameters = f"{count / 1e6:,.1f} M" if count >= 1e5 else f"{count:,}"
+    return [
+        ("Method", entry.method),
+        ("Backbone", entry.backbone),
+        ("Pretrained on", entry.pretrained_on or "not named"),
+        ("Image size", f"{entry.image_size} × {entry.image_size} pixels"),
+        (
+            "Training",
+            ", ".join(f"{value:,g} {unit}" for value, unit in length if value is not None) or "length unknown",
+        ),
+        ("Parameters", parameters),
+        ("Revision", entry.revision[:12]),
+        ("Last changed", (entry.last_modified or "unknown")[:10]),
+        ("hf_orthossl", entry.library_version or "not recorded"),
+    ]
+
+
+def _panels(models: list[Entry]) -> list[tuple[str, list[tuple[str, Markup]]]]:
+    """Return figures by section: (title, [(layer, chart)]); the same layer, or place, of all models in one chart."""
+    features: list[dict[str, charts.Curve]] = [{} for _ in models]
+    weights: list[dict[str, charts.Curve]] = [{} for _ in models]
+    for style, entry in enumerate(models):
+        spectra = entry.spectra
+        for name, values in spectra.curves.items() if spectra else ():
+            curve = charts.Curve(style, entry.repo_id, spectra.ranks(name), values, spectra.lengths[name])
+            section = weights if name.startswith(_WEIGHTS) else features
+            section[style][name.removeprefix(_WEIGHTS)] = curve
+    sections = [("Features, layer by layer", features), ("Weights, the last matrix of each stage", weights)]
+    return [
+        (title, [(name, charts.spectrum(name, list(matched.values()))) for name, matched in match_features(of)])
+        for title, of in sections
+        if any(of)
+    ]
+
+
+def _with_remarks(entry: Entry) -> list[tuple[BoardResult, str]]:
+    """Return results, with a remark beside each claim that this board did not confirm."""
+    measured = [result for result in entry.results if result.source == "board"]
+    compared = compare([result for result in entry.results if result.source != "board"], measured)
+    remarks = {
+        pair.claimed.key: f"this board measured {pair.measured.value:.3f}"
+        for pair in compared
+        if pair.claimed and pair.measured and pair.agrees is False
+    }
+    return [(r, remarks.get(r.key, "") if r.source != "board" else "") for r in entry.results]
+
+
+def _reading(entry: Entry) -> str:
+    rank = effective_rank(entry)
+    if rank is None or entry.spectra is None:
+        return ""
+    dim = entry.spectra.summary["dim"]
+    return (
+        f"The representation uses {rank:,.1f} of {dim:,.0f} dimensions ({rank / dim:.0%}) by its effective rank. "
+        "That of a collapsed encoder is near 1, and its curves fall steeply; those of a healthy one fall slowly."
+    )
+
+
+def _loading(entry: Entry) -> dict[str, Markup | None]:
+    """Return Python that loads this revision: with timm, with transformers, and without running the author's code."""
+    calls = loading_calls(entry, entry.repo_id, entry.revision)
+    location = literal(f"hf-hub:{entry.repo_id}@{entry.revision}")
+    codes = {
+        "timm_code": f"import timm\n\nencoder = {calls['timm_call']}" if calls["timm_call"] else None,
+        "auto_code": "from transformers import AutoImageProcessor, AutoModel\n\n"
+        f"processor = AutoImageProcessor.from_pretrained({calls['location']})\nencoder = {calls['auto_call']}",
+        "own_code": "from hf_orthossl import load_encoder\n\n"
+        f"encoder = load_encoder({location}, pretrained=True).eval()"
+        if entry.remote_code
+        else None,
+    }
+    # These line breaks are kept; other texts of the page are one line each.
+    return {name: Markup("{}").format(str(code)) if code else None for name, code in codes.items()}
+
+
+def _badge_code(entry: Entry, view: View, base_url: str, words: str) -> str:
+    about = View(show="model", model=entry.repo_id, task=view.task, dataset=view.dataset, metric=view.metric)
+    chosen = about.query(show="table", model="")
+    image = f"{base_url}/badge/{entry.repo_id}.svg" + (chosen if len(chosen) > 1 else "")
+    return f"[![{words}]({image})]({base_url}/{about.query()})"
+
+
+def _side_by_side(models: list[Entry]) -> list[tuple[str, str, list[tuple[str, bool]]]]:
+    """Return results by what was measured and how: (label, protocol, [(value in words, whether it is the best)])."""
+    by_question: dict[Key, dict[int, BoardResult]] = {}
+    for place, entry in enumerate(models):
+        for question, result in most_trusted(entry.results).items():
+            by_question.setdefault(question, {})[place] = result
+    rows = []
+    for values in by_question.values():
+        first, top = next(iter(values.values())), max(result.value for result in values.values())
+        task, metric = TASKS.get(first.task, first.task), METRICS.get(first.metric, first.metric)
+        cells = [_cell(values.get(place), top, len(values)) for place in range(len(models))]
+        rows.append((f"{task} on {first.dataset} ({first.split}), {metric}", protocol_text(first), cells))
+    return rows
+
+
+def _cell(result: BoardResult | None, top: float, count: int) -> tuple[str, bool]:
+    if result is None:
+        return "–", False
+    bounds = "" if result.low is None else f" ({result.low:.3f}–{result.high:.3f})"
+    return f"{result.value:.3f}{bounds}", count > 1 and result.value == top
