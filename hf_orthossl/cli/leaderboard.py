@@ -189,7 +189,7 @@ def verified_table(verified: "Verified") -> str:
         one = claimed or measured
         assert one is not None
         bounds = "–" if measured is None or measured.low is None else f"{measured.low:.4f} to {measured.high:.4f}"
-        verdict = {True: "agrees", False: "DIFFERS: beyond the interval"}.get(pair.agrees)
+        verdicts = {True: "agrees", False: "DIFFERS: beyond the interval", None: ""}
         rows.append(
             (
                 f"{one.task} {one.metric} on {one.dataset}, {one.split}, {protocol_text(one)}",
@@ -197,7 +197,7 @@ def verified_table(verified: "Verified") -> str:
                 "–" if measured is None else f"{measured.value:.4f}",
                 bounds,
                 "–" if pair.difference is None else f"{pair.difference:+.4f}",
-                verdict or ("not measured again" if measured is None else "not claimed"),
+                verdicts[pair.agrees] or ("not measured again" if measured is None else "not claimed"),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

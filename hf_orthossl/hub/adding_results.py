@@ -1,4 +1,4 @@
-"""Measurements of a published encoder, added to its repository: results, card and `.eval_results/` in one commit."""
+"""Add results to a published encoder's repository: `results.json`, card and `.eval_results/` in one commit."""
 
 import tempfile
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from .publish import FILES, refuse_tokens
 
 @dataclass(frozen=True)
 class PublishedResults:
-    """What [`publish_results`] did.
+    """Outcome of [`publish_results`].
 
     Args:
         url (`str`): The repository.
         commit (`str`): Id of the commit.
-        results (`list[Result]`): All results that the repository holds now, as read back from it.
+        results (`list[Result]`): All results that the repository now has, as read back from it.
     """
 
     url: str
@@ -27,21 +27,21 @@ class PublishedResults:
 
 
 def publish_results(model: str, results: list[Result], *, token: str | None = None) -> PublishedResults:
-    """Adds measurements to an encoder's Hub repository and reads them back.
+    """Add results to an encoder's Hub repository, and read them back.
 
-    `results.json`, the card with its `model-index` and tables, and `.eval_results/` are written anew in one commit;
-    earlier results stay unless the same was measured again, and so does what the owner wrote into the card. Folders
-    of this machine go by their last name.
+    `results.json`, the card with its `model-index` and tables, and `.eval_results/` are replaced in one commit. Earlier
+    results stay unless the same was measured again, and so does the owner's text in the card. Local folders are named
+    by their last part.
 
     Args:
-        model (`str`): Hub id "user/name", with `@branch` at will.
-        results (`list[Result]`): What was measured.
+        model (`str`): Hub id "user/name", optionally with `@branch`.
+        results (`list[Result]`): The results to add.
         token (`str`, *optional*): Access token with write permission; defaults to the one of `hf auth login` or
             `HF_TOKEN`.
 
     Raises:
-        ValueError: `model` is no Hub id, or the repository holds something that orthossl did not publish.
-        OSError: no token, no such repository, or the Hub does not answer, or refuses.
+        ValueError: `model` is not a Hub id, or the repository holds something that orthossl did not publish.
+        OSError: There is no token or no such repository, or the Hub does not answer, or refuses.
     """
     repo, found = results_repo(model, token)
     added = [public_result(result) for result in results]
@@ -51,7 +51,7 @@ def publish_results(model: str, results: list[Result], *, token: str | None = No
         earlier = read_results(folder / RESULTS) if (folder / RESULTS).is_file() else []
         merged = merge_results(earlier, added)
         write_results(folder / RESULTS, merged)
-        contents = {RESULTS: (folder / RESULTS).read_bytes()}
+        contents: dict[str, bytes | Path] = {RESULTS: (folder / RESULTS).read_bytes()}
         contents["README.md"] = render_card(
             folder, repo_id=repo.repo_id, revision=repo.revision, previous=found.card
         ).encode()
@@ -66,16 +66,17 @@ def publish_results(model: str, results: list[Result], *, token: str | None = No
 
 
 def results_repo(model: str, token: str | None = None) -> tuple[HubRepo, Found]:
-    """The repository of a published encoder, found out before anything is measured.
+    """Return the repository of a published encoder, checked before anything is measured.
 
     Raises:
-        ValueError, OSError: as in [`publish_results`].
+        ValueError: As in [`publish_results`].
+        OSError: As in [`publish_results`].
     """
     repo_id = hub_id(model)
     if repo_id is None:
         raise ValueError(
-            f"results of {model!r} cannot be pushed: it is no Hub id of the form user/name; publish it with orthossl "
-            "publish first"
+            f"results of {model!r} cannot be pushed: it is not a Hub id user/name; publish it with orthossl publish "
+            "first"
         )
     repo = HubRepo(repo_id, require_token(token), model.partition("@")[2] or None)
     found = repo.look()

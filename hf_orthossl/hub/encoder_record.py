@@ -139,8 +139,13 @@ def is_ours(config) -> bool:
 class Loadable(Protocol):
     """What is known of an encoder: "timm" or "transformers", and whether only code beside it knows the architecture."""
 
-    library: str
-    remote_code: bool
+    @property
+    def library(self) -> str:
+        """Return the library that loads the encoder."""
+
+    @property
+    def remote_code(self) -> bool:
+        """Return whether only code beside the weights knows the architecture."""
 
 
 def library_of(config: dict) -> dict[str, str | bool]:

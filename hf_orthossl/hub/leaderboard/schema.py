@@ -147,19 +147,34 @@ def _protocol(value: Any) -> dict[str, Any]:
     return protocol
 
 
-def _bounded(low: float, high: float) -> Any:
-    return Annotated[
-        float, Field(strict=True, ge=low, le=high, allow_inf_nan=False), _must_be(f"a number from {low:g} to {high:g}")
-    ]
+def _bounded(low: float, high: float) -> BeforeValidator:
+    def check(value: Any) -> float:
+        # NaN, infinity and integers too large for a float lie in no interval.
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise _rejected(f"must be a number from {low:g} to {high:g}, got {shown(value)}")
+        return float(value)
+
+    return BeforeValidator(check)
 
 
-def _cleaned(longest: int) -> Any:
-    return Annotated[str, Field(strict=True), AfterValidator(lambda text: clean(text, longest)), _must_be("text")]
+def _cleaned(longest: int) -> BeforeValidator:
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise _rejected(f"must be text, got {shown(value)}")
+        return clean(value, longest)
+
+    return BeforeValidator(check)
 
 
-def count_to(high: int) -> Any:
-    """Return the checked type of a whole number from 0 to `high`."""
-    return Annotated[int, Field(strict=True, ge=0, le=high), _must_be(f"a whole number from 0 to {high:,}")]
+def whole_to(high: int) -> BeforeValidator:
+    """Return the check of a whole number from 0 to `high`."""
+
+    def check(value: Any) -> int:
+        if type(value) is not int or not 0 <= value <= high:
+            raise _rejected(f"must be a whole number from 0 to {high:,}, got {shown(value)}")
+        return value
+
+    return BeforeValidator(check)
 
 
 # Names group and filter the board: plain ASCII on one line, so that none looks like another.
@@ -170,12 +185,12 @@ LayerName = Annotated[str, _name_of(200)]
 RepoId = Annotated[str, BeforeValidator(_repo_id)]
 Revision = Annotated[str, BeforeValidator(_revision)]
 Date = Annotated[str, BeforeValidator(_date)]
-Number = _bounded(-LARGEST, LARGEST)
-Positive = _bounded(0, LARGEST)
-Weight = _bounded(0, 1e9)
-Share = _bounded(0, 1)
-Count = count_to(2**53)
-Size = count_to(10_000)
+Number = Annotated[float, _bounded(-LARGEST, LARGEST)]
+Positive = Annotated[float, _bounded(0, LARGEST)]
+Weight = Annotated[float, _bounded(0, 1e9)]
+Share = Annotated[float, _bounded(0, 1)]
+Count = Annotated[int, whole_to(2**53)]
+Size = Annotated[int, whole_to(10_000)]
 Flag = Annotated[bool, Field(strict=True), _must_be("true or false")]
 Curve = Annotated[
     list[Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]],
@@ -319,10 +334,10 @@ class Rejection:
         reason (`str`): One sentence.
     """
 
-    repo_id: _cleaned(120)  # type: ignore[valid-type]  # a checked type made by a function
+    repo_id: Annotated[str, _cleaned(120)]
     revision: Revision | None
-    field: _cleaned(120)  # type: ignore[valid-type]
-    reason: _cleaned(300)  # type: ignore[valid-type]
+    field: Annotated[str, _cleaned(120)]
+    reason: Annotated[str, _cleaned(300)]
 
 
 @dataclass(frozen=True)
@@ -402,18 +417,11 @@ def from_json(text: str | bytes) -> Board:
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"the board is not of format {FORMAT}: build it anew with this version's orthossl leaderboard")
-    rejected: list[Rejection] = []
-    kept = {}
-    for name, kind in (("rejected", Rejection), ("entries", Entry)):
-        parts = [_attempt(kind, part, rejected) for part in checked(Sequence, name, content.get(name))]
-        kept[name] = [part for part in parts if part is not None]
+    failed: list[Rejection] = []
+    rejected = _each(Rejection, checked(Sequence, "rejected", content.get("rejected")), failed)
+    entries = _each(Entry, checked(Sequence, "entries", content.get("entries")), failed)
     collected_at = checked(Date, "collected_at", content.get("collected_at"))
-    return Board(
-        kept["entries"],
-        [*kept["rejected"], *rejected],
-        collected_at,
-        checked(_ENDPOINT, "endpoint", content.get("endpoint")),
-    )
+    return Board(entries, rejected + failed, collected_at, checked(_ENDPOINT, "endpoint", content.get("endpoint")))
 
 
 def first_rejections(rejected: list[Rejection], field: str) -> list[Rejection]:
@@ -431,13 +439,15 @@ def evenly(length: int, points: int) -> list[int]:
     return [1 + round(step * (length - 1) / (points - 1)) for step in range(points)]
 
 
-def _attempt(kind: type[T], part: Any, rejected: list[Rejection]) -> T | None:
-    try:
-        return checked(kind, kind.__name__.lower(), part)
-    except RejectedError as error:
-        name = part.get("repo_id") if isinstance(part, dict) else None
-        rejected.append(Rejection(shown(name or "?", 100).strip("'"), None, error.field, error.reason))
-        return None
+def _each(kind: type[T], parts: list, failed: list[Rejection]) -> list[T]:
+    passed = []
+    for part in parts:
+        try:
+            passed.append(checked(kind, kind.__name__.lower(), part))
+        except RejectedError as error:
+            name = part.get("repo_id") if isinstance(part, dict) else None
+            failed.append(Rejection(shown(name or "?", 100).strip("'"), None, error.field, error.reason))
+    return passed
 
 
-_ENDPOINT = _cleaned(200)
+_ENDPOINT = Annotated[str, _cleaned(200)]

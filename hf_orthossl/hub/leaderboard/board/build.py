@@ -174,7 +174,7 @@ def _publish(repo: HubRepo, contents: dict[str, bytes | Path], tip: str | None, 
 
 
 def _earlier_board(folder: Path, dataset: str | None, token: str | None) -> Board | None:
-    for location in filter(None, (folder, dataset)):
+    for location in (folder, dataset) if dataset else (folder,):
         try:
             return read_snapshot(location, token=token)
         except (FileNotFoundError, Gone, NoFile, ValueError):
@@ -185,8 +185,9 @@ def _earlier_board(folder: Path, dataset: str | None, token: str | None) -> Boar
 
 def _verifications(location: str | Path, token: str | None) -> list[Verification]:
     try:
-        read = read_part if isinstance(location, Path) else published_part
-        return verifications_from(read(location, VERIFIED, token=token))
+        if isinstance(location, Path):
+            return verifications_from(read_part(location, VERIFIED, token=token))
+        return verifications_from(published_part(location, VERIFIED, token=token))
     except (FileNotFoundError, Gone, NoFile):
         return []
     except ValueError as error:

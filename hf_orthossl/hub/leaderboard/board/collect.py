@@ -225,8 +225,8 @@ def _by_commit(boards: Iterable[Board | None]) -> dict[tuple[str, str], _Outcome
         for one in board.rejected:
             about[one.repo_id, one.revision].append(one)
         entries = {(entry.repo_id, entry.revision): entry for entry in board.entries}
-        for repo_id, revision in {**entries, **about}:
-            own = about[repo_id, revision]
+        for repo_id, revision in [*entries, *about]:
+            own = about.get((repo_id, revision), [])
             if revision and not any(one.field == UNREAD for one in own):
                 known[repo_id, revision] = entries.get((repo_id, revision)), own
     return known

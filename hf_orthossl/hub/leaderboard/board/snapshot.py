@@ -63,7 +63,7 @@ _log = logging.getLogger(__name__)
 
 def table(board: Board) -> list[dict[str, Any]]:
     """Return the board as flat rows, one per result; an encoder without results has one row without a `value`."""
-    return [_row(entry, result) for entry in board.entries for result in entry.results or [None]]
+    return [_row(entry, result) for entry in board.entries for result in [*entry.results] or [None]]
 
 
 def parquet(board: Board) -> bytes:
@@ -196,11 +196,8 @@ class RefreshedBoard:
         OSError: The first reading failed, and there is no `retry`.
 
     Example:
-
-    ```python
-    >>> board = RefreshedBoard(lambda: read_snapshot("owner/board"))
-    >>> board().collected_at
-    ```
+        >>> board = RefreshedBoard(lambda: read_snapshot("owner/board"))
+        >>> board().collected_at
     """
 
     def __init__(
@@ -223,6 +220,7 @@ class RefreshedBoard:
         self._thread.start()
 
     def __call__(self) -> Board:
+        """Return the latest board."""
         return self._board
 
     def refresh(self, read: Callable[[], Board] | None = None) -> bool:

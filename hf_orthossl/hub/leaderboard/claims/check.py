@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from ...card.sections import split_front_matter
 from ...encoder_record import library_of
@@ -17,17 +17,17 @@ from ..schema import (
     Spectra,
     Weight,
     checked,
-    count_to,
     shown,
+    whole_to,
 )
-from .parse import parse_arrays, parse_json, parse_object, parse_yaml
+from .parse import parse_arrays, parse_object, parse_yaml
 from .read import RESULTS, Claims
 from .spectra import spectra_of
 
 CONFIG, CARD, WEIGHTS = "config.json", "README.md", "model.safetensors"
 SCALARS, ARRAYS = "spectra.json", "spectra.safetensors"
 _NAMED = (CONFIG, CARD, RESULTS, SCALARS, ARRAYS)
-_WIDTH = count_to(10**6)
+_WIDTH = Annotated[int, whole_to(10**6)]
 _EVAL_FILE = re.compile(r"\.eval_results/[A-Za-z0-9][\w.-]{0,150}\.ya?ml", re.ASCII)
 _PICKLE = re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt|joblib|npy|npz)", re.IGNORECASE | re.DOTALL)
 
@@ -64,7 +64,7 @@ def check(published: Published) -> tuple[Entry | None, list[Rejection]]:
     claims = Claims(published.repo_id, published.revision)
     for name, reason in _suspicious_names(list(published.sizes)):
         claims.reject(name, reason)
-    return claims.attempt(lambda: _entry(published, claims)), claims.rejected
+    return claims.attempt(_entry, published, claims), claims.rejected
 
 
 def _entry(published: Published, claims: Claims) -> Entry:
@@ -76,13 +76,15 @@ def _entry(published: Published, claims: Claims) -> Entry:
     block = config.get("orthossl")
     if not isinstance(block, dict):
         raise RejectedError(CONFIG, "has no orthossl block: the tag alone makes no entry")
-    training = block.get("training") if isinstance(block.get("training"), dict) else {}
+    training: Any = block.get("training")
+    training = training if isinstance(training, dict) else {}
 
     def optional(kind: Any, name: str, settings: dict = block) -> Any:
         """Return a setting that the board can do without: a malformed one is rejected, and the encoder stays."""
         value = settings.get(name)
-        return None if value is None else claims.attempt(lambda: checked(kind, name, value))
+        return None if value is None else claims.attempt(checked, kind, name, value)
 
+    library = library_of(config)
     num_features = checked(_WIDTH, "num_features", block.get("num_features"))
     claims.trained_on = str(block.get("dataset") or "").lower(), str(block.get("split") or "").lower()
     _add_claims(published, claims)
@@ -104,13 +106,14 @@ def _entry(published: Published, claims: Claims) -> Entry:
         image_size=checked(Size, "image_size", block.get("image_size")),
         parameters=published.parameters,
         results=claims.merged(),
-        spectra=claims.attempt(lambda: _spectra(published, num_features)),
+        spectra=claims.attempt(_spectra, published, num_features),
         library_version=optional(ShortName, "version"),
         weights=published.weights,
         steps=optional(Count, "steps", training),
         epochs=optional(Weight, "epochs", training),
         images_per_step=optional(Count, "images_per_step", training),
-        **library_of(config),
+        library=str(library["library"]),
+        remote_code=bool(library["remote_code"]),
     )
 
 
@@ -118,14 +121,14 @@ def _add_claims(published: Published, claims: Claims) -> None:
     """Read the three forms: the two that state protocols as data first."""
     files = published.files
     if RESULTS in files:
-        claims.attempt(lambda: claims.add_results_json(parse_json(files[RESULTS], RESULTS)))
+        claims.attempt(claims.add_results_json, files[RESULTS])
     if CARD in files:
         front, _ = split_front_matter(files[CARD].decode("utf-8", errors="replace"))
-        metadata = claims.attempt(lambda: parse_yaml(front, "the card's metadata"))
+        metadata = claims.attempt(parse_yaml, front, "the card's metadata")
         claims.add_model_index(metadata.get("model-index") if isinstance(metadata, dict) else None)
     for path in sorted(files):
         if _EVAL_FILE.fullmatch(path):
-            claims.attempt(lambda path=path: claims.add_eval_file(path, parse_yaml(files[path], path)))
+            claims.attempt(claims.add_eval_file, path, files[path])
 
 
 def _spectra(published: Published, num_features: int) -> Spectra | None:

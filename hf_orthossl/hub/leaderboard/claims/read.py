@@ -6,7 +6,7 @@ the very sentence that this package writes of that claim, and else it is a claim
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from ....evaluation.results import METRICS, PER_RUN, PRIVATE, TASKS, Key, Result
@@ -22,6 +22,7 @@ from ..schema import (
     checked,
     shown,
 )
+from .parse import parse_json, parse_yaml
 from .splits import learned_from
 
 MAX_IN_FILE, MAX_IN_RESULTS = 100, 2_000
@@ -59,42 +60,42 @@ class Claims:
         """List something as rejected."""
         self.rejected.append(Rejection(self.repo_id, self.revision, field[:120], reason))
 
-    def attempt(self, read: Callable[[], Any], prefix: str = "") -> Any:
-        """Return what `read` returns, or `None` where it raises `RejectedError`, which is listed."""
+    def attempt(self, read: Callable[..., Any], *args: Any, prefix: str = "") -> Any:
+        """Return `read(*args)`, or `None` where that raises `RejectedError`, which is listed."""
         try:
-            return read()
+            return read(*args)
         except RejectedError as error:
             self.reject(prefix or error.field, f"{error.field}: {error.reason}" if prefix else error.reason)
             return None
 
-    def add_results_json(self, content: Any) -> None:
-        """Add a parsed `results.json`: its results of the published weights, seeds averaged."""
-        parts = self._limited(RESULTS, checked(Sequence, RESULTS, content), MAX_IN_RESULTS)
+    def add_results_json(self, content: bytes) -> None:
+        """Add the results of a `results.json` that are of the published weights, seeds averaged."""
+        parts = self._limited(RESULTS, checked(Sequence, RESULTS, parse_json(content, RESULTS)), MAX_IN_RESULTS)
         final = []
         for number, part in enumerate(parts, 1):
-            result = self.attempt(lambda part=part: _flat_result(part, self.revision), f"{RESULTS}, result {number}")
+            result = self.attempt(_flat_result, part, self.revision, prefix=f"{RESULTS}, result {number}")
             final += [result] if result is not None and result.is_final else []
         for result in average_seeds(final):
-            self.attempt(lambda result=result: self._add(RESULTS, _on_board(result, self.revision), result), RESULTS)
+            self.attempt(self._add, RESULTS, on_board(result, revision=self.revision), result, prefix=RESULTS)
 
     def add_model_index(self, content: Any) -> None:
         """Add the parsed `model-index` of a card."""
         if content is None:
             return
-        parts = self.attempt(lambda: list(_metrics(content)), MODEL_INDEX)
+        parts = self.attempt(_metrics, content, prefix=MODEL_INDEX)
         for number, part in enumerate(self._limited(MODEL_INDEX, parts or [], MAX_IN_FILE), 1):
-            self.attempt(
-                lambda part=part: self._add(MODEL_INDEX, _of_model_index(part, self.revision)),
-                f"{MODEL_INDEX}, result {number}",
-            )
+            claim = self.attempt(_of_model_index, part, self.revision, prefix=f"{MODEL_INDEX}, result {number}")
+            if claim is not None:
+                self.attempt(self._add, MODEL_INDEX, claim, prefix=f"{MODEL_INDEX}, result {number}")
 
-    def add_eval_file(self, path: str, content: Any) -> None:
-        """Add a parsed `.eval_results/*.yaml`, after the other forms."""
+    def add_eval_file(self, path: str, text: bytes) -> None:
+        """Add an `.eval_results/*.yaml`, after the other forms."""
+        content = parse_yaml(text, path)
         if not isinstance(content, list) or len(content) > MAX_IN_FILE:
             self.reject(path, f"must hold a list of at most {MAX_IN_FILE} results, got {shown(content)}")
             return
         for number, part in enumerate(content, 1):
-            self.attempt(lambda part=part: self._add_eval_entry(part), f"{path}, result {number}")
+            self.attempt(self._add_eval_entry, part, prefix=f"{path}, result {number}")
 
     def merged(self) -> list[BoardResult]:
         """Return all claims, each once; where two numbers are stated for one thing, both are rejected."""
@@ -162,26 +163,24 @@ def on_board(result: Result, **more: Any) -> BoardResult:
     return checked(CheckedResult, "result", fields | {"protocol": decides, "low": low, "high": high} | more)
 
 
-def _on_board(result: Result, revision: str) -> BoardResult:
-    return on_board(result, revision=revision)
-
-
 def _flat_result(part: Any, revision: str) -> Result:
     try:
         result = Result.from_dict(part, "the entry")
     except ValueError as error:
         raise RejectedError("result", str(error)) from None
-    _on_board(result, revision)
+    on_board(result, revision=revision)
     return result
 
 
-def _metrics(content: Any) -> Iterator[dict]:
-    """Yield one flat mapping for each metric in a `model-index`."""
+def _metrics(content: Any) -> list[dict]:
+    """Return one flat mapping for each metric in a `model-index`."""
+    flat = []
     for model in checked(Sequence, MODEL_INDEX, content):
         for part in checked(Sequence, "results", checked(Object, "model", model).get("results")):
             result = checked(Object, "result", part)
             for metric in checked(Sequence, "metrics", result.get("metrics")):
-                yield {"dataset": result.get("dataset"), "metric": metric}
+                flat.append({"dataset": result.get("dataset"), "metric": metric})
+    return flat
 
 
 def _of_model_index(part: dict, revision: str) -> BoardResult:

@@ -383,7 +383,7 @@ def _first_difference(pairs: list[tuple[str, Any, dict]], keys: tuple[str, ...])
         for key in keys:
             said, ours = claimed.get(key), getattr(spectrum, key)
             # The bounds also reject integers too large for a float.
-            is_number = type(said) in (int, float) and 0 <= said <= LARGEST
+            is_number = isinstance(said, int | float) and not isinstance(said, bool) and 0 <= said <= LARGEST
             if not is_number or not abs(said - ours) <= TOLERANCE * max(ours, 1e-3):
                 return (
                     f"the {key} of {name} is published as {shown(said)}; recomputed from the published weights it is "

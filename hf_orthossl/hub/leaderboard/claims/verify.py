@@ -106,6 +106,7 @@ def with_verifications(board: Board, verifications: list[Verification]) -> Board
     A claim that a measurement confirms becomes "verified"; the measurement stands beside it as "board". A claim that
     is not confirmed stays "author" and is listed as rejected. Spectra that are not those of the weights are removed.
     """
+    by_weights: dict[tuple[str, str | None], Verification]
     by_weights = {(v.repo_id, v.weights): v for v in verifications if v.weights}
     by_commit = {(v.repo_id, v.revision): v for v in verifications}
     rejected = [one for one in board.rejected if not one.field.startswith(FIELD)]

@@ -62,7 +62,8 @@ def build_app(board: Board | Callable[[], Board], *, base_url: str = "") -> gr.B
         )
     # Gradio adds a header to pages of a Space that calls the Hub and loads fonts from elsewhere.
     blocks.space_id = None
-    blocks.current_catalogue = current
+    # Kept for the routes of `launch_options`.
+    vars(blocks)["current_catalogue"] = current
     return blocks
 
 
@@ -70,7 +71,7 @@ def launch_options(blocks: gr.Blocks) -> dict[str, Any]:
     """Return arguments of `blocks.launch`: downloads and badges beside the page, and nothing from other servers."""
     return {
         "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        "app_kwargs": {"routes": routes(blocks.current_catalogue), "middleware": middleware()},
+        "app_kwargs": {"routes": routes(vars(blocks)["current_catalogue"]), "middleware": middleware()},
         "footer_links": [],
         "run_history": False,
         "ssr_mode": False,

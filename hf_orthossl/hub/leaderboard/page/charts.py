@@ -28,6 +28,7 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
+        """Return the place of a value."""
         ends = (self.low, self.high, value)
         low, high, value = map(math.log10, ends) if self.log else ends
         share = (value - low) / (high - low) if high > low else 0.5

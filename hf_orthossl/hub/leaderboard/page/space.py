@@ -1,6 +1,7 @@
 """The Hugging Face Space that shows a board: its files, and how to deploy it."""
 
 import json
+from pathlib import Path
 
 import yaml
 
@@ -92,7 +93,9 @@ def deploy(
         OSError: There is no token, or the Hub does not answer, or refuses.
     """
     check_repo_id(space, "space")
-    contents = {path: text.encode() for path, text in space_files(board, package=package).items()}
+    contents: dict[str, bytes | Path] = {
+        path: text.encode() for path, text in space_files(board, package=package).items()
+    }
     token = require_token(token)
     try:
         from_json(published_part(board, BOARD, token=token))

@@ -328,7 +328,9 @@ def _panels(models: list[Entry]) -> list[tuple[str, list[tuple[str, Markup]]]]:
     weights: list[dict[str, charts.Curve]] = [{} for _ in models]
     for style, entry in enumerate(models):
         spectra = entry.spectra
-        for name, values in spectra.curves.items() if spectra else ():
+        if spectra is None:
+            continue
+        for name, values in spectra.curves.items():
             curve = charts.Curve(style, entry.repo_id, spectra.ranks(name), values, spectra.lengths[name])
             section = weights if name.startswith(_WEIGHTS) else features
             section[style][name.removeprefix(_WEIGHTS)] = curve
