@@ -63,7 +63,10 @@ _log = logging.getLogger(__name__)
 
 def table(board: Board) -> list[dict[str, Any]]:
     """Return the board as flat rows, one per result; an encoder without results has one row without a `value`."""
-    return [_row(entry, result) for entry in board.entries for result in [*entry.results] or [None]]
+    rows: list[tuple[Entry, BoardResult | None]] = []
+    for entry in board.entries:
+        rows += [(entry, result) for result in entry.results] or [(entry, None)]
+    return [_row(*row) for row in rows]
 
 
 def parquet(board: Board) -> bytes:

@@ -207,7 +207,8 @@ def _verified(entry: Entry, made: Verification) -> tuple[Entry, list[Rejection]]
 
 
 def _agree(claim: BoardResult, measured: BoardResult) -> bool:
-    low, high = (measured.value, measured.value) if measured.low is None else (measured.low, measured.high)
+    low = measured.value if measured.low is None else measured.low
+    high = measured.value if measured.high is None else measured.high
     own_low, own_high = claim.value, claim.value
     images, again = _images(claim), _images(measured)
     if images and again and images != again:
