@@ -83,6 +83,15 @@ def test_the_page_needs_no_torch():
     assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr
 
 
+def test_the_page_has_the_title_of_every_penalty():
+    from hf_orthossl.hub.leaderboard.page.views import PENALTIES
+    from hf_orthossl.regularization import PENALTIES as REGISTERED
+
+    assert PENALTIES.items() <= {name: penalty.title for name, penalty in REGISTERED.items()}.items()
+    ours = {name for name, penalty in REGISTERED.items() if penalty.__module__.startswith("hf_orthossl.")}
+    assert set(PENALTIES) == ours
+
+
 @given(VIEWS)
 def test_a_link_opens_the_view_it_was_made_of(view):
     assert View.from_query(view.query()) == view

@@ -11,11 +11,11 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined
 
 from ...evaluation import Result
+from ...regularization import PENALTIES
 from ...spectra import SpectralReport
 from ..encoder_record import EncoderRecord, loading_calls
 from ..escaping import Safe, escape
 from ..measurements import average_seeds, card_rows, load_results
-from ..words import REGULARIZERS
 from .metadata import as_list, front_matter, parse_front_matter
 from .sections import find_sections, merge_sections, offered_line, split_front_matter
 from .spectra_text import feature_rows, plain_reading, weight_rows
@@ -93,7 +93,7 @@ def render_card(
             measurements=card_rows(averaged),
             settings=list(_settings(record)),
             dataset=_dataset(record),
-            regularizer=REGULARIZERS.get(record.regularizer, record.regularizer),
+            regularizer=_penalty_title(record.regularizer),
             gamma="not recorded" if record.gamma is None else record.gamma,
             license=_licence(metadata),
             **loading_calls(record, repo_id or str(folder), revision if repo_id else None, is_folder=not repo_id),
@@ -155,6 +155,11 @@ def _dataset(record: EncoderRecord) -> str:
     return f"{count} of {record.dataset}" if record.dataset else f"{count} that are not named here"
 
 
+def _penalty_title(name: str | None) -> str | None:
+    """Return the title of a penalty; one that is not registered here goes by its name."""
+    return PENALTIES[name].title if name in PENALTIES else name
+
+
 def _measured_on(report: SpectralReport) -> str:
     if not report.features:
         return ""
@@ -179,7 +184,7 @@ def _settings(record: EncoderRecord) -> Iterator[tuple[str, Any]]:
     yield "method", record.title
     yield from ((f"{name} ({record.title})", value) for name, value in record.method_config.items())
     if record.regularizer:
-        yield "penalty", REGULARIZERS.get(record.regularizer, record.regularizer)
+        yield "penalty", _penalty_title(record.regularizer)
         yield "γ", "not recorded" if record.gamma is None else record.gamma
         yield from ((f"{name} (penalty)", value) for name, value in record.regularizer_config.items())
     else:
