@@ -1,4 +1,4 @@
-// Links and forms of the board without a reload: the address bar is the state, the server draws it.
+// Follow links and forms of the board without a reload: the address bar holds the state, the server draws it.
 const view = element.querySelector(".view");
 const status = element.querySelector("#board-status");
 let turn = 0, waiting = 0, more = false;
@@ -8,17 +8,17 @@ const settings = () => [...new URLSearchParams(location.search)].filter(([name])
 const box = () => view.querySelector("[type=search]");
 
 function unfold() {
-  // Only narrow screens have the button; what it unfolds stays so from one view to the next.
+  // Only narrow screens have the button; its filters stay open from one view to the next.
   view.querySelector("#narrow")?.classList.toggle("open", more);
   view.querySelector("#more")?.setAttribute("aria-expanded", more);
 }
 
 async function show(query, visit) {
-  const mine = ++turn, asked = box()?.value;
+  const current = ++turn, asked = box()?.value;
   view.setAttribute("aria-busy", "true");
   let html = null;
   try { html = await server.show(query); } catch (error) { html = null; }
-  if (mine !== turn) return;
+  if (current !== turn) return;
   view.removeAttribute("aria-busy");
   if (typeof html !== "string") {
     status.textContent = "The board does not answer: try again in a moment.";
@@ -29,7 +29,7 @@ async function show(query, visit) {
   const before = view.dataset.show, old = box(), focused = document.activeElement;
   const held = element.contains(focused) ? focused.id : "";
   const caret = held && focused.type === "search" ? focused.selectionStart : null;
-  // Letters typed while the answer was on its way; and a search comes back without the space at its end.
+  // Keep letters typed while waiting for the answer, and the space at the end of a search, which the server drops.
   const typed = old && (visit === "replaceState" || old.value !== asked) ? old.value : null;
   view.innerHTML = html;
   if (typed !== null && box()) box().value = typed;
@@ -41,7 +41,7 @@ async function show(query, visit) {
     settings().forEach(([name, value]) => all.set(name, value));
     const text = all.toString();
     history[visit](null, "", location.pathname + (text ? "?" + text : ""));
-    // The page around a Space keeps the same address, so that it can be shared.
+    // The page around a Space shows the same address, so that it can be shared.
     if (window.parent !== window) window.parent.postMessage({ queryString: text, hash: "" }, "https://huggingface.co");
   }
   if (before && before !== view.dataset.show) {
@@ -62,7 +62,7 @@ function send(form, visit) {
 
 function later() {
   clearTimeout(waiting);
-  // The box and the other choices as they are then; what was asked for before comes first, a slow link or not.
+  // Send the box and the other choices as they are by then, after any request that is still running.
   waiting = setTimeout(() => {
     if (view.hasAttribute("aria-busy")) later();
     else if (box()) send(box().form, "replaceState");
@@ -77,9 +77,9 @@ element.addEventListener("click", async (event) => {
       await navigator.clipboard.writeText(text ? text.textContent : location.href);
       copy.textContent = status.textContent = "Copied";
     } catch (error) {
-      // Not every frame may write to the clipboard: show or mark what is to be copied.
+      // Not every frame may write to the clipboard: select the text or show the address instead.
       if (text) getSelection().selectAllChildren(text);
-      copy.textContent = text ? "Marked: copy it" : location.href;
+      copy.textContent = text ? "Selected: copy it" : location.href;
     }
     return;
   }
