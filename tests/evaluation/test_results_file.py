@@ -58,3 +58,20 @@ def test_too_large_or_missing_files_are_refused(tmp_path):
         file.truncate(16 * 2**20 + 1)
     with pytest.raises(ValueError, match="larger than"):
         read_results(path)
+
+
+def test_one_key_for_one_measurement():
+    first = Result("knn", "Owner/Data", "test", "top1", 0.5, {"k": 20, "temperature": None, "seed": 0, "step": "end"})
+    same = Result("knn", "owner/data", "test", "top1", 0.9, {"temperature": None, "k": 20.0, "interval": [0.8, 1.0]})
+    private = Result("knn", "owner/data", "test", "top1", 0.9, {"temperature": None, "k": 20, "model": "a", "run": "b"})
+    assert first.key == same.key == private.key
+    for changes in ({"k": 21}, {"k": 20, "temperature": 0.07}, {"k": 20, "temperature": None, "step": 100}):
+        other = Result("knn", "owner/data", "test", "top1", 0.5, changes)
+        assert other.key != first.key
+
+
+def test_a_flat_object_keeps_an_entry_named_protocol(tmp_path):
+    results = [Result("linear", "a/b", "test", "top1", 0.5, {"protocol": "sgd", "epochs": 100})]
+    path = write_results(tmp_path / "results.json", results)
+    assert json.loads(path.read_text())[0]["protocol"] == "sgd"
+    assert read_results(path) == results

@@ -8,10 +8,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from leaderboard_hostile import hostile_repos
-from leaderboard_repos import Variations, files_of
+from leaderboard_repos import CIFAR, Variations, files_of
 from local_hub import LocalHub
 
 from hf_orthossl.hub.leaderboard.board.collect import Listed, _reader, collect
+from hf_orthossl.hub.leaderboard.board.rank import rank
 from hf_orthossl.hub.leaderboard.claims.check import (
     ARRAYS,
     CARD,
@@ -62,6 +63,18 @@ def test_hostile_repositories_end_where_they_should(name, hostile_board):
     for reason in reasons:
         assert reason.isprintable()
         assert len(reason) < 450
+
+
+def test_no_number_on_training_images_is_a_claim_in_any_form(hostile_board):
+    """Nor does a sentence that does not state the split as data rank."""
+    repos, board, _, _ = hostile_board
+    for entry in board.entries:
+        if "training" in entry.repo_id:
+            assert entry.results == []
+    ranked = {row.entry.repo_id for row in rank(board, "knn", CIFAR, "top1")}
+    assert {name for name in ranked if not name.startswith("tester/")} <= {
+        f"stranger/{name}" for name, repo in repos.items() if b'"dataset": "uoft' in repo.files.get("results.json", b"")
+    }
 
 
 def test_the_rest_of_the_board_stands(hostile_board):

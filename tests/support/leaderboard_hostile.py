@@ -205,6 +205,9 @@ def hostile_repos(good: Callable[[str], dict[str, bytes]], marker: str) -> Itera
     yield make("json-twice", "two numbers for one thing", {OURS: twice}, True, "results.json again says 0.9")
     both = {OURS: json.dumps([plain]), "README.md": index(0.9, args="{task: knn, k: 1.0}")}
     yield make("json-and-card", "another number in the card", both, True, "model-index says 0.9, results.json says 0.5")
+    training = {OURS: json.dumps([plain | {"dataset": CIFAR, "split": "train"}])}
+    training[EVAL] = result("0.5", notes="split = train, k = 1")
+    yield make("json-training-yaml", "a number on training images, twice", training, True, "was learned from")
     both = {OURS: json.dumps([plain | {"dataset": CIFAR}]), EVAL: result("0.9")}
     yield make(
         "json-and-yaml", "another number for the Hub", both, True, ".eval_results says 0.9, results.json says 0.5"

@@ -4,6 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from ....evaluation.results import Key
+from ..claims.read import NOT_STATED
 from ..claims.splits import learned_from
 from ..schema import Board, BoardResult, Entry
 
@@ -117,7 +118,8 @@ def most_trusted(results: list[BoardResult]) -> dict[Key, BoardResult]:
 def _by_protocol(entry: Entry, task: str, dataset: str, metric: str) -> dict[Key, BoardResult]:
     wanted = (task, dataset.lower(), metric)
     fitting = [r for r in entry.results if (r.task, r.dataset.lower(), r.metric) == wanted]
-    return most_trusted([result for result in fitting if not learned_from(result.split, None)])
+    # A claim that does not state its split may be of training images as well.
+    return most_trusted([r for r in fitting if r.split != NOT_STATED and not learned_from(r.split, None)])
 
 
 def _strength(pair: Pair, task: str, dataset: str, metric: str) -> tuple:

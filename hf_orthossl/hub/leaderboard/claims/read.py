@@ -27,7 +27,7 @@ from .splits import learned_from
 
 MAX_IN_FILE, MAX_IN_RESULTS = 100, 2_000
 EVAL_RESULTS, MODEL_INDEX, RESULTS = ".eval_results", "model-index", "results.json"
-# The Hub's form has no place for the split.
+# The split of an `.eval_results` claim, as that form has no place for it; such a claim does not rank.
 NOT_STATED = "not stated"
 _TASK_IDS = {f"{task}_{metric}": (task, metric) for task in TASKS for metric in METRICS}
 _METRICS = {theirs: ours for ours, theirs in HUB_METRICS.items()}
@@ -123,6 +123,9 @@ class Claims:
             raise RejectedError("protocol", f"notes must say how it was measured, got {shown(notes)}")
         fields = {"dataset": dataset, "value": entry.get("value"), "date": entry.get("date"), "revision": self.revision}
         key = self._sentences.get((str(dataset).lower(), str(task_id), notes))
+        if key in self._on_training:
+            # Rejected in another form.
+            return
         if key is not None:
             known = next(iter(self._stated[key].values()))
             self._add(
@@ -137,6 +140,9 @@ class Claims:
         self._add(EVAL_RESULTS, checked(CheckedResult, "result", fields | more))
 
     def _add(self, where: str, claim: BoardResult, result: Result | None = None) -> None:
+        if where != EVAL_RESULTS:
+            for task_id in task_ids(result or claim):
+                self._sentences.setdefault((claim.dataset.lower(), task_id, notes_text(result or claim)), claim.key)
         dataset, split = self.trained_on
         if learned_from(claim.split, split if split and claim.dataset.lower() == dataset else None):
             if claim.key in self._on_training:
@@ -150,9 +156,6 @@ class Claims:
             # A second number in the same form contradicts the first as one in another form does.
             where = f"{where} again"
         stated.setdefault(where, claim)
-        if where != EVAL_RESULTS:
-            for task_id in task_ids(result or claim):
-                self._sentences.setdefault((claim.dataset.lower(), task_id, notes_text(result or claim)), claim.key)
 
 
 def on_board(result: Result, **more: Any) -> BoardResult:
@@ -192,13 +195,6 @@ def _of_model_index(part: dict, revision: str) -> BoardResult:
     task = protocol.pop("task", None)
     if not isinstance(task, str) or task not in TASKS:
         raise RejectedError("task", f"args must name a task that this board ranks, such as linear, got {shown(task)}")
-    fields = {
-        "task": task,
-        "dataset": dataset.get("type"),
-        "split": dataset.get("split"),
-        "metric": _METRICS.get(kind, kind) if isinstance(kind, str) else kind,
-        "value": metric.get("value"),
-        "protocol": protocol,
-        "revision": revision,
-    }
-    return checked(CheckedResult, "result", fields)
+    named: Any = _METRICS.get(kind, kind) if isinstance(kind, str) else kind
+    result = Result(task, dataset.get("type"), dataset.get("split"), named, metric.get("value"), protocol)
+    return on_board(result, revision=revision)
