@@ -207,6 +207,7 @@ def hostile_repos(good: Callable[[str], dict[str, bytes]], marker: str) -> Itera
     yield make("json-and-card", "another number in the card", both, True, "model-index says 0.9, results.json says 0.5")
     training = {OURS: json.dumps([plain | {"dataset": CIFAR, "split": "train"}])}
     training[EVAL] = result("0.5", notes="split = train, k = 1")
+    training["README.md"] = "---\ntags:\n- orthossl\n---\n"
     yield make("json-training-yaml", "a number on training images, twice", training, True, "was learned from")
     both = {OURS: json.dumps([plain | {"dataset": CIFAR}]), EVAL: result("0.9")}
     yield make(
