@@ -48,4 +48,12 @@ def warn_once(logger: logging.Logger, message: str) -> None:
         logger.warning(message)
 
 
+def warn_above_bars(logger: logging.Logger, message: str) -> None:
+    """Log a warning above the progress bars, which are drawn again below it."""
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode():
+        logger.warning(message)
+
+
 _warned: set[tuple[str, str]] = set()

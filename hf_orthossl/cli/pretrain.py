@@ -1,15 +1,12 @@
 """`orthossl pretrain`: images in, a trained encoder that anyone can load out."""
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import PartialState
-from torch.utils.data import Dataset
 from transformers import set_seed
-from transformers.trainer_utils import HubStrategy
 from transformers.utils.logging import disable_progress_bar
 
 from ..data import ImageSource, available_splits, load_source
@@ -23,11 +20,10 @@ from ..hub.publish import Publication, publish_encoder
 from ..methods import get_method
 from ..modeling import SSLConfig, SSLModel
 from ..training import OrthoSSLTrainer, OrthoSSLTrainingArguments, pretrain_loop
-from ..training.elastic import resumed
-from ..training.inputs import as_image_dataset, build_dataloader, build_views, default_views
-from ..training.loop_state import STATE as LOOP_STATE
-from ..training.publishing import check_push
-from ..training.record import training_record
+from ..training.data import TrainingData
+from ..training.loop import STATE as LOOP_STATE
+from ..training.publishing import training_record
+from ..training.resume import settled_arguments
 from ..training.run_folder import begin_folder, check_folder, overwriting
 from ..training.trainer import STATE as TRAINER_STATE
 from .options import DataArguments, ModelArguments, PretrainArguments
@@ -42,14 +38,14 @@ DESCRIPTION = (
 )
 
 
-def train_with_trainer(model: SSLModel, dataset: Dataset, args: OrthoSSLTrainingArguments) -> None:
+def train_with_trainer(model: SSLModel, data: TrainingData) -> None:
     """The Trainer front, behind `orthossl pretrain`."""
-    OrthoSSLTrainer(model=model, args=args, train_dataset=dataset).train()
+    OrthoSSLTrainer(model, train_dataset=data, write_encoder=False).train()
 
 
-def train_with_loop(model: SSLModel, dataset: Dataset, args: OrthoSSLTrainingArguments) -> None:
+def train_with_loop(model: SSLModel, data: TrainingData) -> None:
     """The accelerate front, behind `scripts/pretrain.py`."""
-    pretrain_loop(model, dataset, args)
+    pretrain_loop(model, data, write_encoder=False)
 
 
 def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "orthossl pretrain") -> None:
@@ -66,8 +62,7 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
     if not is_main:
         silence()
     on_main(lambda: check_folder(folder, args))
-    on_main(lambda: check_push(args))
-    args = resumed(args, LOOP_STATE if train is train_with_loop else TRAINER_STATE)
+    args = settled_arguments(args, LOOP_STATE if train is train_with_loop else TRAINER_STATE)
     set_seed(args.seed)
     # transformers' own bars (one per file written) would tear the training bar apart.
     disable_progress_bar()
@@ -80,10 +75,8 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
         streaming=data.streaming,
     )
     model = build_model(chosen, source)
-    args.views = args.views or default_views(model, source)
-    dataset = as_image_dataset(source, model, args)
-    build_dataloader(dataset, args)
-    build_views(model, args)
+    dataset = TrainingData(source, model, args.with_recipe(model.method.recipe))
+    args.views = dataset.args.views
     # What is wrong with the command may show only in training: until its first step, an earlier run is kept.
     with overwriting(folder) if is_main and args.overwrite_output else contextlib.nullcontext():
         if is_main:
@@ -93,7 +86,7 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
         monitor = knn_monitor(data, source, model, args) if is_main else None
         results = monitor.measure(model.encoder, step=0) if monitor else []
         penalties = [float(model.penalty().detach())] if model.regularizer else []
-        train(model, dataset, during_training(args))
+        train(model, dataset)
     # Of sharded weights each process holds a part: all take part in whatever reads them.
     if model.regularizer:
         penalties.append(float(model.penalty().detach()))
@@ -106,7 +99,7 @@ def main(argv: list[str], train: Callable = train_with_trainer, prog: str = "ort
         results += monitor.measure(encoder, step="end")
     write_results(folder / "results.json", results)
     front = "accelerate loop" if train is train_with_loop else "Trainer"
-    training = training_record(model, dataset, args, front=front)
+    training = training_record(model, dataset, front=front)
     encoder_folder = write_encoder_folder(
         model, folder / "encoder", source=source, results=results, training=training, encoder=encoder
     )
@@ -194,15 +187,6 @@ def describe(model: SSLModel, source: ImageSource, args: OrthoSSLTrainingArgumen
         f"data     {source.name}, {count} images, views {args.views} at {encoder.image_size} px\n"
         f"model    {config.backbone} ({size:.1f} M parameters), {get_method(config.method).title}, {penalty}"
     )
-
-
-def during_training(args: OrthoSSLTrainingArguments) -> OrthoSSLTrainingArguments:
-    """The arguments without `push_to_hub` where only the end is to be published: `push` does that, with the results."""
-    if args.hub_strategy != HubStrategy.END and args.save_strategy != "no":
-        return args
-    args = copy.copy(args)
-    args.push_to_hub = False
-    return args
 
 
 def push(encoder_folder: Path, args: OrthoSSLTrainingArguments) -> Publication:

@@ -1,10 +1,9 @@
-"""Training: one step shared by two fronts, a `transformers.Trainer` and an accelerate loop."""
+"""Training: one optimizer step shared by two fronts, a `transformers.Trainer` and an accelerate loop."""
 
 from .arguments import OrthoSSLTrainingArguments
-from .callbacks import OrthogonalityCallback
+from .callbacks import KNNCallback, LinearProbeCallback, OrthogonalityCallback, SpectraCallback
+from .data import TrainingData
 from .loop import pretrain_loop
-from .probe_callbacks import KNNCallback, LinearProbeCallback
-from .spectra_callback import SpectraCallback
 from .trainer import OrthoSSLTrainer
 
 __all__ = [
@@ -14,5 +13,6 @@ __all__ = [
     "OrthoSSLTrainingArguments",
     "OrthogonalityCallback",
     "SpectraCallback",
+    "TrainingData",
     "pretrain_loop",
 ]

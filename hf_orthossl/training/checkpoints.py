@@ -1,11 +1,16 @@
-"""Checkpoints that are written aside and renamed when whole, and checked before anything is read from them.
+"""Checkpoints: written aside, renamed when whole, and verified before anything is read from them.
 
-What is trusted: the files of a run folder, which this package wrote. The manifest's checksums find damage, not forgery:
-do not resume a folder of unknown origin. Weights are safetensors, our own records JSON, and what remains of torch, the
-Trainer and accelerate is read with `weights_only=True`. Only FSDP's and DeepSpeed's own formats hold pickles.
+What is trusted: the files of a run folder, which this package wrote. The checksums of the manifest detect damage, not
+forgery: do not resume from a folder of unknown origin. Weights are safetensors, our own records JSON, and the rest
+(torch, the Trainer and accelerate) is read with `weights_only=True`. Only the formats of FSDP and DeepSpeed contain
+pickles.
 """
 
 import contextlib
+import hashlib
+import json
+import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,39 +20,41 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..distributed.collectives import all_reduce_min
-from ..files import sync_folder
-from .checkpoint_files import damage, seal
-from .watching import say
+from ..files import replace_file, sync_folder
+from ..messages import first_line, warn_above_bars
 
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
 STAGING = ".saving"
-# Added to the name of a checkpoint that was found damaged.
-ASIDE = ".damaged"
+# Suffix of a checkpoint that was found damaged.
+DAMAGED = ".damaged"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, whole or not, newest first."""
+    """Return the checkpoints in a folder, whole or not, newest first."""
     named = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
-    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if named.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=steps_done, reverse=True)
+    paths = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if named.fullmatch(path.name) and path.is_dir()]
+    return sorted(paths, key=steps_done, reverse=True)
 
 
 def steps_done(checkpoint: Path) -> int:
-    """Optimizer steps after which a checkpoint was saved."""
+    """Return the number of optimizer steps after which a checkpoint was saved."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def newest_checkpoint(folder: Path, marker: str) -> Path:
-    """The newest checkpoint that is whole, to resume from; call it on the main process.
+    """Return the newest checkpoint that is whole, to resume from; call it on the main process.
 
-    Newer ones that are damaged are named in a warning with the reason, and kept as `checkpoint-<step>.damaged`. What a
-    kill left half-written is removed, and a checkpoint that only lacked its name gets it.
+    A warning names newer ones that are damaged with the reason, and they are kept as `checkpoint-<step>.damaged`. A
+    checkpoint that a killed process left half-written is removed; one that was complete but not yet renamed is renamed.
 
     Args:
         folder (`Path`): Run folder.
-        marker (`str`): File that the front's checkpoints hold, `trainer_state.json` or `loop_state.json`.
+        marker (`str`): File that the checkpoints of this front hold: `trainer_state.json` or `loop_state.json`.
 
     Raises:
-        FileNotFoundError: there is none, or the other front wrote it.
+        FileNotFoundError: There is none, or the other front wrote it.
     """
     _recover(folder)
     damaged: dict[Path, str] = {}
@@ -57,10 +64,10 @@ def newest_checkpoint(folder: Path, marker: str) -> Path:
             break
         damaged[checkpoint] = reason
     else:
-        found = ", ".join(f"{path.name} is damaged ({reason})" for path, reason in damaged.items())
+        reasons = ", ".join(f"{path.name} is damaged ({reason})" for path, reason in damaged.items())
         raise FileNotFoundError(
             f"output_dir {folder} has no {'valid ' if damaged else ''}checkpoint to resume from: "
-            f"{found + '; ' if damaged else ''}run without --resume, with --overwrite_output to replace what is there"
+            f"{reasons + '; ' if damaged else ''}run without --resume, with --overwrite_output to replace what is there"
         )
     if not (checkpoint / marker).exists():
         raise FileNotFoundError(
@@ -68,19 +75,21 @@ def newest_checkpoint(folder: Path, marker: str) -> Path:
             "it (orthossl pretrain or scripts/pretrain.py)"
         )
     for path, reason in damaged.items():
-        say(f"{path.name} is damaged ({reason}), kept as {path.name}{ASIDE}: resuming from {checkpoint.name}")
-        shutil.rmtree(folder / f"{path.name}{ASIDE}", ignore_errors=True)
-        path.rename(folder / f"{path.name}{ASIDE}")
+        warn_above_bars(
+            logger, f"{path.name} is damaged ({reason}), kept as {path.name}{DAMAGED}: resuming from {checkpoint.name}"
+        )
+        shutil.rmtree(folder / f"{path.name}{DAMAGED}", ignore_errors=True)
+        path.rename(folder / f"{path.name}{DAMAGED}")
     return checkpoint
 
 
 def remove_old_checkpoints(folder: Path, limit: int | None, newest: Path) -> None:
-    """Keeps the newest `limit` checkpoints up to the one just saved, counting only those whose files are complete.
+    """Remove all but the newest `limit` checkpoints up to the one just saved, counting those with all their files.
 
     Args:
         folder (`Path`): Run folder.
-        limit (`int`, *optional*): How many to keep; `None` or 0 for all.
-        newest (`Path`): The checkpoint just saved, which always stays.
+        limit (`int`, *optional*): Checkpoints to keep; `None` or 0 for all.
+        newest (`Path`): The checkpoint just saved, which is always kept.
     """
     if not limit or limit < 0:
         return
@@ -93,18 +102,19 @@ def remove_old_checkpoints(folder: Path, limit: int | None, newest: Path) -> Non
 
 @contextlib.contextmanager
 def staged(folder: Path, step: int, write: bool = True) -> Iterator[Path]:
-    """Yields a staging folder; what all processes put into `checkpoint-<step>` below it moves to `folder` when whole.
+    """Yield a staging folder, whose `checkpoint-<step>` moves to `folder` once all processes have written it.
 
-    Every process of the run has to enter. The folder is one that all of them see.
+    Every process of the run must enter the context, and all must see the same folder.
 
     Args:
         folder (`Path`): Run folder.
-        step (`int`): Optimizer steps done.
-        write (`bool`, defaults to `True`): Whether this process cleans up and renames; the main process of a run does.
+        step (`int`): Optimizer steps taken.
+        write (`bool`, defaults to `True`): Whether this process cleans up and renames, as the main process
+            does.
 
     Raises:
-        OSError: a process could not write; all of them raise, the staging folder is removed, earlier checkpoints are
-            untouched.
+        OSError: A process could not write. All of them raise, the staging folder is removed, and earlier checkpoints
+            are untouched.
     """
     staging, target = folder / STAGING, folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
     try:
@@ -124,11 +134,11 @@ def staged(folder: Path, step: int, write: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _all_or_none(target: Path) -> Iterator[None]:
-    """Raises in every process when the block fails in one of them."""
+    """Raise in every process if the block fails in one of them."""
     failure = None
     try:
         yield
-    # Whatever it is, the others wait to hear of it.
+    # Whatever the error, the other processes wait for the outcome.
     except BaseException as error:
         failure = error
     if all_reduce_min(int(failure is None)):
@@ -136,7 +146,7 @@ def _all_or_none(target: Path) -> Iterator[None]:
     # torch.save reports a full disk as RuntimeError, safetensors as an error of its own.
     if not isinstance(failure, OSError | RuntimeError | SafetensorError | None):
         raise failure
-    reason = "another process could not write" if failure is None else _first_line(failure)
+    reason = "another process could not write" if failure is None else first_line(failure)
     raise OSError(
         f"could not save checkpoint {target} ({reason}): earlier checkpoints are intact; "
         "free some space and continue with --resume"
@@ -144,21 +154,67 @@ def _all_or_none(target: Path) -> Iterator[None]:
 
 
 def _put_in_place(checkpoint: Path, target: Path) -> None:
+    """Seal a checkpoint and give it its final name."""
     seal(checkpoint)
     if target.exists():
-        # Of an earlier run, or damaged. A kill before the next rename is mended by `_recover`.
+        # It belongs to an earlier run, or is damaged. `_recover` handles a kill before the next rename.
         target.rename(checkpoint.parent / "replaced")
     checkpoint.rename(target)
     sync_folder(target.parent)
 
 
 def _recover(folder: Path) -> None:
-    """Ends what a kill interrupted: a sealed checkpoint gets its name, anything else in the staging folder goes."""
+    """Rename a sealed checkpoint that a killed process left in the staging folder, and remove everything else in it."""
     for checkpoint in checkpoints(folder / STAGING):
         if damage(checkpoint) is None and not (folder / checkpoint.name).exists():
             checkpoint.rename(folder / checkpoint.name)
     shutil.rmtree(folder / STAGING, ignore_errors=True)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def seal(folder: Path) -> None:
+    """Write the manifest (size and SHA-256 of every file of a checkpoint), and flush all files to the disk.
+
+    The manifest is written last: a checkpoint that has one was complete.
+
+    Args:
+        folder (`Path`): The checkpoint, with the files of all processes.
+    """
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb+") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            files[path.relative_to(folder).as_posix()] = {"size": file.tell(), "sha256": digest}
+            os.fsync(file.fileno())
+    replace_file(folder / MANIFEST, json.dumps({"files": files}, indent=1), durable=True)
+    for directory in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        sync_folder(directory)
+
+
+def damage(folder: Path, *, thorough: bool = True) -> str | None:
+    """Return what is wrong with a checkpoint, in a few words; `None` if every file is as it was when sealed.
+
+    Args:
+        folder (`Path`): The checkpoint.
+        thorough (`bool`, defaults to `True`): Whether to compare checksums, which reads every file; sizes are
+            always compared.
+    """
+    try:
+        files = json.loads((folder / MANIFEST).read_bytes())["files"].items()
+        expected = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files}
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    for name, (size, checksum) in expected.items():
+        try:
+            with (folder / name).open("rb") as file:
+                actual = os.fstat(file.fileno()).st_size
+                if actual != size:
+                    return f"{name}: {actual} bytes instead of {size}"
+                if thorough and hashlib.file_digest(file, "sha256").hexdigest() != checksum:
+                    return f"{name}: checksum differs"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+    return None

@@ -36,7 +36,7 @@ def engine_settings(args: OrthoSSLTrainingArguments) -> dict[str, Any]:
     }
 
 
-def make_ready(model: SSLModel, accelerator: Accelerator, args: OrthoSSLTrainingArguments) -> None:
+def prepare_model(model: SSLModel, accelerator: Accelerator, args: OrthoSSLTrainingArguments) -> None:
     """Changes a model in place to what this run trains, on several processes together; before the engine wraps it.
 
     The encoder goes through batches in chunks of `gradient_cache` images where that is set. On several processes batch

@@ -1,5 +1,10 @@
-"""The accelerate front: the whole training loop, to be read and changed."""
+"""The accelerate front: the whole training loop and its checkpoints, to be read and changed."""
 
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DataLoaderConfiguration,
@@ -7,44 +12,67 @@ from accelerate.utils import (
     ProjectConfiguration,
     set_seed,
 )
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from ..distributed.collectives import on_main
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments, steps_between
-from .callbacks import append_history, bar_text, trim_history
-from .elastic import planned_steps, resumed, steps_per_epoch
-from .engines import engine_settings, make_ready
-from .inputs import as_image_dataset, build_step, prepared_dataloader
+from .callbacks import SpectraCallback
+from .callbacks.probes import build_probes
+from .callbacks.reporting import append_history, bar_text, trim_history
+from .checkpoints import remove_old_checkpoints, staged
+from .data import TrainingData
+from .engines import check_engine, engine_settings, prepare_model
 from .interruption import Interruption
-from .loop_state import STATE, LoopState
 from .optimizers import build_optimizer
-from .probe_callbacks import build_probes
-from .publishing import EncoderPush, check_push
-from .spectra_callback import SpectraCallback
+from .publishing import EncoderOutput
+from .resume import begin_run, load_position, save_position, seed_if_processes_changed
+from .step import SSLStep, build_step
+
+# File that distinguishes the checkpoints of this front from the Trainer's.
+STATE = "loop_state.json"
+SCHEDULER = "scheduler.pt"
 
 
-def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArguments) -> SSLModel:
-    """Pretrains an [`SSLModel`] with accelerate, on whatever `accelerate launch` set up.
+def pretrain_loop(
+    model: SSLModel,
+    train_dataset: Any,
+    args: OrthoSSLTrainingArguments | None = None,
+    *,
+    write_encoder: bool = True,
+) -> SSLModel:
+    """Pretrain an [`SSLModel`] with accelerate, with whatever `accelerate launch` has set up.
 
-    Reads the same arguments and writes the same run folder as [`OrthoSSLTrainer`]; from the same seed both give the
-    same losses. With `push_to_hub=True` the encoder is published at every save, unless `hub_strategy` is "end",
-    and at the end. SIGTERM and Ctrl-C end it after the step in progress, with a checkpoint to `resume` from.
+    It reads the same arguments and writes the same run folder as [`OrthoSSLTrainer`]; from the same seed both give the
+    same losses and weights. With `push_to_hub=True` the encoder is published at every save, unless `hub_strategy` is
+    "end", and at the end. SIGTERM and Ctrl-C end the run after the current step, with a checkpoint to `resume` from.
 
     Args:
-        model ([`SSLModel`]): What to train; trained in place.
-        train_dataset: A data set name or folder, a Hugging Face data set, an `ImageSource` or an `ImageDataset`.
-        args ([`OrthoSSLTrainingArguments`]): What is `None` in it follows the method's recipe.
+        model ([`SSLModel`]): The model to train, in place.
+        train_dataset: Name or folder of a data set, Hugging Face data set, `ImageSource`, `ImageDataset`, or a
+            [`TrainingData`], whose `args` then take the place of `args`.
+        args ([`OrthoSSLTrainingArguments`], *optional*): Settings of the run, not changed; what is `None` follows the
+            recipe of the method.
+        write_encoder (`bool`, defaults to `True`): Whether to write `output_dir/encoder` at the end, with its card, and
+            publish it. Nothing is written with `save_strategy="no"`.
 
     Returns:
         `SSLModel`: The trained model, unwrapped.
 
     Raises:
-        FloatingPointError: the loss is not finite, see `on_nonfinite`.
-        Interrupted: by a signal; a `SystemExit`.
+        FloatingPointError: The loss is not finite, see `on_nonfinite`.
+        Interrupted: A signal ended the run; a `SystemExit`.
+
+    Example:
+        ```python
+        model = SSLModel(SSLConfig(backbone="resnet18", image_size=32, method="byol", regularizer="so"))
+        pretrain_loop(model, "path/to/images", OrthoSSLTrainingArguments("runs/a", max_steps=1000))
+        ```
     """
-    args = resumed(args, STATE).with_recipe(model.method.recipe)
+    data = begin_run(model, train_dataset, args, STATE)
+    args = data.args
+    max_steps = data.planned_steps()
     set_seed(args.seed)
     accelerator = Accelerator(
         **engine_settings(args),
@@ -57,17 +85,13 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
         log_with=args.report_to or None,
     )
     accelerator.init_trackers("orthossl")
-    on_main(lambda: check_push(args))
-    dataset = as_image_dataset(train_dataset, model, args)
-    push = EncoderPush(model, dataset, args, front="accelerate loop") if args.push_to_hub else None
-    loader = prepared_dataloader(dataset, args, accelerator)
-    max_steps = planned_steps(loader, args)
-    # To a stream the whole run is one epoch.
-    epoch_steps = steps_per_epoch(loader, args)
-    epoch_batches = max_steps * args.gradient_accumulation_steps if epoch_steps is None else len(loader)
-    epoch_steps = epoch_steps or max_steps
+    output = EncoderOutput(model, data, front="accelerate loop")
+    loader = data.loader(accelerator)
+    # A stream is one long epoch.
+    epoch_steps = data.steps_per_epoch or max_steps
+    epoch_batches = data.batches_per_epoch or max_steps * args.gradient_accumulation_steps
 
-    make_ready(model, accelerator, args)
+    prepare_model(model, accelerator, args)
     if args.torch_compile:
         # In place: accelerate's plugin would rename what checkpoints hold.
         model.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
@@ -81,15 +105,14 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
         num_training_steps=max_steps,
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,
     )
-    step = build_step(model, dataset, args)
-    state = LoopState(accelerator, scheduler, step, loader, args)
+    step = build_step(model, data)
+    state = LoopState(accelerator, scheduler, step, data)
     done = state.load() if args.resume else 0
-    # Before anything is written: a run may not be told to end where it has been already.
-    planned_steps(loader, args, done)
-    spectra = SpectraCallback(args.spectra_steps, threshold=args.spectra_threshold)
-    watching = [spectra, *build_probes(model, dataset, args)]
+    # Before anything is written: a resumed run cannot end before the steps that it has taken.
+    data.planned_steps(done)
+    callbacks = [SpectraCallback(args.spectra_steps, threshold=args.spectra_threshold), *build_probes(model, data)]
     history = trim_history(args.output_dir, done) if accelerator.is_main_process else []
-    for callback in watching:
+    for callback in callbacks:
         callback.begin(model, history)
     quiet = args.disable_tqdm or not accelerator.is_main_process
     wrapped.train()
@@ -98,8 +121,7 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
         while done < max_steps:
             skipped = steps_into_epoch * args.gradient_accumulation_steps
             loader.set_epoch(epoch)
-            if hasattr(dataset, "set_epoch"):
-                dataset.set_epoch(epoch)
+            data.set_epoch(epoch)
             first = True
             for index, batch in enumerate(accelerator.skip_first_batches(loader, skipped), start=skipped):
                 if first:
@@ -127,7 +149,7 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
                 if done % steps_between(args.logging_steps, max_steps) == 0 or done == max_steps:
                     passes = epoch + (index + 1) / epoch_batches
                     logs = {**step.drain(), "learning_rate": rate, "epoch": passes}
-                    for callback in watching:
+                    for callback in callbacks:
                         logs |= callback.measure(done, max_steps)
                     if accelerator.is_main_process:
                         bar.set_postfix_str(bar_text(logs))
@@ -136,30 +158,84 @@ def pretrain_loop(model: SSLModel, train_dataset, args: OrthoSSLTrainingArgument
                 due = _save_is_due(args, done, max_steps, epoch_ends=index + 1 == epoch_batches)
                 if interruption.agreed() or due:
                     saved = state.save(done)
-                    # Asked again, as saving takes its time.
+                    # Asked again: a signal may have arrived while the checkpoint was written.
                     if interruption.agreed():
                         _finish_trackers(accelerator)
                         interruption.stop(done, saved)
-                    if push:
-                        push.at_save(done)
+                    output.at_save(done)
                 if done == max_steps:
                     break
             epoch, steps_into_epoch = epoch + 1, 0
     step.guard.report(max_steps)
-    if push:
-        push.at_end(done)
+    if write_encoder:
+        output.at_end(done)
+    output.wait()
     _finish_trackers(accelerator)
     return accelerator.unwrap_model(wrapped)
 
 
+class LoopState:
+    """Save and restore everything that a run of the accelerate front consists of.
+
+    Args:
+        accelerator (`Accelerator`): Has prepared model and optimizer; saves them, the generators and the scaler.
+        scheduler (`LRScheduler`): The learning rate schedule, not prepared.
+        step ([`SSLStep`]): Its averages that are not yet logged are part of the state.
+        data ([`TrainingData`]): Its position is part of the state.
+    """
+
+    def __init__(self, accelerator: Accelerator, scheduler: LRScheduler, step: SSLStep, data: TrainingData):
+        self.accelerator, self.scheduler, self.step, self.data = accelerator, scheduler, step, data
+        self.args = data.args
+
+    def save(self, done: int) -> Path:
+        """Write `checkpoint-<done>` and remove those beyond `save_total_limit`; every process calls it.
+
+        Returns:
+            `Path`: The checkpoint.
+
+        Raises:
+            OSError: The checkpoint cannot be written; earlier checkpoints are intact.
+        """
+        folder, main = Path(self.args.output_dir), self.accelerator.is_main_process
+        with staged(folder, done, write=main) as staging:
+            checkpoint = staging / f"checkpoint-{done}"
+            self.accelerator.save_state(str(checkpoint))
+            save_position(checkpoint, self.data, self.step, done)
+            if main:
+                # Not registered with accelerate, which would unpickle the file.
+                torch.save(self.scheduler.state_dict(), checkpoint / SCHEDULER)
+                (checkpoint / STATE).write_text(json.dumps({"step": done}))
+        checkpoint = folder / checkpoint.name
+        if main:
+            remove_old_checkpoints(folder, self.args.save_total_limit, checkpoint)
+        return checkpoint
+
+    def load(self) -> int:
+        """Restore the checkpoint `resume_from_checkpoint` of the arguments.
+
+        Returns:
+            `int`: Optimizer steps taken.
+        """
+        checkpoint = Path(str(self.args.resume_from_checkpoint))
+        check_engine(checkpoint, self.accelerator)
+        load_position(checkpoint, self.data, self.step)
+        self.accelerator.load_state(str(checkpoint))
+        # Checkpoints are made between optimizer steps, whatever the accumulation then and now.
+        self.accelerator.step = 0
+        self.scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER, weights_only=True))
+        seed_if_processes_changed(checkpoint, self.args)
+        return json.loads((checkpoint / STATE).read_text())["step"]
+
+
 def _finish_trackers(accelerator: Accelerator) -> None:
-    """What `end_training` does, but for ending the processes' group: what was trained is still to be measured."""
+    """Close the trackers as `end_training` does, but keep the process group, which measurements still need."""
     for tracker in accelerator.trackers:
         tracker.finish()
 
 
 def _save_is_due(args: OrthoSSLTrainingArguments, done: int, max_steps: int, epoch_ends: bool) -> bool:
-    """The Trainer's rule: every so many steps or every epoch, and at the end unless nothing is to be saved."""
+    """Return whether to save, by the Trainer's rule: at each interval or epoch, and at the end unless nothing is."""
     if args.save_strategy == "no":
         return False
     due = epoch_ends if args.save_strategy == "epoch" else done % steps_between(args.save_steps, max_steps) == 0

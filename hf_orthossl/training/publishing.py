@@ -1,11 +1,11 @@
-"""`push_to_hub` of both fronts: the encoder folder goes out, and nothing else of the run."""
+"""The encoder folder that a run leaves: how it was trained, when it is written, and `push_to_hub` of both fronts."""
 
 import logging
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
-from torch.utils.data import Dataset
 from transformers.trainer_utils import HubStrategy
 
 from ..distributed.collectives import rank
@@ -15,18 +15,62 @@ from ..hub.encoder_folder import write_encoder_folder
 from ..hub.publish import Publication, check_destination, publish_encoder
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
-from .record import training_record
+from .data import TrainingData
 
 logger = logging.getLogger(__name__)
 
 
+def training_record(
+    model: SSLModel, data: TrainingData, *, front: str, step: int | None = None
+) -> dict[str, str | float | int | bool]:
+    """Return the settings of a run as JSON values, for the `training` of [`write_encoder_folder`].
+
+    Args:
+        model ([`SSLModel`]): The trained model.
+        data ([`TrainingData`]): Its data and settings.
+        front (`str`): "Trainer" or "accelerate loop".
+        step (`int`, *optional*): Optimizer steps taken so far; all steps of the run by default.
+
+    Returns:
+        `dict`: `front`, `views`, `epochs` (passes over the data; left out for a stream), `steps` (taken),
+        `planned_steps` (of a run that has not ended), `images_per_step`, `processes`, `optim`, `learning_rate` (peak),
+        `lr_scheduler_type`, `weight_decay`, `momentum` (if the optimizer has one), `warmup_steps`, `penalty_every`
+        (steps between two penalties, if above 1), `precision`, `seed` and `pretrained` (whether it started from
+        published weights; left out if unknown).
+    """
+    args, planned = data.args, data.planned_steps()
+    steps = planned if step is None else step
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    record: dict[str, Any] = {
+        "front": front,
+        "views": args.views,
+        "epochs": None if data.steps_per_epoch is None else round(steps / max(data.steps_per_epoch, 1), 3),
+        "steps": steps,
+        "planned_steps": planned if steps < planned else None,
+        "images_per_step": args.images_per_step,
+        "processes": args.world_size,
+        "optim": optimizer,
+        "learning_rate": args.learning_rate,
+        "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        "weight_decay": args.weight_decay,
+        "momentum": args.momentum if optimizer in ("sgd", "lars") else None,
+        "warmup_steps": args.get_warmup_steps(planned),
+        "penalty_every": model.config.penalty_every if model.regularizer and model.config.penalty_every > 1 else None,
+        "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        "seed": args.seed,
+        # A checkpoint does not record whether it started from published weights.
+        "pretrained": None if model.name_or_path else model.encoder.pretrained,
+    }
+    return {name: value for name, value in record.items() if value is not None}
+
+
 def check_push(args: OrthoSSLTrainingArguments) -> None:
-    """Finds out before training whether its encoder can be published; does nothing without `push_to_hub`.
+    """Check before training whether the encoder can be published; do nothing without `push_to_hub`.
 
     Raises:
-        ValueError: no or a malformed `hub_model_id`, or a repository that cannot take the encoder, see
+        ValueError: `hub_model_id` is missing or malformed, or its repository cannot take the encoder, see
             [`~hub.publish.check_destination`].
-        OSError: no valid token, or the Hub does not answer.
+        OSError: There is no valid token, or the Hub does not answer.
     """
     if not args.push_to_hub:
         return
@@ -35,40 +79,43 @@ def check_push(args: OrthoSSLTrainingArguments) -> None:
     check_destination(args.hub_model_id, args.hub_token, args.hub_revision, args.hub_private_repo)
 
 
-class EncoderPush:
-    """Publishes the encoder of a run: in the background at every save, at the end, and when asked.
+class EncoderOutput:
+    """Write the encoder folder of a run, and publish it if `push_to_hub` says so.
 
-    The main process does. Call it on all, for where weights are sharded each holds a part.
+    The main process writes and publishes; call each method on all processes, as each may hold a part of the weights.
 
     Args:
         model ([`SSLModel`]): The model in training.
-        dataset (`Dataset`): What it is trained on; its `source`, if it has one, names the data in the card.
-        args ([`OrthoSSLTrainingArguments`]): `hub_model_id`, `hub_token`, `hub_private_repo`, `hub_revision`,
-            `hub_strategy` ("end": not at saves) and `hub_always_push` say how.
+        data ([`TrainingData`]): Its data; their `source`, if known, is named in the card. Of their `args`,
+            `push_to_hub`, `hub_model_id`, `hub_token`, `hub_private_repo`, `hub_revision`, `hub_strategy` ("end": not
+            at saves) and `hub_always_push` determine what is published.
         front (`str`): "Trainer" or "accelerate loop", for the card.
     """
 
-    def __init__(self, model: SSLModel, dataset: Dataset, args: OrthoSSLTrainingArguments, *, front: str):
-        self.model, self.dataset, self.args, self.front = model, dataset, args, front
-        self.source = getattr(dataset, "source", None)
+    def __init__(self, model: SSLModel, data: TrainingData, *, front: str):
+        self.model, self.data, self.args, self.front = model, data, data.args, front
         self.pending: Future | None = None
-        # The step whose encoder the Hub has.
+        # The step whose encoder the folder holds, and the one whose encoder is on the Hub.
+        self.written: int | None = None
         self.pushed: int | None = None
 
-    def publish(self, message: str | None = None, *, step: int | None = None, **changed) -> Publication | None:
-        """Writes and publishes the encoder now; `changed` replaces arguments of [`publish_encoder`]."""
+    def publish(self, message: str | None = None, *, step: int | None = None, **changes: Any) -> Publication | None:
+        """Write and publish the encoder now; `changes` replaces arguments of [`publish_encoder`]."""
         encoder = self._encoder()
-        return None if encoder is None else self._publish(encoder, message, step, **changed)
+        return None if encoder is None else self._publish(encoder, message, step, **changes)
 
     def at_save(self, step: int) -> None:
-        """Starts to publish, unless `hub_strategy` is "end" or the last push still runs; a failure is only logged."""
-        if self.args.hub_strategy == HubStrategy.END:
+        """Publish in the background after a checkpoint; a failure is only logged.
+
+        Nothing is published if `hub_strategy` is "end", or while the previous push is still running.
+        """
+        if not self.args.push_to_hub or self.args.hub_strategy == HubStrategy.END:
             return
         encoder = self._encoder()
         if encoder is None:
             return
         if self.pending is not None and not self.pending.done() and not self.args.hub_always_push:
-            logger.warning("Step %d was not published, as the push of an earlier step still runs.", step)
+            logger.warning("Step %d was not published, as the push of an earlier step is still running.", step)
             return
         self.wait()
         try:
@@ -79,13 +126,24 @@ class EncoderPush:
         self.pending = HfApi().run_as_future(self._send_or_warn, folder, step)
 
     def at_end(self, step: int) -> None:
-        """Publishes the encoder of the last step, unless the Hub has it; a failure is only logged."""
-        encoder = self._encoder()
+        """Write the encoder of the last step, and publish it if the Hub does not have it; a failed push is only logged.
+
+        With `save_strategy="no"`, which saves nothing, the folder is written only to be published.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
         self.wait()
-        if encoder is None or self.pushed == step:
+        wanted = self.args.push_to_hub or self.args.save_strategy != "no"
+        encoder = self._encoder() if wanted else None
+        if encoder is None:
+            return
+        if self.written != step:
+            self._write(encoder, step)
+        if not self.args.push_to_hub or self.pushed == step:
             return
         try:
-            self._publish(encoder, "End of training", step)
+            self._send(self._folder, "End of training")
         except (OSError, ValueError) as error:
             logger.warning(
                 "The encoder was not published (%s): orthossl publish %s --repo_id %s publishes it.",
@@ -93,31 +151,36 @@ class EncoderPush:
             )  # fmt: skip
 
     def wait(self) -> None:
-        """Until the push in the background has ended."""
+        """Wait until the push in the background has ended."""
         if self.pending is not None:
             self.pending.result()
 
+    @property
+    def _folder(self) -> Path:
+        return Path(self.args.output_dir) / "encoder"
+
     def _encoder(self) -> Encoder | None:
-        """The encoder with its weights whole, on the main process."""
+        """Return the encoder with its whole weights on the main process, `None` on the others."""
         encoder = gather_module(self.model.encoder)
         return encoder if rank() == 0 else None
 
     def _write(self, encoder: Encoder, step: int | None) -> Path:
-        record = training_record(self.model, self.dataset, self.args, front=self.front, step=step)
-        folder = Path(self.args.output_dir) / "encoder"
-        return write_encoder_folder(self.model, folder, source=self.source, training=record, encoder=encoder)
+        record = training_record(self.model, self.data, front=self.front, step=step)
+        write_encoder_folder(self.model, self._folder, source=self.data.source, training=record, encoder=encoder)
+        self.written = step
+        return self._folder
 
-    def _publish(self, encoder: Encoder, message: str | None, step: int | None, **changed) -> Publication:
+    def _publish(self, encoder: Encoder, message: str | None, step: int | None, **changes: Any) -> Publication:
         self.wait()
-        return self._send(self._write(encoder, step), message, **changed)
+        return self._send(self._write(encoder, step), message, **changes)
 
-    def _send(self, folder: Path, message: str | None, **changed) -> Publication:
+    def _send(self, folder: Path, message: str | None, **changes: Any) -> Publication:
         settings = {
             "private": self.args.hub_private_repo,
             "revision": self.args.hub_revision,
             "token": self.args.hub_token,
         }
-        settings |= {name: value for name, value in changed.items() if value is not None}
+        settings |= {name: value for name, value in changes.items() if value is not None}
         return publish_encoder(folder, self.args.hub_model_id, commit_message=message, **settings)
 
     def _send_or_warn(self, folder: Path, step: int) -> None:
@@ -129,5 +192,5 @@ class EncoderPush:
 
 
 def _warn(error: Exception) -> None:
-    # Hours of training do not end because the Hub is away; the last push comes with the results.
+    # Hours of training must not end because the Hub is unavailable; the encoder is published again at the end.
     logger.warning("The encoder was not published (%s); training goes on.", error)

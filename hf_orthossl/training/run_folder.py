@@ -11,7 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import replace_file
 from .arguments import OrthoSSLTrainingArguments
-from .checkpoints import ASIDE, STAGING, checkpoints
+from .checkpoints import DAMAGED, STAGING, checkpoints
 
 # Where an earlier run waits until the one that replaces it has taken a step, and what it is called while it is removed.
 OVERWRITTEN, GONE = ".overwritten", ".overwritten.removing"
@@ -109,6 +109,6 @@ def put_back(folder: Path) -> None:
 
 
 def _left_by_run(folder: Path) -> list[Path]:
-    damaged = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*{ASIDE}")
+    damaged = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*{DAMAGED}")
     named = (folder / name for name in (*RUN_FILES, STAGING))
     return [*(path for path in named if path.exists()), *checkpoints(folder), *damaged]

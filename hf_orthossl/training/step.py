@@ -1,35 +1,42 @@
-"""One optimizer step of an [`SSLModel`]: the one place where both fronts make views, losses and state advance."""
+"""One optimizer step, the same for both fronts: views, losses, averages for the log, and a check for finite values."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..data import UnreadableLog, Views
-from ..distributed.collectives import world_size
+from ..distributed.collectives import all_reduce_mean, all_reduce_min, rank, world_size
+from ..messages import warn_above_bars
 from ..methods import Progress
 from ..modeling import SSLModel
-from .averages import Averages
-from .nonfinite import NonfiniteGuard
+from .data import TrainingData
+
+logger = logging.getLogger(__name__)
+
+# Skipped steps in a row after which the run stops.
+PATIENCE = 10
 
 
 class SSLStep:
-    """Turns batches into losses and keeps everything that advances once per optimizer step in order.
+    """Turn batches into losses, and advance once per optimizer step everything that must advance once.
 
-    The front calls `begin`, then `loss` for every micro-batch, then (with final gradients) `before_optimizer`, and
-    after the optimizer `end`. `drain` empties the averages collected for the log.
+    A front calls `begin`, then `loss` for every micro-batch, then, once the gradients are final, `before_optimizer`,
+    and after the optimizer `end`. `drain` returns the averages collected for the log.
 
     Args:
         model ([`SSLModel`]): The bare model, not its distributed wrapper.
         views ([`Views`]): Makes views on the device the batch is on.
-        seed (`int`): Seed of the run. With the step, and an image's place among the images of the step, it determines
-            every view, however processes and micro-batches share the step out: micro-batch j of process p holds batch
-            j·P + p of it, as accelerate's data loaders deal them.
+        seed (`int`): Seed of the run. Together with the step and the position of an image in the step it determines
+            every view, however the step is divided into processes and micro-batches: micro-batch j of process p is
+            batch j·P + p of the step, as accelerate's data loaders distribute them.
         process_index (`int`, defaults to 0): This process's rank.
-        unreadable ([`UnreadableLog`], *optional*): Is told of images that could not be decoded.
+        unreadable ([`UnreadableLog`], *optional*): Counts images that could not be decoded.
         images_per_step (`int`, *optional*): Images of a full optimizer step over all processes and micro-batches; by
-            default, what the batches of the step at hand come to.
+            default, the sum over the batches of the current step.
         on_nonfinite (`str`, defaults to "stop"): "stop" or "skip", see [`NonfiniteGuard`].
     """
 
@@ -53,75 +60,79 @@ class SSLStep:
         self.guard = NonfiniteGuard(model, on_nonfinite)
         self._averages = Averages()
         self._waiting: list[tuple[str, Tensor, int]] = []
-        self._refused = False
+        self._rejected = False
 
     def begin(self, step: int, max_steps: int, steps_per_epoch: int) -> None:
-        """Starts optimizer step number `step`, counted from 0."""
+        """Begin optimizer step number `step`, counted from 0."""
         self._images_seen = 0
         self._waiting.clear()
         self.guard.begin()
         self.model.begin_step(Progress(step, max_steps, steps_per_epoch, self.seed))
 
     def loss(self, model: nn.Module, batch: dict[str, Any], *, last: bool, accumulation: int) -> Tensor:
-        """The loss of one micro-batch.
+        """Return the loss of one micro-batch.
 
         Args:
-            model (`nn.Module`): The model as the engine wrapped it.
-            batch (`dict`): From [`collate`], on the training device.
-            last (`bool`): Whether the optimizer steps after this micro-batch; the penalty is computed then only.
+            model (`nn.Module`): The model as wrapped by the engine.
+            batch (`dict`): A batch from [`collate`], on the training device.
+            last (`bool`): Whether the optimizer steps after this micro-batch; only then is the penalty computed.
             accumulation (`int`): Micro-batches in this optimizer step, by which the front divides the loss.
         """
         if self.unreadable is not None:
             self.unreadable.add(batch["unreadable"], seen=len(batch["labels"]))
-        views = self._views(batch, accumulation)
+        views = self._make_views(batch, accumulation)
         output = model(views, penalty_weight=accumulation if last else 0)
         self.guard.watch(output.loss, output.parts)
-        # A step's loss is the mean of its micro-batches', the last of which alone holds the penalty.
+        # The loss of a step is the mean over its micro-batches, of which only the last includes the penalty.
         self._waiting.append(("loss", output.loss.detach() / accumulation, int(last)))
         self._waiting += [(name, value, 1) for name, value in output.parts.items()]
         return output.loss
 
     def before_optimizer(self, *, scaled: bool = False) -> None:
-        """Call when the gradients are final; drops them where the optimizer must not step.
+        """Check loss and gradients once they are final, and discard them if the optimizer must not step.
 
         Args:
-            scaled (`bool`, defaults to `False`): Whether an fp16 scaler watches over the gradients.
+            scaled (`bool`, defaults to `False`): Whether an fp16 scaler checks the gradients.
 
         Raises:
-            FloatingPointError: loss or gradients are not finite, and `on_nonfinite` is "stop" or has had enough; names
-                the step and the part.
+            FloatingPointError: Loss or gradients are not finite, and `on_nonfinite` is "stop" or 10 steps in a row
+                were skipped; the message names the step and the part.
         """
-        self._refused = self.guard.refuses(self.model.method.progress.step, scaled=scaled)
+        self._rejected = self.guard.rejects(self.model.method.progress.step, scaled=scaled)
         self.model.before_optimizer_step()
 
     def end(self, skipped: bool = False) -> None:
-        """Call after the optimizer; `skipped` says that mixed precision made it skip the step."""
-        if not self._refused:
+        """Advance the state of the model after the optimizer.
+
+        Args:
+            skipped (`bool`, defaults to `False`): Whether mixed precision made the optimizer skip the step.
+        """
+        if not self._rejected:
             for name, value, count in self._waiting:
                 self._averages.add(name, value, count)
-        self.model.end_step(skipped or self._refused)
+        self.model.end_step(skipped or self._rejected)
 
     def drain(self) -> dict[str, float]:
-        """Averages of loss and parts since the last call over all processes, by name; call it on all of them.
+        """Return the averages of loss and parts since the last call over all processes; call it on all of them.
 
-        Skipped steps are left out of them, and counted since the run began in `skipped_steps` where that is a choice.
+        Skipped steps are left out. With `on_nonfinite="skip"`, `skipped_steps` counts them since the run began.
         """
         count = {"skipped_steps": self.guard.skipped} if self.guard.policy == "skip" else {}
         return self._averages.drain() | count
 
     def state_dict(self) -> dict[str, Any]:
-        """What this process has collected and counted, as JSON values."""
+        """Return what this process has collected and counted, as JSON values."""
         return {
             "averages": self._averages.state_dict(),
             "skipped": [self.guard.skipped, self.guard.in_a_row],
         }
 
     def load_state_dicts(self, states: Sequence[dict[str, Any]]) -> None:
-        """Goes on from this process's state, or from those of all processes when others take over."""
+        """Restore the state of this process, or the states of all processes if their number has changed."""
         self._averages.load_state_dicts([state["averages"] for state in states])
         self.guard.skipped, self.guard.in_a_row = states[0]["skipped"]
 
-    def _views(self, batch: dict[str, Any], accumulation: int) -> list[Tensor]:
+    def _make_views(self, batch: dict[str, Any], accumulation: int) -> list[Tensor]:
         images, processes = len(batch["labels"]), world_size()
         first = self._images_seen + self.process_index * images
         if not self._images_seen:
@@ -135,6 +146,147 @@ class SSLStep:
         )
 
     def _view_seed(self) -> int:
-        # Two zeros more, where micro-batch and process once were: a run of one process keeps the views it had.
+        # The zeros keep the seeds of published runs, which were derived from four numbers.
         parts = (self.seed, self.model.method.progress.step, 0, 0)
         return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def build_step(model: SSLModel, data: TrainingData) -> SSLStep:
+    """Return the optimizer step of a run on this process."""
+    args = data.args
+    return SSLStep(
+        model,
+        data.views,
+        args.seed,
+        args.process_index,
+        data.unreadable_log(),
+        images_per_step=args.images_per_step,
+        on_nonfinite=args.on_nonfinite,
+    )
+
+
+class Averages:
+    """Averages of scalars by name over steps and processes since the last log entry; a checkpoint can hold them."""
+
+    def __init__(self):
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, name: str, value: Tensor, count: int = 1) -> None:
+        """Add a scalar to a sum.
+
+        Args:
+            name (`str`): Name of the scalar.
+            value (`Tensor`): The scalar, which is detached.
+            count (`int`, defaults to 1): How much it adds to the divisor of the mean; 0 for all but one of the parts of
+                a scalar that is added in parts.
+        """
+        value = value.detach().float()
+        if name in self._sums:
+            value = self._sums[name].to(value.device) + value
+        self._sums[name] = value
+        self._counts[name] = self._counts.get(name, 0) + count
+
+    def drain(self) -> dict[str, float]:
+        """Return the averages since the last call over all processes, by name; call it on all of them."""
+        means = {name: all_reduce_mean(total / self._counts[name]).item() for name, total in self._sums.items()}
+        self._sums.clear()
+        self._counts.clear()
+        return means
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Return sum and count by name, as JSON values."""
+        return {name: [total.item(), self._counts[name]] for name, total in self._sums.items()}
+
+    def load_state_dicts(self, states: Iterable[dict[str, list[float]]]) -> None:
+        """Restore the sums of one process, or the mean of the sums of several."""
+        states = list(states)
+        self._counts = {name: int(count) for name, (_, count) in states[0].items()}
+        self._sums = {
+            name: torch.tensor(sum(state[name][0] for state in states) / len(states)) for name in self._counts
+        }
+
+
+class NonfiniteGuard:
+    """Decide, together with all processes, whether an optimizer step may be taken.
+
+    With "skip", a step is left out if the loss of a micro-batch or a gradient is not finite: optimizer, target
+    networks, queues and centres stay as they were, and so do all buffers, including the running statistics of batch
+    norm, which the forward pass has already changed. Schedules and data advance. Losses that are large but finite are
+    a matter of `max_grad_norm`.
+
+    Args:
+        model (`nn.Module`): The model in training.
+        policy (`str`, defaults to "stop"): "stop" or "skip".
+    """
+
+    def __init__(self, model: nn.Module, policy: str = "stop"):
+        self.model = model
+        self.policy = policy
+        self.skipped, self.in_a_row = 0, 0
+        self._parts: list[dict[str, Tensor]] = []
+        self._buffers: list[Tensor] = []
+
+    def begin(self) -> None:
+        """Prepare for an optimizer step, before its first forward pass."""
+        self._parts.clear()
+        if self.policy == "skip":
+            self._buffers = [buffer.clone() for buffer in self.model.buffers()]
+
+    def watch(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
+        """Record the loss of a micro-batch and its parts."""
+        self._parts.append({"total": loss.detach(), **parts})
+
+    @torch.no_grad()
+    def rejects(self, step: int, *, scaled: bool = False) -> bool:
+        """Return whether the optimizer must not step, and discard the gradients in that case.
+
+        Args:
+            step (`int`): Optimizer steps taken.
+            scaled (`bool`, defaults to `False`): Whether an fp16 scaler checks the gradients: it skips steps that
+                overflow itself, as part of its search for a scale.
+
+        Raises:
+            FloatingPointError: On every process: the policy is "stop", or `PATIENCE` steps in a row were skipped.
+        """
+        finite = torch.isfinite(torch.stack([parts["total"].float() for parts in self._parts])).all()
+        if not scaled:
+            # Each process checks its own shards: a norm over all of them would need communication.
+            gradients = [_local(p.grad) for p in self.model.parameters() if p.grad is not None]
+            finite = finite & torch.isfinite(torch.nn.utils.get_total_norm(gradients)).to(finite.device)
+        if all_reduce_min(int(finite)):
+            self.in_a_row = 0
+            return False
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self.policy == "stop":
+            raise FloatingPointError(self._error_text(step))
+        if self.in_a_row == PATIENCE:
+            raise FloatingPointError(f"{PATIENCE} optimizer steps in a row were skipped: {self._error_text(step)}")
+        for buffer, before in zip(self.model.buffers(), self._buffers, strict=True):
+            buffer.copy_(before)
+        if not scaled:
+            for parameter in self.model.parameters():
+                parameter.grad = None
+        return True
+
+    def report(self, steps: int) -> None:
+        """Warn how many optimizer steps of the run were skipped, if any."""
+        if self.skipped and rank() == 0:
+            warn_above_bars(
+                logger, f"{self.skipped} of {steps} optimizer steps were skipped: loss or gradients were not finite"
+            )
+
+    def _error_text(self, step: int) -> str:
+        broken = {name for parts in self._parts for name, value in parts.items() if not torch.isfinite(value)}
+        named = ", ".join(sorted(broken - {"total"})) or "total"
+        what = f"the loss is not finite at step {step} (part: {named})"
+        if not broken:
+            what = f"gradients are not finite at step {step}, or the loss of another process"
+        return (
+            f"{what}: lower --learning_rate or --gamma, or train in full precision; "
+            "checkpoints saved so far are intact and --resume continues from the newest"
+        )
+
+
+def _local(gradient: Tensor) -> Tensor:
+    return gradient.to_local() if hasattr(gradient, "to_local") else gradient

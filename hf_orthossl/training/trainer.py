@@ -4,120 +4,201 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
+from ..hub.publish import Publication
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
-from .callbacks import HistoryCallback, LossBar
+from .callbacks import SpectraCallback
+from .callbacks.probes import build_probes
+from .callbacks.reporting import HistoryCallback, LossBar, ReportingCallback
 from .checkpoints import remove_old_checkpoints, staged
-from .elastic import chosen_checkpoint, load_shape, planned_steps, resumed, save_shape, seed_if_processes_changed
-from .engines import check_engine, make_ready
-from .inputs import as_image_dataset, build_step, prepared_dataloader
+from .engines import check_engine, prepare_model
 from .interruption import Interrupted, Interruption
 from .optimizers import build_optimizer
-from .probe_callbacks import build_probes
-from .publishing import EncoderPush
-from .publishing_trainer import PublishingTrainer
-from .spectra_callback import SpectraCallback
-from .step_callback import StepCallback
+from .publishing import EncoderOutput
+from .resume import begin_run, chosen_checkpoint, load_position, save_position, seed_if_processes_changed
+from .step import build_step
 
-# Tells this front's checkpoints from the loop's.
+# File that distinguishes the checkpoints of this front from the loop's.
 STATE = "trainer_state.json"
 
 
-class OrthoSSLTrainer(PublishingTrainer):
-    """Pretrains an [`SSLModel`] on unlabelled images with the Trainer's engine.
+class OrthoSSLTrainer(Trainer):
+    """Pretrain an [`SSLModel`] on unlabelled images with the engine of `transformers.Trainer`.
 
-    Views are made on the training device; target networks, queues and the orthogonality penalty move once per
-    optimizer step. Checkpoints are written aside and renamed. Loss parts are logged by name: `ssl`, `orthogonality`
-    (with γ applied) and `embedding_std`. SIGTERM and Ctrl-C end training after the step in progress, with a checkpoint
-    to `resume` from and a `SystemExit`.
+    Views are made on the training device; target networks, queues and the orthogonality penalty advance once per
+    optimizer step. The parts of the loss are logged by name: `ssl`, `orthogonality` (with γ applied) and
+    `embedding_std`. SIGTERM and Ctrl-C end training after the current step, with a checkpoint to `resume` from and a
+    `SystemExit`.
 
-    With `push_to_hub=True` the encoder folder, loadable without this package, is what goes to `hub_model_id`: at every
-    save unless `hub_strategy` is "end", at the end, and at [`push_to_hub`]. Checkpoints and arguments never do.
+    A run leaves `history.jsonl`, checkpoints and, unless `save_strategy` is "no", the folder `encoder` with weights,
+    spectra and card, loadable without this package. With `push_to_hub=True` that folder goes to `hub_model_id`: at
+    every save unless `hub_strategy` is "end", at the end, and at [`~OrthoSSLTrainer.push_to_hub`]. Checkpoints and
+    arguments are never published.
 
     Args:
-        model ([`SSLModel`]): What to train.
-        args ([`OrthoSSLTrainingArguments`], *optional*): What is `None` in it follows the method's recipe.
-        train_dataset: A data set name or folder, a Hugging Face data set, an `ImageSource` or an `ImageDataset`.
-        kwargs: Passed to `transformers.Trainer`.
+        model ([`SSLModel`]): The model to train.
+        args ([`OrthoSSLTrainingArguments`], *optional*): Settings of the run, not changed; what is `None` follows the
+            recipe of the method.
+        train_dataset: Name or folder of a data set, Hugging Face data set, `ImageSource`, `ImageDataset`, or a
+            [`TrainingData`], whose `args` then take the place of `args`.
+        write_encoder (`bool`, defaults to `True`): Whether [`~OrthoSSLTrainer.train`] writes `output_dir/encoder` at
+            the end, and publishes it.
+        kwargs: Further arguments of `transformers.Trainer`.
+
+    Raises:
+        ValueError: `train_dataset` is missing, `eval_dataset` is given, or an argument cannot be used.
+        OSError: The encoder cannot be published, or there is no checkpoint to resume from.
+
+    Example:
+        ```python
+        model = SSLModel(SSLConfig(backbone="resnet18", image_size=32, method="byol", regularizer="so"))
+        args = OrthoSSLTrainingArguments("runs/a", max_steps=1000)
+        OrthoSSLTrainer(model, args, train_dataset="path/to/images").train()
+        ```
     """
 
     def __init__(
         self,
         model: SSLModel,
         args: OrthoSSLTrainingArguments | None = None,
-        train_dataset=None,
-        **kwargs,
+        train_dataset: Any = None,
+        *,
+        write_encoder: bool = True,
+        **kwargs: Any,
     ):
         if kwargs.get("eval_dataset") is not None:
             raise ValueError("eval_dataset is not used, as there is nothing to evaluate without labels: leave it out")
-        args = resumed(args or OrthoSSLTrainingArguments(), STATE).with_recipe(model.method.recipe)
-        # The Trainer's own sum of losses, of which it makes a summary, must not be spoiled by a step that was skipped.
+        self.data = begin_run(model, train_dataset, args, STATE)
+        args = self.data.args
+        # The Trainer's own sum of losses, from which it makes a summary, must not include a skipped step.
         args.logging_nan_inf_filter = args.on_nonfinite == "skip"
-        dataset = None if train_dataset is None else as_image_dataset(train_dataset, model, args)
-        super().__init__(model=model, args=args, train_dataset=dataset, **kwargs)
-        make_ready(model, self.accelerator, args)
+        super().__init__(model=model, args=args, train_dataset=self.data.dataset, **kwargs)
+        prepare_model(model, self.accelerator, args)
         self._staging: Path | None = None
-        self._loader: DataLoader | None = None
         self._resuming: Path | None = None
+        self._write_encoder = write_encoder
         self.interruption = Interruption()
-        self._push = EncoderPush(model, dataset, args, front="Trainer") if args.push_to_hub else None
-        self.step = build_step(model, dataset, args)
+        self.output = EncoderOutput(model, self.data, front="Trainer")
+        self.step = build_step(model, self.data)
         self.add_callback(StepCallback(self))
         self.add_callback(HistoryCallback())
-        if not any(isinstance(callback, SpectraCallback) for callback in self.callback_handler.callbacks):
+        callbacks = self.callback_handler.callbacks
+        for callback in [callback for callback in callbacks if isinstance(callback, ReportingCallback)]:
+            callback.attach(self)
+        if not any(isinstance(callback, SpectraCallback) for callback in callbacks):
             self.add_callback(SpectraCallback(args.spectra_steps, threshold=args.spectra_threshold))
-        for probe in build_probes(model, dataset, args) if dataset is not None else ():
+        for probe in build_probes(model, self.data):
             self.add_callback(probe)
         if self.pop_callback(ProgressCallback):
             self.add_callback(LossBar())
 
-    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, **kwargs):
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Add a callback; one that adds to log entries goes before the integrations that report them."""
+        callback = callback() if isinstance(callback, type) else callback
+        if isinstance(callback, ReportingCallback):
+            callback.attach(self)
+        else:
+            super().add_callback(callback)
+
+    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Train the model, and leave checkpoints and the folder `encoder`.
+
+        Args:
+            resume_from_checkpoint (`str`, `PathLike` or `bool`, *optional*): A checkpoint to resume from, or `True` for
+                the newest that is whole; by default as `args.resume` says.
+            kwargs: Further arguments of `Trainer.train`.
+
+        Returns:
+            `TrainOutput`: Steps, mean loss and metrics. A run that has ended already takes no further step.
+
+        Raises:
+            FloatingPointError: The loss is not finite, see `on_nonfinite`.
+            ValueError: The checkpoint is damaged, or does not fit the arguments.
+            Interrupted: A signal ended the run; a `SystemExit`.
+        """
         checkpoint = chosen_checkpoint(self.args, resume_from_checkpoint, STATE)
         if checkpoint:
             check_engine(checkpoint, self.accelerator)
             done = json.loads((checkpoint / STATE).read_text())["global_step"]
-            if planned_steps(self.get_train_dataloader(), self.args, done) == done:
-                # The Trainer would take one step more.
+            if self.data.planned_steps(done) == done:
+                # The Trainer would take one more step.
                 self._load_from_checkpoint(str(checkpoint))
                 self.state.global_step = done
-                self._push_last(done)
+                self._finish(done)
                 return TrainOutput(done, 0.0, {})
         self._resuming = checkpoint
         with self.interruption:
             try:
-                output = super().train(resume_from_checkpoint=checkpoint and str(checkpoint), **kwargs)
+                output = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
             except Interrupted:
-                # Trackers write what they hold.
+                # The integrations write what they have collected.
                 self.callback_handler.on_train_end(self.args, self.state, self.control)
-                self._finish_current_push()
+                self.output.wait()
                 raise
         self.step.guard.report(output.global_step)
-        self._push_last(output.global_step)
+        self._finish(output.global_step)
         return output
 
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        license: str | None = None,
+    ) -> Publication | None:
+        """Publish the encoder to `hub_model_id` as it is now, with card and spectra, in one commit.
+
+        Call it on all processes; the main one publishes.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to "End of training"): Message of the commit.
+            blocking (`bool`, defaults to `True`): Has no effect: the call returns once the commit is made.
+            token (`str`, *optional*): Replaces `hub_token`.
+            revision (`str`, *optional*): Replaces `hub_revision`.
+            private (`bool`, *optional*): Replaces `hub_private_repo`.
+            license (`str`, *optional*): Licence for the card, such as "apache-2.0".
+
+        Returns:
+            [`~hub.Publication`]: What was published; `None` on other processes than the main one.
+
+        Raises:
+            ValueError: See [`~hub.publish_encoder`].
+            OSError: See [`~hub.publish_encoder`].
+        """
+        if self.is_world_process_zero():
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        step = self.state.global_step or None
+        changes = {"token": token, "revision": revision, "private": private, "license": license}
+        return self.output.publish(commit_message, step=step, **changes)
+
     def get_train_dataloader(self) -> DataLoader:
-        if self.train_dataset is None:
-            raise ValueError("train_dataset is None: pass a data set to OrthoSSLTrainer")
-        self._loader = prepared_dataloader(self.train_dataset, self.args, self.accelerator)
-        # Once: a loader asked for later begins at the beginning, and what the step has collected since stays.
+        """Return the batches of this process, from the position of the checkpoint when `train` resumes a run."""
+        loader = self.data.loader(self.accelerator)
+        # Once: a loader requested later starts at the beginning, and does not reset the averages of the step.
         checkpoint, self._resuming = self._resuming, None
         if checkpoint:
-            load_shape(checkpoint, self.args, self.step, self._loader)
-        return self._loader
+            load_position(checkpoint, self.data, self.step)
+        return loader
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return the optimizer that the arguments name."""
         if self.optimizer is None:
             self.optimizer = build_optimizer(model or self.model, self.args)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None) -> Tensor:
+        """Return the loss of one micro-batch."""
         return self.step.loss(
             model,
             inputs,
@@ -126,38 +207,85 @@ class OrthoSSLTrainer(PublishingTrainer):
         )
 
     def floating_point_ops(self, inputs) -> int:
-        """0: the Trainer's estimate counts text tokens."""
+        """Return 0: the Trainer's estimate counts text tokens."""
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log an entry, with the averages of the loss and its parts."""
         if "loss" in logs:
-            # Ours counts the steps of an entry from the last one on, also where a run was resumed in between.
+            # Our averages count the steps since the last entry, also if the run was resumed in between.
             logs = {k: v for k, v in logs.items() if k != "loss" and math.isfinite(v)}
             logs = self.step.drain() | logs
         super().log(logs, start_time)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Take over `hub_model_id`: [`begin_run`] has checked it, and the first commit creates the repository."""
+        self.hub_model_id = self.args.hub_model_id
+
+    def _finish(self, step: int) -> None:
+        if self._write_encoder:
+            self.output.at_end(step)
+        self.output.wait()
 
     def _get_output_dir(self, trial) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model, trial) -> None:
-        run_folder = Path(self._get_output_dir(trial))
-        with staged(run_folder, self.state.global_step, write=self.args.should_save) as self._staging:
+        step, run_folder = self.state.global_step, Path(self._get_output_dir(trial))
+        with staged(run_folder, step, write=self.args.should_save) as self._staging:
             try:
                 super()._save_checkpoint(model, trial)
-                checkpoint = self._staging / f"checkpoint-{self.state.global_step}"
-                save_shape(checkpoint, self.args, self.step, self._loader, self.state.global_step)
+                save_position(self._staging / f"checkpoint-{step}", self.data, self.step, step)
             finally:
                 self._staging = None
-        checkpoint = run_folder / checkpoint.name
+        checkpoint = run_folder / f"checkpoint-{step}"
         if self.args.should_save:
             remove_old_checkpoints(run_folder, self.args.save_total_limit, checkpoint)
         if self.interruption.agreed():
-            self.interruption.stop(self.state.global_step, checkpoint)
-        if self._push:
+            self.interruption.stop(step, checkpoint)
+        if self.args.push_to_hub:
             if self.is_world_process_zero():
                 self.callback_handler.on_push_begin(self.args, self.state, self.control)
-            self._push.at_save(self.state.global_step)
+            self.output.at_save(step)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None or not seed_if_processes_changed(Path(checkpoint), self.args):
             super()._load_rng_state(checkpoint)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Do nothing: checkpoints are not published, and the encoder is once the checkpoint has its final name."""
+
+    def _finish_current_push(self) -> None:
+        self.output.wait()
+
+
+class StepCallback(TrainerCallback):
+    """Call the trainer's [`SSLStep`] at the events of an optimizer step."""
+
+    def __init__(self, trainer: OrthoSSLTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """Choose the order of the images."""
+        self.trainer.data.set_epoch(int(state.epoch or 0))
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """Begin the step."""
+        steps_per_epoch = self.trainer.data.steps_per_epoch or state.max_steps
+        self.trainer.step.begin(state.global_step, state.max_steps, steps_per_epoch)
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        """Check loss and gradients."""
+        self.trainer.step.before_optimizer(scaled=self.trainer.accelerator.scaler is not None)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        """Advance target networks, queues and centres."""
+        self.trainer.step.end(skipped=self.trainer.accelerator.optimizer_step_was_skipped)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Log the last step, and save a checkpoint after a signal."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        if self.trainer.interruption.agreed():
+            # The run stops once the checkpoint is saved. No log entry: an uninterrupted run would not have it.
+            control.should_save = True

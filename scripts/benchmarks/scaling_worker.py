@@ -19,7 +19,7 @@ from benchmarks.measure import measure
 from hf_orthossl import OrthoSSLTrainingArguments, SSLConfig, SSLModel
 from hf_orthossl.methods import Progress
 from hf_orthossl.regularization import get_penalty
-from hf_orthossl.training.engines import engine_settings, make_ready
+from hf_orthossl.training.engines import engine_settings, prepare_model
 from hf_orthossl.training.optimizers import build_optimizer
 
 
@@ -35,7 +35,7 @@ class Training:
         self.model = SSLModel(config)
         settings = settings.with_recipe(self.model.method.recipe)
         self.accelerator = Accelerator(**engine_settings(settings))
-        make_ready(self.model, self.accelerator, settings)
+        prepare_model(self.model, self.accelerator, settings)
         optimizer = build_optimizer(self.model, settings)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         shape = (args.batch, 3, args.image_size, args.image_size)

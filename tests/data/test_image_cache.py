@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 from hf_orthossl import SSLConfig, SSLModel
 from hf_orthossl.data import ImageDataset, collate, get_recipe, image_cache, load_source
 from hf_orthossl.data import dataset as dataset_module
-from hf_orthossl.training import OrthoSSLTrainingArguments, pretrain_loop
-from hf_orthossl.training.inputs import as_image_dataset
+from hf_orthossl.training import OrthoSSLTrainingArguments, TrainingData, pretrain_loop
 
 RECIPE = get_recipe("cifar-asym")
 BROKEN = 5
@@ -134,8 +133,8 @@ def test_training_is_the_same_and_takes_the_option(tmp_path):
             save_strategy="no",
             use_cpu=True,
         )
-        data = as_image_dataset(source, model, args)
-        assert (data._cache is not None) == (cache == "always")
-        pretrain_loop(model, data, args)
+        data = TrainingData(source, model, args.with_recipe(model.method.recipe))
+        assert (data.dataset._cache is not None) == (cache == "always")
+        pretrain_loop(model, data)
         losses.append([p.detach().clone() for p in model.parameters()])
     torch.testing.assert_close(*losses, rtol=0, atol=0)

@@ -31,13 +31,16 @@ class Classifier(nn.Module):
 IMAGES = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
-def fit(folder, *callbacks, model=None, **more):
+def fit(folder, *callbacks, model=None, attach=False, **more):
+    """Trains a plain Trainer; `attach` puts the callbacks before the integrations."""
     data = [{"pixel_values": image, "labels": index % 2} for index, image in enumerate(IMAGES)]
     settings = {"max_steps": 8, "logging_steps": 1, "learning_rate": 0.05, "optim": "sgd"} | more
     args = TrainingArguments(
         str(folder), per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True, save_strategy="no", **settings
     )
-    trainer = Trainer(model or Classifier(), args, train_dataset=data, callbacks=list(callbacks))
+    trainer = Trainer(model or Classifier(), args, train_dataset=data, callbacks=None if attach else list(callbacks))
+    for callback in callbacks if attach else ():
+        callback.attach(trainer)
     trainer.train()
     return trainer
 

@@ -7,8 +7,14 @@ import subprocess
 import pytest
 from survival_runs import KILLED, Life
 
-from hf_orthossl.training.checkpoint_files import MANIFEST, damage, seal
-from hf_orthossl.training.checkpoints import newest_checkpoint, remove_old_checkpoints, staged
+from hf_orthossl.training.checkpoints import (
+    MANIFEST,
+    damage,
+    newest_checkpoint,
+    remove_old_checkpoints,
+    seal,
+    staged,
+)
 
 FILES = {"model.safetensors": b"weights" * 5, "loop_state.json": b'{"step": 2}', "sharded/part_0": b"part"}
 

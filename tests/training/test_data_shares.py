@@ -19,7 +19,7 @@ from streams import write_files
 from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel
 from hf_orthossl.data import ImageDataset, StreamingImageDataset, load_source
 from hf_orthossl.training import pretrain_loop
-from hf_orthossl.training.inputs import build_dataloader, data_position, prepared_dataloader, resume_data
+from hf_orthossl.training.data import TrainingData, build_dataloader
 
 FRONTS = ("trainer", "loop")
 IMAGES = 70
@@ -34,6 +34,10 @@ def arguments(batch_size: int, folder: Path = Path("unused"), **settings) -> Ort
 def numbered_images() -> ImageDataset:
     rows = Dataset.from_dict({"image": [image.tolist() for image in PIXELS], "label": list(range(IMAGES))})
     return ImageDataset(load_source(rows, image_column="image", label_column="label"), image_size=8)
+
+
+def training_data(dataset, args) -> TrainingData:
+    return TrainingData(dataset, SSLModel(SSLConfig("resnet10t", image_size=32, method="simclr")), args)
 
 
 def epochs_of(loader, count: int) -> list[list[list[int]]]:
@@ -84,20 +88,23 @@ def test_a_prepared_stream_is_skipped_by_accelerate(workers, tmp_path):
         load_source(str(write_files(tmp_path / "data", [100, 60])), streaming=True), image_size=8
     )
     args, accelerator = arguments(16, dataloader_num_workers=workers), Accelerator(cpu=True)
-    loader = prepared_dataloader(data, args, accelerator)
+    args.views = "digits"
+    first, again = training_data(data, args), training_data(data, args)
+    loader = first.loader(accelerator)
     whole = [batch["labels"].tolist() for batch in itertools.islice(loader, 25)]
     assert sorted(itertools.chain(*whole[:10])) == sorted(itertools.chain(*whole[10:20])) == list(range(160))
-    assert data_position(loader, 13) == {"epoch": 1, "images": 48, "groups": 1}
-    again = prepared_dataloader(data, args, accelerator)
-    resume_data(again, 13, data_position(loader, 13))
-    rest = [batch["labels"].tolist() for batch in itertools.islice(skip_first_batches(again, 13), 12)]
+    assert first.position(13) == {"epoch": 1, "images": 48, "groups": 1}
+    loader = again.loader(accelerator)
+    again.resume(13, first.position(13))
+    rest = [batch["labels"].tolist() for batch in itertools.islice(skip_first_batches(loader, 13), 12)]
     assert rest == whole[13:]
 
 
 def test_data_with_a_length_have_no_position_of_their_own():
-    loader = prepared_dataloader(numbered_images(), arguments(16), Accelerator(cpu=True))
-    assert data_position(loader, 2) == {}
-    resume_data(loader, 2, {})
+    data = training_data(numbered_images(), arguments(16))
+    data.loader(Accelerator(cpu=True))
+    assert data.position(2) == {}
+    data.resume(2, {})
 
 
 @pytest.mark.parametrize("front", FRONTS)
@@ -131,9 +138,9 @@ import itertools, json, os, sys, time
 from pathlib import Path
 import datasets
 from accelerate import Accelerator, skip_first_batches
+from hf_orthossl import SSLConfig, SSLModel
 from hf_orthossl.data import StreamingImageDataset, load_source
-from hf_orthossl.training import OrthoSSLTrainingArguments
-from hf_orthossl.training.inputs import data_position, prepared_dataloader, resume_data
+from hf_orthossl.training import OrthoSSLTrainingArguments, TrainingData
 
 if __name__ == "__main__":
     datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
@@ -144,11 +151,12 @@ if __name__ == "__main__":
     # The arguments take their own look at the processes first.
     accelerator = Accelerator(cpu=True)
     stream = StreamingImageDataset(load_source(data, streaming=True), image_size=8, shuffle_buffer=1000)
-    loader = prepared_dataloader(stream, args, accelerator)
+    training_data = TrainingData(stream, SSLModel(SSLConfig("resnet10t", image_size=32, method="simclr")), args)
+    loader = training_data.loader(accelerator)
     saved, done = out / "position.json", 0
     if saved.exists():
         done, position = json.loads(saved.read_text())
-        resume_data(loader, done, position)
+        training_data.resume(done, position)
     (out / f"pid-{accelerator.process_index}").write_text(str(os.getpid()))
     file = (out / f"labels-{accelerator.process_index}.txt").open("a")
     for number, batch in enumerate(itertools.islice(skip_first_batches(loader, done), 100 - done), start=done):
@@ -158,7 +166,7 @@ if __name__ == "__main__":
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 aside = saved.with_suffix(".tmp")
-                aside.write_text(json.dumps([number + 1, data_position(loader, number + 1)]))
+                aside.write_text(json.dumps([number + 1, training_data.position(number + 1)]))
                 aside.replace(saved)
             accelerator.wait_for_everyone()
         time.sleep(pause)

@@ -23,7 +23,7 @@ from torch.distributed import TCPStore
 from hf_orthossl.cli.pretrain import main, train_with_loop, train_with_trainer
 from hf_orthossl.distributed import launch as launching
 from hf_orthossl.distributed.collectives import TIMEOUT, on_main, rank
-from hf_orthossl.training.engines import check_engine, engine_settings, make_ready
+from hf_orthossl.training.engines import check_engine, engine_settings, prepare_model
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "scripts" / "accelerate_configs"
@@ -309,7 +309,7 @@ def _prepare(sharded):
         assert accelerator.is_fsdp2 == sharded
         for tensor in model.state_dict().values():
             tensor.fill_(accelerator.process_index)
-        make_ready(model, accelerator, SimpleNamespace(sync_batchnorm=True, gradient_cache=None))
+        prepare_model(model, accelerator, SimpleNamespace(sync_batchnorm=True, gradient_cache=None))
         state = model.state_dict() if sharded else dict(model.named_buffers())
         return {name: value.clone() for name, value in state.items()}
 
@@ -320,10 +320,10 @@ def test_engines_that_do_not_fit_are_refused(monkeypatch, tmp_path):
     engine = SimpleNamespace(num_processes=2, device=torch.device("cpu"), is_fsdp2=False)
     engine.distributed_type = DistributedType.MULTI_CPU
     with pytest.raises(ValueError, match="GPUs only"):
-        make_ready(tiny_model(), engine, args)
+        prepare_model(tiny_model(), engine, args)
     engine.distributed_type = DistributedType.FSDP
     with pytest.raises(ValueError, match="fsdp_version is 1"):
-        make_ready(tiny_model(), engine, args)
+        prepare_model(tiny_model(), engine, args)
     (tmp_path / "pytorch_model_fsdp_0").mkdir()
     check_engine(tmp_path, engine)
     engine.distributed_type = DistributedType.MULTI_GPU

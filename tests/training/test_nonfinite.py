@@ -6,7 +6,7 @@ import pytest
 import torch
 from survival_runs import FRONTS, assert_same, history, in_group, state, tiny_model, train
 
-from hf_orthossl.training.nonfinite import PATIENCE
+from hf_orthossl.training.step import PATIENCE
 
 
 def spoil(model, steps, what="loss", micro_batch=1):

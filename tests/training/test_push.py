@@ -9,8 +9,8 @@ from safetensors.torch import load
 
 from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel
 from hf_orthossl.data import ImageDataset, get_recipe, load_source
-from hf_orthossl.training import pretrain_loop
-from hf_orthossl.training.publishing import EncoderPush
+from hf_orthossl.training import TrainingData, pretrain_loop
+from hf_orthossl.training.publishing import EncoderOutput
 
 REPO = "tester/run"
 
@@ -55,6 +55,12 @@ def trained(digits, args, front="trainer"):
     else:
         pretrain_loop(model, digits, args)
     return model
+
+
+def make_output(digits, args):
+    model = make_model()
+    data = TrainingData(digits, model, args.with_recipe(model.method.recipe))
+    return EncoderOutput(model, data, front="Trainer")
 
 
 def titles(hub):
@@ -120,7 +126,7 @@ def test_the_last_step_reaches_the_hub_and_cards_say_what_was_done(front, digits
 
 
 def test_a_card_pushed_during_training_says_how_far_it_is(digits, hub_here, tmp_path):
-    push = EncoderPush(make_model(), digits, make_args(tmp_path), front="Trainer")
+    push = make_output(digits, make_args(tmp_path))
     push.at_save(2)
     push.wait()
     card = hub_here.files(REPO)["README.md"].decode()
@@ -131,7 +137,7 @@ def test_a_card_pushed_during_training_says_how_far_it_is(digits, hub_here, tmp_
 
 
 def test_saves_are_skipped_while_a_push_runs(digits, hub_here, tmp_path, monkeypatch, caplog):
-    push = EncoderPush(make_model(), digits, make_args(tmp_path, hub_always_push=False), front="Trainer")
+    push = make_output(digits, make_args(tmp_path, hub_always_push=False))
     push.at_save(1)
     monkeypatch.setattr(push.pending, "done", lambda: False)
     with caplog.at_level(logging.WARNING, "hf_orthossl.training.publishing"):

@@ -134,7 +134,7 @@ def test_features_that_cannot_be_measured_do_not_end_the_run(tmp_path, caplog):
     ]
     assert "TypeError" in told[0]
     assert "labels" in told[0]
-    assert told[-1].endswith("after 3 failures they are measured no more")
+    assert told[-1].endswith("after 3 failures they are no longer measured")
     # Weights are measured all the same.
     assert measured(trainer.state.log_history) == list(range(1, 9))
 
@@ -143,7 +143,7 @@ def test_features_that_cannot_be_measured_do_not_end_the_run(tmp_path, caplog):
     ("settings", "said"),
     [
         ({"images": 5}, "images is a int: pass normalized images"),
-        ({"images": iter([IMAGES])}, "that can be read again and again"),
+        ({"images": iter([IMAGES])}, "that can be read repeatedly"),
         ({"images": IMAGES[0]}, r"images are torch.float32 of shape \(3, 8, 8\): pass at least 2"),
         ({"images": IMAGES, "layers": ["stages.9"]}, "no layer 'stages.9': did you mean 'stages"),
         ({"images": IMAGES, "layers": ["embedding"]}, "needs the projector"),

@@ -43,7 +43,8 @@ def pretrain(folder, digits, front=None, callbacks=None, **more):
 
 
 def test_a_plain_trainer_reports_spectra_and_penalty_to_tensorboard(tmp_path):
-    trainer = fit(tmp_path, OrthogonalityCallback(gamma=1e-3), SpectraCallback(every=3), report_to=["tensorboard"])
+    callbacks = OrthogonalityCallback(gamma=1e-3), SpectraCallback(every=3)
+    trainer = fit(tmp_path, *callbacks, attach=True, report_to=["tensorboard"])
     found = tensorboard_scalars(tmp_path)
     # Due after 3 and 6 steps, and at the end.
     tag = "train/spectra/weights/stages.1.0.weight/effective_rank"
@@ -56,25 +57,21 @@ def test_a_plain_trainer_reports_spectra_and_penalty_to_tensorboard(tmp_path):
     assert logged[-1]["orthogonality"] == pytest.approx(found["train/orthogonality"][8], rel=1e-6)
 
 
-def test_a_callback_added_later_reports_too(tmp_path):
-    class Late(OrthogonalityCallback):
-        pass
+def test_attached_callbacks_come_before_the_integrations_and_only_once(tmp_path):
+    first, second = SpectraCallback(every=4), OrthogonalityCallback(gamma=1e-3)
+    trainer = fit(tmp_path, first, second, first, attach=True, report_to=["tensorboard"])
+    assert trainer.callback_handler.callbacks[:2] == [first, second]
+    assert sum(callback is first for callback in trainer.callback_handler.callbacks) == 1
 
-    class Adder(SpectraCallback):
-        """Puts another one into the trainer while it is being called itself."""
 
-        begun = 0
-
-        def on_train_begin(self, *args, **kwargs):
-            self.begun += 1
-            super().on_train_begin(*args, **kwargs)
-
-    first, second = Adder(every=4), Late(gamma=1e-3)
-    trainer = fit(tmp_path, first, second, report_to=["tensorboard"])
-    assert first.begun == 1
-    assert trainer.callback_handler.callbacks[:2] == [second, first]
-    found = tensorboard_scalars(tmp_path)
-    assert {"train/orthogonality", "train/spectra/weights/relative_rank_mean"} <= set(found)
+def test_values_that_are_not_reported_are_named_in_a_warning(tmp_path, caplog, monkeypatch):
+    """They are in the trainer's own log all the same."""
+    monkeypatch.setattr("hf_orthossl.messages._warned", set())
+    trainer = fit(tmp_path, OrthogonalityCallback(gamma=1e-3), report_to=["tensorboard"])
+    assert any("orthogonality" in entry for entry in trainer.state.log_history)
+    told = [record.getMessage() for record in caplog.records if "not reported to" in record.getMessage()]
+    assert len(told) == 1
+    assert "not reported to tensorboard: call callback.attach(trainer)" in told[0]
 
 
 @pytest.mark.parametrize("front", ["trainer", "loop"])

@@ -119,10 +119,10 @@ def test_any_damaged_file_of_the_newest_checkpoint_is_named_and_the_one_before_t
             found = OrthoSSLTrainer(model=tiny_model(), args=args, train_dataset=digits()).args.resume_from_checkpoint
             assert found == str(tmp_path / "run" / "checkpoint-4")
         else:
-            from hf_orthossl.training.elastic import resumed
-            from hf_orthossl.training.loop_state import STATE
+            from hf_orthossl.training.loop import STATE
+            from hf_orthossl.training.resume import settled_arguments
 
-            assert resumed(args, STATE).resume_from_checkpoint == str(tmp_path / "run" / "checkpoint-4")
+            assert settled_arguments(args, STATE).resume_from_checkpoint == str(tmp_path / "run" / "checkpoint-4")
         said = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
         assert len(said) == 1
         # The manifest may still be one, with a checksum that another file does not have.

@@ -6,8 +6,8 @@ import pytest
 
 from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel, load_encoder
 from hf_orthossl.data import load_source
-from hf_orthossl.training.inputs import as_image_dataset
-from hf_orthossl.training.record import training_record
+from hf_orthossl.training import TrainingData
+from hf_orthossl.training.publishing import training_record
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_steps_are_those_the_trainer_takes(model, tmp_path, settings):
     )
     trainer = OrthoSSLTrainer(model=model, args=args, train_dataset=load_source("digits", split="train[:53]"))
     steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
-    record = training_record(model, trainer.train_dataset, args, front="Trainer")
+    record = training_record(model, trainer.data, front="Trainer")
     assert record["steps"] == steps
     assert record["images_per_step"] == 8 * settings.get("gradient_accumulation_steps", 1)
     assert record["epochs"] == pytest.approx(trainer_epochs(53, record, args), abs=1e-3)
@@ -43,8 +43,8 @@ def trainer_epochs(images, record, args):
 
 def test_what_was_left_open_is_the_recipes_and_all_is_json(model, tmp_path):
     args = OrthoSSLTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=16, bf16=False, seed=3)
-    dataset = as_image_dataset(load_source("digits", split="train[:64]"), model, args)
-    record = training_record(model, dataset, args, front="accelerate loop")
+    data = TrainingData(load_source("digits", split="train[:64]"), model, args.with_recipe(model.method.recipe))
+    record = training_record(model, data, front="accelerate loop")
     recipe = model.method.recipe
     assert record["optim"] == recipe.optim
     assert record["learning_rate"] == recipe.learning_rate * 16 / recipe.lr_batch_size
@@ -55,7 +55,7 @@ def test_what_was_left_open_is_the_recipes_and_all_is_json(model, tmp_path):
 
 def test_a_stream_has_steps_but_no_epochs(model, tmp_path):
     args = OrthoSSLTrainingArguments(output_dir=str(tmp_path), max_steps=5)
-    dataset = as_image_dataset(load_source("digits", streaming=True), model, args)
-    record = training_record(model, dataset, args, front="Trainer")
+    data = TrainingData(load_source("digits", streaming=True), model, args.with_recipe(model.method.recipe))
+    record = training_record(model, data, front="Trainer")
     assert record["steps"] == 5
     assert "epochs" not in record

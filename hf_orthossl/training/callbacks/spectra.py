@@ -1,54 +1,60 @@
 """Spectra of weights and features while a model trains, and a warning when they collapse."""
 
 import glob
+import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ..modeling import SSLModel
-from ..regularization import select_matrices
-from ..spectra import SpectralReport, last_weights, spectral_report
-from ..spectra.layers import check_layers, evaluation_mode
-from ..spectra.stages import short_name
-from .arguments import check_threshold
-from .watching import WatchingCallback, in_one_line, say
+from ...messages import warn_above_bars
+from ...modeling import SSLModel
+from ...regularization import select_matrices
+from ...spectra import SpectralReport, last_weights, spectral_report
+from ...spectra.layers import check_layers, evaluation_mode
+from ...spectra.stages import short_name
+from ..arguments import check_threshold
+from .measuring import MeasuringCallback, error_text
 
-# So many failures in a row, and features are measured no more.
+logger = logging.getLogger(__name__)
+
+# Failures in a row after which features are no longer measured.
 FAILURES = 3
 
 
-class SpectraCallback(WatchingCallback):
-    """Measures spectra while any `transformers.Trainer` trains, logs them, and warns when a layer collapses.
+class SpectraCallback(MeasuringCallback):
+    """Measure spectra while any `transformers.Trainer` trains, log them, and warn when a layer collapses.
 
     By default only the last weight matrix of each stage is measured, which takes a fraction of a second. The scalars
-    are those of [`SpectralReport.summary`] with the prefix `<name>/`, in the first log entry after each `every`
-    steps and in the last one: weights are measured as they are at that entry, on the main process. Training goes on
-    exactly as it would without; what cannot be measured is told and left out. Weights that FSDP2 shards are put
-    together on the main process, one at a time, while it measures. Not for DeepSpeed ZeRO-3.
-
-    ```python
-    Trainer(model, args, train_dataset=ds, callbacks=[SpectraCallback(every=100)]).train()
-    ```
+    are those of [`SpectralReport.summary`] with the prefix `<name>/`, in the first log entry after each `every` steps
+    and in the last one; the weights are those at the time of the entry, measured on the main process. Training is not
+    changed: a measurement that fails is reported in a warning and left out. Weights sharded by FSDP2 are gathered on
+    the main process, one at a time, while it measures. DeepSpeed ZeRO-3 is not supported.
 
     Args:
         every (`float`, defaults to 0.1): Steps between two measurements, or a share of the run if below 1; 0 for none.
-        module (`nn.Module`, *optional*): What to measure; by default the encoder of an [`SSLModel`], else all of the
-            model.
-        images (`Tensor` or iterable, *optional*): Normalized images `(N, 3, H, W)`, or batches of them such as a
-            `DataLoader`'s, read anew each time; their features are measured too. More images than dimensions show
-            more than the cap they set on the rank.
+        module (`nn.Module`, *optional*): The module to measure; by default the encoder of an [`SSLModel`], else the
+            whole model.
+        images (`Tensor` or iterable, *optional*): Normalized images `(N, 3, H, W)`, or batches of them such as those
+            of a `DataLoader`, read again at each measurement; their features are measured too. The rank of features
+            is at most N − 1, so pass more images than the features have dimensions.
         include (`str` or sequence of `str`, *optional*): Patterns of weights to measure, as in `select_matrices`; by
-            default the last of each stage.
-        layers (sequence of `str`, *optional*): Whose features to measure, as in `spectral_report`; by default the
-            representation.
-        threshold (`float`, defaults to 0.1): Warn once when a layer's effective rank falls below this share of the
-            most it can be, and again only after it has recovered; in [0, 1), 0 for no warnings.
-        name (`str`, defaults to "spectra"): What its scalars begin with; another for each of several such callbacks.
+            default the last weight of each stage.
+        layers (sequence of `str`, *optional*): Layers whose features to measure, as in `spectral_report`; by default
+            the representation.
+        threshold (`float`, defaults to 0.1): Warn once when the effective rank of a layer falls below this share of
+            its maximum, and again only after it has recovered; in [0, 1), 0 for no warnings.
+        name (`str`, defaults to "spectra"): Prefix of the scalars; several such callbacks need different names.
 
     Raises:
-        ValueError: `every` or `threshold` is out of range, `layers` come without `images`, `name` is empty or has a
-            "/", or, when training begins, `include` matches no weight, `layers` no layer, or `images` are no images.
+        ValueError: `every` or `threshold` is out of range, `layers` is given without `images`, `name` is empty or
+            contains "/", or, when training begins, `include` matches no weight, `layers` matches no layer, or `images`
+            are not images.
+
+    Example:
+        ```python
+        Trainer(model, args, train_dataset=ds, callbacks=[SpectraCallback(every=100)]).train()
+        ```
     """
 
     def __init__(
@@ -76,20 +82,20 @@ class SpectraCallback(WatchingCallback):
         self._weights: set[str] | None = None
 
     def begin(self, model: nn.Module, history: Iterable[Mapping] = ()) -> None:
-        """Chooses what to measure; for a training loop of one's own.
+        """Choose what to measure; in your own training loop, call it on all processes before the first step.
 
         Args:
-            model (`nn.Module`): What is trained, not its distributed wrapper.
+            model (`nn.Module`): The model in training, not its distributed wrapper.
             history (iterable of mappings, *optional*): Log entries with their `step`, of a run that is resumed.
 
         Raises:
-            ValueError: `include` matches no weight, `layers` no layer, or `images` are no images.
+            ValueError: `include` matches no weight, `layers` matches no layer, or `images` are not images.
         """
         super().begin(model, history)
-        self._failures, module = 0, self._watched
+        self._failures, module = 0, self._measured_module
         if module is None:
             return
-        # Reading a weight under spectral norm moves its vectors, in training mode.
+        # In training mode, reading a weight under spectral norm would update its vectors.
         with evaluation_mode(module):
             matrices = select_matrices(module, self.include)
         if self.include is None:
@@ -99,7 +105,7 @@ class SpectraCallback(WatchingCallback):
             chosen = [matrix.name for matrix in matrices]
         self._weights = {name.partition("[")[0] for name in chosen}
         if not self._weights <= {name for name, _ in module.named_parameters()}:
-            # Parametrized weights are computed from others.
+            # Parametrized weights are computed from parameters with other names.
             self._weights = None
         if self.images is not None:
             _check_images(self.images)
@@ -110,7 +116,7 @@ class SpectraCallback(WatchingCallback):
                 "learning rate"
             )
 
-    def _needed(self) -> Collection[str] | None:
+    def _parameters_needed(self) -> Collection[str] | None:
         return self._weights if self.images is None else None
 
     def _measure(self, module: nn.Module, step: int) -> dict[str, float]:
@@ -119,37 +125,40 @@ class SpectraCallback(WatchingCallback):
         return report.summary()
 
     def _report(self, module: nn.Module, step: int) -> SpectralReport:
-        """Weights and features, or weights alone where features cannot be measured."""
+        """Return the spectra of weights and features, or of weights alone if features cannot be measured."""
         if self.images is None or self._failures == FAILURES:
             return spectral_report(module, include=self._patterns)
         try:
             report = spectral_report(module, self.images, include=self._patterns, layers=self.layers)
         except Exception as error:
-            # Raises if the weights are at fault.
+            # Raises as well if the weights are the cause.
             report = spectral_report(module, include=self._patterns)
             self._failures += 1
-            last = f"; after {FAILURES} failures they are measured no more" if self._failures == FAILURES else ""
-            say(f"{self.name} of features at step {step} cannot be measured: {in_one_line(error)}{last}")
+            last = f"; after {FAILURES} failures they are no longer measured" if self._failures == FAILURES else ""
+            warn_above_bars(
+                logger, f"{self.name} of features at step {step} cannot be measured: {error_text(error)}{last}"
+            )
         else:
             self._failures = 0
         return report
 
     def _warn(self, report: SpectralReport, step: int) -> None:
-        found = {name: (w.effective_rank, min(w.shape)) for name, w in report.weights.items()}
-        found |= {name: (f.effective_rank, f.most_positive) for name, f in report.features.items()}
-        for name, (rank, most) in found.items():
+        ranks = {name: (w.effective_rank, min(w.shape)) for name, w in report.weights.items()}
+        ranks |= {name: (f.effective_rank, f.most_positive) for name, f in report.features.items()}
+        for name, (rank, most) in ranks.items():
             if rank >= self.threshold * most:
                 self.collapsed.discard(name)
             elif name not in self.collapsed:
                 self.collapsed.add(name)
-                say(
+                warn_above_bars(
+                    logger,
                     f"{self.name} at step {step}: {short_name(name)} uses {math.ceil(rank)} of its {most} directions "
-                    f"(effective rank {rank:.1f}), below the threshold of {100 * self.threshold:g} %{self._advice}"
+                    f"(effective rank {rank:.1f}), below the threshold of {100 * self.threshold:g} %{self._advice}",
                 )
 
 
 def _check_images(images: Tensor | Iterable) -> None:
-    """Refuses what cannot be images, without reading any: a loader's batches are known once they are read."""
+    """Reject what cannot be images, without reading a batch."""
     if isinstance(images, Tensor):
         if images.ndim != 4 or not images.is_floating_point() or len(images) < 2:
             raise ValueError(
@@ -158,6 +167,6 @@ def _check_images(images: Tensor | Iterable) -> None:
             )
     elif not isinstance(images, Iterable) or isinstance(images, str | Mapping | Iterator):
         raise ValueError(
-            f"images is a {type(images).__name__}: pass normalized images (N, 3, H, W), or batches of them that can be "
-            "read again and again, such as a DataLoader's"
+            f"images is a {type(images).__name__}: pass normalized images (N, 3, H, W), or an iterable of batches "
+            "that can be read repeatedly, such as a DataLoader"
         )

@@ -1,0 +1,131 @@
+"""What training reports: scalars added to log entries, the history file, and the progress bar."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_callback import ProgressCallback
+
+from ...files import replace_file
+from ...messages import warn_once
+
+logger = logging.getLogger(__name__)
+
+# The values shown beside the progress bar, in this order; the history file holds everything that is logged.
+SHOWN = ("loss", "ssl", "orthogonality", "embedding_std")
+
+
+class ReportingCallback(TrainerCallback):
+    """Add scalars to the log entries of any `transformers.Trainer`.
+
+    A Trainer calls the integrations that `report_to` names (TensorBoard, …) before the callbacks that it is given, so
+    that they do not see what these callbacks add. [`~ReportingCallback.attach`] puts a callback before them. Given as
+    `Trainer(callbacks=[…])`, a callback works as well, but its scalars reach `trainer.state.log_history` and the
+    printed log only. [`OrthoSSLTrainer`] attaches its callbacks itself.
+
+    Subclasses implement [`~ReportingCallback.scalars`].
+    """
+
+    _attached = False
+
+    def attach(self, trainer: Trainer) -> Self:
+        """Add this callback to a trainer, before the integrations that report its log entries.
+
+        Args:
+            trainer (`Trainer`): The trainer; the callback is moved if it has it already.
+
+        Returns:
+            This callback.
+
+        Example:
+            ```python
+            trainer = Trainer(model, args, train_dataset=ds)
+            OrthogonalityCallback(kind="so").attach(trainer)
+            trainer.train()
+            ```
+        """
+        handler = trainer.callback_handler
+        handler.callbacks = [self, *(callback for callback in handler.callbacks if callback is not self)]
+        self._attached = True
+        return self
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Warn once if the integrations will not see the scalars of this callback."""
+        if args.report_to and not self._attached:
+            warn_once(
+                logger,
+                f"the values of {type(self).__name__} are logged but not reported to {', '.join(args.report_to)}: call "
+                "callback.attach(trainer) instead of passing it as callbacks=[callback]",
+            )
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Add the scalars to the log entry and to the trainer's log history."""
+        added = self.scalars(state, logs)
+        logs.update(added)
+        state.log_history[-1].update(added)
+
+    def scalars(self, state: TrainerState, logs: dict[str, float]) -> dict[str, float]:
+        """Return the scalars to add to a log entry; called on every process.
+
+        Args:
+            state (`TrainerState`): The trainer's state, after `state.global_step` optimizer steps.
+            logs (`dict[str, float]`): The log entry so far.
+        """
+        return {}
+
+
+class HistoryCallback(TrainerCallback):
+    """Write every log entry to `<output_dir>/history.jsonl`, one JSON object per line."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Remove the entries that a resumed run will write again."""
+        if state.is_world_process_zero:
+            trim_history(args.output_dir, state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Append one entry."""
+        if state.is_world_process_zero:
+            append_history(args.output_dir, {"step": state.global_step, **logs})
+
+
+class LossBar(ProgressCallback):
+    """The Trainer's progress bar, with the parts of the loss beside it instead of a printed line per log entry."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Show the parts of the loss beside the bar."""
+        if self.training_bar is not None and "loss" in logs:
+            self.training_bar.set_postfix_str(bar_text(logs))
+
+
+def bar_text(logs: Mapping[str, float]) -> str:
+    """Return the parts of the loss in a log entry as the progress bar shows them."""
+    return ", ".join(f"{name}={logs[name]:.4g}" for name in SHOWN if name in logs)
+
+
+def append_history(folder: str | Path, entry: Mapping[str, Any]) -> None:
+    """Append one log entry to `<folder>/history.jsonl`."""
+    path = Path(folder) / "history.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def read_history(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the log entries in `<folder>/history.jsonl`; a last line that was cut off is left out."""
+    path = Path(folder) / "history.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def trim_history(folder: str | Path, step: int) -> list[dict[str, Any]]:
+    """Remove the log entries after `step`, which a resumed run writes again, and return the others."""
+    path = Path(folder) / "history.jsonl"
+    if not path.exists():
+        return []
+    entries = [entry for entry in read_history(folder) if entry["step"] <= step]
+    replace_file(path, "".join(json.dumps(entry) + "\n" for entry in entries), durable=True)
+    return entries

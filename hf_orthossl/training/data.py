@@ -1,0 +1,232 @@
+"""The training data of a run, the same for both fronts: data set, batches, steps, and the position for resuming."""
+
+import copy
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from ..data import (
+    ImageDataset,
+    ImageSource,
+    StreamBatches,
+    StreamingImageDataset,
+    UnreadableLog,
+    Views,
+    collate,
+    get_recipe,
+    load_source,
+)
+from ..modeling import SSLModel
+from .arguments import OrthoSSLTrainingArguments
+from .interruption import outlast_interruption
+
+# Images of a stream among which the next one is drawn; the default of `datasets`.
+STREAM_SHUFFLE = 1000
+
+
+class TrainingData:
+    """The images that a run trains on, and how its processes read them.
+
+    Args:
+        data: Name or folder of a data set, Hugging Face data set, [`ImageSource`], or a torch data set whose items
+            [`~data.collate`] can batch.
+        model ([`SSLModel`]): The model to train; its encoder determines the image size, its method the views.
+        args ([`OrthoSSLTrainingArguments`]): Settings of the run, with the recipe's values; not changed.
+
+    Attributes:
+        args ([`OrthoSSLTrainingArguments`]): The settings, with `views` chosen.
+        dataset (`Dataset`): The torch data set.
+        source ([`ImageSource`], *optional*): Where the images come from, if known.
+        views ([`Views`]): The augmentations, normalizing as the encoder expects.
+
+    Raises:
+        ValueError: The data set has fewer images than one step needs, the recipe makes too few views for the method,
+            or the batch does not fit the method's queue.
+
+    Example:
+        ```python
+        data = TrainingData("digits", model, args.with_recipe(model.method.recipe))
+        data.planned_steps()
+        for batch in data.loader(accelerator): ...
+        ```
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike | datasets.Dataset | datasets.DatasetDict | ImageSource | Dataset,
+        model: SSLModel,
+        args: OrthoSSLTrainingArguments,
+    ):
+        encoder = model.encoder
+        if isinstance(data, os.PathLike):
+            data = os.fspath(data)
+        if isinstance(data, str | datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset):
+            data = load_source(data)
+        self.source: ImageSource | None = data if isinstance(data, ImageSource) else getattr(data, "source", None)
+        self.args = copy.copy(args)
+        self.args.views = args.views or default_views(model, self.source)
+        recipe = get_recipe(self.args.views)
+        model.method.check_batch(args.images_per_step, len(recipe.views))
+        if not isinstance(data, ImageSource):
+            self.dataset: Dataset = data
+        elif data.num_rows is None:
+            self.dataset = StreamingImageDataset(
+                data, views=recipe, image_size=encoder.image_size, seed=args.seed, shuffle_buffer=STREAM_SHUFFLE
+            )
+        else:
+            self.dataset = ImageDataset(
+                data, views=recipe, image_size=encoder.image_size, seed=args.seed, cache_images=args.cache_images
+            )
+        self.views = Views(recipe, encoder.image_size, encoder.mean, encoder.std)
+        self._loader: DataLoader | None = None
+        count, batch = self.num_images, args.train_batch_size * args.world_size
+        if args.dataloader_drop_last and count is not None and count < batch:
+            raise ValueError(
+                f"the data set has {count} images and a step takes {batch}: lower --per_device_train_batch_size"
+            )
+
+    @property
+    def num_images(self) -> int | None:
+        """Images in the data set; `None` for a stream."""
+        return len(self.dataset) if hasattr(self.dataset, "__len__") else None
+
+    @property
+    def batches_per_epoch(self) -> int | None:
+        """Batches per process in one pass over the data; `None` for a stream."""
+        if self.num_images is None:
+            return None
+        batch = self.args.train_batch_size * self.args.world_size
+        return self.num_images // batch if self.args.dataloader_drop_last else -(-self.num_images // batch)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps in one pass over the data, the last of which may be smaller; `None` for a stream."""
+        batches = self.batches_per_epoch
+        return None if batches is None else math.ceil(batches / self.args.gradient_accumulation_steps)
+
+    def planned_steps(self, done: int = 0) -> int:
+        """Return the number of optimizer steps of the whole run: `max_steps`, or those of `num_train_epochs`.
+
+        Args:
+            done (`int`, defaults to 0): Optimizer steps that the run has already taken.
+
+        Raises:
+            ValueError: The data are a stream and `max_steps` is not set, or the run would end before step `done`.
+        """
+        args, per_epoch = self.args, self.steps_per_epoch
+        if args.max_steps > 0:
+            steps = args.max_steps
+        elif per_epoch is None:
+            raise ValueError("max_steps is not set and a streamed data set has no length: pass --max_steps")
+        else:
+            steps = math.ceil(args.num_train_epochs * per_epoch)
+        if steps < done:
+            ends = f"max_steps is {steps}" if args.max_steps > 0 else f"num_train_epochs is {args.num_train_epochs:g}"
+            raise ValueError(
+                f"{ends} and the run in {args.output_dir} has done {done} steps: resume it with --max_steps {done} or "
+                "more"
+            )
+        return steps
+
+    def loader(self, accelerator: Accelerator) -> DataLoader:
+        """Return the batches of this process, on its device, from the beginning; [`resume`] refers to the last one.
+
+        All processes take the same number of steps. Batch j of process p is batch j·P + p of a single process with the
+        same batch size; for streams, see [`~data.StreamBatches`]. The last, incomplete step of an epoch is left out.
+        With `dataloader_drop_last=False`, several processes fill it up with images from the beginning of the epoch,
+        except in streams, which leave it out.
+        """
+        loader = build_dataloader(self.dataset, self.args)
+        if isinstance(loader.dataset, StreamBatches):
+            # Each process reads its own share already: the batches only have to be moved to the device.
+            self._loader = prepare_data_loader(
+                loader,
+                accelerator.device,
+                num_processes=1,
+                process_index=0,
+                put_on_device=accelerator.device_placement,
+                dispatch_batches=False,
+                non_blocking=accelerator.non_blocking,
+            )
+        else:
+            self._loader = accelerator.prepare(loader)
+        return self._loader
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the images and the crops that the data set itself makes, by the number of the epoch."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def position(self, steps: int) -> dict[str, int]:
+        """Return the position in a stream after `steps` optimizer steps, as JSON values.
+
+        Returns:
+            `dict[str, int]`: Empty unless the data are a stream: the position then follows from the step.
+        """
+        stream = self._stream
+        return {} if stream is None else stream.position(steps * self.args.gradient_accumulation_steps)
+
+    def resume(self, steps: int, position: dict[str, int]) -> None:
+        """Continue the batches of [`loader`] after `steps` optimizer steps.
+
+        The front still has to skip the earlier batches, which then come empty and at no cost.
+
+        Args:
+            steps (`int`): Optimizer steps that the run has taken.
+            position (`dict[str, int]`): The value of [`position`]; ignored unless the data are a stream.
+        """
+        stream = self._stream
+        if stream is not None:
+            stream.resume(steps * self.args.gradient_accumulation_steps, position)
+
+    def unreadable_log(self) -> UnreadableLog:
+        """Return a log that counts images that cannot be decoded, in a file of the run folder."""
+        return UnreadableLog(Path(self.args.output_dir) / "unreadable_images.txt", self.num_images)
+
+    @property
+    def _stream(self) -> StreamBatches | None:
+        dataset = None if self._loader is None else self._loader.dataset
+        return dataset if isinstance(dataset, StreamBatches) else None
+
+
+def default_views(model: SSLModel, source: ImageSource | None) -> str:
+    """Return the augmentation recipe for users who name none: that of digits, of large images, or of the method."""
+    if source is not None and source.name == "digits":
+        return "digits"
+    return "imagenet" if model.encoder.image_size >= 96 else model.method.recipe.views
+
+
+def build_dataloader(dataset: Dataset, args: OrthoSSLTrainingArguments) -> DataLoader:
+    """Return batches whose order follows from seed and epoch alone, before they are shared between processes."""
+    workers: dict[str, Any] = {
+        "num_workers": args.dataloader_num_workers,
+        "pin_memory": args.dataloader_pin_memory and torch.cuda.is_available(),
+        "prefetch_factor": args.dataloader_prefetch_factor,
+        # A generator of its own: a loader draws a number whenever it is read, and a resumed run reads it once more.
+        "generator": torch.Generator(),
+        "worker_init_fn": outlast_interruption,
+    }
+    if isinstance(dataset, StreamingImageDataset):
+        stream = StreamBatches(dataset, args.train_batch_size, drop_last=args.dataloader_drop_last, **workers)
+        return DataLoader(stream, batch_size=None, collate_fn=_unchanged, generator=torch.Generator())
+    seed = args.seed if args.data_seed is None else args.data_seed
+    return DataLoader(
+        dataset,
+        batch_size=args.train_batch_size,
+        sampler=None if isinstance(dataset, IterableDataset) else SeedableRandomSampler(dataset, data_seed=seed),
+        collate_fn=collate,
+        drop_last=args.dataloader_drop_last,
+        persistent_workers=args.dataloader_persistent_workers,
+        **workers,
+    )
+
+
+def _unchanged(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
