@@ -54,10 +54,11 @@ class ReportingCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Warn once if the integrations will not see the scalars of this callback."""
-        if args.report_to and not self._attached:
+        integrations = getattr(args, "report_to", None)
+        if integrations and not self._attached:
             warn_once(
                 logger,
-                f"the values of {type(self).__name__} are logged but not reported to {', '.join(args.report_to)}: call "
+                f"the values of {type(self).__name__} are logged but not reported to {', '.join(integrations)}: call "
                 "callback.attach(trainer) instead of passing it as callbacks=[callback]",
             )
 
