@@ -23,6 +23,7 @@ _HOMES = {
     "SSLModel": "modeling",
     "SSLMethod": "methods",
     "register_method": "methods",
+    "pretrain": "pretraining",
     "OrthoSSLTrainer": "training",
     "OrthoSSLTrainingArguments": "training",
     "OrthogonalityCallback": "training",

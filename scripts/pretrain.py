@@ -7,9 +7,8 @@ from hf_orthossl.cli import run
 
 def main(argv: list[str]) -> None:
     from hf_orthossl.cli.pretrain import main as pretrain
-    from hf_orthossl.cli.pretrain import train_with_loop
 
-    pretrain(argv, train=train_with_loop, prog="scripts/pretrain.py")
+    pretrain(argv, front="loop", prog="scripts/pretrain.py")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from ..messages import suggest
 from ..methods import parse_assignments
 from ..training import OrthoSSLTrainingArguments
+from ..training.run_folder import read_config
 
 # Options of the Trainer that pretraining has no use for, or that must keep their value.
 WITHOUT_EFFECT = (
@@ -133,32 +133,6 @@ def scan(argv: list[str]) -> argparse.Namespace:
     finder.add_argument("--output_dir", "--output-dir")
     finder.add_argument("--resume", nargs="?", const=True, type=string_to_bool, default=False)
     return finder.parse_known_args(argv)[0]
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML recipe into flat settings.
-
-    Raises:
-        ValueError: the file is not YAML or not a mapping.
-        FileNotFoundError: there is no such file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"--config {path}: no such file")
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is not valid YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"--config {path} must be a mapping of options to values, as in 'method: byol'")
-    method = settings.get("method")
-    if isinstance(method, dict):
-        method = dict(method)
-        if "name" not in method:
-            raise ValueError(f"--config {path}: the method block has no 'name', as in name: byol")
-        settings["method"] = method.pop("name")
-        settings["method_config"] = {**method, **(settings.get("method_config") or {})}
-    return settings
 
 
 def _parser(prog: str, description: str, dataclasses: list[type]) -> _Parser:

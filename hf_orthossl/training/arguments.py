@@ -86,6 +86,9 @@ class OrthoSSLTrainingArguments(TrainingArguments):
         overwrite_output (`bool`, defaults to `False`): Replace the run that `output_dir` holds.
     """
 
+    # Heading in --help.
+    _argument_group_name = "training"
+
     output_dir: str = field(default="runs/default", metadata={"help": "where everything of the run goes"})
     views: str | None = field(
         default=None,

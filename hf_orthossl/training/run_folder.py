@@ -1,9 +1,11 @@
-"""The folder of a run: whose it is, how it begins, and how another run takes its place."""
+"""The folder of a run: its settings, who wrote it, and how another run takes its place."""
 
 import contextlib
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -13,16 +15,63 @@ from ..files import replace_file
 from .arguments import OrthoSSLTrainingArguments
 from .checkpoints import DAMAGED, STAGING, checkpoints
 
-# Where an earlier run waits until the one that replaces it has taken a step, and what it is called while it is removed.
-OVERWRITTEN, GONE = ".overwritten", ".overwritten.removing"
-# What a run leaves in its folder, and all that --overwrite_output may remove. First the one that says whose it is.
+# Where an earlier run is kept until the one that replaces it has taken a step, and its name while it is removed.
+OVERWRITTEN, REMOVING = ".overwritten", ".overwritten.removing"
+# What a run writes into its folder, and all that --overwrite_output may remove. The first identifies our runs.
 RUN_FILES = ("config.yaml", "encoder", "history.jsonl", "results.json", "unreadable_images.txt")
-# First line of a run's config.yaml; tells our files from a user's of the same names.
+# First line of a run's config.yaml; distinguishes our files from a user's files of the same names.
 MARK = "# Settings of an orthossl run; `orthossl pretrain --config` starts it again.\n"
 
 
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read a YAML recipe, or the `config.yaml` of a run, into flat settings.
+
+    A `method:` mapping becomes `method` (its `name`) and `method_config` (the rest).
+
+    Args:
+        path (`str` or `Path`): The file.
+
+    Returns:
+        `dict`: Option → value; numbers such as 1e-3, which YAML 1.1 takes for text, are numbers.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not YAML or not a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"--config {path}: no such file")
+    try:
+        settings = yaml.load(path.read_text(), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"--config {path} must be a mapping of options to values, as in 'method: byol'")
+    method = settings.get("method")
+    if isinstance(method, dict):
+        method = dict(method)
+        if "name" not in method:
+            raise ValueError(f"--config {path}: the method block has no 'name', as in name: byol")
+        settings["method"] = method.pop("name")
+        settings["method_config"] = {**method, **(settings.get("method_config") or {})}
+    return settings
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, with numbers in exponential notation without a dot."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def check_folder(folder: Path, args: OrthoSSLTrainingArguments) -> None:
-    """Refuses a folder that holds another run, unless the user says what to do with it."""
+    """Reject a folder that holds another run, unless `resume` or `overwrite_output` says what to do with it.
+
+    Raises:
+        ValueError: The folder is a file, holds another run, or holds files that are not of a run.
+    """
     if args.resume and args.overwrite_output:
         raise ValueError("resume and overwrite_output exclude each other: pass one of them")
     if folder.exists() and not folder.is_dir():
@@ -38,50 +87,51 @@ def check_folder(folder: Path, args: OrthoSSLTrainingArguments) -> None:
         )
     if not is_run(folder):
         raise ValueError(
-            f"output_dir {folder} holds files that orthossl pretrain did not write: it clears its own runs only; pass "
-            "another --output_dir"
+            f"output_dir {folder} holds files that orthossl pretrain did not write, and it overwrites only its own "
+            "runs: pass another --output_dir"
         )
 
 
-def begin_folder(folder: Path, args: OrthoSSLTrainingArguments, settings: dict) -> None:
-    """Writes what a run was started with."""
+def begin_folder(folder: Path, args: OrthoSSLTrainingArguments, settings: dict[str, Any]) -> None:
+    """Write the settings of a run that begins; those of a resumed run are kept."""
     if not args.resume:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "config.yaml", MARK + yaml.safe_dump(settings, sort_keys=False), durable=True)
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a folder already has what a run produced; settings alone are those of a run that never began."""
+    """Return whether a folder holds something that a run produced; settings alone belong to a run that never began."""
     produced = (name for name in RUN_FILES if name != "config.yaml")
     return any((folder / name).exists() for name in produced) or bool(checkpoints(folder))
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder is one that the command line made, and may therefore clear."""
+    """Return whether a folder was made by `orthossl pretrain`, which may therefore clear it."""
     config = folder / "config.yaml"
     return config.is_file() and config.read_text(errors="replace").startswith(MARK)
 
 
 @contextlib.contextmanager
 def overwriting(folder: Path) -> Iterator[None]:
-    """Keeps the run in a folder aside while another one starts there, until that has taken an optimizer step.
+    """Keep the run in a folder until the run that replaces it has taken an optimizer step.
 
-    Then the earlier run goes, and nothing else does. What fails before brings it back; after a kill, [`put_back`] does.
+    Then the earlier run is removed, and nothing else. If the new run fails before, the earlier one is restored; after a
+    kill, [`put_back`] restores it.
 
     Args:
         folder (`Path`): Run folder; call it on the main process.
     """
-    aside = folder / OVERWRITTEN
-    aside.mkdir(parents=True, exist_ok=True)
-    for path in _left_by_run(folder):
-        path.rename(aside / path.name)
+    earlier = folder / OVERWRITTEN
+    earlier.mkdir(parents=True, exist_ok=True)
+    for path in _written_by_run(folder):
+        path.rename(earlier / path.name)
 
-    def remove(*_) -> None:
-        if aside.is_dir():
-            # Renamed first, so that a kill leaves no half of a run to be put back.
-            shutil.rmtree(folder / GONE, ignore_errors=True)
-            aside.rename(folder / GONE)
-            shutil.rmtree(folder / GONE, ignore_errors=True)
+    def remove(*_: Any) -> None:
+        if earlier.is_dir():
+            # Renamed first, so that a kill never leaves half a run to be restored.
+            shutil.rmtree(folder / REMOVING, ignore_errors=True)
+            earlier.rename(folder / REMOVING)
+            shutil.rmtree(folder / REMOVING, ignore_errors=True)
 
     hook = register_optimizer_step_post_hook(remove)
     try:
@@ -95,20 +145,20 @@ def overwriting(folder: Path) -> Iterator[None]:
 
 
 def put_back(folder: Path) -> None:
-    """Brings back a run that [`overwriting`] set aside and that nothing has replaced, if there is one."""
-    aside = folder / OVERWRITTEN
-    if not aside.is_dir():
+    """Restore a run that [`overwriting`] kept and that nothing has replaced, if there is one."""
+    earlier = folder / OVERWRITTEN
+    if not earlier.is_dir():
         return
-    # Settings are the first to go aside and the last to return: those found here as well are of the run that failed.
-    if is_run(aside) and is_run(folder):
-        for path in _left_by_run(folder):
+    # Settings are moved away first and restored last, so settings in both places mean that a new run failed.
+    if is_run(earlier) and is_run(folder):
+        for path in _written_by_run(folder):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in reversed(_left_by_run(aside)):
+    for path in reversed(_written_by_run(earlier)):
         path.rename(folder / path.name)
-    shutil.rmtree(aside)
+    shutil.rmtree(earlier)
 
 
-def _left_by_run(folder: Path) -> list[Path]:
+def _written_by_run(folder: Path) -> list[Path]:
     damaged = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*{DAMAGED}")
     named = (folder / name for name in (*RUN_FILES, STAGING))
     return [*(path for path in named if path.exists()), *checkpoints(folder), *damaged]

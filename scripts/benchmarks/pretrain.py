@@ -161,7 +161,7 @@ def lightly_run(source: ImageSource, args: argparse.Namespace) -> Callable[[], f
 def build(args: argparse.Namespace) -> SSLModel:
     """The model that both sides train."""
     torch.manual_seed(0)
-    return SSLModel(SSLConfig(backbone=args.backbone, image_size=SIZE, method="byol"))
+    return SSLModel(SSLConfig(backbone=args.backbone, image_size=SIZE, method="byol", regularizer=None))
 
 
 class ImagesInMemory(Dataset):

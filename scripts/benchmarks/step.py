@@ -70,7 +70,7 @@ class BYOLStep:
 
     def __init__(self, backbone: str, image_size: int, batch: int, device: str, bf16: bool = False):
         torch.manual_seed(0)
-        config = SSLConfig(backbone=backbone, image_size=image_size, method="byol")
+        config = SSLConfig(backbone=backbone, image_size=image_size, method="byol", regularizer=None)
         self.model = SSLModel(config).to(device).train()
         self.optimizer = sgd(self.model)
         self.views = [torch.randn(batch, 3, image_size, image_size, device=device) for _ in range(2)]

@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> tuple[list[dict], str]:
 def _model(args: argparse.Namespace) -> SSLModel:
     torch.manual_seed(args.seed)
     config = {"temperature": TEMPERATURE}
-    return SSLModel(SSLConfig(backbone=args.backbone, image_size=SIZE, method="simclr", method_config=config))
+    return SSLModel(
+        SSLConfig(backbone=args.backbone, image_size=SIZE, method="simclr", method_config=config, regularizer=None)
+    )
 
 
 def _forecast(train: ImageSource, recipe: Recipe, args: argparse.Namespace) -> dict:

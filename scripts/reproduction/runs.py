@@ -10,7 +10,6 @@ from transformers import set_seed
 
 from hf_orthossl.cli.parsing import read_config
 from hf_orthossl.cli.pretrain import main as pretrain
-from hf_orthossl.cli.pretrain import train_with_loop
 from hf_orthossl.data import ImageDataset
 from hf_orthossl.encoders import Encoder, load_encoder
 from hf_orthossl.evaluation import (
@@ -117,7 +116,7 @@ class Run:
             argv = ["--output_dir", str(self.folder), "--resume"]
         else:
             argv = [text for name, value in self.options().items() for text in (f"--{name}", *_texts(value))]
-        pretrain(argv, train=train_with_loop, prog="reproduce.py")
+        pretrain(argv, front="loop", prog="reproduce.py")
 
     def score(self) -> float:
         """kNN top-1 on the experiment's validation split: what γ is chosen by."""

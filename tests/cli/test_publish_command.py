@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_orthossl.cli import main
-from hf_orthossl.cli.pretrain import push
+from hf_orthossl.pretraining import PretrainingRun, publish_run
 from hf_orthossl.training import OrthoSSLTrainingArguments
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ def test_a_last_push_that_fails_leaves_the_run_and_says_what_to_do(run_folder, h
     hub_here.fail("POST .*commit/", 503, times=1000)
     args = OrthoSSLTrainingArguments(output_dir=str(run_folder), push_to_hub=True, hub_model_id="tester/run")
     with pytest.raises(OSError, match=f"orthossl publish {run_folder} --repo_id tester/run publishes it"):
-        push(run_folder / "encoder", args)
+        publish_run(PretrainingRun(run_folder), args)
     hub_here.faults.clear()
     main(["publish", str(run_folder), "--repo_id", "tester/run"])
     assert "model.safetensors" in hub_here.files("tester/run")

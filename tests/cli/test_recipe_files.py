@@ -10,12 +10,11 @@ import torch
 from timm.optim import Lars
 from transformers import set_seed
 
-from hf_orthossl.cli.options import DataArguments, ModelArguments, PretrainArguments
 from hf_orthossl.cli.parsing import parse, read_config
-from hf_orthossl.cli.pretrain import build_model
 from hf_orthossl.data import get_recipe, load_source
 from hf_orthossl.methods import METHODS, get_method
 from hf_orthossl.modeling import SSLConfig, SSLModel
+from hf_orthossl.pretraining import OPTION_CLASSES, build_model
 from hf_orthossl.training import OrthoSSLTrainer
 
 FOLDER = Path(__file__).parents[2] / "scripts" / "recipes"
@@ -42,8 +41,7 @@ every_file = pytest.mark.parametrize("file", FILES, ids=[f"{file.parent.name}-{f
 
 def parsed(file, *flags):
     """Data, model and training arguments of a recipe, as the command reads them."""
-    dataclasses = [DataArguments, ModelArguments, PretrainArguments]
-    return parse("orthossl pretrain", "", dataclasses, ["--config", str(file), "--use_cpu", *flags])[0]
+    return parse("orthossl pretrain", "", list(OPTION_CLASSES), ["--config", str(file), "--use_cpu", *flags])[0]
 
 
 def noise_images(family):

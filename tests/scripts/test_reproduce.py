@@ -23,8 +23,8 @@ from reproduction.plan import Plan
 from reproduction.presets import PRESETS, Arm, Experiment
 from reproduction.statistics import agreement, paired_difference
 
-from hf_orthossl.cli.options import DataArguments, ModelArguments, PretrainArguments
 from hf_orthossl.cli.parsing import parse
+from hf_orthossl.pretraining import OPTION_CLASSES
 from hf_orthossl.training.run_folder import MARK
 
 TINY = Experiment(
@@ -150,7 +150,7 @@ def test_presets_are_options_of_pretrain(experiment, tmp_path, monkeypatch):
     for arm in experiment.arms:
         run = plan._run(arm, next(iter(arm.weights), None), 0, experiment.epochs, tmp_path / arm.name)
         argv = [text for name, value in run.options().items() for text in (f"--{name}", *runs._texts(value))]
-        (data, model, training), _ = parse("test", "", [DataArguments, ModelArguments, PretrainArguments], argv)
+        (data, model, training), _ = parse("test", "", list(OPTION_CLASSES), argv)
         arms.append((dataclasses.asdict(model), data.split, training.num_train_epochs, training.seed))
     changed = {"regularizer", "gamma", "whitening"}
     same = [{k: v for k, v in model.items() if k not in changed} for model, *_ in arms]

@@ -67,9 +67,8 @@ def _forget() -> None:
 
 if __name__ == "__main__":
     from hf_orthossl.cli import run
-    from hf_orthossl.cli.pretrain import main, train_with_loop, train_with_trainer
+    from hf_orthossl.cli.pretrain import main
 
     front, argv = sys.argv[1], sys.argv[2:]
-    train = {"loop": train_with_loop, "trainer": train_with_trainer}[front]
     with pretended_gpus():
-        run("engines_on_cpu.py", lambda rest: main(rest, train=train), argv)
+        run("engines_on_cpu.py", lambda rest: main(rest, front=front), argv)

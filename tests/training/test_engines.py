@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from survival_runs import tiny_arguments, tiny_model
 from torch.distributed import TCPStore
 
-from hf_orthossl.cli.pretrain import main, train_with_loop, train_with_trainer
+from hf_orthossl.cli.pretrain import main
 from hf_orthossl.distributed import launch as launching
 from hf_orthossl.distributed.collectives import TIMEOUT, on_main, rank
 from hf_orthossl.training.engines import check_engine, engine_settings, prepare_model
@@ -28,8 +28,8 @@ from hf_orthossl.training.engines import check_engine, engine_settings, prepare_
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "scripts" / "accelerate_configs"
 FRONTS = {
-    "loop": (["scripts/pretrain.py"], train_with_loop),
-    "trainer": (["-m", "hf_orthossl", "pretrain"], train_with_trainer),
+    "loop": ["scripts/pretrain.py"],
+    "trainer": ["-m", "hf_orthossl", "pretrain"],
 }
 OPTIONS = """
     --backbone_config channels=[16,16,32,32] --regularizer so --gamma 1e-4 --optim sgd --learning_rate 0.01
@@ -85,13 +85,13 @@ def assert_complete(folder, done, count):
 def one_process(front, folder, *more):
     main(
         [*RUN, *more, "--output_dir", str(folder), "--per_device_train_batch_size", "64", "--use_cpu"],
-        train=FRONTS[front][1],
+        front=front,
     )
 
 
 def test_two_launched_processes_are_one_run(tmp_path):
     """`accelerate launch` with DDP, twice half the batch: what one process with the whole batch does."""
-    script, _ = FRONTS["loop"]
+    script = FRONTS["loop"]
     options = [*RUN, *MOCO, "--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "32"]
     done = launch("two_cpu_processes.yaml", *script, *options)
     assert_complete(tmp_path / "two", done, 2)
@@ -101,7 +101,7 @@ def test_two_launched_processes_are_one_run(tmp_path):
 
 @pytest.mark.slow
 def test_two_launched_processes_are_one_run_of_the_trainer(tmp_path):
-    script, _ = FRONTS["trainer"]
+    script = FRONTS["trainer"]
     options = [*RUN, *MOCO, "--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "32"]
     assert_complete(tmp_path / "two", launch("two_cpu_processes.yaml", *script, *options), 2)
     one_process("trainer", tmp_path / "one", *MOCO)
@@ -176,7 +176,7 @@ def test_one_process_s_error_ends_all(tmp_path):
     script.write_text(
         "import sys\n"
         "from hf_orthossl.cli import run\n"
-        "from hf_orthossl.cli.pretrain import main, train_with_loop\n"
+        "from hf_orthossl.cli.pretrain import main\n"
         "from hf_orthossl.training.step import SSLStep\n"
         "loss = SSLStep.loss\n"
         "def failing(self, *args, **kwargs):\n"
@@ -184,7 +184,7 @@ def test_one_process_s_error_ends_all(tmp_path):
         "        raise OSError('no space left')\n"
         "    return loss(self, *args, **kwargs)\n"
         "SSLStep.loss = failing\n"
-        "run('pretrain', lambda rest: main(rest, train=train_with_loop), sys.argv[1:])\n"
+        "run('pretrain', lambda rest: main(rest, front='loop'), sys.argv[1:])\n"
     )
     options = [*RUN, "--output_dir", str(tmp_path / "run"), "--per_device_train_batch_size", "32"]
     done = launch("two_cpu_processes.yaml", str(script), *options)

@@ -5,7 +5,7 @@ from torch import nn
 
 from ...distributed.collectives import all_reduce_mean, rank, world_size
 from ...methods import Progress
-from ...regularization import OrthogonalityRegularizer
+from ...regularization import OrthogonalityRegularizer, get_penalty
 from .reporting import ReportingCallback
 
 
@@ -22,7 +22,7 @@ class OrthogonalityCallback(ReportingCallback):
 
     Args:
         kind (`str`, defaults to "so"): The name of a penalty, see `PENALTIES`.
-        gamma (`float`, defaults to 1e-6): Weight γ ≥ 0.
+        gamma (`float`, *optional*): Weight γ ≥ 0; by default the `default_gamma` of the penalty.
         module (`nn.Module`, *optional*): The part to regularize, such as `model.vit`; the whole model by default.
         seed (`int`, defaults to 0): Seed of the random vectors of SRIP and sketched SO.
         every (`int`, defaults to 1): Compute the penalty at every `every`-th optimizer step, starting with the first,
@@ -34,14 +34,14 @@ class OrthogonalityCallback(ReportingCallback):
 
     Example:
         ```python
-        Trainer(model, args, train_dataset=ds, callbacks=[OrthogonalityCallback(kind="so", gamma=1e-6)]).train()
+        Trainer(model, args, train_dataset=ds, callbacks=[OrthogonalityCallback(kind="so")]).train()
         ```
 
         To see the values in TensorBoard or another integration, attach the callback to the trainer:
 
         ```python
         trainer = Trainer(model, args, train_dataset=ds)
-        OrthogonalityCallback(kind="so", gamma=1e-6).attach(trainer)
+        OrthogonalityCallback(kind="so").attach(trainer)
         trainer.train()
         ```
     """
@@ -49,12 +49,13 @@ class OrthogonalityCallback(ReportingCallback):
     def __init__(
         self,
         kind: str = "so",
-        gamma: float = 1e-6,
+        gamma: float | None = None,
         module: nn.Module | None = None,
         seed: int = 0,
         every: int = 1,
         **kwargs,
     ):
+        gamma = get_penalty(kind).default_gamma if gamma is None else gamma
         if not gamma >= 0:
             raise ValueError(f"gamma is {gamma}: the penalty's weight must be 0 or more, as in 1e-6")
         if every < 1 or every != int(every):

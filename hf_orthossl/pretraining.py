@@ -1,0 +1,450 @@
+"""The whole run as one Python call: images in; a trained encoder with card, spectra and results out."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+from accelerate import PartialState
+from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+from .data import ImageSource, available_splits, load_source
+from .distributed.collectives import on_main
+from .distributed.launch import end_processes, silence
+from .distributed.sharding import gather_module
+from .encoders import load_encoder
+from .evaluation import KNNMonitor, Result, read_results, write_results
+from .hub import write_encoder_folder
+from .hub.publish import Publication, publish_encoder
+from .messages import suggest
+from .methods import get_method, parse_assignments
+from .modeling import SSLConfig, SSLModel, default_gamma
+from .regularization import PENALTIES
+from .training import OrthoSSLTrainer, OrthoSSLTrainingArguments, TrainingData, pretrain_loop
+from .training.callbacks.reporting import read_history
+from .training.loop import STATE as LOOP_STATE
+from .training.publishing import training_record
+from .training.resume import settled_arguments
+from .training.run_folder import begin_folder, check_folder, overwriting, read_config
+from .training.trainer import STATE as TRAINER_STATE
+
+Front = Literal["trainer", "loop"]
+
+# Options that a run's config.yaml does not hold: where it goes, how it is started, and secrets.
+NOT_SETTINGS = ("output_dir", "resume", "overwrite_output", "hub_token")
+# The `dataset` of a run that was started from Python with a data set in memory.
+IN_MEMORY = "(data set in memory)"
+
+
+@dataclass
+class DataArguments:
+    """What to train on."""
+
+    _argument_group_name = "data"
+
+    dataset: str = field(
+        default="digits",
+        metadata={"help": "Hub id, folder of images, folder of parquet files, or 'digits' (built in)"},
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "configuration of a Hub data set"})
+    split: str = field(default="train", metadata={"help": "split to train on"})
+    image_column: str | None = field(default=None, metadata={"help": "column of images (default: found by type)"})
+    label_column: str | None = field(
+        default=None, metadata={"help": "column of labels, for kNN only (default: found by type)"}
+    )
+    streaming: bool = field(default=False, metadata={"help": "read the data set while training, without a copy"})
+    knn_images: int = field(
+        default=2048,
+        metadata={"help": "labelled images for kNN before and after training; 0 for none"},
+    )
+
+
+@dataclass
+class ModelArguments:
+    """What to train; the defaults are those of [`SSLConfig`]."""
+
+    _argument_group_name = "model"
+
+    backbone: str = field(
+        default="resnet10t",
+        metadata={"help": "timm name, Hub id or encoder folder ('orthossl methods' lists our own)"},
+    )
+    pretrained: bool = field(default=False, metadata={"help": "start from the published weights of the backbone"})
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "side of the views in pixels (default: that of the images up to 224, else the backbone's)"},
+    )
+    backbone_config: list[str] | None = field(
+        default=None,
+        metadata={"help": "further backbone arguments, as in patch_size=4", "metavar": "KEY=VALUE"},
+    )
+    method: str = field(default="simclr", metadata={"help": "SSL method ('orthossl methods' lists them)"})
+    method_config: list[str] | None = field(
+        default=None, metadata={"help": "hyper-parameters, as in temperature=0.2", "metavar": "KEY=VALUE"}
+    )
+    regularizer: str = field(default="so", metadata={"help": f"{', '.join(PENALTIES)} or none"})
+    gamma: float | None = field(
+        default=None,
+        metadata={
+            "help": "weight of the penalty (default: "
+            + ", ".join(f"{kind.default_gamma:g} for {name}" for name, kind in PENALTIES.items())
+            + ")"
+        },
+    )
+    regularizer_config: list[str] | None = field(
+        default=None,
+        metadata={"help": "further arguments of the penalty, as in iterations=4 or probes=8", "metavar": "KEY=VALUE"},
+    )
+    penalty_every: int = field(
+        default=1, metadata={"help": "compute the penalty at every n-th step only, multiplied by n"}
+    )
+    whitening: float = field(
+        default=0.0, metadata={"help": "weight of feature whitening on the predictor's output, the paper's baseline"}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("backbone_config", "method_config", "regularizer_config"):
+            value = getattr(self, name)
+            if not isinstance(value, dict):
+                setattr(self, name, parse_assignments(value or []))
+        if self.gamma is None:
+            self.gamma = default_gamma(self.regularizer)
+
+
+# Every option of `orthossl pretrain` belongs to one of these.
+OPTION_CLASSES = (DataArguments, ModelArguments, OrthoSSLTrainingArguments)
+
+
+@dataclass(frozen=True)
+class PretrainingRun:
+    """The folder of a run, and what it holds.
+
+    Args:
+        output_dir (`Path`): The folder, as `orthossl pretrain` or [`pretrain`] leaves it.
+        publication ([`~hub.Publication`], *optional*): Where the encoder was published, with `push_to_hub`.
+
+    Example:
+        ```python
+        run = PretrainingRun(Path("runs/a"))
+        [entry["loss"] for entry in run.history if "loss" in entry]
+        ```
+    """
+
+    output_dir: Path
+    publication: Publication | None = None
+
+    @property
+    def encoder(self) -> Path:
+        """The encoder folder: weights, card, spectra and results, loadable without this package."""
+        return self.output_dir / "encoder"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings of the run; `orthossl pretrain --config` starts it again."""
+        return read_config(self.output_dir / "config.yaml")
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The log entries, each with its `step`."""
+        return read_history(self.output_dir)
+
+    @property
+    def results(self) -> list[Result]:
+        """The kNN accuracies before and after training; empty without labels."""
+        return read_results(self.output_dir / "results.json")
+
+
+def pretrain(
+    data: str | os.PathLike | datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset = "digits",
+    *,
+    front: Front = "trainer",
+    **options: Any,
+) -> PretrainingRun:
+    """Pretrain an encoder on unlabelled images, as `orthossl pretrain` does, and leave the same folder.
+
+    The folder holds `config.yaml`, `history.jsonl`, `results.json`, checkpoints, and `encoder/` with weights, card,
+    spectra and results. From the same options and seed, function and command train the same weights, bit for bit.
+
+    Args:
+        data (`str`, `PathLike` or data set, defaults to "digits"): A folder, a Hub id, "digits" (built in), or a data
+            set of the `datasets` library.
+        front (`str`, defaults to "trainer"): "trainer" trains with [`OrthoSSLTrainer`], "loop" with [`pretrain_loop`];
+            the results are the same.
+        options: The options of `orthossl pretrain`, by the same names: `backbone`, `method`, `regularizer`, `gamma`,
+            `output_dir`, `max_steps`, … `backbone_config`, `method_config` and `regularizer_config` are dictionaries;
+            `config` names a YAML file of options.
+
+    Returns:
+        [`PretrainingRun`]: The folder of the run, with its encoder, history and results.
+
+    Raises:
+        ValueError: An option is unknown or has a value that cannot be used, or `output_dir` holds another run.
+        OSError: The data cannot be read, or the folder cannot be written.
+        FloatingPointError: The loss is not finite, see `on_nonfinite`.
+
+    Example:
+        ```python
+        from hf_orthossl import load_encoder, pretrain
+
+        run = pretrain("path/to/images", backbone="resnet50", method="byol", regularizer="so", output_dir="runs/a")
+        encoder = load_encoder(run.encoder, pretrained=True)
+        run.history[-1], run.results
+        ```
+    """
+    if front not in ("trainer", "loop"):
+        raise ValueError(f"front is {front!r}: {suggest(front, ['trainer', 'loop'])}")
+    if "dataset" in options:
+        raise ValueError("dataset is given as an option: pass the data set as the first argument of pretrain")
+    settings = _settings(options)
+    settings.setdefault("dataset", "digits")
+    in_memory = not isinstance(data, str | os.PathLike)
+    settings["dataset"] = IN_MEMORY if in_memory else os.fspath(data)
+    data_args, model_args, args = (
+        kind(**{name: settings[name] for name in _names(kind) if name in settings}) for kind in OPTION_CLASSES
+    )
+    check_resumed(data_args, model_args, args)
+    defaults = {spec.name: spec.default for kind in OPTION_CLASSES for spec in dataclasses.fields(kind)}
+    given = {name: value for name, value in settings.items() if value != defaults[name]}
+    return run_pretraining(data_args, model_args, args, given, front=front, images=data if in_memory else None)
+
+
+def run_pretraining(
+    data_args: DataArguments,
+    model_args: ModelArguments,
+    args: OrthoSSLTrainingArguments,
+    given: dict[str, Any],
+    *,
+    front: Front = "trainer",
+    images: datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | None = None,
+) -> PretrainingRun:
+    """Train, measure, and leave a run folder; every process of a run calls it.
+
+    Args:
+        data_args ([`DataArguments`]): What to train on.
+        model_args ([`ModelArguments`]): What to train.
+        args ([`OrthoSSLTrainingArguments`]): How to train.
+        given (`dict`): The options that the user set, for `config.yaml`.
+        front (`str`, defaults to "trainer"): "trainer" or "loop".
+        images (data set, *optional*): A data set in memory, which replaces `data_args.dataset`.
+    """
+    is_main = PartialState().is_main_process
+    folder = Path(args.output_dir)
+    if not is_main:
+        silence()
+    on_main(lambda: check_folder(folder, args))
+    args = settled_arguments(args, LOOP_STATE if front == "loop" else TRAINER_STATE)
+    set_seed(args.seed)
+    source = _load_source(data_args, data_args.split, images)
+    model = build_model(model_args, source)
+    data = TrainingData(source, model, args.with_recipe(model.method.recipe))
+    data.planned_steps()
+    args = data.args
+    # Some errors in the options appear only in training: an earlier run is kept until the first step.
+    replacing = overwriting(folder) if is_main and args.overwrite_output else contextlib.nullcontext()
+    with replacing, _without_library_bars():
+        if is_main:
+            settings = {k: v for k, v in given.items() if k not in NOT_SETTINGS}
+            begin_folder(folder, args, settings | fixed_settings(data_args, model_args, args))
+            print(describe(model, source, args))
+        monitor = knn_monitor(data_args, source, model, args, images) if is_main else None
+        results = monitor.measure(model.encoder, step=0) if monitor else []
+        penalties = [float(model.penalty().detach())] if model.regularizer else []
+        if front == "loop":
+            pretrain_loop(model, data, write_encoder=False)
+        else:
+            OrthoSSLTrainer(model, train_dataset=data, write_encoder=False).train()
+    # Of sharded weights each process holds a part: all take part in reading them.
+    if model.regularizer:
+        penalties.append(float(model.penalty().detach()))
+    encoder = gather_module(model.encoder)
+    end_processes()
+    run = PretrainingRun(folder)
+    if not is_main:
+        return run
+
+    with _without_library_bars():
+        if monitor:
+            results += monitor.measure(encoder, step="end")
+        write_results(folder / "results.json", results)
+        record = training_record(model, data, front="accelerate loop" if front == "loop" else "Trainer")
+        write_encoder_folder(model, run.encoder, source=source, results=results, training=record, encoder=encoder)
+        print(summary(run, results, penalties, model))
+        return dataclasses.replace(run, publication=publish_run(run, args)) if args.push_to_hub else run
+
+
+def check_resumed(data_args: DataArguments, model_args: ModelArguments, args: OrthoSSLTrainingArguments) -> None:
+    """Reject options that differ from those of the run that `resume` continues.
+
+    Raises:
+        ValueError: An option that determines the run has another value than in its `config.yaml`.
+    """
+    saved = Path(args.output_dir) / "config.yaml"
+    if not (args.resume and saved.is_file()):
+        return
+    before = read_config(saved)
+    for name, value in fixed_settings(data_args, model_args, args).items():
+        # kNN does not change the training. Options at their default may be missing.
+        if name in before and before[name] != value and name != "knn_images":
+            raise ValueError(
+                f"{name} is {value!r} and the run in {saved.parent} was started with {before[name]!r}: leave "
+                "the option out to resume it, or start another run with another --output_dir"
+            )
+
+
+def fixed_settings(
+    data_args: DataArguments, model_args: ModelArguments, args: OrthoSSLTrainingArguments
+) -> dict[str, Any]:
+    """Return the settings that a resumed run cannot change."""
+    return dataclasses.asdict(data_args) | dataclasses.asdict(model_args) | {"views": args.views, "seed": args.seed}
+
+
+def build_model(model_args: ModelArguments, source: ImageSource) -> SSLModel:
+    """Return the encoder with its method and penalty, sized for the images."""
+    size = model_args.image_size
+    if size is None and source.image_size is not None and min(source.image_size) <= 224:
+        size = min(source.image_size)
+    settings = dataclasses.asdict(model_args)
+    pretrained = settings.pop("pretrained")
+    # Names are checked before a large backbone is built or downloaded.
+    config = SSLConfig(**settings | {"image_size": size})
+    encoder = load_encoder(config.backbone, pretrained=pretrained, image_size=size, **config.backbone_config)
+    config.image_size = encoder.image_size
+    return SSLModel(config, encoder)
+
+
+def knn_monitor(
+    data_args: DataArguments,
+    source: ImageSource,
+    model: SSLModel,
+    args: OrthoSSLTrainingArguments,
+    images: datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | None = None,
+) -> KNNMonitor | None:
+    """Return what measures kNN accuracy, or `None` without labels; queries come from a held-out split if there is one.
+
+    Args:
+        data_args ([`DataArguments`]): The data set and `knn_images`.
+        source ([`ImageSource`]): The images that the model trains on.
+        model ([`SSLModel`]): Its encoder is measured.
+        args ([`OrthoSSLTrainingArguments`]): Its seed chooses the images.
+        images (data set, *optional*): A data set in memory, which replaces `data_args.dataset`.
+    """
+    if source.label_column is None or data_args.knn_images <= 0 or data_args.streaming:
+        return None
+    queries = None
+    for split in available_splits(data_args.dataset if images is None else images, data_args.dataset_name):
+        if split not in ("test", "validation", "valid", "val") or split == source.split:
+            continue
+        columns = dataclasses.replace(data_args, image_column=source.image_column, label_column=source.label_column)
+        held_out = _load_source(columns, split, images)
+        # Some data sets publish their test images with the label -1 throughout.
+        if set(held_out.dataset[: data_args.knn_images][source.label_column]) - {-1, None}:
+            queries = held_out
+            break
+    return KNNMonitor(source, queries, model.encoder.image_size, images=data_args.knn_images, seed=args.seed)
+
+
+def describe(model: SSLModel, source: ImageSource, args: OrthoSSLTrainingArguments) -> str:
+    """Return two lines that describe the run."""
+    config, encoder = model.config, model.encoder
+    count = "a stream of" if source.num_rows is None else f"{source.num_rows:,}"
+    size = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+    penalty = "no penalty" if config.regularizer is None else f"{config.regularizer}, γ = {config.gamma:g}"
+    return (
+        f"data     {source.name}, {count} images, views {args.views} at {encoder.image_size} px\n"
+        f"model    {config.backbone} ({size:.1f} M parameters), {get_method(config.method).title}, {penalty}"
+    )
+
+
+def publish_run(run: PretrainingRun, args: OrthoSSLTrainingArguments) -> Publication:
+    """Publish the encoder with its results, which pushes during training do not have.
+
+    Raises:
+        OSError: The Hub does not answer, or rejects the encoder; the message says how to publish it later.
+    """
+    repo_id, revision, token = args.hub_model_id, args.hub_revision, args.hub_token
+    try:
+        return publish_encoder(run.encoder, repo_id, private=args.hub_private_repo, revision=revision, token=token)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{error}. Training has ended and {run.encoder} is complete: orthossl publish {run.output_dir} "
+            f"--repo_id {repo_id} publishes it"
+        ) from error
+
+
+def summary(run: PretrainingRun, results: list[Result], penalties: list[float], model: SSLModel) -> str:
+    """Return what the run came to and where it is."""
+    lines = []
+    if results:
+        top1 = [result.value for result in results if result.metric == "top1"]
+        lines.append(f"kNN      top-1 {top1[0]:.3f} before training, {top1[-1]:.3f} after ({results[-1].split})")
+    if penalties:
+        lines.append(
+            f"{model.config.regularizer:<8} {penalties[0]:.5g} before training, {penalties[-1]:.5g} after (before γ)"
+        )
+    lines += [
+        f"results  {run.output_dir / 'results.json'}",
+        f"encoder  {run.encoder} (README.md shows how to load it)",
+    ]
+    return "\n".join(lines)
+
+
+def _names(kind: type) -> list[str]:
+    return [spec.name for spec in dataclasses.fields(kind) if spec.init]
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with those of the file they refer to: `config`, or the run that `resume` continues."""
+    known = [name for kind in OPTION_CLASSES for name in _names(kind)]
+    options = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
+    for name in options:
+        if name not in (*known, "config"):
+            raise ValueError(f"unknown option {name!r}: {suggest(name, [*known, 'config'])}")
+    path = options.pop("config", None)
+    saved = Path(options.get("output_dir", OrthoSSLTrainingArguments.output_dir)) / "config.yaml"
+    if path is None and options.get("resume") and saved.is_file():
+        path = saved
+    settings = {} if path is None else read_config(path)
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"{path} has an unknown key {name!r}: {suggest(name, known)}")
+    for name, value in options.items():
+        mapping = settings.get(name)
+        settings[name] = mapping | value if isinstance(mapping, dict) and isinstance(value, dict) else value
+    return settings
+
+
+def _load_source(
+    data_args: DataArguments,
+    split: str,
+    images: datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | None,
+) -> ImageSource:
+    if images is None and data_args.dataset == IN_MEMORY:
+        raise ValueError(
+            "the run was started from Python with a data set in memory: continue it with "
+            "hf_orthossl.pretrain(data, output_dir=…, resume=True)"
+        )
+    return load_source(
+        data_args.dataset if images is None else images,
+        name=data_args.dataset_name,
+        split=split,
+        image_column=data_args.image_column,
+        label_column=data_args.label_column,
+        streaming=data_args.streaming,
+    )
+
+
+@contextlib.contextmanager
+def _without_library_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers, one per file written, which would break up the bar of the training."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
