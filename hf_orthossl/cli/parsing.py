@@ -96,7 +96,7 @@ def parse(
     parser = _parser(prog, description, dataclasses)
     options = {action.dest: action for action in parser._actions if action.option_strings}
     flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-    usual = {dest: parser.get_default(dest) for dest in options if dest not in ("help", "config")}
+    usual = {dest: _default(parser, option) for dest, option in options.items() if dest not in ("help", "config")}
 
     path = scan(argv).config or base
     settings = read_config(path) if path else {}
@@ -157,6 +157,12 @@ def _parser(prog: str, description: str, dataclasses: list[type]) -> _Parser:
             if action.dest in WITHOUT_EFFECT:
                 action.help = argparse.SUPPRESS
     return parser
+
+
+def _default(parser: _Parser, option: argparse.Action) -> Any:
+    """Return the default of an option as parsing returns it: argparse converts defaults that are text."""
+    default = parser.get_default(option.dest)
+    return parser._get_value(option, default) if isinstance(default, str) else default
 
 
 def _switches_closed(argv: list[str], parser: _Parser) -> list[str]:
