@@ -25,6 +25,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_xdist_auto_num_workers(config) -> int:
+    """All cores for the whole suite; one process, which starts at once and can be debugged, for tests that are named."""
+    if config.option.file_or_dir:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Each worker imports torch, and some tests start four processes.
+    return min(cores, 8)
+
+
 @pytest.fixture(autouse=True)
 def _reproducible():
     torch.set_num_threads(1)
