@@ -1,4 +1,4 @@
-"""`orthossl publish`: a run's encoder to the Hub, or a look at what would go there."""
+"""`orthossl publish`: publish the encoder of a run on the Hub, or show what would be published."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,12 @@ DESCRIPTION = (
 
 @dataclass
 class PublishArguments:
-    """What to publish, and where."""
+    """Options of `orthossl publish`."""
 
     run: str = field(metadata={"positional": True, "help": "folder of a run, or its encoder folder"})
-    repo_id: str | None = field(default=None, metadata={"help": "where to, as in user/name", "metavar": "USER/NAME"})
+    repo_id: str | None = field(
+        default=None, metadata={"help": "repository to publish to", "metavar": "USER/NAME"}
+    )
     private: bool = field(default=False, metadata={"help": "make a new repository private"})
     revision: str | None = field(default=None, metadata={"help": "branch to commit to (default: main)"})
     license: str | None = field(default=None, metadata={"help": "licence in the card, as in apache-2.0"})
@@ -25,7 +27,7 @@ class PublishArguments:
 
 
 def main(argv: list[str]) -> None:
-    """Publishes, or with `--dry_run` shows what would be published."""
+    """Publish an encoder, or with `--dry_run` show what would be published."""
     (args,), _ = parse("orthossl publish", DESCRIPTION, [PublishArguments], argv)
     if args.repo_id is None:
         raise ValueError("--repo_id is missing: pass one of the form user/name")
@@ -48,10 +50,10 @@ def main(argv: list[str]) -> None:
 
 
 def encoder_folder(run: str) -> Path:
-    """The encoder of a run folder, or the folder itself if it is an encoder's.
+    """Return the encoder folder of a run, or the folder itself if it is an encoder's.
 
     Raises:
-        FileNotFoundError: it is neither.
+        FileNotFoundError: The folder does not exist, or contains no encoder.
     """
     folder = Path(run)
     for candidate in (folder / "encoder", folder):
@@ -59,11 +61,11 @@ def encoder_folder(run: str) -> Path:
             return candidate
     if not folder.is_dir():
         raise FileNotFoundError(f"{run}: no such folder; pass a run of orthossl pretrain, as in runs/default")
-    raise FileNotFoundError(f"{run} has no encoder: pass a run of orthossl pretrain that ended, or its encoder folder")
+    raise FileNotFoundError(f"{run} has no encoder: pass a finished run of orthossl pretrain, or its encoder folder")
 
 
 def file_table(publication: Publication) -> str:
-    """Files and their sizes, one a line."""
+    """Return the published files and their sizes, one per line."""
     width = max(map(len, publication.files))
     total = sum(publication.files.values())
     lines = [f"  {path:<{width}}  {_readable(size):>9}" for path, size in publication.files.items()]
@@ -71,12 +73,12 @@ def file_table(publication: Publication) -> str:
 
 
 def published(publication: Publication) -> str:
-    """Where an encoder is now and how others load it."""
+    """Return the lines that tell where an encoder was published and how to load it."""
     noted = [publication.note] if publication.note else []
     return "\n".join([*noted, f"published  {publication.url}", *(f"  {line}" for line in publication.loading)])
 
 
-def _readable(size: int) -> str:
+def _readable(size: float) -> str:
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size} B" if unit == "B" else f"{size:.1f} {unit}"

@@ -1,6 +1,6 @@
-"""What leaves the machine: encoder folders and their cards.
+"""Encoder folders, their cards, publishing on the Hugging Face Hub, and the leaderboard.
 
-Public names are imported when first used: the leaderboard's page needs neither torch nor what trains.
+Public names are imported when first used: the leaderboard's page needs neither torch nor the code that trains.
 """
 
 from ..lazy import lazy_names

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..evaluation import Result, read_results, write_results
 from .card.render import FIGURE, render_card
-from .client import Found, HubRepo, hub_id, require_token
+from .client import HubRepo, RepoState, hub_id, require_token
 from .measurements import RESULTS, eval_result_files, merge_results, public_result
 from .publish import FILES, refuse_tokens
 
@@ -47,7 +47,7 @@ def publish_results(model: str, results: list[Result], *, token: str | None = No
     added = [public_result(result) for result in results]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        repo.fetch({*FILES, FIGURE} & found.files - {"model.safetensors"}, found.sha, folder)
+        repo.download({*FILES, FIGURE} & found.files - {"model.safetensors"}, found.sha, folder)
         earlier = read_results(folder / RESULTS) if (folder / RESULTS).is_file() else []
         merged = merge_results(earlier, added)
         write_results(folder / RESULTS, merged)
@@ -58,14 +58,14 @@ def publish_results(model: str, results: list[Result], *, token: str | None = No
         contents |= {path: text.encode() for path, text in eval_result_files(folder, repo_id=repo.repo_id).items()}
         refuse_tokens(contents, repo.token)
         commit = repo.commit(contents, set(), found.sha, f"{len(added)} evaluation results")
-        repo.fetch({RESULTS}, commit, folder)
+        repo.download({RESULTS}, commit, folder)
         there = read_results(folder / RESULTS)
     if there != merged:
         raise OSError(f"{repo.url} does not hold the results that were published to it: look at its commits")
     return PublishedResults(repo.url, commit, there)
 
 
-def results_repo(model: str, token: str | None = None) -> tuple[HubRepo, Found]:
+def results_repo(model: str, token: str | None = None) -> tuple[HubRepo, RepoState]:
     """Return the repository of a published encoder, checked before anything is measured.
 
     Raises:
@@ -79,7 +79,7 @@ def results_repo(model: str, token: str | None = None) -> tuple[HubRepo, Found]:
             "first"
         )
     repo = HubRepo(repo_id, require_token(token), model.partition("@")[2] or None)
-    found = repo.look()
+    found = repo.read_state()
     if found is None or not found.has_revision:
         raise OSError(f"there is no {repo.url} to push results to: publish the encoder with orthossl publish first")
     return repo, found

@@ -1,13 +1,13 @@
-"""The Hub: names of repositories, what goes wrong on the way there, and one repository with its commits."""
+"""The Hub's client: names of repositories, errors of the Hub in plain words, and one repository with its commits."""
 
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
@@ -23,18 +23,24 @@ from huggingface_hub.utils import validate_repo_id
 
 from .encoder_record import is_ours
 
-# Seconds before each further try; the client itself waits longer while it uploads files.
+T = TypeVar("T")
+# Seconds to wait before each retry; while files are uploaded, the client itself waits longer.
 RETRY_AFTER = (1.0, 4.0)
+# HTTP status codes after which a retry may succeed.
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-# What a repository may hold that nobody published.
+# Files that a repository may hold before anything was published to it.
 BARE = {".gitattributes", ".gitignore", "LICENSE", "README.md"}
 _SCHEMES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
 def hub_id(name: str) -> str | None:
-    """The Hub id `owner/name` that a name means, without scheme and revision, or `None` if it means something else.
+    """Return the Hub id `owner/name` that a name stands for, without scheme and revision.
 
-    A name of that form that is also a folder here means the folder.
+    Args:
+        name (`str`): Name of a model or data set, as `hf-hub:owner/name@revision` or `owner/name`.
+
+    Returns:
+        `str` or `None`: The Hub id; `None` for any other name, and for an id that is also the path of a local folder.
     """
     scheme = next((scheme for scheme in _SCHEMES if name.startswith(scheme)), "")
     if scheme == "local-dir:":
@@ -47,8 +53,32 @@ def hub_id(name: str) -> str | None:
     return plain if plain.count("/") == 1 and (scheme or not _is_folder(plain)) else None
 
 
+def public_name(name: str) -> str:
+    """Return the name under which a model or data set is published: a local folder loses its path.
+
+    Args:
+        name (`str`): A Hub id, the name of a timm model, or the path of a folder.
+
+    Returns:
+        `str`: The Hub id, or the last part of the path. A result that contains a slash is always a Hub id.
+    """
+    repo_id = hub_id(name)
+    if repo_id:
+        return repo_id
+    plain = name.removeprefix("local-dir:").replace("\\", "/").rstrip("/")
+    return plain.rpartition("/")[2] or plain
+
+
 def check_repo_id(repo_id: str | None, argument: str = "repo_id") -> None:
-    """Raises a ValueError that names the argument unless the id has the form "user/name"."""
+    """Check that a repository id has the form "user/name".
+
+    Args:
+        repo_id (`str`, *optional*): The id.
+        argument (`str`, defaults to `"repo_id"`): Name of the argument, for the error message.
+
+    Raises:
+        ValueError: `repo_id` is missing or has another form.
+    """
     if not repo_id:
         raise ValueError(f"{argument} is missing: pass one of the form user/name")
     try:
@@ -59,61 +89,70 @@ def check_repo_id(repo_id: str | None, argument: str = "repo_id") -> None:
         raise ValueError(f"{argument} {repo_id!r} names no owner: pass one of the form user/name")
 
 
-def public_name(name: str) -> str:
-    """A name that may leave the machine: a folder goes by its own name, as its path is nobody's business.
+def require_token(token: str | None = None) -> str:
+    """Return an access token: `token`, or the one that is stored on this machine.
 
-    What is left with one slash in it is a Hub id.
+    Raises:
+        OSError: There is no token.
     """
-    found = hub_id(name)
-    if found:
-        return found
-    plain = name.removeprefix("local-dir:").replace("\\", "/").rstrip("/")
-    return plain.rpartition("/")[2] or plain
-
-
-def _is_folder(name: str) -> bool:
-    try:
-        return Path(name).expanduser().is_dir()
-    except (OSError, RuntimeError):
-        return False
+    token = token or get_token()
+    if not token:
+        raise OSError("publishing needs an access token and there is none: run `hf auth login`, or set HF_TOKEN")
+    return token
 
 
 def hub_error(error: BaseException | None) -> Exception | None:
-    """What the Hub or the way there caused, below the client's own wrapping; `None` if something else went wrong."""
+    """Return the error of the Hub or of the connection to it that caused `error`.
+
+    The client wraps such errors, so the chain of causes is followed.
+
+    Returns:
+        `Exception` or `None`: The first such error; `None` if something else went wrong.
+    """
     while error is not None:
-        from_client = type(error).__module__.split(".")[0] in ("httpx", "httpx2")
-        # An answer that is no JSON is a proxy's.
-        named = HfHubHTTPError | LocalEntryNotFoundError | ConnectionError | TimeoutError | json.JSONDecodeError
-        if from_client or isinstance(error, named):
+        from_http_client = type(error).__module__.split(".")[0] in ("httpx", "httpx2")
+        # An answer that is not JSON comes from a proxy.
+        known = HfHubHTTPError | LocalEntryNotFoundError | ConnectionError | TimeoutError | json.JSONDecodeError
+        if isinstance(error, Exception) and (from_http_client or isinstance(error, known)):
             return error
         error = error.__cause__
     return None
 
 
 def status_of(error: Exception) -> int | None:
+    """Return the HTTP status code of an error, or `None` if the Hub did not answer."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 @dataclass(frozen=True)
-class Found:
-    """A repository as it is: its newest commit, its files, its configuration and card."""
+class RepoState:
+    """The newest commit of a repository.
 
-    sha: str | None
+    Args:
+        sha (`str`): Id of the commit.
+        files (`frozenset[str]`): Paths of its files.
+        config (`dict`): Its `config.json`; empty if there is none, or if it is not JSON.
+        card (`str`, *optional*): Its `README.md`.
+        private (`bool`): Whether the repository is private.
+        has_revision (`bool`): Whether the requested branch exists; if not, the other fields are those of the main one.
+    """
+
+    sha: str
     files: frozenset[str]
-    config: dict
+    config: Any
     card: str | None
     private: bool
     has_revision: bool
 
 
 class HubRepo:
-    """One repository.
+    """One repository on the Hub, with retries, and with errors of one line that say what to do.
 
     Args:
         repo_id (`str`): "user/name".
         token (`str`): Access token with write permission.
-        revision (`str`, *optional*): Branch; the main one by default.
-        kind (`str`, defaults to "model"): Or "dataset" or "space".
+        revision (`str`, *optional*): Branch; defaults to the main one.
+        kind (`str`, defaults to `"model"`): "model", "dataset" or "space".
     """
 
     def __init__(self, repo_id: str, token: str, revision: str | None = None, kind: str = "model"):
@@ -122,21 +161,29 @@ class HubRepo:
 
     @property
     def url(self) -> str:
+        """The address of the repository's page."""
         return f"{self.api.endpoint}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.repo_id}"
 
     def check_token(self) -> None:
-        """Raises an OSError if the Hub does not know the token."""
-        self._asked(self.api.whoami)
-
-    def look(self) -> Found | None:
-        """What is there; `None` if there is no such repository.
+        """Check that the Hub accepts the token.
 
         Raises:
-            ValueError: it holds something that this package did not publish.
-            OSError: the Hub does not answer, or refuses.
+            OSError: It does not, or it does not answer.
+        """
+        self._request(self.api.whoami)
+
+    def read_state(self) -> RepoState | None:
+        """Read the newest commit of a model repository.
+
+        Returns:
+            [`RepoState`] or `None`: The commit; `None` if there is no such repository.
+
+        Raises:
+            ValueError: The repository holds files that this package did not publish.
+            OSError: The Hub does not answer, or refuses the request.
         """
         try:
-            info, has_revision = self._asked(self._info)
+            info, has_revision = self._request(self._model_info)
         except RepositoryNotFoundError:
             return None
         files = frozenset(sibling.rfilename for sibling in info.siblings or ())
@@ -147,52 +194,73 @@ class HubRepo:
                 "another repo_id"
             )
         card = self.text("README.md", info.sha) if "README.md" in files else None
-        return Found(info.sha, files, config, card, bool(info.private), has_revision)
+        return RepoState(info.sha, files, config, card, bool(info.private), has_revision)
 
     def holds_weights(self, path: Path, sha: str) -> bool:
-        """Whether the `model.safetensors` of a commit is this file."""
-        found = self._asked(lambda: self.api.get_paths_info(self.repo_id, ["model.safetensors"], revision=sha))
-        lfs = getattr(found[0], "lfs", None) if found else None
+        """Return whether the `model.safetensors` of a commit equals a local file."""
+        paths = self._request(lambda: self.api.get_paths_info(self.repo_id, ["model.safetensors"], revision=sha))
+        lfs = getattr(paths[0], "lfs", None) if paths else None
         return lfs is not None and lfs.sha256 == _digests(path)[1]
 
-    def fetch(self, names: set[str] | frozenset[str], sha: str | None, folder: Path) -> None:
-        """Writes files of a commit into a folder."""
+    def download(self, names: set[str] | frozenset[str], sha: str, folder: Path) -> None:
+        """Download files of a commit into a folder."""
         for name in sorted(names):
-            file = self._asked(lambda name=name: self.api.hf_hub_download(self.repo_id, name, revision=sha))
-            shutil.copyfile(file, folder / name)
+
+            def request(name: str = name) -> str:
+                return self.api.hf_hub_download(self.repo_id, name, revision=sha)
+
+            shutil.copyfile(self._request(request), folder / name)
 
     def info(self) -> Any:
-        """What the Hub says of the newest commit; `None` if there is no such repository."""
+        """Return the Hub's description of the newest commit, or `None` if there is no such repository."""
         try:
-            return self._asked(lambda: self.api.repo_info(self.repo_id, repo_type=self.kind))
+            return self._request(lambda: self.api.repo_info(self.repo_id, repo_type=self.kind))
         except RepositoryNotFoundError:
             return None
 
     def tip(self) -> str | None:
-        """The newest commit; `None` if there is no such repository."""
+        """Return the id of the newest commit, or `None` if there is no such repository."""
         info = self.info()
         return None if info is None else info.sha
 
     def create(self, private: bool | None, sdk: str | None = None) -> None:
-        """Makes the repository if there is none; a Space needs its `sdk`, such as "gradio"."""
-        self._asked(
+        """Create the repository unless it exists.
+
+        Args:
+            private (`bool`, *optional*): Visibility of a new repository; `None` for the user's default.
+            sdk (`str`, *optional*): What a Space runs on, such as "gradio"; a Space needs it.
+        """
+        self._request(
             lambda: self.api.create_repo(
                 self.repo_id, private=private, exist_ok=True, repo_type=self.kind, space_sdk=sdk
             )
         )
 
     def create_branch(self) -> None:
-        self._asked(lambda: self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True))
+        """Create the branch `revision` unless it exists."""
+        branch = self.revision
+        assert branch is not None
+        self._request(lambda: self.api.create_branch(self.repo_id, branch=branch, exist_ok=True))
 
-    def commit(self, contents: dict[str, bytes | Path], stale: set[str], parent: str | None, message: str) -> str:
-        """Adds `contents` and deletes `stale` in one commit on top of `parent`; returns its id.
+    def commit(self, contents: Mapping[str, bytes | Path], stale: set[str], parent: str | None, message: str) -> str:
+        """Add files and delete others in one commit.
+
+        Args:
+            contents (mapping of `str` to `bytes` or `Path`): Path in the repository → content, or the file that has it.
+            stale (`set[str]`): Paths to delete.
+            parent (`str`, *optional*): Id of the commit on top of which to commit.
+            message (`str`): Title of the commit.
+
+        Returns:
+            `str`: Id of the commit.
 
         Raises:
-            ValueError: the Hub refuses the card's metadata.
-            OSError: the Hub does not answer, or refuses, or somebody else has committed since; nothing was changed.
+            ValueError: The Hub refuses the card's metadata.
+            OSError: The Hub does not answer, refuses the request, or has a newer commit than `parent`; nothing was
+                changed.
         """
         for wait in (*RETRY_AFTER, None):
-            adds = [
+            additions = [
                 CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
                 for path, content in contents.items()
             ]
@@ -200,7 +268,7 @@ class HubRepo:
             try:
                 return self.api.create_commit(
                     self.repo_id,
-                    [*adds, *deletions],
+                    [*additions, *deletions],
                     repo_type=self.kind,
                     commit_message=message,
                     revision=self.revision,
@@ -211,42 +279,45 @@ class HubRepo:
                 if error is None:
                     raise
                 # The commit may have been made although its answer was lost.
-                landed = self._landed(contents, stale, error)
-                if landed:
-                    return landed
+                commit = self._commit_made(contents, stale, error)
+                if commit:
+                    return commit
                 if wait is None or not _is_transient(error):
-                    raise self._in_words(error) from raised
+                    raise self._explained(error) from raised
                 time.sleep(wait)
-        raise AssertionError("unreachable")
+        raise AssertionError("unreachable: the last try returns or raises")
 
-    def _landed(self, contents: dict[str, bytes | Path], stale: set[str], error: Exception) -> str | None:
+    def text(self, path: str, sha: str) -> str:
+        """Return the content of a text file of a commit."""
+        file = self._request(lambda: self.api.hf_hub_download(self.repo_id, path, revision=sha, repo_type=self.kind))
+        return Path(file).read_bytes().decode("utf-8", errors="replace")
+
+    def _commit_made(self, contents: Mapping[str, bytes | Path], stale: set[str], error: Exception) -> str | None:
+        """Return the id of the newest commit if it is the one whose answer was lost, else `None`."""
         if not _is_transient(error) and status_of(error) not in (409, 412):
             return None
         try:
-            info = self._asked(
+            # Any: the client's return type includes kinds of repository without files, which are not asked for.
+            info: Any = self._request(
                 lambda: self.api.repo_info(
                     self.repo_id, revision=self.revision, repo_type=self.kind, files_metadata=True, timeout=30
                 )
             )
         except OSError as unknown:
             raise OSError(
-                f"the Hub stopped answering ({self._in_words(error)}), and whether {self.url} was published is not "
+                f"the Hub stopped answering ({self._explained(error)}), and whether {self.url} was published is not "
                 "known: publish again later, which changes nothing if it was"
             ) from unknown
-        there = {sibling.rfilename: sibling.lfs.sha256 if sibling.lfs else sibling.blob_id for sibling in info.siblings}
-        same = all(there.get(path) in _digests(content) for path, content in contents.items())
-        return info.sha if same and not stale & set(there) else None
+        digests = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings or ()}
+        same = all(digests.get(path) in _digests(content) for path, content in contents.items())
+        return info.sha if same and not stale & set(digests) else None
 
-    def _info(self) -> tuple[Any, bool]:
+    def _model_info(self) -> tuple[Any, bool]:
+        """Return the Hub's description of the branch, or of the main one, and whether the branch exists."""
         try:
             return self.api.model_info(self.repo_id, revision=self.revision), True
         except RevisionNotFoundError:
             return self.api.model_info(self.repo_id), False
-
-    def text(self, path: str, sha: str) -> str:
-        """A text file of a commit."""
-        file = self._asked(lambda: self.api.hf_hub_download(self.repo_id, path, revision=sha, repo_type=self.kind))
-        return Path(file).read_bytes().decode("utf-8", errors="replace")
 
     def _json(self, path: str, sha: str) -> Any:
         try:
@@ -254,8 +325,8 @@ class HubRepo:
         except json.JSONDecodeError:
             return {}
 
-    def _asked(self, call: Callable[[], Any]) -> Any:
-        """The call's answer, after a few tries where the Hub stumbles; what it refuses becomes one line."""
+    def _request(self, call: Callable[[], T]) -> T:
+        """Return the call's result, after retries if the Hub fails for a moment; explain the error of the last one."""
         for wait in (*RETRY_AFTER, None):
             try:
                 return call()
@@ -266,10 +337,12 @@ class HubRepo:
                 if error is None:
                     raise
                 if wait is None or not _is_transient(error):
-                    raise self._in_words(error) from raised
+                    raise self._explained(error) from raised
                 time.sleep(wait)
+        raise AssertionError("unreachable: the last try returns or raises")
 
-    def _in_words(self, error: Exception) -> OSError | ValueError:
+    def _explained(self, error: Exception) -> OSError | ValueError:
+        """Return the error of one line that says what went wrong and what to do."""
         status = status_of(error)
         if isinstance(error, OfflineModeIsEnabled):
             return OSError("HF_HUB_OFFLINE is set, so nothing can be published: unset it")
@@ -293,12 +366,11 @@ class HubRepo:
         )
 
 
-def require_token(token: str | None = None) -> str:
-    """The token given, or the one of this machine; raises an OSError where there is none."""
-    token = token or get_token()
-    if not token:
-        raise OSError("publishing needs an access token and there is none: run `hf auth login`, or set HF_TOKEN")
-    return token
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).expanduser().is_dir()
+    except (OSError, RuntimeError):
+        return False
 
 
 def _is_transient(error: Exception) -> bool:
@@ -307,6 +379,6 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _digests(content: bytes | Path) -> tuple[str, str]:
-    """How the Hub names a file's content: as a git blob, and in LFS."""
+    """Return the two names that the Hub may give to a file's content: those of a git blob and of LFS."""
     data = content if isinstance(content, bytes) else content.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(), hashlib.sha256(data).hexdigest()

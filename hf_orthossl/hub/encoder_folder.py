@@ -1,6 +1,7 @@
-"""The folder a run leaves for others: weights, card and spectra, loadable without this package."""
+"""The encoder folder of a run: weights, card and spectra, which anyone loads without this package."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import __version__
@@ -23,31 +24,38 @@ def write_encoder_folder(
     folder: str | Path,
     *,
     source: ImageSource | None,
-    results: list[Result] = (),
+    results: Sequence[Result] = (),
     training: dict | None = None,
     spectra_images: int = 1024,
     encoder: Encoder | None = None,
 ) -> Path:
-    """Writes an encoder with all that is known of it.
+    """Write the encoder of a trained model with its origin, results, spectra and card.
 
-    `config.json` and `model.safetensors` with what loading needs, `results.json`, `spectra.json`,
-    `spectra.safetensors`, `spectra.png`, and the card, `README.md`.
+    The folder has `config.json`, `model.safetensors` and other files that loading needs, `results.json`,
+    `spectra.json`, `spectra.safetensors`, `spectra.png`, and the card, `README.md`.
 
     Args:
         model ([`SSLModel`]): The trained model; only its encoder is exported.
-        folder (`str` or `Path`): Where to; what is there is replaced, but for what the owner wrote in the card.
-        source ([`ImageSource`], *optional*): What it was trained on, and whose images the feature spectra are taken
-            over. A folder is named without its path.
-        results (`list[Result]`, *optional*): Measurements for the card; folders in them are named without their path.
-        training (`dict`, *optional*): How it was trained, JSON values, as [`training_record`] says it; `"pretrained"`
-            says whether it started from published weights.
-        spectra_images (`int`, defaults to 1024): Images behind the feature spectra at most; a stream gives none.
-        encoder ([`Encoder`], *optional*): The model's encoder with whole weights, from
-            [`~distributed.sharding.gather_module`], where they are sharded over processes.
+        folder (`str` or `Path`): Folder to write. Its files are replaced; the owner's text in the card is kept.
+        source ([`ImageSource`], *optional*): Training data, whose images also give the feature spectra. A local folder
+            is recorded without its path.
+        results (sequence of [`Result`], *optional*): Results for the card; local folders lose their path.
+        training (`dict`, *optional*): Settings of the training as [`training_record`] returns them, JSON values;
+            `"pretrained"` tells whether the initial weights were published ones.
+        spectra_images (`int`, defaults to 1024): Number of images for the feature spectra at most; for a stream, none
+            are measured.
+        encoder ([`Encoder`], *optional*): The encoder with whole weights, from [`~distributed.sharding.gather_module`],
+            if the model's are sharded.
+
+    Returns:
+        `Path`: The folder.
 
     Raises:
-        ValueError: the weights are sharded and `encoder` is not given.
-        OSError: the folder cannot be written; an earlier encoder in it stays whole.
+        ValueError: The weights are sharded and `encoder` is missing.
+        OSError: The folder cannot be written; an earlier encoder in it stays intact.
+
+    Example:
+        >>> write_encoder_folder(model, "runs/mine/encoder", source=load_source("digits"))
     """
     encoder = encoder or model.encoder
     record = _record(model, source, training or {})
@@ -69,7 +77,14 @@ def write_encoder_folder(
 
 
 def spectra_rows(num_rows: int, images: int = 1024) -> list[int]:
-    """The rows of a data set behind the feature spectra, evenly spread: sorted sets keep all their classes."""
+    """Return the rows of a data set from which feature spectra are measured.
+
+    They are evenly spaced, so that a data set sorted by class contributes all its classes.
+
+    Args:
+        num_rows (`int`): Size of the data set.
+        images (`int`, defaults to 1024): Number of rows at most.
+    """
     return list(range(0, num_rows, max(num_rows // images, 1)))[:images]
 
 
@@ -100,13 +115,13 @@ def _record(model: SSLModel, source: ImageSource | None, training: dict) -> Enco
 
 
 def _base_model(backbone: str, encoder: Encoder) -> str | None:
-    """The Hub id of the published weights of a backbone."""
+    """Return the Hub id of a backbone's published weights, or `None`."""
     cfg = getattr(encoder.backbone, "pretrained_cfg", None) or {}
     return hub_id(backbone) or hub_id(cfg.get("hf_hub_id") or "")
 
 
 def _write_card(folder: Path) -> None:
-    """Renders the card; one whose owner has left broken markers in it stays as it is, as the run is worth more."""
+    """Render the card; if the owner left broken markers in it, warn and keep it: an error would cost the run."""
     path = folder / CARD
     try:
         # As bytes: reading as text would change the owner's line breaks.

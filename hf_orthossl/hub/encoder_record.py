@@ -1,4 +1,4 @@
-"""What an encoder folder says of itself: the `orthossl` block of its `config.json`, and how the encoder is loaded."""
+"""The origin of an encoder, as its `config.json` records it, and the Python calls that load the encoder."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import os
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict
 
 from .escaping import Safe, literal
 
@@ -20,30 +20,32 @@ _MAX_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class EncoderRecord:
-    """Where an encoder comes from and how it is used.
+    """The origin of an encoder and how to use it: the `orthossl` block of its `config.json`.
 
     Args:
-        backbone (`str`): What it was built from: a timm name, a Hub id, or the last part of a folder.
-        backbone_config (`dict`, *optional*): Arguments of the architecture other than its own.
-        num_features (`int`): D, numbers per image.
-        image_size (`int`): Side of the images in pixels.
-        mean, std (`list[float]`): Three numbers each, by which images in [0, 1] are normalized.
-        pooling (`str`): Where `AutoModel` keeps the representation, "pooler_output", "cls" or "mean".
+        backbone (`str`): Name of the architecture: a timm name, a Hub id, or the last part of a folder's path.
+        backbone_config (`dict`, *optional*): Arguments of the architecture that differ from its defaults.
+        num_features (`int`): Dimension D of the representation.
+        image_size (`int`): Height and width of the input images, in pixels.
+        mean (`list[float]`): Mean of each of the three channels, for normalizing images in [0, 1].
+        std (`list[float]`): Standard deviation of each channel.
+        pooling (`str`): How the output of `AutoModel` becomes the representation: "pooler_output", "cls" or "mean".
         method (`str`): The SSL method, as `orthossl methods` names it.
-        method_config (`dict`, *optional*): Its hyper-parameters.
+        method_config (`dict`, *optional*): Hyper-parameters of the method.
         regularizer (`str`, *optional*): The name of a penalty; `None` without one.
-        regularizer_config (`dict`, *optional*): Further arguments of the penalty.
-        gamma (`float`, *optional*): Weight γ of the penalty; `None` without.
-        whitening (`float`, defaults to 0): Weight of feature whitening.
+        regularizer_config (`dict`, *optional*): Other arguments of the penalty.
+        gamma (`float`, *optional*): Weight γ of the penalty; `None` without one.
+        whitening (`float`, defaults to 0): Weight of the feature whitening loss.
         dataset (`str`, *optional*): Training data: a Hub id, or the name of a folder.
-        split (`str`, *optional*): The part trained on.
-        num_images (`int`, *optional*): Images in it; `None` for a stream.
-        base_model (`str`, *optional*): Hub id of the weights it started from; `None` if untrained or not known.
-        training (`dict`, *optional*): How it was trained, as [`training_record`] says it; JSON values.
-        version (`str`, *optional*): Of this package.
-        commit (`str`, *optional*): Of this package's checkout, with `-dirty` if it had changes.
-        library (`str`, defaults to "timm"): "timm" or "transformers", as the rest of `config.json` has it.
-        remote_code (`bool`, defaults to `False`): Whether only code in the folder knows the architecture.
+        split (`str`, *optional*): Split of the data set.
+        num_images (`int`, *optional*): Number of images in the split; `None` for a stream.
+        base_model (`str`, *optional*): Hub id of the initial weights; `None` if they were random or are not known.
+        training (`dict`, *optional*): Settings of the training, as [`training_record`] returns them; JSON values.
+        version (`str`, *optional*): Version of this package.
+        commit (`str`, *optional*): Commit of this package's checkout, ending in `-dirty` if files were changed.
+        library (`str`, defaults to `"timm"`): Library that loads the encoder, "timm" or "transformers"; not in the
+            block.
+        remote_code (`bool`, defaults to `False`): Whether code in the folder defines it; not in the block.
     """
 
     backbone: str
@@ -66,52 +68,52 @@ class EncoderRecord:
     training: dict = field(default_factory=dict)
     version: str | None = None
     commit: str | None = None
-    # What the rest of config.json says, whoever wrote it.
+    # From the rest of config.json.
     library: str = "timm"
     remote_code: bool = False
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """The record of an encoder folder, checked: the file may come from anywhere.
+        """Read and check the record of an encoder folder; the file is untrusted.
 
         Raises:
-            FileNotFoundError: there is no `config.json`.
-            ValueError: it is not JSON, was not written by this package, or an entry is of the wrong kind.
+            FileNotFoundError: There is no `config.json`.
+            ValueError: The file is not JSON, was not written by this package, or has an entry of the wrong type.
         """
         path = Path(folder) / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: pass an encoder folder, such as runs/default/encoder")
         if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"{path} is larger than {_MAX_BYTES >> 20} MiB: it is no config.json of an encoder")
+            raise ValueError(f"{path} is larger than {_MAX_BYTES >> 20} MiB: this is not the config.json of an encoder")
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
         block = config.get("orthossl") if isinstance(config, dict) else None
         if not isinstance(block, dict):
-            raise ValueError(f"{path} has no orthossl block: only encoders that orthossl pretrain wrote have a card")
-        values = {}
+            raise ValueError(f"{path} has no orthossl block: pass an encoder that orthossl pretrain wrote")
+        values: dict[str, Any] = {}
         for spec in dataclasses.fields(cls)[:-2]:
             required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
             if spec.name in block:
                 values[spec.name] = _checked(path, spec, block[spec.name])
             elif required:
-                raise ValueError(f"{path}: orthossl.{spec.name} is missing: write the encoder anew with this version")
+                raise ValueError(f"{path}: orthossl.{spec.name} is missing: export the encoder again with this version")
         if values["pooling"] not in POOLINGS:
             pooling = values["pooling"][:80]
             raise ValueError(f"{path}: orthossl.pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
         return cls(**values, **library_of(config))
 
     def to_dict(self) -> dict:
-        """The `orthossl` block."""
+        """Return the `orthossl` block of `config.json`."""
         values = dataclasses.asdict(self)
         del values["library"], values["remote_code"]
         return values
 
     @property
     def known_method(self) -> "type[SSLMethod] | None":
-        """The method's class; `None` for a name that this version does not know."""
-        # Needs torch, which what reads a record alone does without.
+        """The class of the method; `None` if this version does not know its name."""
+        # Imported here because it needs torch, which reading a record does not.
         from ..methods import get_method
 
         try:
@@ -121,23 +123,35 @@ class EncoderRecord:
 
     @property
     def title(self) -> str:
-        """The method as its authors write it."""
+        """The method's name as its authors write it."""
         return self.known_method.title if self.known_method else self.method
 
     @property
     def short_name(self) -> str:
-        """Such as "resnet18-byol-so"."""
+        """Backbone, method and penalty in one word, such as "resnet18-byol-so"."""
         parts = [self.backbone.rpartition("/")[2], self.method, self.regularizer]
         return "-".join(part for part in parts if part)
 
 
 def is_ours(config) -> bool:
-    """Whether a configuration is of an encoder that this package wrote."""
+    """Return whether a `config.json` was written by this package."""
     return isinstance(config, dict) and isinstance(config.get("orthossl"), dict)
 
 
 class Loadable(Protocol):
-    """What is known of an encoder: "timm" or "transformers", and whether only code beside it knows the architecture."""
+    """An encoder with what [`loading_calls`] needs: its library, and whether it needs code from its repository."""
+
+    @property
+    def library(self) -> str:
+        """Library that loads the encoder, "timm" or "transformers"."""
+
+    @property
+    def remote_code(self) -> bool:
+        """Whether code beside the weights defines the architecture."""
+
+
+class Library(TypedDict):
+    """The fields of [`Loadable`], as keyword arguments."""
 
     @property
     def library(self) -> str:
@@ -148,25 +162,25 @@ class Loadable(Protocol):
         """Return whether only code beside the weights knows the architecture."""
 
 
-def library_of(config: dict) -> dict[str, str | bool]:
-    """The fields of [`Loadable`] for an encoder with this `config.json`."""
+def library_of(config: dict) -> Library:
+    """Return library and need for remote code of the encoder with this `config.json`."""
     return {"library": "timm" if "architecture" in config else "transformers", "remote_code": "auto_map" in config}
 
 
 def loading_calls(
     encoder: Loadable, location: str, revision: str | None = None, *, is_folder: bool = False
 ) -> dict[str, Safe | None]:
-    """Python that loads an encoder without this package.
+    """Return Python calls that load an encoder without this package.
 
     Args:
-        encoder ([`EncoderRecord`] or a board's [`~leaderboard.schema.Entry`]): Which library it is for.
-        location (`str`): Hub id, or a folder.
-        revision (`str`, *optional*): Branch on the Hub; the main one by default.
-        is_folder (`bool`, defaults to `False`): What `location` is.
+        encoder ([`Loadable`]): An [`EncoderRecord`], or an entry of a leaderboard.
+        location (`str`): Hub id, or path of a folder.
+        revision (`str`, *optional*): Branch on the Hub; defaults to the main one.
+        is_folder (`bool`, defaults to `False`): Whether `location` is a folder.
 
     Returns:
-        `dict`: `timm_call` (`None` where timm alone does not know the architecture), `auto_call`, `location` (the
-        arguments that say where it is) and `trust` (the one that runs code of the repository, or nothing).
+        `dict`: `timm_call`, `None` if timm does not know the architecture; `auto_call`, with transformers; `location`,
+        the arguments that name the location; `trust`, the argument that allows code of the repository, or nothing.
     """
     source = f"local-dir:{location}" if is_folder else f"hf-hub:{location}" + (f"@{revision}" if revision else "")
     native_timm = encoder.library == "timm" and not encoder.remote_code
@@ -181,20 +195,30 @@ def loading_calls(
 
 
 def package_commit() -> str | None:
-    """The git commit that this package runs from, ending in `-dirty` if files were changed; `None` if installed."""
-    here = Path(__file__).parents[1]
-    # No lock is taken: another git command may be at work here.
-    quiet = {"cwd": here, "env": os.environ | {"GIT_OPTIONAL_LOCKS": "0"}, "capture_output": True, "timeout": 10}
+    """Return the git commit of this package's checkout.
+
+    Returns:
+        `str` or `None`: The commit, ending in `-dirty` if files were changed; `None` if the package is installed.
+    """
+
+    def git(*arguments: str) -> str:
+        # Optional locks could make another git command in this checkout fail.
+        environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+        command, folder = ["git", *arguments], Path(__file__).parents[1]
+        return subprocess.run(
+            command, cwd=folder, env=environment, check=True, capture_output=True, text=True, timeout=10
+        ).stdout
+
     try:
-        # An environment inside someone's own repository is no checkout of this package.
-        subprocess.run(["git", "ls-files", "--error-unmatch", "__init__.py"], check=True, **quiet)
-        named = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(named, check=True, text=True, **quiet).stdout.strip() or None
+        # An environment inside another repository is not a checkout of this package.
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip() or None
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
 
 
 def _checked(path: Path, spec: dataclasses.Field, value: Any) -> Any:
+    """Return an untrusted value if it has the type of its field, else raise a ValueError."""
     if value is None and spec.default is None:
         return None
     if spec.type == list[float]:
@@ -207,7 +231,8 @@ def _checked(path: Path, spec: dataclasses.Field, value: Any) -> Any:
     elif spec.type in (str, str | None):
         valid, kind = isinstance(value, str), "text"
     else:
-        valid, kind = isinstance(value, spec.type), "an object" if spec.type is dict else "true or false"
+        expected = dict if spec.type is dict else bool
+        valid, kind = isinstance(value, expected), "an object" if expected is dict else "true or false"
     if not valid:
         raise ValueError(f"{path}: orthossl.{spec.name} must be {kind}, got {str(value)[:80]!r}")
     return value

@@ -1,51 +1,53 @@
-"""Text from users and files, made safe to stand in Markdown, HTML, YAML and Python."""
+"""Text of unknown origin, made safe for Markdown, HTML, YAML and Python."""
 
 import re
 import unicodedata
 from typing import Any
 
 LONGEST = 300
-# Entities cannot form structure in Markdown; the others are escaped as every dialect of it knows.
+# As entities these cannot form structure; a backslash before the others is known to all dialects of Markdown.
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "~": "&#126;", "$": "&#36;"}
 _ENTITIES |= {mark: f"\\{mark}" for mark in "\\`*[]"}
-# Renderers turn these into links by themselves, entities or not; an empty comment keeps them text.
+# Renderers turn these into links, even where they are written as entities; an empty comment in between prevents it.
 _AUTOLINKS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)|(?<=mailto)(?=:)", re.IGNORECASE)
 _APART = "<!-- -->"
 
 
 class Safe(str):
-    """Markdown of our own making, which `escape` leaves as it is."""
+    """Markdown that this package wrote, which `escape` leaves unchanged."""
 
     __slots__ = ()
 
 
 def clean(value: Any, longest: int = LONGEST) -> str:
-    """One line of printable text: runs of blanks become one, control characters `�`, and what is too long is cut.
+    """Return a value as one line of printable text.
+
+    Runs of white space become one space, control characters become `�`, and text that is too long ends in an ellipsis.
 
     Args:
-        value: Anything; numbers are shown with up to six digits.
-        longest (`int`, defaults to 300): Characters kept.
+        value (`Any`): Any value; a float is written with up to six digits.
+        longest (`int`, defaults to 300): Length of the result at most, in characters.
     """
     if isinstance(value, float):
         return f"{value:.6g}"
-    # Cut before it is worked on: a file may hold anything.
+    # A file may hold megabytes: cut before the work.
     text = " ".join(str(value)[: 10 * longest].split())
     text = "".join("�" if unicodedata.category(character)[0] == "C" else character for character in text)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def escape(value: Any) -> Safe:
-    """Markdown that shows a value as it is, within a line or a table cell."""
+    """Return Markdown that shows a value literally, within a line or a table cell."""
     if isinstance(value, Safe):
         return value
     text = "".join(_ENTITIES.get(character, character) for character in clean(value))
-    # Within a word an underscore means nothing, and names are full of them.
+    # Within a word an underscore has no meaning in Markdown, and names contain many.
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
     return Safe(_AUTOLINKS.sub(_APART, text))
 
 
 def literal(value: str) -> Safe:
-    """A Python string literal of exactly this value, with nothing in it that Markdown or HTML could read."""
+    """Return a Python string literal of this value that contains no markup of Markdown or HTML."""
     text = repr(value)
     if not {'"', "'"} & set(value):
         text = f'"{text[1:-1]}"'

@@ -1,10 +1,12 @@
-"""Publishing an encoder folder: card, weights and spectra in one commit, and nothing else."""
+"""Publishing an encoder folder on the Hub: card, weights and spectra in one commit, and no other files."""
 
 import json
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import get_token
 from safetensors import SafetensorError, safe_open
@@ -15,11 +17,12 @@ from ..evaluation.results import results_json
 from .card.metadata import parse_front_matter
 from .card.render import render_card
 from .card.sections import find_sections, owners_text, split_front_matter
-from .client import Found, HubRepo, check_repo_id, require_token
+from .client import HubRepo, RepoState, check_repo_id, require_token
 from .encoder_record import EncoderRecord, loading_calls
 from .measurements import RESULTS, eval_result_files, merge_results, names_source, public_result
 
-# All that is ever published, besides the card, pictures in it, evaluation results, and the code that config.json names.
+CARD = "README.md"
+# The only files that are published, besides card, pictures in it, evaluation results, and code that config.json names.
 FILES = (
     "config.json",
     "model.safetensors",
@@ -30,24 +33,24 @@ FILES = (
 )
 FIGURES = ("spectra.png", "filters.png", "representations.png")
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}")
-# In Markdown and HTML; only a name: what lies in other folders is no part of the encoder.
+# A picture in Markdown or HTML, by its name alone: files of other folders do not belong to the encoder.
 _PICTURE = re.compile(r"""(?:\]\(|src=["'])(?:\./)?([\w-][\w.-]*\.(?:png|jpe?g|gif|webp))(?=[\s"')])""", re.IGNORECASE)
-# Those of the Hub's identifiers, and of git's names of branches that need no quoting.
+# An identifier of the Hub, and a name of a git branch that needs no quoting.
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]{0,40}")
 _REVISION = re.compile(r"(?!.*(?:\.\.|//|/\.|\.lock(?:/|$)))\w[\w./-]{0,199}(?<![./])", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What was published, or would be.
+    """What was published, or what a dry run would publish.
 
     Args:
         repo_id (`str`): "user/name".
         files (`dict[str, int]`): Path in the repository → size in bytes.
-        card (`str`): Text of its README.md.
+        card (`str`): Text of the card, `README.md`.
         loading (`list[str]`): Lines of Python that load the encoder.
-        note (`str`, *optional*): What became of the owner's words in the folder's card, if the repository's differ.
-        url (`str`, *optional*): Where it is; `None` after a dry run.
+        note (`str`, *optional*): A sentence that says which owner's text was kept, if folder and repository differ.
+        url (`str`, *optional*): Address of the repository; `None` after a dry run.
         commit (`str`, *optional*): Id of the commit; `None` after a dry run.
     """
 
@@ -71,110 +74,190 @@ def publish_encoder(
     dry_run: bool = False,
     commit_message: str | None = None,
 ) -> Publication:
-    """Uploads an encoder folder to the Hub in one commit; what the owner wrote into the card there stays.
+    """Publish an encoder folder on the Hub in one commit.
 
-    Weights, configuration, spectra, figures, results and the code that loading needs go out, with a card rendered for
-    `repo_id`, the pictures that it shows, and `.eval_results/`. Nothing else in the folder does, and nothing that holds
-    an access token. Results that the repository has of the same weights stay.
+    The commit has weights, configuration, spectra, figures, results, the code that loading needs, a card rendered for
+    `repo_id` with its pictures, and `.eval_results/`. No other file of the folder is published, and no file that
+    contains an access token. The repository keeps what its owner wrote into the card, and its results for the same
+    weights.
 
     Args:
-        folder (`str` or `Path`): What `write_encoder_folder` wrote.
-        repo_id (`str`): "user/name"; created if there is no such repository.
-        private (`bool`, *optional*): Visibility of a new repository; the Hub's default for the user if `None`.
-        revision (`str`, *optional*): Branch, made if missing; the main one by default.
+        folder (`str` or `Path`): Folder that [`write_encoder_folder`] wrote.
+        repo_id (`str`): "user/name"; the repository is created if it does not exist.
+        private (`bool`, *optional*): Visibility of a new repository; defaults to the user's setting on the Hub.
+        revision (`str`, *optional*): Branch, created if it does not exist; defaults to the main one.
         token (`str`, *optional*): Access token with write permission; defaults to the one of `hf auth login` or
             `HF_TOKEN`.
-        license (`str`, *optional*): Licence for the card, such as "apache-2.0".
-        dry_run (`bool`, defaults to `False`): Only say what would be published, without any request.
-        commit_message (`str`, *optional*): Names this package's version by default.
+        license (`str`, *optional*): Identifier of a licence for the card, such as "apache-2.0".
+        dry_run (`bool`, defaults to `False`): Only return what would be published, without any request.
+        commit_message (`str`, *optional*): Title of the commit; defaults to one with this package's version.
+
+    Returns:
+        [`Publication`]: The published files, the card and the lines that load the encoder.
 
     Raises:
-        ValueError: malformed `repo_id`, `revision` or `license`, a folder that is not an encoder's, a token in a file,
-            a repository that holds something else or is public where `private=True`, or a card of it that is broken.
-        OSError: no token, or the Hub does not answer, or refuses; the repository is as it was.
+        ValueError: `repo_id`, `revision` or `license` is malformed, the folder is not an encoder's, a file contains an
+            access token, or the repository holds other files, is public although `private=True`, or has a broken card.
+        OSError: There is no token, or the Hub does not answer, or refuses the request; the repository is unchanged.
+
+    Example:
+        >>> publication = publish_encoder("runs/default/encoder", "user/resnet10t-simclr-so", license="apache-2.0")
+        >>> publication.url
+        'https://huggingface.co/user/resnet10t-simclr-so'
     """
     folder = Path(folder)
     check_repo_id(repo_id)
     _check_revision(revision)
     if license is not None and not _LICENSE.fullmatch(license):
         raise ValueError(
-            f"license {license!r} is no licence of the Hub: pass an identifier such as apache-2.0, or other"
+            f"license {license!r} is not an identifier of the Hub: pass one such as apache-2.0, or the word other"
         )
     config = read_encoder_config(folder)
     loading = loading_lines(EncoderRecord.read(folder), repo_id, revision)
     results = [public_result(result) for result in read_results(folder / RESULTS)] if _has_results(folder) else []
-    local = _contents(folder, config, repo_id, revision, license, None, results)
+    card, contents = _contents(folder, config, repo_id, revision, license, None, results)
+    folders_text = _owners_text(_local_card(folder))
     if dry_run:
-        refuse_tokens(local, get_token())
-        sizes = {path: size_of(content) for path, content in local.items()}
-        words = _owners_text(_local_card(folder))
-        note = "If the repository has a card, its owner's text is kept instead of this one's" if words else None
-        return Publication(repo_id, sizes, local["README.md"].decode(), loading, note)
+        refuse_tokens(contents, get_token())
+        note = "If the repository has a card, its owner's text is kept instead of this one's" if folders_text else None
+        return Publication(repo_id, _sizes(contents), card, loading, note)
 
     token = require_token(token)
-    refuse_tokens(local, token)
+    refuse_tokens(contents, token)
     repo = HubRepo(repo_id, token, revision)
-    found = repo.look()
-    if found is None:
+    state = repo.read_state()
+    if state is None:
         repo.create(private)
-        found = repo.look()
-    if found is None:
-        raise OSError(f"{repo.url} was created and cannot be seen: check the token's permissions")
-    _check_found(repo, found, private)
-    if not found.has_revision:
+        state = _existing(repo)
+    _check_state(repo, state, private)
+    if not state.has_revision:
         repo.create_branch()
-        found = repo.look()
-    # Later measurements of these very weights were pushed there.
-    if {RESULTS, "model.safetensors"} <= found.files and repo.holds_weights(folder / "model.safetensors", found.sha):
-        results = merge_results(results, _results_there(repo, found.sha))
-    contents = _contents(folder, config, repo_id, revision, license, found.card, results)
+        state = _existing(repo)
+    # Results of the same weights may have been published since.
+    if {RESULTS, "model.safetensors"} <= state.files and repo.holds_weights(folder / "model.safetensors", state.sha):
+        results = merge_results(results, _published_results(repo, state.sha))
+    card, contents = _contents(folder, config, repo_id, revision, license, state.card, results)
     refuse_tokens(contents, token)
     message = commit_message or f"Encoder pretrained with orthossl {__version__}"
-    commit = repo.commit(contents, _stale(repo, found, contents), found.sha, message)
-    sizes = {path: size_of(content) for path, content in contents.items()}
-    words, note = _owners_text(_local_card(folder)), None
-    if found.card is not None and words and words != _owners_text(found.card):
-        note = f"The owner's text in the repository's card was kept; that of {folder / 'README.md'} was not published"
-    return Publication(repo_id, sizes, contents["README.md"].decode(), loading, note, repo.url, commit)
+    commit = repo.commit(contents, _stale(repo, state, contents), state.sha, message)
+    note = None
+    if state.card is not None and folders_text and folders_text != _owners_text(state.card):
+        note = f"The owner's text in the repository's card was kept; that of {folder / CARD} was not published"
+    return Publication(repo_id, _sizes(contents), card, loading, note, repo.url, commit)
 
 
 def check_destination(
     repo_id: str | None, token: str | None = None, revision: str | None = None, private: bool | None = None
 ) -> None:
-    """Finds out before a long run whether its encoder can be published.
+    """Check, before a long run, that its encoder can be published.
+
+    Args:
+        repo_id (`str`, *optional*): "user/name".
+        token (`str`, *optional*): Access token; defaults to the one of this machine.
+        revision (`str`, *optional*): Branch; defaults to the main one.
+        private (`bool`, *optional*): Whether the repository must be private.
 
     Raises:
-        ValueError: no or a malformed `repo_id` or `revision`, or a repository that holds something else, is public
-            where `private=True`, or has a card whose markers or metadata are broken.
-        OSError: no valid token, or the Hub does not answer.
+        ValueError: `repo_id` is missing, `repo_id` or `revision` is malformed, or the repository holds other files, is
+            public although `private=True`, or has a card whose markers or metadata are broken.
+        OSError: There is no valid token, or the Hub does not answer.
     """
     check_repo_id(repo_id)
+    assert repo_id is not None  # or check_repo_id would have raised
     _check_revision(revision)
     repo = HubRepo(repo_id, require_token(token), revision)
     repo.check_token()
-    found = repo.look()
-    if found is not None:
-        _check_found(repo, found, private)
+    state = repo.read_state()
+    if state is not None:
+        _check_state(repo, state, private)
 
 
 def loading_lines(record: EncoderRecord, repo_id: str, revision: str | None = None) -> list[str]:
-    """Python that loads a published encoder without this package, as in its card."""
+    """Return the lines of Python with which anyone loads a published encoder, as in its card."""
     calls = loading_calls(record, repo_id, revision)
     if calls["timm_call"]:
         return ["import timm", f"encoder = {calls['timm_call']}"]
     return ["from transformers import AutoModel", f"encoder = {calls['auto_call']}"]
 
 
+def read_encoder_config(folder: Path) -> dict[str, Any]:
+    """Read the `config.json` of an encoder folder, and check that its weights can be read.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it has no configuration or no weights.
+        ValueError: One of these files is broken, or `orthossl pretrain` did not write the folder.
+    """
+    EncoderRecord.read(folder)
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise FileNotFoundError(f"{folder} has no model.safetensors: pass a finished run of orthossl pretrain")
+    try:
+        with safe_open(weights, "pt") as file:
+            file.keys()
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is broken ({error}): write the encoder folder again") from error
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def code_files(config: dict[str, Any]) -> set[str]:
+    """Return the names of the modules beside `config.json` that define the architecture."""
+    classes = config.get("auto_map") or {}
+    return {f"{name.split('.')[0]}.py" for name in classes.values() if re.fullmatch(r"\w+\.\w+", str(name))}
+
+
+def published_files(folder: Path, config: dict[str, Any], card: str) -> dict[str, bytes | Path]:
+    """List the files of an encoder folder that may be published, except the card itself.
+
+    Args:
+        folder (`Path`): Encoder folder.
+        config (`dict`): Its `config.json`.
+        card (`str`): Text of the card, whose pictures are published too.
+
+    Returns:
+        `dict[str, bytes | Path]`: Path in the repository → content, or the local file that has it.
+    """
+    names = {*FILES, *FIGURES, *code_files(config), *_PICTURE.findall(card)}
+    return {name: folder / name for name in sorted(names) if (folder / name).is_file()}
+
+
+def refuse_tokens(contents: Mapping[str, bytes | Path], token: str | None = None) -> None:
+    """Check that no file contains an access token.
+
+    Args:
+        contents (mapping of `str` to `bytes` or `Path`): Path in the repository → content, or the file that has it.
+        token (`str`, *optional*): A token to look for, besides text that has the form of one.
+
+    Raises:
+        ValueError: A file contains one.
+    """
+    for name, content in contents.items():
+        text = content if isinstance(content, bytes) else _readable_part(content)
+        match = TOKEN.search(text)
+        if match or (token and token.encode() in text):
+            shown = f" ({match[0][:6].decode()}…)" if match else ""
+            raise ValueError(
+                f"{name} holds an access token{shown}: remove it; nothing was published. If others have seen the file, "
+                "revoke the token"
+            )
+
+
+def _existing(repo: HubRepo) -> RepoState:
+    state = repo.read_state()
+    if state is None:
+        raise OSError(f"{repo.url} was created and cannot be seen: check the token's permissions")
+    return state
+
+
 def _check_revision(revision: str | None) -> None:
     if revision is not None and not _REVISION.fullmatch(revision):
-        raise ValueError(f"revision {revision!r} is no name of a branch: pass one such as v2")
+        raise ValueError(f"revision {revision!r} is not a valid name of a branch: pass one such as v2")
 
 
-def _check_found(repo: HubRepo, found: Found, private: bool | None) -> None:
-    if private and not found.private:
+def _check_state(repo: HubRepo, state: RepoState, private: bool | None) -> None:
+    if private and not state.private:
         raise ValueError(f"{repo.url} is public: make it private in its settings, or choose another repo_id")
     try:
-        front, body = split_front_matter(found.card or "")
+        front, body = split_front_matter(state.card or "")
         parse_front_matter(front)
         find_sections(body)
     except ValueError as error:
@@ -185,17 +268,17 @@ def _has_results(folder: Path) -> bool:
     return (folder / RESULTS).is_file()
 
 
-def _results_there(repo: HubRepo, sha: str) -> list[Result]:
-    with tempfile.TemporaryDirectory() as place:
-        repo.fetch({RESULTS}, sha, Path(place))
+def _published_results(repo: HubRepo, sha: str) -> list[Result]:
+    with tempfile.TemporaryDirectory() as folder:
+        repo.download({RESULTS}, sha, Path(folder))
         try:
-            return read_results(Path(place) / RESULTS)
+            return read_results(Path(folder) / RESULTS)
         except ValueError as error:
             raise ValueError(f"{repo.url} has a results.json that cannot be read: {error}") from error
 
 
 def _local_card(folder: Path) -> str | None:
-    path = folder / "README.md"
+    path = folder / CARD
     # As bytes: reading as text would change the owner's line breaks.
     return path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else None
 
@@ -204,89 +287,50 @@ def _owners_text(card: str | None) -> str:
     try:
         return owners_text(split_front_matter(card or "")[1])
     except ValueError:
-        # The folder's card may be broken where the repository's is rendered instead.
+        # The folder's card may be broken; it is not used if the repository has one.
         return ""
 
 
 def _contents(
     folder: Path,
-    config: dict,
+    config: dict[str, Any],
     repo_id: str,
     revision: str | None,
     license: str | None,
     hub_card: str | None,
     results: list[Result],
-) -> dict[str, bytes | Path]:
+) -> tuple[str, dict[str, bytes | Path]]:
+    """Return the card, and all files to publish: path in the repository → content, or the local file that has it."""
     previous = _local_card(folder) if hub_card is None else hub_card
     card = render_card(folder, repo_id=repo_id, revision=revision, license=license, previous=previous, results=results)
     contents = published_files(folder, config, card)
     if results or _has_results(folder):
         contents[RESULTS] = results_json(results).encode()
-    contents["README.md"] = card.encode()
+    contents[CARD] = card.encode()
     evaluated = eval_result_files(folder, repo_id=repo_id, results=results)
     contents |= {path: text.encode() for path, text in evaluated.items()}
-    return dict(sorted(contents.items()))
+    return card, dict(sorted(contents.items()))
 
 
-def _stale(repo: HubRepo, found: Found, contents: dict[str, bytes | Path]) -> set[str]:
-    """What an earlier encoder published that this one does not have."""
-    left = found.files - set(contents)
-    evaluated = {path for path in left if path.startswith(".eval_results/")}
-    ours = {path for path in evaluated if names_source(repo.text(path, found.sha), repo.url)}
-    return ({*FILES, *FIGURES, *code_files(found.config)} & left) | ours
+def _stale(repo: HubRepo, state: RepoState, contents: Mapping[str, bytes | Path]) -> set[str]:
+    """Return the paths that an earlier encoder published and that this one does not have."""
+    others = state.files - set(contents)
+    evaluated = {path for path in others if path.startswith(".eval_results/")}
+    ours = {path for path in evaluated if names_source(repo.text(path, state.sha), repo.url)}
+    return ({*FILES, *FIGURES, *code_files(state.config)} & others) | ours
 
 
-def read_encoder_config(folder: Path) -> dict:
-    """The `config.json` of a folder that `orthossl pretrain` wrote, whose weights are there and readable.
-
-    Raises:
-        FileNotFoundError: no such folder, or no configuration or weights in it.
-        ValueError: one of them is broken, or the folder is not one of ours.
-    """
-    EncoderRecord.read(folder)
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise FileNotFoundError(f"{folder} has no model.safetensors: pass a run of orthossl pretrain that ended")
-    try:
-        with safe_open(weights, "pt") as opened:
-            opened.keys()
-    except SafetensorError as error:
-        raise ValueError(f"{weights} is broken ({error}): write the encoder folder anew") from error
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-
-def code_files(config: dict) -> set[str]:
-    """The modules beside `config.json` that loading the encoder runs."""
-    classes = config.get("auto_map") or {}
-    return {f"{name.split('.')[0]}.py" for name in classes.values() if re.fullmatch(r"\w+\.\w+", str(name))}
-
-
-def published_files(folder: Path, config: dict, card: str) -> dict[str, bytes | Path]:
-    """Path in the repository → content, or where it lies; without the card, but with the pictures that it shows."""
-    names = {*FILES, *FIGURES, *code_files(config), *_PICTURE.findall(card)}
-    return {name: folder / name for name in sorted(names) if (folder / name).is_file()}
-
-
-def size_of(content: bytes | Path) -> int:
-    return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-
-def refuse_tokens(contents: dict[str, bytes | Path], token: str | None = None) -> None:
-    """Raises a ValueError if something that looks like an access token, or `token` itself, is in one of the files."""
-    for name, content in contents.items():
-        text = content if isinstance(content, bytes) else _readable_part(content)
-        found = TOKEN.search(text)
-        if found or (token and token.encode() in text):
-            shown = f" ({found[0][:6].decode()}…)" if found else ""
-            raise ValueError(
-                f"{name} holds an access token{shown}: remove it; nothing was published. If others have seen the file, "
-                "revoke the token"
-            )
+def _sizes(contents: Mapping[str, bytes | Path]) -> dict[str, int]:
+    """Return the size of each file, in bytes."""
+    return {
+        path: len(content) if isinstance(content, bytes) else content.stat().st_size
+        for path, content in contents.items()
+    }
 
 
 def _readable_part(path: Path) -> bytes:
     if path.suffix != ".safetensors":
         return path.read_bytes()
-    # Numbers follow the header; only the header holds text.
+    # Numbers follow the header; only the header contains text.
     with path.open("rb") as file:
         return file.read(int.from_bytes(file.read(8), "little"))

@@ -1,4 +1,4 @@
-"""The YAML at the head of a card, merged with its owner's."""
+"""The YAML metadata of a card, merged with the owner's entries."""
 
 from typing import Any
 
@@ -13,24 +13,23 @@ from ..encoder_record import EncoderRecord
 from ..escaping import clean
 from ..measurements import model_index_entry
 
-# Ends the name of our entry in `model-index`, by which the next card knows it, whatever was trained then.
+# Ends the name of our entry in `model-index`, by which the next update recognizes it, whatever was trained since.
 OURS = "(orthossl)"
 
 
 def front_matter(
     record: EncoderRecord, results: list[Result], *, license: str | None, previous: dict[str, Any]
 ) -> dict[str, Any]:
-    """The metadata of a card, merged with what its owner has written.
+    """Return the metadata of a card, merged with the owner's entries.
 
-    Our keys are `library_name`, `pipeline_tag`, `tags`, and, where there is something to say, `datasets`, `base_model`,
-    `license` and `model-index`. The owner's other keys, tags and data sets stay, and so do entries of `model-index`
-    that are not ours.
+    This package sets `library_name`, `pipeline_tag`, `tags`, and, if their values are known, `datasets`, `base_model`,
+    `license` and `model-index`. Other keys, tags, data sets and entries of `model-index` of the owner are kept.
 
     Args:
-        record ([`EncoderRecord`]): What the encoder is.
-        results (`list[Result]`): Those of the published weights go into `model-index`.
-        license (`str`, *optional*): What the owner chose; by default what the earlier card says.
-        previous (`dict`): The earlier card's metadata.
+        record ([`EncoderRecord`]): The encoder's origin.
+        results (`list[Result]`): Results; those of the published weights go into `model-index`.
+        license (`str`, *optional*): Licence that the owner chose; defaults to that of the earlier card.
+        previous (`dict`): Metadata of the earlier card.
     """
     tags = ["orthossl", "self-supervised-learning", record.method, record.regularizer]
     datasets = [hub_id(record.dataset or "")]
@@ -47,7 +46,7 @@ def front_matter(
         model_name=name if final else None,
     ).to_dict()
     merged = {**previous, **ours}
-    # A run of another method may have written the earlier card.
+    # The earlier card may be of another method or penalty.
     dropped = {*METHODS, *THEORY_LOSSES, *PENALTIES}
     merged["tags"] = _union(ours["tags"], [tag for tag in as_list(previous.get("tags")) if str(tag) not in dropped])
     if "datasets" in merged:
@@ -63,23 +62,23 @@ def front_matter(
 
 
 def parse_front_matter(text: str) -> dict[str, Any]:
-    """The metadata of an earlier card.
+    """Parse the metadata of an earlier card.
 
     Raises:
-        ValueError: it is not YAML, or not a mapping.
+        ValueError: The text is not YAML, or not a mapping.
     """
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        where = str(error).strip().replace("\n", " ")
-        raise ValueError(f"the front matter of the earlier card is not YAML ({where}): mend or remove it") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the front matter of the earlier card is not YAML ({reason}): mend or remove it") from error
     if values is not None and not isinstance(values, dict):
         raise ValueError("the front matter of the earlier card is not a list of `key: value` lines: mend or remove it")
     return values or {}
 
 
 def as_list(value: Any) -> list:
-    """Metadata that may be one value, several or none, as a list."""
+    """Return a metadata entry, which may be a list, one value or missing, as a list."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 

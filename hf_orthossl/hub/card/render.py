@@ -1,6 +1,5 @@
-"""The model card of an encoder, rendered from its folder alone."""
+"""The model card of an encoder, rendered from its folder; neither model nor trainer is needed."""
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from .spectra_text import feature_rows, plain_reading, weight_rows
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 SPECTRA, FIGURE = "spectra.json", "spectra.png"
-# `EncoderRecord.pooling` → the representation in what AutoModel, and what the pipeline, returns.
+# `EncoderRecord.pooling` → Python that takes the representation from the output of AutoModel, and of the pipeline.
 _MEAN = "features.mean(dim=1) if features.ndim == 3 else features.mean(dim=(2, 3))"
 _FROM_OUTPUTS = {
     "pooler_output": "outputs.pooler_output.flatten(1)",
@@ -30,7 +29,7 @@ _FROM_OUTPUTS = {
     "mean": _MEAN,
 }
 _FROM_FEATURES = {"pooler_output": "features.flatten(1)", "cls": "features[:, 0]", "mean": _MEAN}
-# Entries of `training`, in the words of a reader; others go by their own names.
+# Labels of entries of `training`; entries without a label are shown by name.
 _LABELS = {
     "views": "views (augmentations)",
     "epochs": "passes over the data",
@@ -55,24 +54,30 @@ def render_card(
     previous: str | None = None,
     results: list[Result] | None = None,
 ) -> str:
-    """The text of an encoder folder's `README.md`.
+    """Render the card (`README.md`) of an encoder folder.
 
-    Reads `config.json` and, where they are there, `results.json`, `spectra.json` with `spectra.safetensors`; no
-    weights. Everything in these files is shown as text: none of it can become HTML, a link or metadata.
+    Reads `config.json` and, if they exist, `results.json`, `spectra.json` and `spectra.safetensors`, but no weights.
+    All values in these files are shown as text: none of them can become HTML, a link or metadata.
 
     Args:
         folder (`str` or `Path`): Encoder folder.
-        repo_id (`str`, *optional*): Hub id by which readers will load it; by default they load the folder.
-        revision (`str`, *optional*): Branch that readers will load; the main one by default.
-        license (`str`, *optional*): What the owner chose, such as "apache-2.0"; by default what `previous` says.
-        previous (`str`, *optional*): An earlier card. What its owner wrote in it stays, see [`merge_sections`] and
+        repo_id (`str`, *optional*): Hub id that the code in the card loads; defaults to the folder.
+        revision (`str`, *optional*): Branch that the code in the card loads; defaults to the main one.
+        license (`str`, *optional*): Licence that the owner chose, such as "apache-2.0"; defaults to that of `previous`.
+        previous (`str`, *optional*): An earlier card, whose owner's text is kept: see [`merge_sections`] and
             [`front_matter`].
-        results (`list[Result]`, *optional*): Measurements in place of the folder's.
+        results (`list[Result]`, *optional*): Results to show instead of those in the folder.
+
+    Returns:
+        `str`: Text of the card, with YAML metadata.
 
     Raises:
-        FileNotFoundError: the folder has no `config.json`.
-        ValueError: a file of the folder is not of its form, `repo_id` is none, or the markers or the metadata of
+        FileNotFoundError: The folder has no `config.json`.
+        ValueError: A file of the folder has the wrong format, `repo_id` is malformed, or markers or metadata of
             `previous` are broken.
+
+    Example:
+        >>> Path("card.md").write_text(render_card("runs/default/encoder", repo_id="user/my-encoder"))
     """
     folder = Path(folder)
     if repo_id is not None:
@@ -109,7 +114,7 @@ def render_card(
 
 
 def _usage(record: EncoderRecord) -> dict[str, Any]:
-    """What else the snippets and the sentence on the method are made of."""
+    """Return the template's values for the code snippets and for the sentence about the method."""
     paper = getattr(record.known_method, "source", "")
     return {
         "from_outputs": Safe(_FROM_OUTPUTS[record.pooling]),
@@ -122,7 +127,7 @@ def _usage(record: EncoderRecord) -> dict[str, Any]:
 
 
 def _spectra(folder: Path) -> dict[str, Any]:
-    """The report of a folder, read out."""
+    """Return the template's values for the spectra of a folder."""
     if not (folder / SPECTRA).is_file():
         return {"report": None}
     report = SpectralReport.load(folder)
@@ -137,7 +142,7 @@ def _spectra(folder: Path) -> dict[str, Any]:
 
 
 def _environment() -> Environment:
-    # Whatever a template shows goes through `escape`, unless it was made safe here: nothing can be forgotten.
+    # Every value in a template passes through `escape`, unless it is `Safe`: none can be forgotten.
     return Environment(
         finalize=escape,
         undefined=StrictUndefined,
@@ -149,9 +154,11 @@ def _environment() -> Environment:
 
 def _dataset(record: EncoderRecord) -> str:
     count = f"{record.num_images:,} images" if record.num_images else "images"
-    taken = [record.training.get(name) for name in ("steps", "images_per_step")]
-    if record.num_images and all(type(number) is int for number in taken) and math.prod(taken) < record.num_images:
-        count = f"{math.prod(taken):,} of the {count}"
+    steps, images_per_step = (record.training.get(name) for name in ("steps", "images_per_step"))
+    # A run shorter than an epoch has not seen all images.
+    if record.num_images and type(steps) is int and type(images_per_step) is int:
+        seen = steps * images_per_step
+        count = f"{seen:,} of the {count}" if seen < record.num_images else count
     return f"{count} of {record.dataset}" if record.dataset else f"{count} that are not named here"
 
 
@@ -169,7 +176,7 @@ def _measured_on(report: SpectralReport) -> str:
 
 
 def _settings(record: EncoderRecord) -> Iterator[tuple[str, Any]]:
-    """What a reader needs to train it again, in rows."""
+    """Yield label and value of each setting that a reader needs to repeat the training."""
     images = f" ({record.num_images:,} images)" if record.num_images else ""
     split = f", split {record.split}" if record.split else ""
     yield "data", (record.dataset or "not recorded") + split + images

@@ -1,10 +1,10 @@
-"""Marked sections: what is ours in a card is written anew, what is the owner's stays byte for byte."""
+"""Marked sections of a card: each update rewrites the sections and keeps all text of the owner byte for byte."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Alone on their lines, so that a marker that is only mentioned is text.
+# A marker stands alone on its line; one in the middle of a sentence is text.
 _MARKER = re.compile(r"^[ \t]*<!--[ \t]*(?P<close>/?)orthossl:(?P<name>[\w-]+)[ \t]*-->[ \t]*\r?$", re.MULTILINE)
 _OFFERED = re.compile(r"^<!--[ \t]*orthossl-sections:(?P<names>[\w \t-]*)-->[ \t]*\r?$", re.MULTILINE)
 _OUR_COMMENT = re.compile(r"<!-- Between two orthossl markers.*?-->", re.DOTALL)
@@ -14,7 +14,7 @@ _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(?P<yaml>.*?)^---[ \t]*(?:\r
 
 @dataclass(frozen=True)
 class Section:
-    """Where a section lies in a text: with its markers from `start` to `end`, without from `inside` to `till`."""
+    """The position of a section in a text: `start` to `end` with its markers, `inside` to `till` without them."""
 
     name: str
     start: int
@@ -24,16 +24,19 @@ class Section:
 
 
 def split_front_matter(card: str) -> tuple[str, str]:
-    """A card's YAML, without its fences, and its body; the YAML is empty where there is none."""
+    """Split a card into its YAML, without fences and empty if there is none, and its body."""
     match = _FRONT_MATTER.match(card)
     return (match["yaml"], card[match.end() :]) if match else ("", card)
 
 
 def find_sections(body: str) -> dict[str, Section]:
-    """The marked sections `<!-- orthossl:NAME -->` … `<!-- /orthossl:NAME -->` of a text, in order.
+    """Find the marked sections `<!-- orthossl:NAME -->` … `<!-- /orthossl:NAME -->` of a text, in order.
+
+    Returns:
+        `dict[str, Section]`: Name of each section → its position.
 
     Raises:
-        ValueError: a marker is missing, doubled or inside another section; names it and its line.
+        ValueError: A marker is missing, repeated or inside another section; the message has its name and line.
     """
     sections: dict[str, Section] = {}
     opened: re.Match | None = None
@@ -50,7 +53,7 @@ def find_sections(body: str) -> dict[str, Section]:
                 f"ended: {_REMEDY}"
             )
         elif name in sections:
-            raise ValueError(f"{where}: section {name} is there a second time: remove one of the two")
+            raise ValueError(f"{where}: section {name} appears a second time: remove one of the two")
         else:
             opened = marker
     if opened is not None:
@@ -60,19 +63,22 @@ def find_sections(body: str) -> dict[str, Section]:
 
 
 def merge_sections(previous: str, new: str, *, ours: bool) -> str:
-    """A new body with what an owner has written around, between or instead of the sections of an earlier one.
+    """Update the sections of an earlier body and keep what its owner wrote around, between or instead of them.
 
-    The inside of each section that both have is the new one; all other text is the earlier one's, unchanged. A section
-    whose markers the owner removed stays away; one that the earlier version of the package did not have is appended.
+    Sections that both bodies have get the new content; all other text of the earlier body is unchanged. A section whose
+    markers the owner removed is not added again; a section that did not exist when the card was written is appended.
 
     Args:
         previous (`str`): The earlier body.
-        new (`str`): The body as rendered without it.
-        ours (`bool`): Whether this package wrote the earlier card, even if no section of it is left. Sections are
-            appended to a card of other origin.
+        new (`str`): The newly rendered body.
+        ours (`bool`): Whether this package wrote the earlier card, even if no section of it is left. To a card of
+            other origin all sections are appended.
+
+    Returns:
+        `str`: The merged body, with the line breaks of the earlier one.
 
     Raises:
-        ValueError: the markers of the earlier body do not match.
+        ValueError: The markers of the earlier body do not match.
     """
     line_break = "\r\n" if "\r\n" in previous else "\n"
     new = new.replace("\n", line_break)
@@ -101,14 +107,14 @@ def merge_sections(previous: str, new: str, *, ours: bool) -> str:
 
 
 def owners_text(body: str) -> str:
-    """What of a body is neither in a marked section nor a comment of ours, its runs of blanks as one."""
+    """Return the text of a body outside marked sections and this package's comments, with runs of blanks as one."""
     for section in reversed(find_sections(body).values()):
         body = body[: section.start] + body[section.end :]
     return " ".join(_OUR_COMMENT.sub("", _OFFERED.sub("", body)).split())
 
 
 def offered_line(names: Iterable[str]) -> str:
-    """The comment that remembers which sections a card has had, so that those the owner removed stay away."""
+    """Return the comment that lists the sections a card has had, so that removed ones are not added again."""
     return f"<!-- orthossl-sections: {' '.join(names)} -->"
 
 

@@ -1,4 +1,4 @@
-"""What spectra say, in plain words and as tables of a card."""
+"""The spectra of an encoder in plain words and in tables, for its card."""
 
 import torch
 
@@ -9,7 +9,15 @@ REPRESENTATION = "representation"
 
 
 def directions_for(spectrum: FeatureSpectrum, share: float) -> int | None:
-    """How many leading directions hold a share of the variance; `None` if those estimated do not reach it."""
+    """Return the number of leading directions that hold a share of the variance.
+
+    Args:
+        spectrum ([`FeatureSpectrum`]): Eigenvalues of features.
+        share (`float`): Share of the total variance, in (0, 1].
+
+    Returns:
+        `int` or `None`: The number; `None` if all known eigenvalues together hold less.
+    """
     if spectrum.total_variance <= 0:
         return None
     held = spectrum.eigenvalues.cumsum(0) * (spectrum.largest / spectrum.total_variance)
@@ -19,7 +27,7 @@ def directions_for(spectrum: FeatureSpectrum, share: float) -> int | None:
 
 
 def plain_reading(report: SpectralReport) -> Safe:
-    """One paragraph of Markdown on what a report's numbers mean for someone who has never seen a spectrum."""
+    """Explain a report in one paragraph of Markdown, for a reader who has never seen a spectrum."""
     spectrum = report.features.get(REPRESENTATION)
     weights_alone = ["These are the spectra of the weights alone: no images were measured."]
     sentences = _of_representation(spectrum) if spectrum else weights_alone
@@ -32,7 +40,7 @@ def plain_reading(report: SpectralReport) -> Safe:
 
 
 def weight_rows(report: SpectralReport) -> list[tuple[str, str, str, str]]:
-    """For the last matrix of each stage: name, inputs × outputs, effective rank, positive eigenvalues."""
+    """Return a row for the last matrix of each stage: name, inputs × outputs, effective rank, positive eigenvalues."""
     chosen = {name: report.weights[name] for name in last_weights(report.weights)}
     return [
         (
@@ -46,7 +54,7 @@ def weight_rows(report: SpectralReport) -> list[tuple[str, str, str, str]]:
 
 
 def feature_rows(report: SpectralReport) -> list[tuple[str, str, str, str, str, str]]:
-    """For each layer: name, dimensions, effective rank, RankMe, α-ReQ, positive eigenvalues."""
+    """Return a row for each layer: name, dimensions, effective rank, RankMe, α-ReQ, positive eigenvalues."""
     return [
         (
             "input pixels" if layer == "input" else layer,
@@ -106,5 +114,5 @@ def _of_weights(weights: dict[str, WeightSpectrum]) -> list[str]:
 
 
 def _name(weight: str) -> Safe:
-    # As timm and transformers call it.
+    # As timm and transformers name it.
     return escape(weight.removeprefix("backbone."))
