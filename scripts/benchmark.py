@@ -1,9 +1,9 @@
-"""Benchmarks of hf_orthossl against what a user would run instead, side by side.
+"""Benchmark hf_orthossl side by side with what a user would run instead.
 
     python scripts/benchmark.py penalty --json penalty.json
 
 Each sub-command is a module of `scripts/benchmarks` with `add_arguments(parser)` and `run(args) -> list of rows`;
-`all` runs those of the README and puts what has a target into one table.
+`all` runs those of the README and collects all results that have a target in one table.
 """
 
 import argparse
@@ -29,6 +29,7 @@ BENCHMARKS = {
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Return the parser, with a sub-command for each benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, module in BENCHMARKS.items():
@@ -44,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Run the benchmark that the command line names."""
     parser = make_parser()
     args = parser.parse_args()
     if args.repeats is not None and args.repeats < 1:
@@ -58,7 +60,7 @@ def main() -> None:
         except everything.Failed as error:
             rows, failed = error.rows, error
         if args.json:
-            # All of them: one report of the form that each by itself has.
+            # With `all`, one report that has the rows of each benchmark under its name.
             named = rows if isinstance(rows, dict) else {args.benchmark: rows}
             args.json.write_text(json.dumps({"machine": machine(args.device), **named}, indent=2) + "\n")
             print(f"written to {args.json}")

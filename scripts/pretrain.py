@@ -6,6 +6,7 @@ from hf_orthossl.cli import run
 
 
 def main(argv: list[str]) -> None:
+    """Run the accelerate loop with these options."""
     from hf_orthossl.cli.pretrain import main as pretrain
 
     pretrain(argv, front="loop", prog="scripts/pretrain.py")

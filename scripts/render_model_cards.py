@@ -25,14 +25,14 @@ COMPARED = {"without SO": "cifar10-vit-dino", "with SO": "cifar10-vit-dino-so"}
 
 
 def render(folder: Path) -> str:
-    """The card of one folder; what was written by hand between its sections stays."""
+    """Render the card of one folder; text written by hand between its sections is kept."""
     card = folder / "README.md"
     previous = card.read_bytes().decode("utf-8") if card.is_file() else None
     return render_card(folder, repo_id=f"your-name/{folder.name}", previous=previous)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Renders all cards, or with `--check` only says which would change; returns the exit status, 2 for an error."""
+    """Render all cards, or with `--check` only list those that would change; return the exit status, 2 for an error."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the cards are")
     parser.add_argument(
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def visit(folder: Path, check: bool) -> list[Path]:
-    """Renders one folder's card and figure, or lists those of them that are missing or differ."""
+    """Render card and figure of one folder, or list those that are missing or differ."""
     card, figure = folder / "README.md", folder / "spectra.png"
     report = SpectralReport.load(folder)
     if not check:

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu", help="size of it all (default: cpu)")
     parser.add_argument("--experiments", nargs="+", metavar="NAME", help="byol, dino (default: both)")
@@ -43,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs what is left to run, and writes the report; returns the exit status."""
+    """Do the runs that are left, write the report, and return the exit status."""
     parser = make_parser()
     args = parser.parse_args(argv)
     experiments = PRESETS[args.preset]
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_all(plans: list[Plan], minutes: float | None) -> bool:
-    """Runs and measures what is left, seed by seed, so that all arms have as many runs; `False` if time ran out."""
+    """Train and measure the runs that are left, all arms of a seed before the next; return `False` if time ran out."""
     if minutes:
         # Training answers SIGTERM with a checkpoint; what is being measured is measured anew.
         signal.signal(signal.SIGTERM, _leave)

@@ -1,4 +1,4 @@
-"""A short pretraining run with one optimizer for all, and the effective rank of what came out of it."""
+"""Short pretraining runs with the same optimizer for all methods, and the effective rank of their features."""
 
 import argparse
 import tempfile
@@ -12,9 +12,10 @@ from hf_orthossl.training import pretrain_loop
 
 
 def short_run(model: SSLModel, dataset: ImageDataset, views: Recipe | str, args: argparse.Namespace) -> None:
-    """Trains `model` in place for `args.steps` steps of `args.batch` images, and leaves nothing behind.
+    """Train a model in place for `args.steps` steps of `args.batch` images, without leaving files.
 
-    Rows that are compared shall differ by what is compared alone; the methods' own recipes are for much longer runs.
+    All methods use the same optimizer: the rows of a comparison differ only in what is compared, and the methods' own
+    recipes are meant for much longer runs.
     """
     with tempfile.TemporaryDirectory() as folder:
         settings = OrthoSSLTrainingArguments(
@@ -36,6 +37,6 @@ def short_run(model: SSLModel, dataset: ImageDataset, views: Recipe | str, args:
 
 
 def features_rank(features: torch.Tensor) -> float:
-    """Effective rank of centred features `(N, D)`."""
+    """Return the effective rank of features `(N, D)` after centring."""
     features = features.double()
     return float(effective_rank(torch.linalg.svdvals(features - features.mean(dim=0))))

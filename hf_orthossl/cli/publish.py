@@ -17,9 +17,7 @@ class PublishArguments:
     """Options of `orthossl publish`."""
 
     run: str = field(metadata={"positional": True, "help": "folder of a run, or its encoder folder"})
-    repo_id: str | None = field(
-        default=None, metadata={"help": "repository to publish to", "metavar": "USER/NAME"}
-    )
+    repo_id: str | None = field(default=None, metadata={"help": "repository to publish to", "metavar": "USER/NAME"})
     private: bool = field(default=False, metadata={"help": "make a new repository private"})
     revision: str | None = field(default=None, metadata={"help": "branch to commit to (default: main)"})
     license: str | None = field(default=None, metadata={"help": "licence in the card, as in apache-2.0"})

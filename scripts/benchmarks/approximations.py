@@ -1,4 +1,4 @@
-"""What sketched and lazy SO do to training: SO at the end, kNN accuracy and effective rank beside exact SO's."""
+"""Training with sketched and lazy SO compared with exact SO: final SO, kNN accuracy and effective rank."""
 
 import argparse
 import statistics
@@ -13,7 +13,7 @@ from hf_orthossl.evaluation import KNNMonitor
 from hf_orthossl.regularization import OrthogonalityRegularizer
 
 SIZE = 32
-# Of one weight γ and the same seeds: only how SO is computed differs.
+# All arms have the same γ and the same seeds: only the computation of SO differs.
 ARMS = {
     "none": {"regularizer": None},
     "SO": {"regularizer": "so"},
@@ -26,6 +26,7 @@ ARMS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--backbone", default="resnet10t", help="timm name of the encoder, trained on digits")
     parser.add_argument("--method", default="simclr", help="a name from orthossl methods")
     parser.add_argument("--steps", type=int, default=64, help="optimizer steps, best a multiple of 16")
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict]:
-    """A row per arm and seed; prints the mean of each arm, with the range over seeds, as it is measured."""
+    """Return a row per arm and seed; print each arm's mean and range over seeds as soon as it is measured."""
     train, test = (load_source("digits", split=split) for split in ("train", "test"))
     monitor = KNNMonitor(train, test, SIZE, images=train.num_rows, seed=0, progress=False)
     dataset = ImageDataset(train, views=get_recipe("digits"), image_size=SIZE, seed=0)

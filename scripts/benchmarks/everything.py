@@ -1,4 +1,4 @@
-"""All of the benchmarks one after the other, and one table of what was aimed at and what was measured."""
+"""All benchmarks one after the other, and one table of their targets and results."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from .measure import in_unit
 
 SCRIPT = Path(__file__).parents[1] / "benchmark.py"
-# In this order, each as it comes but for its repeats; `--quick` for a look at whether all of it runs.
+# They run in this order, with their own defaults, or with `--quick`, which checks that all of them run, with these.
 QUICK = {
     "penalty": ["--repeats", "2"],
     "views": ["--repeats", "2"],
@@ -22,18 +22,19 @@ QUICK = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--quick", action="store_true", help="minutes instead of a quarter of an hour, less exact")
-    # Each has its own.
+    # Each benchmark has its own default.
     parser.set_defaults(repeats=None)
     parser.add_argument("--dataset", default="digits", help="what pretrain trains on; its target is of CIFAR-10")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to this file")
 
 
 def run(args: argparse.Namespace) -> dict[str, list[dict]]:
-    """Rows by benchmark. One that fails is reported in the table, and the others go on.
+    """Run all benchmarks, print the table, and return the rows by benchmark.
 
     Raises:
-        Failed: at the end, if one has; what the others found is printed and in `rows`.
+        Failed: A benchmark failed; raised after the others have run, with their rows.
     """
     found, failed = {}, []
     for name in QUICK:
@@ -54,11 +55,11 @@ def run(args: argparse.Namespace) -> dict[str, list[dict]]:
 
 
 class Failed(Exception):
-    """Some benchmarks did not run to their end.
+    """Some benchmarks failed.
 
     Args:
-        rows (`dict[str, list[dict]]`): What the others found.
-        names (`list[str]`): Which.
+        rows (`dict[str, list[dict]]`): Rows of the other benchmarks.
+        names (`list[str]`): The benchmarks that failed.
     """
 
     def __init__(self, rows: dict[str, list[dict]], names: list[str]):
@@ -67,7 +68,7 @@ class Failed(Exception):
 
 
 def table(found: dict[str, list[dict]], failed: list[str]) -> str:
-    """What has a target, as Markdown; of all rows those with `target`, see `judged`."""
+    """Return a Markdown table of the rows that have a target (see [`judged`]) and of the failed benchmarks."""
     lines = ["| what | target | measured | |", "| --- | --- | --- | --- |"]
     for rows in found.values():
         for row in rows:
@@ -80,7 +81,7 @@ def table(found: dict[str, list[dict]], failed: list[str]) -> str:
 
 
 def _start(name: str, args: argparse.Namespace) -> list[dict] | None:
-    """The rows of one benchmark, run in a process of its own so that it leaves no memory behind; None if it fails."""
+    """Run one benchmark in a process of its own, so that it leaves no memory behind; return its rows, or None."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "rows.json"
         options = ["--device", args.device, "--json", str(answer), *(QUICK[name] if args.quick else [])]

@@ -1,4 +1,4 @@
-"""The peer: BYOL from lightly's modules, put together as its own example (examples/pytorch/byol.py) does."""
+"""BYOL from lightly's modules, assembled as in its own example (examples/pytorch/byol.py)."""
 
 import copy
 
@@ -6,12 +6,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-# timm's and ours under which torchvision has the same network; the suffix asks for the stem of small images.
+# Suffix of the names of networks with a stem for small images, whose other layers are torchvision's.
 STEM = "_cifar"
 
 
 def check_lightly() -> None:
-    """Raises `ValueError` where lightly is missing, with how to get it."""
+    """Raise a `ValueError` that says how to install lightly if it is missing."""
     try:
         import lightly  # noqa: F401
     except ImportError:
@@ -22,10 +22,10 @@ def check_lightly() -> None:
 
 
 def torchvision_backbone(name: str) -> nn.Module:
-    """torchvision's network of that name without classifier, `(B, 3, H, W)` → `(B, D, 1, 1)`.
+    """Return torchvision's ResNet of that name without classifier, `(B, 3, H, W)` → `(B, D, 1, 1)`.
 
     Args:
-        name (`str`): A ResNet of torchvision, with `_cifar` after it for the 3×3 stem without pooling.
+        name (`str`): Name of a ResNet of torchvision; `_cifar` after it replaces the stem by a 3×3 one without pooling.
 
     Raises:
         ValueError: torchvision has no such ResNet.
@@ -48,8 +48,9 @@ class LightlyBYOL(nn.Module):
 
     Args:
         backbone (`nn.Module`): From [`torchvision_backbone`].
-        num_features (`int`): D.
-        hidden_dim, output_dim (`int`): Widths of projector and predictor.
+        num_features (`int`): Dimension D of the representation.
+        hidden_dim (`int`): Hidden width of projector and predictor.
+        output_dim (`int`): Output width of projector and predictor.
     """
 
     def __init__(self, backbone: nn.Module, num_features: int, hidden_dim: int, output_dim: int):
@@ -68,24 +69,24 @@ class LightlyBYOL(nn.Module):
         self.criterion = NegativeCosineSimilarity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Predictions `(B, d)` of one view."""
+        """Return the predictions `(B, d)` of one view."""
         y = self.backbone(x).flatten(start_dim=1)
         return self.prediction_head(self.projection_head(y))
 
     def forward_momentum(self, x: Tensor) -> Tensor:
-        """Targets `(B, d)` of one view."""
+        """Return the targets `(B, d)` of one view."""
         y = self.backbone_momentum(x).flatten(start_dim=1)
         return self.projection_head_momentum(y).detach()
 
     def loss(self, views: list[Tensor]) -> Tensor:
-        """L / 4 − 1 of our loss L."""
+        """Return the loss, which equals L / 4 − 1 for the loss L of this package."""
         x0, x1 = views
         p0, z0 = self(x0), self.forward_momentum(x0)
         p1, z1 = self(x1), self.forward_momentum(x1)
         return 0.5 * (self.criterion(p0, z1) + self.criterion(p1, z0))
 
     def step(self, views: list[Tensor], optimizer: torch.optim.Optimizer, momentum: float, bf16: bool = False) -> None:
-        """One optimizer step, the target network first, as in the example."""
+        """Take one optimizer step; the target network moves first, as in the example."""
         from lightly.models.utils import update_momentum
 
         update_momentum(self.backbone, self.backbone_momentum, m=momentum)

@@ -1,5 +1,4 @@
-"""Fair side-by-side timing: contenders take turns in one process, so that whatever else the machine does hits
-all."""
+"""Side-by-side timing: contenders take turns in one process, so that other load on the machine affects all of them."""
 
 import gc
 import os
@@ -17,14 +16,13 @@ from torch.profiler import ProfilerActivity, profile
 def measure(
     contenders: dict[str, Callable[[], object]], device: str, repeats: int, warmup: int = 2
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds per call of each contender, and its ratio to the first one.
+    """Measure milliseconds per call of each contender, and its ratio to the first one.
 
     Args:
-        contenders (`dict[str, Callable]`): what to time, by name; the first is the one the others are
-            compared with.
+        contenders (`dict[str, Callable]`): Functions to time, by name; the others are compared with the first.
         device (`str`): `"cpu"` or `"cuda"`; CUDA is synchronized around every call.
-        repeats (`int`): timed rounds, ≥ 1; every round calls every contender once.
-        warmup (`int`, *optional*, defaults to `2`): untimed rounds before.
+        repeats (`int`): Number of timed rounds, ≥ 1; each calls every contender once.
+        warmup (`int`, defaults to 2): Number of untimed rounds before.
 
     Returns:
         by contender: `median_ms`, `iqr_ms` (interquartile range), `ratio` (median over rounds of its time
@@ -51,7 +49,7 @@ def measure(
 
 
 def peak_memory(call: Callable[[], object], device: str) -> int:
-    """Bytes of tensors that one call allocates at its peak, above what was allocated before."""
+    """Return the peak of bytes that one call allocates for tensors, above those allocated before."""
     call()
     if device == "cuda":
         _synchronize(device)
@@ -72,7 +70,7 @@ def peak_memory(call: Callable[[], object], device: str) -> int:
 
 
 def peak_rss(call: Callable[[], object], device: str) -> int:
-    """Bytes of memory that the process (on CUDA: its tensors) has at its peak during one call, above those before."""
+    """Return the peak of the process's memory (on CUDA: of its tensors) during one call, in bytes above that before."""
     if device == "cuda":
         return peak_memory(call, device)
     done, process = threading.Event(), psutil.Process()
@@ -97,13 +95,14 @@ def peak_rss(call: Callable[[], object], device: str) -> int:
 def judged(
     what: str, measured: float, unit: str, *, at_most: float | None = None, at_least: float | None = None
 ) -> dict[str, object]:
-    """What a row says of its target, for the table of `scripts/benchmark.py all`.
+    """Compare a result with its target, for the table of `scripts/benchmark.py all`.
 
     Args:
-        what (`str`): What was measured, on what.
-        measured (`float`): The outcome; a share as a fraction of 1.
-        unit (`str`): `"×"`, `"%"`, …
-        at_most, at_least (`float`, *optional*): The target, one of the two.
+        what (`str`): Description of the measurement.
+        measured (`float`): The result; a percentage as a fraction of 1.
+        unit (`str`): Unit such as `"×"` or `"%"`.
+        at_most (`float`, *optional*): The target, if lower is better.
+        at_least (`float`, *optional*): The target, if higher is better.
 
     Returns:
         `what`, `measured`, `unit`, `target`, `bound` (`"≤"` or `"≥"`) and `met`.
@@ -115,12 +114,12 @@ def judged(
 
 
 def in_unit(value: float, unit: str) -> str:
-    """A number as text: three significant digits, a fraction of 1 as percent."""
+    """Return a number with three significant digits and its unit; a fraction of 1 is written in percent."""
     return f"{100 * value:.3g} %" if unit == "%" else f"{value:.3g}{unit}"
 
 
 def machine(device: str) -> str:
-    """One line naming what the numbers were measured on."""
+    """Return one line that names the machine and the versions of the measurement."""
     name = torch.cuda.get_device_name() if device == "cuda" else _processor()
     threads = f"{torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "1 thread"
     return (

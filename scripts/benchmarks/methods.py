@@ -1,4 +1,4 @@
-"""Every method with and without SO after a fixed small budget: kNN accuracy, effective rank, seconds per 100 steps."""
+"""Every method with and without SO on a fixed small budget: kNN accuracy, effective rank, seconds per 100 steps."""
 
 import argparse
 import time
@@ -11,13 +11,14 @@ from hf_orthossl.data import ImageDataset, ImageSource, get_recipe, load_source
 from hf_orthossl.evaluation import KNNMonitor
 from hf_orthossl.methods import METHODS
 
-# The recipes are made for 200 to 1,000 epochs. Over a hundred steps a queue of them would hold little but its random
-# start, and a target network would hardly leave its own: both are shortened alike for every method that has one.
+# The recipes are meant for 200 to 1,000 epochs. In a hundred steps their queues would still hold mostly random vectors
+# and their target networks hardly move, so both are shortened in the same way for every method that has one.
 SHORT = {"queue_size": 1024, "momentum": 0.99, "freeze_last_layer_epochs": 0.0}
 SIZE = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--dataset", default="digits", help="digits, or a data set with train and test splits")
     parser.add_argument("--images", type=int, default=5000, help="training images used at most")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="methods to run")
@@ -29,12 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict]:
-    """A row per method and arm; prints each as it is measured."""
+    """Return a row per method and arm; print each as soon as it is measured."""
     train = load_source(args.dataset, split=f"train[:{args.images}]")
     test = load_source(args.dataset, split="test")
     monitor = KNNMonitor(train, test, SIZE, images=args.images, seed=args.seed, progress=False)
     print(f"{'method':<14}{'SO':<6}{'kNN before':>12}{'kNN after':>12}{'eff. rank':>12}{'s / 100 steps':>16}")
-    # The untrained encoder is the same for all: the seed is, and the encoder is built before the method's heads.
+    # All methods start from the same encoder: it is built from the same seed, before the method's heads.
     before = monitor.measure(_model(args.methods[0], None, args).encoder, step=0)[0].value
     rows = []
     for name in args.methods:

@@ -19,6 +19,7 @@ NAMES = {"so": "SO", "srip": "SRIP", "sketched_so": "sketched SO"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--models", nargs="+", default=MODELS, help="timm names of the encoders")
 
 

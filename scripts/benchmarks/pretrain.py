@@ -1,4 +1,4 @@
-"""Images per second of BYOL pretraining from images in memory to updated weights: our loop against lightly's way."""
+"""Images per second of BYOL pretraining, from images in memory to updated weights: our loop and lightly's example."""
 
 import argparse
 import os
@@ -20,10 +20,10 @@ from .lightly_byol import check_lightly
 from .measure import judged
 from .step import MOMENTUM, lightly_twin, sgd
 
-# Images per second on CUDA, ours over lightly's with 16 workers.
+# Ratio of images per second on CUDA: ours to lightly's with 16 workers.
 TARGET = 3.0
 SIZE = 32
-# lightly's BYOL views with the blur that its example for CIFAR leaves out as well; ours with the same probabilities.
+# lightly's BYOL views without blur, as in its example for CIFAR; ours have the same probabilities.
 VIEWS = "cifar-asym"
 DEFAULTS = {
     "cpu": {"backbone": "resnet18", "batch": 64, "steps": 12, "untimed": 4, "workers": os.cpu_count()},
@@ -32,6 +32,8 @@ DEFAULTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+
     def default(name: str) -> str:
         return f"(default: {DEFAULTS['cpu'][name]}, on CUDA {DEFAULTS['cuda'][name]})"
 
@@ -39,14 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", help=f"a ResNet that timm and torchvision both have {default('backbone')}")
     parser.add_argument("--batch", type=int, help=f"images of a step {default('batch')}")
     parser.add_argument("--steps", type=int, help=f"timed steps of a run {default('steps')}")
-    # lightly's workers have batches ready when training begins: what is timed must be what they can keep up with.
+    # lightly's workers have prepared batches when training begins: time only what they can sustain.
     parser.add_argument("--untimed", type=int, help=f"steps of a run before {default('untimed')}")
     parser.add_argument("--workers", type=int, help=f"loader processes of lightly {default('workers')}")
     parser.set_defaults(repeats=3)
 
 
 def run(args: argparse.Namespace) -> list[dict]:
-    """One row: images per second of both, in alternating runs; on CUDA both in bfloat16 autocast."""
+    """Return one row with images per second of both, from alternating runs; on CUDA both use bfloat16 autocast."""
     check_lightly()
     chosen = {name: getattr(args, name) for name in DEFAULTS[args.device] if getattr(args, name) is not None}
     chosen = argparse.Namespace(**DEFAULTS[args.device] | chosen, device=args.device)
@@ -71,21 +73,22 @@ def run(args: argparse.Namespace) -> list[dict]:
     }
     print(f"  images/s, ours over lightly's: {ratio:.2f}×")
     what = f"BYOL pretraining, {chosen.backbone}, batch {chosen.batch}, {args.dataset}: images/s, ours over lightly's"
-    # The target is one of the GPU.
+    # The target is for a GPU.
     return [row | judged(what, ratio, "×", at_least=TARGET) if args.device == "cuda" else row]
 
 
 class Clock:
-    """Seconds between the end of step `untimed` and that of step `untimed + steps`.
+    """Measure the seconds between the end of step `untimed` and that of step `untimed + steps`.
 
     Args:
-        args (`Namespace`): `untimed`, `steps` and `device`.
+        args (`Namespace`): Options with `untimed`, `steps` and `device`.
     """
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.done, self.times = args, 0, {}
 
     def tick(self) -> None:
+        """Record the end of a step."""
         self.done += 1
         if self.done in (self.args.untimed, self.args.untimed + self.args.steps):
             if self.args.device == "cuda":
@@ -94,11 +97,12 @@ class Clock:
 
     @property
     def seconds(self) -> float:
+        """Seconds that the timed steps took."""
         return self.times[self.args.untimed + self.args.steps] - self.times[self.args.untimed]
 
 
 def our_run(source: ImageSource, args: argparse.Namespace) -> Callable[[], float]:
-    """A run of our loop; what it measures of the weights and saves now and then is left out, as lightly has it not."""
+    """Return a run of our loop, without spectra and checkpoints, which lightly's example does not have."""
     dataset = ImageDataset(source, views=get_recipe(VIEWS), image_size=SIZE, cache_images="auto")
 
     def train() -> float:
@@ -133,7 +137,7 @@ def our_run(source: ImageSource, args: argparse.Namespace) -> Callable[[], float
 
 
 def lightly_run(source: ImageSource, args: argparse.Namespace) -> Callable[[], float]:
-    """A run of the loop of lightly's example: PIL transforms in worker processes."""
+    """Return a run of the loop of lightly's example, with PIL transforms in worker processes."""
     from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
 
     transform = BYOLTransform(
@@ -145,7 +149,7 @@ def lightly_run(source: ImageSource, args: argparse.Namespace) -> Callable[[], f
     def train() -> float:
         model = lightly_twin(build(args).to(args.device), args.backbone).train()
         optimizer, clock = sgd(model), Clock(args)
-        # Its example starts its workers anew every epoch, which on a small set would be all that is timed.
+        # Its example restarts the workers in every epoch, which would dominate the time on a small data set.
         workers = {"num_workers": args.workers, "persistent_workers": args.workers > 0}
         loader = DataLoader(dataset, args.batch, shuffle=True, drop_last=True, **workers)
         while True:
@@ -159,7 +163,7 @@ def lightly_run(source: ImageSource, args: argparse.Namespace) -> Callable[[], f
 
 
 def build(args: argparse.Namespace) -> SSLModel:
-    """The model that both sides train."""
+    """Return the model that both sides train."""
     torch.manual_seed(0)
     return SSLModel(SSLConfig(backbone=args.backbone, image_size=SIZE, method="byol", regularizer=None))
 
@@ -168,8 +172,8 @@ class ImagesInMemory(Dataset):
     """Views of decoded images, as torchvision's CIFAR10 holds them.
 
     Args:
-        source ([`ImageSource`]): The images; they are decoded once, beforehand.
-        transform: From a PIL image to its views.
+        source ([`ImageSource`]): The images, which are decoded once, in advance.
+        transform (`Callable`): Function from a PIL image to its views.
     """
 
     def __init__(self, source: ImageSource, transform: Callable):

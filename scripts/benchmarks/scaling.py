@@ -19,6 +19,7 @@ WORKER = Path(__file__).with_name("scaling_worker.py")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--backbone", default="resnet18", help="timm name of the encoder")
     parser.add_argument("--image_size", type=int, default=32, help="side of the views in pixels")
     parser.add_argument("--batch", type=int, default=32, help="images per process and step")

@@ -1,4 +1,4 @@
-"""One process of `scripts/benchmark.py scaling`; torchrun starts several."""
+"""One of the processes that `scripts/benchmark.py scaling` starts with torchrun."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ from hf_orthossl.training.optimizers import build_optimizer
 
 
 class Training:
-    """A model and all that one optimizer step takes, on random views."""
+    """A model with optimizer, accelerator and random views: all that an optimizer step needs."""
 
     def __init__(self, method: str, regularizer: str | None, args: Namespace):
         torch.manual_seed(0)
@@ -42,7 +42,7 @@ class Training:
         self.views = [torch.randn(shape, device=self.accelerator.device) for _ in range(2)]
 
     def step(self, model: torch.nn.Module, penalty_weight: float = 1.0) -> None:
-        """One optimizer step through `model`, the bare one or its wrapper."""
+        """Take one optimizer step through `model`, either the bare model or its DDP wrapper."""
         self.model.begin_step(Progress(0, 100, 100))
         self.accelerator.backward(model(self.views, penalty_weight=penalty_weight).loss)
         self.model.before_optimizer_step()
@@ -51,13 +51,13 @@ class Training:
         self.model.end_step()
 
     def penalty(self, processes: int) -> None:
-        """Value and gradient of what one of so many processes computes."""
+        """Compute value and gradient of this process's share of the penalty among `processes`."""
         regularizer, generator = self.model.regularizer, self.model.method.progress.generator(self.model.device)
         process = dist.get_rank() if processes > 1 else 0
         regularizer(generator, process=process, processes=processes).backward()
 
     def whole_penalty_step(self) -> None:
-        """A step in which every process computes the whole penalty."""
+        """Take a step in which every process computes the whole penalty."""
         self.model._shared_penalty = self.model.penalty
         try:
             self.step(self.wrapped)
@@ -66,7 +66,7 @@ class Training:
 
 
 def time_steps(args: Namespace) -> list[dict]:
-    """A row without penalty, and one for each penalty and way of sharing it out."""
+    """Return a row without penalty, and one for each penalty, whole and divided among the processes."""
     processes, rows = dist.get_world_size(), []
     for kind in args.regularizers:
         training = Training(args.method, kind, args)
@@ -78,7 +78,7 @@ def time_steps(args: Namespace) -> list[dict]:
             "shared alone": partial(training.penalty, processes),
         }
         parameters = [matrix for matrix in training.model.regularizer.matrices if matrix.index == 0]
-        # A round ends when the last process does.
+        # A round ends when the last process has finished.
         times = measure({name: _together(call) for name, call in contenders.items()}, args.device, args.repeats)
         for sharing in ("none", "whole", "shared"):
             if sharing == "none" and rows:
@@ -103,11 +103,11 @@ def time_steps(args: Namespace) -> list[dict]:
 
 
 def count_traffic(args: Namespace) -> list[dict]:
-    """What a step of each method puts on the wire besides the gradients, which follow from the parameters."""
+    """Return the bytes that a step of each method communicates: gradients, gathers and sums."""
     rows = []
     for method in args.methods:
         training = Training(method, None, args)
-        # The bare model: what is left is the method's and batch norm's own.
+        # The bare model sends no gradients: the rest belongs to method and batch norm.
         training.step(training.model)
         with _Traffic() as traffic:
             training.step(training.model)
@@ -126,7 +126,7 @@ def count_traffic(args: Namespace) -> list[dict]:
 
 
 class _Traffic(TorchDispatchMode):
-    """Bytes of each collective: of an all-reduce all of them, of a gather or scatter one process's part."""
+    """Record the bytes of each collective: all of an all-reduce, one process's part of a gather or scatter."""
 
     def __init__(self):
         super().__init__()
@@ -136,7 +136,7 @@ class _Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name()
         if name.startswith("c10d::"):
-            # Outputs come first: of a gather the whole, of a reduction and a scatter the part.
+            # The output is the first argument: the whole for a gather, one part for a reduction or scatter.
             part = args[1] if "allgather" in name else args[0]
             tensors = [part] if isinstance(part, Tensor) else part
             kind = self.reduced if "allreduce" in name else self.gathered
@@ -145,7 +145,7 @@ class _Traffic(TorchDispatchMode):
 
 
 def _of_batchnorm(training: Training) -> int:
-    """Collectives of a step through the encoder alone, forward and backward, twice as the two views take them."""
+    """Return the number of collectives of batch norm in a step: forward and backward passes of two views."""
     with _Traffic() as traffic:
         training.model.encoder(training.views[0]).sum().backward()
     training.optimizer.zero_grad()

@@ -22,6 +22,7 @@ PARTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--backbone", nargs="+", default=["resnet50"], help="names as in load_encoder")
     parser.add_argument("--images", type=int, default=4096, help="random images")
     parser.add_argument("--batch", type=int, default=256, help="images per forward pass")
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict]:
-    """A row per encoder; prints each as it is measured."""
+    """Return a row per encoder; print each as soon as it is measured."""
     if args.images < 2 or args.batch < 1:
         raise ValueError(f"--images is {args.images} and --batch {args.batch}: at least 2 and 1 are needed")
     rows = []

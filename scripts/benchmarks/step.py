@@ -33,6 +33,7 @@ PARTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--backbone", default="resnet18_cifar", help="a ResNet that timm and torchvision both have")
     parser.add_argument("--image_size", type=int, default=32, help="side of the views in pixels")
     parser.add_argument(
@@ -80,9 +81,11 @@ class BYOLStep:
         ]
 
     def autocast(self) -> contextlib.AbstractContextManager:
+        """Return the context in which forward passes run."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.bf16)
 
     def step(self) -> None:
+        """Take one whole optimizer step."""
         self.model.begin_step(Progress(0, 100, 100))
         with self.autocast():
             loss = self.model(self.views).loss
@@ -93,7 +96,7 @@ class BYOLStep:
         self.model.end_step()
 
     def online(self) -> None:
-        """Forward and backward pass of the encoder over both views, and nothing else."""
+        """Run only forward and backward passes of the encoder over both views."""
         with self.autocast():
             outputs = [self.model.encoder(view) for view in self.views]
         torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
@@ -101,13 +104,13 @@ class BYOLStep:
 
     @torch.no_grad()
     def target(self) -> None:
-        """Forward pass of the target encoder over both views."""
+        """Run the forward pass of the target encoder over both views."""
         with self.autocast():
             for view in self.views:
                 self.model.method.target.stack[0](view)
 
     def heads(self) -> None:
-        """Everything after the encoders: projectors, predictor, loss, and their backward pass."""
+        """Run all that follows the encoders: projectors, predictor, loss, and their backward passes."""
         target = self.model.method.target
         encoder, target.stack[0] = target.stack[0], nn.Identity()
         try:
@@ -121,23 +124,25 @@ class BYOLStep:
             features.grad = None
 
     def optimizer_step(self) -> None:
+        """Take the optimizer's part of a step."""
         for parameter in self.model.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
 
     def target_update(self) -> None:
+        """Move the target network."""
         self.model.method.target.follow(MOMENTUM, self.model.encoder, self.model.method.projector)
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of both sides: that of lightly's benchmarks on CIFAR-10."""
+    """Return the optimizer of both sides, that of lightly's benchmarks on CIFAR-10."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.SGD(trained, lr=0.06, momentum=0.9, weight_decay=5e-4)
 
 
 def lightly_twin(ours: SSLModel, backbone: str) -> LightlyBYOL:
-    """lightly's model with the widths and the weights of ours."""
+    """Return lightly's model with the widths and the weights of ours."""
     config, method = ours.method.config, ours.method
     twin = LightlyBYOL(torchvision_backbone(backbone), ours.encoder.num_features, config.hidden_dim, config.output_dim)
     # The same network under other names, in the same order.
@@ -190,7 +195,7 @@ def _compare(batch: int, args: argparse.Namespace) -> dict:
 def _shares(
     name: str, size: int, batch: int, timed: int, targets: dict[str, float], args: argparse.Namespace
 ) -> Iterator[dict]:
-    """A row per penalty: value and gradient over a step of `batch` images with it, timed with `timed` images."""
+    """Return a row per penalty: its share of a step of `batch` images, measured with `timed` images."""
     ours = BYOLStep(name, size, timed, args.device, args.bf16)
     penalties = {kind: OrthogonalityRegularizer(ours.model.encoder, kind) for kind in targets}
 

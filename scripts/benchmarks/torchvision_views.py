@@ -45,7 +45,7 @@ def tensor_view(spec: ViewSpec, size: int, mean: Sequence[float], std: Sequence[
 
 
 def _shared(namespace, spec: ViewSpec, size: int) -> list[Callable]:
-    """What both namespaces call by the same names."""
+    """Return the functions that both namespaces have under the same names."""
     mode = transforms.InterpolationMode(spec.interpolation)
     jitter = namespace.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue)
     return [

@@ -25,11 +25,12 @@ PEERS = {"pil": "torchvision on PIL", "v2": "torchvision v2", "ours": "ours"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--images", type=int, default=128, help="images in a batch at 32 px; an eighth of it at 224 px")
 
 
 def run(args: argparse.Namespace) -> list[dict]:
-    """A row per size, from decoded images and from files; prints each as it is measured."""
+    """Return a row per image size, from decoded images and from files; print each as soon as it is measured."""
     if args.images < 8:
         raise ValueError(f"--images is {args.images}: it must be at least 8")
     threads = torch.get_num_threads()
@@ -84,7 +85,7 @@ def _compare(
 def _one_by_one(
     images: Sequence, specs: Sequence[ViewSpec], pipeline: Callable[[ViewSpec], Callable], device: str
 ) -> list[Tensor]:
-    """What the workers of a loader do: the views of one image after the other, and batches of them in the end."""
+    """Make views as the workers of a loader do: image by image, then collated into batches."""
     pipelines = [pipeline(spec) for spec in specs]
     made = [[make(image) for make in pipelines] for image in images]
     return [torch.stack(view).to(device) for view in zip(*made, strict=True)]

@@ -20,7 +20,7 @@ PANELS = {
 
 
 def plot_seeds(rows: Sequence[dict], arms: Sequence[str], path: Path) -> Path:
-    """A panel for each measure, a column for each arm, a dot for each seed and a bar at their mean."""
+    """Draw a panel for each measure, with a column for each arm, a dot for each seed and a bar at the mean."""
     figure = new_figure(2.6 * len(PANELS), 2.6)
     for axes, (key, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for place, arm in enumerate(arms):

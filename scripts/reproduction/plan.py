@@ -37,7 +37,7 @@ class Plan:
     device: str
 
     def tune(self) -> None:
-        """Makes the runs that choose γ: one of each candidate, from one seed, scored on held-out training images."""
+        """Do the runs that choose γ: one for each candidate, from one seed, scored on held-out training images."""
         for arm in self.experiment.arms:
             for run in self._candidates(arm):
                 path = run.folder / TUNED
@@ -46,7 +46,7 @@ class Plan:
                     replace_file(path, json.dumps({"weight": run.weight, "knn": run.score()}) + "\n", durable=True)
 
     def scores(self) -> dict[str, dict[float, float]]:
-        """kNN top-1 on the validation split, by arm and candidate γ, of the candidates that have been run."""
+        """Return the kNN top-1 on the validation split by arm and γ, for the candidates that have been run."""
         found = {}
         for arm in self.experiment.arms:
             paths = {run.weight: run.folder / TUNED for run in self._candidates(arm)}
@@ -55,7 +55,7 @@ class Plan:
         return found
 
     def runs(self) -> list[Run]:
-        """The runs that count, all arms of a seed before the next seed; of the arms whose γ has been chosen."""
+        """Return the runs to report of all arms whose γ has been chosen, all arms of a seed before the next seed."""
         scores, epochs = self.scores(), self.epochs or self.experiment.epochs
         chosen = {}
         for arm in self.experiment.arms:

@@ -21,11 +21,11 @@ MEASURES = (*SCORES, "representation_effective_rank", "weights_relative_rank", "
 
 
 def write_report(plans: Sequence[Plan], folder: Path) -> Path:
-    """Writes `README.md`, `runs.json` (raw numbers) and figures of the experiments that have measured runs.
+    """Write `README.md`, `runs.json` (raw numbers) and figures for the experiments that have measured runs.
 
     Args:
         plans (sequence of [`Plan`]): The experiments.
-        folder (`Path`): Where it goes.
+        folder (`Path`): Folder to write.
 
     Returns:
         `Path` of the page.
@@ -51,7 +51,7 @@ def write_report(plans: Sequence[Plan], folder: Path) -> Path:
 
 
 def _experiment(plan: Plan, runs: list[Run], folder: Path) -> dict:
-    """What the page shows of one experiment."""
+    """Return the values that the page shows for one experiment."""
     name, rows = plan.experiment.name, [run.measure() for run in runs]
     arms = [arm.name for arm in plan.experiment.arms if any(row["arm"] == arm.name for row in rows)]
     plot_seeds(rows, arms, folder / f"{name}-seeds.png")

@@ -79,7 +79,7 @@ class Run:
         return (self.folder / MEASURED).is_file()
 
     def options(self) -> dict:
-        """The options of `orthossl pretrain` that make this run."""
+        """Return the options of `orthossl pretrain` for this run."""
         chosen = {} if self.arm.option is None else {self.arm.option: self.weight}
         fixed = {
             "knn_images": 0,
@@ -119,7 +119,7 @@ class Run:
         pretrain(argv, front="loop", prog="reproduce.py")
 
     def score(self) -> float:
-        """kNN top-1 on the experiment's validation split: what γ is chosen by."""
+        """Return the kNN top-1 on the experiment's validation split, by which γ is chosen."""
         features = self._features(self._load(), self.experiment.validation)
         return knn_results(features, temperatures=[0.1])[0].value
 
@@ -186,7 +186,7 @@ class Run:
         return LabelledFeatures.extract(encoder, train, test)
 
     def _untrained(self) -> dict[str, float]:
-        """What the encoder knew before it was trained; the arms of a seed all begin with it."""
+        """Return the results of the untrained encoder, with which all arms of a seed begin."""
         set_seed(self.seed)
         options = self.experiment.options
         config = parse_assignments(options.get("backbone_config", []))

@@ -27,12 +27,12 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """ "higher" or "lower" where the interval excludes 0, else "not told apart"."""
+        """Whether the difference is "higher" or "lower", if the interval excludes 0, or else "not told apart"."""
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "not told apart"
 
 
 def agreement(differences: Sequence[Difference]) -> str:
-    """How several measures of one arm stand to the claim that it is higher: they agree, disagree, or leave it open."""
+    """Return whether several measures of one arm agree with the claim that it is higher, disagree, or leave it open."""
     verdicts = {difference.verdict for difference in differences}
     if {"higher", "lower"} <= verdicts:
         return "partly agrees, partly disagrees"

@@ -75,7 +75,11 @@ def test_without_results_spectra_or_licence_it_says_so(folder):
         (folder / name).unlink()
     metadata, body = parts(render_card(folder))
     assert set(metadata) == {"library_name", "pipeline_tag", "tags", "datasets"}
-    for text in ("Nothing has been measured yet.", "The spectra have not been measured.", "The owner has not stated a licence."):
+    for text in (
+        "Nothing has been measured yet.",
+        "The spectra have not been measured.",
+        "The owner has not stated a licence.",
+    ):
         assert text in body
     assert "spectra.png" not in body
     assert f'"local-dir:{folder}"' in body
