@@ -26,7 +26,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_xdist_auto_num_workers(config) -> int:
-    """All cores for the whole suite; one process, which starts at once and can be debugged, for tests that are named."""
+    """All cores for the whole suite; one process, which starts sooner and can be debugged, for tests that are named."""
     if config.option.file_or_dir:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
