@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import hf_orthossl
+
 
 def run(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
@@ -22,4 +24,4 @@ def test_help_imports_no_library():
 
 
 def test_every_public_name_exists():
-    assert run("import hf_orthossl; print(all(getattr(hf_orthossl, n) is not None for n in hf_orthossl.__all__))")
+    assert all(getattr(hf_orthossl, name) is not None for name in hf_orthossl.__all__)
