@@ -270,7 +270,7 @@ def test_a_collapse_is_called_one():
     generator = torch.Generator().manual_seed(2)
     flat = torch.randn(50, 2, generator=generator) @ torch.randn(2, 6, generator=generator)
     reading = plain_reading(report_of(flat, {"backbone.a.weight": torch.randn(9, 1) @ torch.randn(1, 5)}))
-    assert "4 of the 6 carry nothing at all" in reading
+    assert "4 of the 6 have no variance" in reading
     assert "1 of the 1 weight matrices has lost directions, a.weight the most: 4 of 5." in reading
     same = plain_reading(report_of(torch.ones(10, 6)))
     assert "collapsed completely" in same
@@ -282,6 +282,6 @@ def test_few_images_or_inputs_are_no_collapse():
     report = report_of(torch.randn(5, 6, generator=generator), wide)
     reading = plain_reading(report)
     assert "5 images can show 4 directions at most" in reading
-    assert "carry nothing" not in reading
+    assert "have no variance" not in reading
     assert "None of the 1 weight matrices has lost a direction" in reading
     assert report.weights["backbone.wide.weight"].most_positive == 3

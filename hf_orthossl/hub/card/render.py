@@ -159,7 +159,7 @@ def _dataset(record: EncoderRecord) -> str:
     if record.num_images and type(steps) is int and type(images_per_step) is int:
         seen = steps * images_per_step
         count = f"{seen:,} of the {count}" if seen < record.num_images else count
-    return f"{count} of {record.dataset}" if record.dataset else f"{count} that are not named here"
+    return f"{count} of {record.dataset}" if record.dataset else f"{count} of a data set whose name was not recorded"
 
 
 def _penalty_title(name: str | None) -> str | None:

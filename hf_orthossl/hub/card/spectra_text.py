@@ -33,8 +33,8 @@ def plain_reading(report: SpectralReport) -> Safe:
     sentences = _of_representation(spectrum) if spectrum else weights_alone
     sentences += _of_weights(report.weights)
     sentences.append(
-        "Effective rank says how many directions are in use: a collapsed encoder's is near 1, and its curves in the "
-        "figure fall steeply."
+        "The effective rank tells how many directions are in use: that of a collapsed encoder is near 1, and its "
+        "curves in the figure fall steeply."
     )
     return Safe(" ".join(sentences))
 
@@ -82,12 +82,12 @@ def _of_representation(spectrum: FeatureSpectrum) -> list[str]:
     lost = cap - spectrum.num_positive if spectrum.exact else 0
     if cap < spectrum.dim:
         sentences.append(
-            f"{images} can show {cap} directions at most: what lies beyond them is not collapsed, it is not measured."
+            f"{images} can show {cap} directions at most: the others have not collapsed, they cannot be measured."
         )
     if lost > 0:
-        sentences.append(f"{lost} of the {cap} carry nothing at all: in these the representation has collapsed.")
+        sentences.append(f"{lost} of the {cap} have no variance: in these directions the representation has collapsed.")
     elif spectrum.exact:
-        sentences.append(f"All {cap} carry something.")
+        sentences.append(f"All {cap} have some variance.")
     return sentences
 
 
