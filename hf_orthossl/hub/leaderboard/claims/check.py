@@ -139,18 +139,18 @@ def _spectra(published: Published, num_features: int) -> Spectra | None:
 
 
 def _suspicious_names(paths: list[str]) -> list[tuple[str, str]]:
-    found = []
+    suspicious = []
     tricks = [path for path in paths if not _is_plain_path(path)]
     if tricks:
         some = ", ".join(shown(path) for path in tricks[:3])
-        found.append(
+        suspicious.append(
             ("file names", f"some would leave their folder or cannot be read ({len(tricks)}), none is opened: {some}")
         )
     pickles = [path for path in paths if _PICKLE.fullmatch(path)]
     if pickles:
         some = ", ".join(shown(path) for path in pickles[:3])
-        found.append(("pickles", f"some can run code when loaded ({len(pickles)}), none is opened: {some}"))
-    return found
+        suspicious.append(("pickles", f"some can run code when loaded ({len(pickles)}), none is opened: {some}"))
+    return suspicious
 
 
 def _is_plain_path(path: str) -> bool:
