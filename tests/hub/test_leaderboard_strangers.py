@@ -173,7 +173,7 @@ def test_serves_a_snapshot_and_says_when_the_port_is_taken(site, tmp_path):
 def test_says_that_the_host_is_elsewhere(site, host):
     from hf_orthossl.hub.leaderboard.page.app import serve
 
-    with pytest.raises(ValueError, match="no address of this machine: pass another host"):
+    with pytest.raises(ValueError, match="not an address of this machine: pass another host"):
         serve(BOARD, free_port(), host=host, wait=False)
 
 
