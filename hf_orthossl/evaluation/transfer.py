@@ -101,9 +101,7 @@ def transfer_sets(names: Sequence[str] | None = None, folder: str | Path | None 
         if own is not None and own.is_dir():
             found.append(dataclasses.replace(entry or TransferSet(name, ""), dataset=str(own), local=True))
         elif entry is None and not (name == "digits" or "/" in name or Path(name).is_dir()):
-            raise ValueError(
-                f"transfer set {name!r} is unknown: {suggest(name, known)}, or pass a Hub id (owner/name) or a folder"
-            )
+            raise ValueError(f"transfer set {name!r} is unknown: {suggest(name, known)} (or any Hub id or folder)")
         else:
             found.append(entry or TransferSet(name, name))
     return found
