@@ -1,17 +1,18 @@
-"""The `orthossl` command: finds the sub-command, runs it, and turns bad input into one clear line."""
+"""The `orthossl` command: run a sub-command, and report bad input in one clear line."""
 
 import importlib
 import sys
+from collections.abc import Callable
 
 from ..distributed.launch import end_processes, is_main_process, peer_failed, print_error_once
 
-# Sub-command → what it does. Each is a module of this package with `main(argv)`, imported only when asked for.
+# Sub-command → what it does. Each is a module of this package with `main(argv)`, imported only when it runs.
 COMMANDS = {
     "pretrain": "train an encoder on unlabelled images, with an orthogonality penalty",
     "evaluate": "measure encoders: kNN, linear probes, fine-tuning, transfer, detection",
-    "publish": "put a run's encoder on the Hugging Face Hub",
-    "leaderboard": "collect, show and verify the board of published encoders",
-    "spectra": "measure how many of its directions an encoder uses, and compare encoders",
+    "publish": "publish the encoder of a run on the Hugging Face Hub",
+    "leaderboard": "collect, show and verify the leaderboard of published encoders",
+    "spectra": "measure how many directions encoders use, and compare them",
     "forecast": "predict from data and augmentations which directions training will lose",
     "methods": "list methods, regularizers, view recipes and backbones",
 }
@@ -29,12 +30,12 @@ USAGE = "\n".join(
     ]
 )
 
-# What bad input, an unreadable file or a diverged run raise; anything else is a defect and keeps its traceback.
+# Raised by bad input, an unreadable file or a diverged run; anything else is a defect and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ArithmeticError)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of `orthossl` and `python -m hf_orthossl`."""
+    """Run `orthossl` or `python -m hf_orthossl`."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -46,18 +47,16 @@ def main(argv: list[str] | None = None) -> None:
         return
     name = argv[0]
     if name not in COMMANDS:
-        import difflib
+        from ..messages import suggest
 
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(COMMANDS)}"
-        fail("orthossl", ValueError(f"no command {name!r}: {hint}"))
+        fail("orthossl", ValueError(f"no command {name!r}: {suggest(name, COMMANDS)}"))
     run(f"orthossl {name}", lambda rest: importlib.import_module(f".{name}", __name__).main(rest), argv[1:])
 
 
-def run(prog: str, command, argv: list[str]) -> None:
-    """Runs a command's `main(argv)`; errors that the user can mend become one line and exit code 2.
+def run(prog: str, command: Callable[[list[str]], object], argv: list[str]) -> None:
+    """Run the `main(argv)` of a command; errors that the user can fix become one line and exit code 2.
 
-    Of several processes, the first to fail says so.
+    Of several processes, only the first to fail prints its error.
     """
     debug = "--debug" in argv
     try:
@@ -72,14 +71,14 @@ def run(prog: str, command, argv: list[str]) -> None:
             print(f"\n{prog}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except RuntimeError:
-        # What a process raises whose peer has ended says nothing of the cause.
+        # The error of a process whose peer has ended does not show the cause.
         if not debug and peer_failed():
             raise SystemExit(2) from None
         raise
 
 
 def fail(prog: str, error: Exception) -> None:
-    """Prints one line and exits with code 2."""
+    """Print one line and exit with code 2."""
     message = " ".join(str(error).split()) or type(error).__name__
     print_error_once(f"{prog}: error: {message}")
     raise SystemExit(2)

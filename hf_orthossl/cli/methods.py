@@ -1,4 +1,4 @@
-"""`orthossl methods`: what can be asked for by name."""
+"""`orthossl methods`: list methods, penalties, view recipes and backbones."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,7 @@ COLUMNS = ("method", "family", "heads", "target", "queue", "coupled", "recipe", 
 
 
 def catalogue() -> dict:
-    """Methods and theory losses with their hyper-parameters, regularizers, view recipes, and own backbones."""
+    """Return methods and theory losses with their hyper-parameters, regularizers, view recipes, and our backbones."""
     return {
         "methods": [_entry(method) | {"recipe": f"cifar10/{name}.yaml"} for name, method in METHODS.items()],
         "theory_losses": [_entry(method) for method in THEORY_LOSSES.values()],
@@ -42,7 +42,7 @@ def _entry(method: type[SSLMethod]) -> dict:
 
 
 def table(rows: list[dict], columns: tuple[str, ...]) -> str:
-    """Rows as aligned text, booleans as yes or a dash."""
+    """Return rows as aligned text, with booleans as yes or a dash."""
     cells = [list(columns)]
     for row in rows:
         values = (row[column] for column in columns)
@@ -54,8 +54,10 @@ def table(rows: list[dict], columns: tuple[str, ...]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the catalogue as a table, or as JSON."""
-    parser = argparse.ArgumentParser(prog="orthossl methods", description="List what can be asked for by name.")
+    """Print the catalogue as a table, or as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="orthossl methods", description="List methods, penalties, view recipes and backbones."
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, with every hyper-parameter")
     arguments = parser.parse_args(argv)
     everything = catalogue()
@@ -63,10 +65,10 @@ def main(argv: list[str]) -> None:
         print(json.dumps(everything, indent=2))
         return
     print(table(everything["methods"], COLUMNS))
-    print("\ncoupled: an image's loss depends on its batch, so that accumulation over small batches is another loss")
+    print("\ncoupled: the loss of an image depends on its batch, so accumulating small batches changes the loss")
     losses = ", ".join(f"{entry['method']} ({entry['title']})" for entry in everything["theory_losses"])
-    print(f"\ntheory losses, on the representation itself, as for --backbone linear: {losses}")
+    print(f"\ntheory losses, applied to the representation, as with --backbone linear: {losses}")
     for name in ("regularizers", "views", "backbones"):
         print(f"\n{name}: {', '.join(everything[name])}")
-    print("\nrecipes: scripts/recipes/{cifar10,cifar100,imagenet}/<method>.yaml, used with --config")
-    print("backbones also: any timm or Hugging Face vision model. Hyper-parameters: orthossl methods --json")
+    print("\nrecipes: scripts/recipes/{cifar10,cifar100,imagenet}/<method>.yaml, for --config")
+    print("further backbones: any timm or Hugging Face vision model. Hyper-parameters: orthossl methods --json")

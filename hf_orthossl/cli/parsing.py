@@ -1,4 +1,4 @@
-"""Dataclass arguments from the command line and a YAML file, with the nearest name for every misspelt one."""
+"""Read dataclasses from the command line and a YAML file, with a suggestion for every misspelt name."""
 
 import argparse
 import dataclasses
@@ -27,7 +27,7 @@ OWN_OPTIONS = tuple(OrthoSSLTrainingArguments.__annotations__)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """One spelling per option, the type of its value, and its default said once."""
+    """Format help with one spelling per option, the type of its value, and its default stated once."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         # A switch is off unless given.
@@ -45,7 +45,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class _Parser(HfArgumentParser):
-    """Raises its errors, so that they reach the user as one line without the page of usage."""
+    """Raise errors, so that they reach the user as one line without the usage text."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -72,7 +72,7 @@ class _Parser(HfArgumentParser):
 def parse(
     prog: str, description: str, dataclasses: list[type], argv: list[str], base: Path | None = None
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Fills dataclasses from `--config FILE` first and the flags after it.
+    """Return dataclasses filled from `--config FILE` and the flags, which override the file.
 
     A field with `metadata={"positional": True, "help": …}` is an argument without a flag, on the command line only:
     `str` takes one, `list[str]` one or more.
@@ -81,10 +81,11 @@ def parse(
     stands for `method` (its `name`) and `method_config` (the rest).
 
     Args:
-        prog, description (`str`): For help and messages.
-        dataclasses (`list[type]`): What to fill.
+        prog (`str`): Name of the command, for help and messages.
+        description (`str`): What the command does, for help.
+        dataclasses (`list[type]`): The dataclasses to fill.
         argv (`list[str]`): Command-line arguments.
-        base (`Path`, *optional*): File to read where the command line names none.
+        base (`Path`, *optional*): File to read if the command line names none.
 
     Returns:
         the dataclasses, and every option that file or flags set to other than its default.
@@ -127,7 +128,7 @@ def parse(
 
 
 def scan(argv: list[str]) -> argparse.Namespace:
-    """`config`, `output_dir` and `resume` as the command line has them, before anything else is read."""
+    """Return `config`, `output_dir` and `resume` from the command line, before anything else is read."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     finder.add_argument("--output_dir", "--output-dir")
@@ -166,7 +167,7 @@ def _default(parser: _Parser, option: argparse.Action) -> Any:
 
 
 def _switches_closed(argv: list[str], parser: _Parser) -> list[str]:
-    """`--switch` as `--switch=true`, where it would take the argument that follows for its value."""
+    """Write `--switch` as `--switch=true` if it would take the argument that follows as its value."""
     switches = {flag for action in parser._actions if action.const is True for flag in action.option_strings}
     closed = []
     for word, following in zip(argv, [*argv, "--"][1:], strict=True):
@@ -180,7 +181,7 @@ def _switches_closed(argv: list[str], parser: _Parser) -> list[str]:
 
 
 def _check_form(path: str | Path, key: str, value: Any, option: argparse.Action) -> None:
-    """Refuses a list or a mapping where one value belongs."""
+    """Reject a list or a mapping for an option that takes one value."""
     if isinstance(value, list) and option.nargs not in ("+", "*"):
         raise ValueError(f"{path}: {key} is the list {value}: it takes one value")
     if isinstance(value, dict) and not key.endswith(("_config", "_kwargs")):

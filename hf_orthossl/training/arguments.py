@@ -1,4 +1,4 @@
-"""Settings of a pretraining run: `transformers.TrainingArguments` with SSL's defaults and a few of our own."""
+"""Settings of a pretraining run: `transformers.TrainingArguments` with defaults for SSL and additional options."""
 
 import copy
 import math
@@ -17,48 +17,56 @@ from ..methods import TrainingRecipe
 
 logger = get_logger(__name__)
 
-# Names of `optim` that `transformers` does not know; None stands for the recipe's.
+# Values of `optim` that `transformers` does not know; `None` means the one of the recipe.
 OWN_OPTIMIZERS = (None, "lars", "adam")
 # What to do with a step whose loss or gradients are not finite.
 POLICIES = ("stop", "skip")
 
 
 def steps_between(value: float, max_steps: int) -> int:
-    """Steps between two events, given as a number or, below 1, as a share of the run."""
+    """Return the steps between two events, given as a number or, below 1, as a share of the run."""
     return max(math.ceil(value * max_steps) if value < 1 else int(value), 1)
 
 
 def is_due(step: int, before: int, every: float, max_steps: int) -> bool:
-    """Whether an event every so many steps has come since step `before`, as it has at the end of the run."""
+    """Return whether an event every `every` steps is due since step `before`; at the end of the run it is."""
     interval = steps_between(every, max_steps)
     return step > before and (step >= max_steps or step // interval != before // interval)
 
 
 def check_interval(name: str, steps: float) -> None:
-    """Refuses what is no number of steps between two events."""
+    """Reject a value that is not a number of steps between two events.
+
+    Raises:
+        ValueError: The value is neither a whole number nor a share in [0, 1).
+    """
     if not (0 <= steps < 1 or (steps >= 1 and float(steps).is_integer())):
         raise ValueError(f"{name} is {steps}: it must be a whole number of steps, a share below 1, or 0 for none")
 
 
 def check_threshold(name: str, share: float) -> None:
-    """Refuses what is no share to fall below."""
+    """Reject a threshold outside [0, 1).
+
+    Raises:
+        ValueError: The threshold is out of range.
+    """
     if not 0 <= share < 1:
         raise ValueError(f"{name} is {share}: it must lie in [0, 1), as in 0.1; 0 gives no warnings")
 
 
 @dataclass
 class OrthoSSLTrainingArguments(TrainingArguments):
-    """Arguments of both fronts, [`OrthoSSLTrainer`] and [`pretrain_loop`].
+    """Settings of both fronts, [`OrthoSSLTrainer`] and [`pretrain_loop`].
 
-    What is left at `None` follows the recipe the method was published with; everything else is
-    `transformers.TrainingArguments`, with these defaults changed: batches of 256 with the last, smaller one dropped, 30
-    epochs, a cosine schedule, no gradient clipping, the two newest checkpoints kept, and processes that wait for each
-    other for a day, as the main one may measure for long. One process trains on one GPU, however many there are.
+    An option that is `None` follows the recipe that the method was published with. Everything else is
+    `transformers.TrainingArguments` with other defaults: batches of 256, of which a last, smaller one is dropped, 30
+    epochs, a cosine schedule, no gradient clipping, the two newest checkpoints kept, and a timeout of a day between
+    processes, as the main one may measure for long. One process trains on one GPU, however many there are.
 
     Args:
-        output_dir (`str`, defaults to "runs/default"): Where everything of the run goes.
-        views (`str`, *optional*): Augmentation recipe. By default the one for handwriting for digits, "imagenet" from
-            96 pixels on, and else the method's.
+        output_dir (`str`, defaults to "runs/default"): Folder of the run.
+        views (`str`, *optional*): Augmentation recipe. By default "digits" for the digits, "imagenet" from 96 pixels
+            on, and else that of the method.
         optim (`str`, *optional*): "lars", "sgd", "adam", or a name of `TrainingArguments.optim`; the method's by
             default.
         learning_rate (`float`, *optional*): Peak learning rate, used as given. By default the method's, scaled by
@@ -69,13 +77,13 @@ class OrthoSSLTrainingArguments(TrainingArguments):
             default.
         sync_batchnorm (`bool`, defaults to `True`): Whether batch norm takes the statistics of all processes' batches.
             Without effect on one process.
-        cache_images (`str`, defaults to "auto"): Whether images stay in memory once they are decoded: "auto" for images
-            of at most 96 pixels that fill at most a quarter of the free memory, "always", or "never". Not for streams.
-        gradient_cache (`int`, *optional*): Images of a chunk in which the encoder goes through each batch: the loss of
-            the whole batch at the memory of a chunk, for a third more time in the encoder, whose batch norm sees
-            chunks. See [`~methods.gradient_cache.ChunkedEncoder`].
+        cache_images (`str`, defaults to "auto"): Whether decoded images are kept in memory: "auto" (images of at most
+            96 pixels that fill at most a quarter of the free memory), "always", or "never". Streams are never kept.
+        gradient_cache (`int`, *optional*): Images per chunk in which the encoder processes each batch: the loss of the
+            whole batch with the memory of a chunk, for a third more time in the encoder, whose batch norm sees one
+            chunk at a time. See [`~methods.gradient_cache.ChunkedEncoder`].
         spectra_steps (`float`, defaults to 0.1): Steps between two measurements of the weights' spectra, or a share of
-            the run if below 1; 0 for none. They go with the log entries.
+            the run if below 1; 0 for none. They are part of the log entries.
         spectra_threshold (`float`, defaults to 0.1): Warn when a layer's effective rank falls below this share of the
             most it can be; 0 for no warnings.
         knn_steps, linear_probe_steps (`float`, defaults to 0): Steps between two measurements of kNN and linear-probe
@@ -89,10 +97,12 @@ class OrthoSSLTrainingArguments(TrainingArguments):
     # Heading in --help.
     _argument_group_name = "training"
 
-    output_dir: str = field(default="runs/default", metadata={"help": "where everything of the run goes"})
+    output_dir: str = field(default="runs/default", metadata={"help": "folder of the run"})
     views: str | None = field(
         default=None,
-        metadata={"help": "augmentation recipe (default: digits' own, imagenet from 96 px, else the method's)"},
+        metadata={
+            "help": "augmentation recipe (default: digits for the digits, imagenet from 96 px, else that of the method)"
+        },
     )
     optim: str | None = field(
         default=None, metadata={"help": "lars, sgd, adam or a transformers optimizer (default: the method's)"}
@@ -114,11 +124,11 @@ class OrthoSSLTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "steps between two log entries"})
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
     # Batches carry image columns that the model's forward does not name, and a NaN must stop the run, not be averaged.
-    remove_unused_columns: bool = field(default=False, metadata={"help": "must stay False: columns feed the views"})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "must stay False: NaN stops the run"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "must stay False: the views need the columns"})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "must stay False: a NaN stops the run"})
     # Every method reaches all its parameters at every step.
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "for a backbone with parameters that a forward pass does not reach"}
+        default=False, metadata={"help": "set it for a backbone with parameters that a forward pass does not use"}
     )
     # Queues, centres and synchronized statistics are equal on all processes as it is: to send rank 0's at every forward
     # pass would cost a queue's bytes and change nothing. Statistics of batch norm that is not synchronized stay a
@@ -169,8 +179,8 @@ class OrthoSSLTrainingArguments(TrainingArguments):
             )
         if self.remove_unused_columns or self.logging_nan_inf_filter:
             raise ValueError(
-                "remove_unused_columns and logging_nan_inf_filter must stay False: columns feed the views, and a loss "
-                "that is not finite must stop the run"
+                "remove_unused_columns and logging_nan_inf_filter must stay False: the views need the columns, and a "
+                "loss that is not finite must stop the run"
             )
         if self.on_nonfinite not in POLICIES:
             raise ValueError(f"on_nonfinite is {self.on_nonfinite!r}: choose from {', '.join(POLICIES)}")
@@ -180,8 +190,8 @@ class OrthoSSLTrainingArguments(TrainingArguments):
             )
         if self.save_only_model:
             raise ValueError(
-                "save_only_model leaves out of checkpoints what resume needs: leave it out; the model alone is in "
-                "output_dir/encoder"
+                "save_only_model omits from checkpoints what resume needs: leave it out; output_dir/encoder holds the "
+                "model alone"
             )
         if self.resume_from_checkpoint is not None:
             raise ValueError(
@@ -193,12 +203,12 @@ class OrthoSSLTrainingArguments(TrainingArguments):
         check_threshold("spectra_threshold", self.spectra_threshold)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             if not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
-                # Unless told so, accelerate takes each of several CPU processes for the only one.
+                # Otherwise accelerate takes each of several CPU processes for the only one.
                 self.use_cpu = True
             if self.use_cpu:
-                # The parent would make the group, and without the timeout.
+                # The parent class would create the process group without the timeout.
                 PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
-        # The parent knows none of these, nor "as the recipe says": it sees a stand-in while it checks the rest.
+        # The parent class knows neither these values nor `None`: it gets a placeholder while it checks the rest.
         ours = self.optim, self.warmup_steps
         self.optim = "sgd" if self.optim in OWN_OPTIMIZERS else self.optim
         self.warmup_steps = self.warmup_steps or 0
@@ -218,11 +228,11 @@ class OrthoSSLTrainingArguments(TrainingArguments):
 
     @property
     def images_per_step(self) -> int:
-        """Images in one optimizer step over all processes and accumulation steps."""
+        """Images in one optimizer step, over all processes and accumulation steps."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
     def with_recipe(self, recipe: TrainingRecipe) -> Self:
-        """A copy in which everything left at `None` has the recipe's value."""
+        """Return a copy in which every option that is `None` has the value of the recipe."""
         args = copy.copy(self)
         if args.optim is None:
             args.optim = recipe.optim

@@ -1,4 +1,4 @@
-"""What accelerate's engines, DDP and FSDP2, need to know of a run and of its model; the same for both fronts."""
+"""Prepare a run and its model for the engines of accelerate, DDP and FSDP2; the same for both fronts."""
 
 import warnings
 from itertools import chain
@@ -22,7 +22,7 @@ from .arguments import OrthoSSLTrainingArguments
 
 
 def engine_settings(args: OrthoSSLTrainingArguments) -> dict[str, Any]:
-    """Arguments of `Accelerator` that say which engine runs and how, as the Trainer passes them."""
+    """Return the arguments of `Accelerator` that select and configure the engine, as the Trainer passes them."""
     return {
         "cpu": args.use_cpu,
         "fsdp_plugin": FullyShardedDataParallelPlugin(**args.fsdp_plugin_args) if args.fsdp else None,
@@ -37,19 +37,19 @@ def engine_settings(args: OrthoSSLTrainingArguments) -> dict[str, Any]:
 
 
 def prepare_model(model: SSLModel, accelerator: Accelerator, args: OrthoSSLTrainingArguments) -> None:
-    """Changes a model in place to what this run trains, on several processes together; before the engine wraps it.
+    """Change a model in place to the one that this run trains, on all processes, before the engine wraps it.
 
-    The encoder goes through batches in chunks of `gradient_cache` images where that is set. On several processes batch
-    norm is synchronized where `sync_batchnorm` says so, and all start from the main one's weights and buffers: DDP sees
-    to the weights only, FSDP to neither.
+    The encoder processes batches in chunks of `gradient_cache` images, if set. With several processes, batch norm is
+    synchronized if `sync_batchnorm` is set, and all processes start from the weights and buffers of the main one: DDP
+    copies the weights only, FSDP neither.
 
     Args:
         model ([`SSLModel`]): The model of this process.
-        accelerator (`Accelerator`): Knows the engine.
-        args ([`OrthoSSLTrainingArguments`]): With the recipe's values.
+        accelerator (`Accelerator`): The accelerator with its engine.
+        args ([`OrthoSSLTrainingArguments`]): Settings of the run, with the recipe's values.
 
     Raises:
-        ValueError: FSDP of version 1, or on the CPU, or a batch norm that cannot be synchronized.
+        ValueError: FSDP has version 1 or runs on the CPU, or a batch norm cannot be synchronized.
     """
     model.gradient_cache = args.gradient_cache
     if accelerator.num_processes == 1:
@@ -57,7 +57,7 @@ def prepare_model(model: SSLModel, accelerator: Accelerator, args: OrthoSSLTrain
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and not sharded:
         raise ValueError(
-            f"fsdp was asked for, and accelerate has it on GPUs only, not on {accelerator.device.type}: train with "
+            f"fsdp is set and accelerate supports it on GPUs only, not on {accelerator.device.type}: train with "
             "scripts/accelerate_configs/two_cpu_processes.yaml"
         )
     if sharded and not accelerator.is_fsdp2:
@@ -69,15 +69,15 @@ def prepare_model(model: SSLModel, accelerator: Accelerator, args: OrthoSSLTrain
         synchronize_batchnorm(model)
     for tensor in chain(model.parameters() if sharded else (), model.buffers()):
         tensor.data.copy_(broadcast(tensor.detach().to(accelerator.device)))
-    # accelerate passes it on by the name that torch is about to give up.
+    # accelerate passes the argument under a name that torch is about to remove.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
 
 
 def check_engine(checkpoint: Path, accelerator: Accelerator) -> None:
-    """Refuses to resume under FSDP what was saved without it, or the other way round.
+    """Refuse to resume with FSDP a checkpoint saved without it, and the reverse.
 
     Raises:
-        ValueError: the checkpoint is of the other kind of engine.
+        ValueError: The checkpoint belongs to the other kind of engine.
     """
     saved, now = any(checkpoint.glob(f"{FSDP_MODEL_NAME}*")), accelerator.distributed_type == DistributedType.FSDP
     if saved != now:

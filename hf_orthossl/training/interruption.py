@@ -8,12 +8,12 @@ from pathlib import Path
 
 from ..distributed.collectives import all_reduce_max, rank
 
-# Seconds that a data loader's worker, told to end, still serves the step in progress.
+# Seconds for which a worker of a data loader still serves the current step after SIGTERM.
 GRACE = 60
 
 
 class Interrupted(SystemExit):
-    """A run was told to end and did so with a checkpoint; `code` is 128 plus the signal's number, as in shells."""
+    """The end of a run by a signal, with a checkpoint; `code` is 128 plus the number of the signal, as in shells."""
 
     def __init__(self, code: int, message: str):
         super().__init__(code)
@@ -21,19 +21,20 @@ class Interrupted(SystemExit):
 
 
 class Interruption:
-    """While entered, SIGTERM and SIGINT are only noted, for all processes to act on together after a step.
+    """A context in which SIGTERM and SIGINT are only recorded, so that all processes act on them after a step.
 
-    A second Ctrl-C raises `KeyboardInterrupt` at once. Signals that were ignored before stay so, and outside the main
-    thread, which alone may handle signals, nothing changes. The earlier handlers return on leaving.
+    A second Ctrl-C raises `KeyboardInterrupt` at once. Signals that were ignored before are still ignored. Outside the
+    main thread, the only one that may handle signals, nothing changes. The earlier handlers are restored at the end.
 
-    ```python
-    with Interruption() as interruption:
-        for step in range(steps):
-            ...
-            if interruption.agreed():
-                save(step)
-                interruption.stop(step, checkpoint)
-    ```
+    Example:
+        ```python
+        with Interruption() as interruption:
+            for step in range(steps):
+                ...
+                if interruption.agreed():
+                    save(step)
+                    interruption.stop(step, checkpoint)
+        ```
     """
 
     def __init__(self):
@@ -47,7 +48,7 @@ class Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 before = signal.getsignal(number)
-                # None: installed by other means than Python, and not ours to replace.
+                # None: a handler that was not installed from Python must not be replaced.
                 if before not in (None, signal.SIG_IGN):
                     self._before[number] = before
                     signal.signal(number, self._note)
@@ -61,18 +62,18 @@ class Interruption:
         self._before.clear()
 
     def agreed(self) -> int:
-        """The number of a signal that any process received, 0 for none; every process calls it after each step."""
+        """Return the number of a signal that any process received, else 0; every process calls it after each step."""
         self.received = all_reduce_max(self.received)
         return self.received
 
     def stop(self, step: int, checkpoint: Path) -> None:
-        """Ends the run; where it ended and how it goes on is said on leaving, below what progress bars there were.
+        """End the run; on leaving the context, below the progress bars, a line says how to continue it.
 
         Raises:
-            Interrupted: always.
+            Interrupted: Always.
         """
         by = signal.Signals(self.received).name
-        message = f"stopped by {by} after step {step}: {checkpoint} is saved, go on with --resume"
+        message = f"stopped by {by} after step {step}: {checkpoint} is saved, continue with --resume"
         raise Interrupted(128 + self.received, message)
 
     def _note(self, number: int, frame) -> None:
@@ -81,12 +82,12 @@ class Interruption:
             if self._interrupts == 2:
                 raise KeyboardInterrupt
             if rank() == 0 and os.getpid() == self._process:
-                # Not print: the signal may have come in the middle of another.
+                # Not `print`: the signal may have interrupted another one.
                 os.write(2, b"\nending after this step, with a checkpoint; Ctrl-C again ends at once\n")
         self.received = self.received or number
 
 
 def outlast_interruption(worker: int) -> None:
-    """`worker_init_fn` of a data loader: a signal to the whole process group leaves the step in progress its images."""
+    """Let a data loader worker finish the current step when the whole process group is signalled (`worker_init_fn`)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))

@@ -14,18 +14,19 @@ LARS_OPTIONS = ["trust_coeff", "trust_clip", "nesterov", "dampening", "eps"]
 
 
 def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.optim.Optimizer:
-    """LARS, SGD with momentum or Adam as the SSL frameworks use them, or any optimizer the Trainer knows.
+    """Return LARS, SGD with momentum or Adam as the SSL frameworks use them, or any optimizer of the Trainer.
 
-    Weight decay and LARS's layer-wise scaling leave out parameters with one dimension (norms, biases), as solo-learn
-    does. SGD and Adam decay every parameter through its gradient, as solo-learn's and LightlySSL's recipes do.
+    Weight decay and the layer-wise scaling of LARS exclude parameters with one dimension (norms, biases), as in
+    solo-learn. SGD and Adam decay every parameter through its gradient, as in the recipes of solo-learn and LightlySSL.
 
     Args:
-        model (`nn.Module`): Its parameters that require a gradient are optimized.
-        args ([`OrthoSSLTrainingArguments`]): With `optim`, `learning_rate` and `weight_decay` set. `optim_args` reaches
-            LARS as well: `trust_coeff=0.001,trust_clip=False` is LARS as BYOL's and SimCLR's papers use it on ImageNet.
+        model (`nn.Module`): The model, whose parameters that require a gradient are optimized.
+        args ([`OrthoSSLTrainingArguments`]): With `optim`, `learning_rate` and `weight_decay` set. `optim_args` applies
+            to LARS as well: `trust_coeff=0.001,trust_clip=False` is LARS as in the ImageNet runs of the BYOL and SimCLR
+            papers.
 
     Raises:
-        ValueError: `optim_args` names something LARS does not have.
+        ValueError: `optim_args` names an option that LARS does not have.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if args.optim == "sgd":
@@ -37,8 +38,8 @@ def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if args.optim == "lars":
-        # timm scales a group layer by layer only where it has weight decay, which is exactly the exclusion wanted;
-        # a decay of zero would turn the scaling off everywhere, so `always_adapt` keeps it for the matrices.
+        # timm scales a group layer by layer only if it has weight decay, which excludes the right parameters; with a
+        # decay of zero it would scale none, so `always_adapt` keeps the scaling for the matrices.
         groups[0]["always_adapt"] = True
         settings = SOLO_LEARN_LARS | parse_assignments((args.optim_args or "").replace(",", " ").split())
         for name in settings:
