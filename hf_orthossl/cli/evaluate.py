@@ -1,10 +1,11 @@
-"""`orthossl evaluate`: how good any encoder's representations are, as one table."""
+"""`orthossl evaluate`: measure the representations of encoders, in one table."""
 
 import dataclasses
 import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from ..evaluation.linear_probe import PROTOCOLS
 from ..evaluation.tables import results_table
 from ..evaluation.transfer import with_earlier
 from ..hub.adding_results import publish_results, results_repo
-from ..messages import suggest
+from ..messages import first_line, suggest
 from .evaluate_tasks import (
     DetectionArguments,
     FineTuneOptions,
@@ -31,19 +32,19 @@ from .evaluate_tasks import (
 from .parsing import parse
 
 FROZEN = ("knn", "linear")
-# What several processes can do together.
+# Tasks that run in several processes.
 SHARED = (*FROZEN, "transfer")
 TASKS = (*FROZEN, "finetune", "transfer", "detection")
 DESCRIPTION = (
-    "Measure encoders on labelled images: kNN and linear probes on features that are extracted once and kept, "
-    "fine-tuning, transfer to other data sets, detection. "
-    "MODEL is a run folder, an encoder folder, a timm name or a Hub id; several give one table."
+    "Measure encoders on labelled images: kNN and linear probes on features that are extracted once and cached, "
+    "fine-tuning, transfer to other data sets, and detection. "
+    "MODEL is a run folder, an encoder folder, a timm name or a Hub id; several models give one table."
 )
 
 
 @dataclass
 class EvaluateArguments:
-    """What to measure on what."""
+    """Options of the measurements: models, tasks, data and probes."""
 
     models: list[str] = field(
         metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"}
@@ -57,9 +58,9 @@ class EvaluateArguments:
         metadata={"help": "Hub id, folder of images or of parquet files, 'digits', or 'shapes' (boxes)"},
     )
     dataset_name: str | None = field(default=None, metadata={"help": "configuration of a Hub data set"})
-    train_split: str | None = field(default=None, metadata={"help": "what probes learn from (default: train)"})
+    train_split: str | None = field(default=None, metadata={"help": "split to train probes on (default: train)"})
     test_split: str | None = field(
-        default=None, metadata={"help": "what they are scored on (default: test, else validation)"}
+        default=None, metadata={"help": "split to score them on (default: test, else validation)"}
     )
     image_column: str | None = field(default=None, metadata={"help": "column of images (default: found by type)"})
     label_column: str | None = field(default=None, metadata={"help": "column of labels (default: found by type)"})
@@ -67,14 +68,15 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "side of the input in pixels (default: the model's; detection: the images' shorter side)"},
     )
-    untrained: bool = field(default=False, metadata={"help": "random weights instead of the model's, to compare with"})
-    k: int = field(default=200, metadata={"help": "neighbours that vote"})
+    untrained: bool = field(default=False, metadata={"help": "use random weights, for comparison"})
+    k: int = field(default=200, metadata={"help": "number of neighbours that vote"})
     protocol: str = field(
-        default="sgd", metadata={"help": "linear probe: sgd (the paper's) or lbfgs (logistic regression, λ chosen)"}
+        default="sgd",
+        metadata={"help": "linear probe: sgd (the paper's) or lbfgs (logistic regression)"},
     )
-    epochs: int = field(default=100, metadata={"help": "passes of the sgd probe"})
-    learning_rate: float = field(default=0.1, metadata={"help": "of the sgd probe; the paper takes 0.2 for ImageNet"})
-    probe_batch_size: int = field(default=256, metadata={"help": "of the sgd probe; the paper takes 128 for ImageNet"})
+    epochs: int = field(default=100, metadata={"help": "passes over the data of the sgd probe"})
+    learning_rate: float = field(default=0.1, metadata={"help": "of the sgd probe; 0.2 for ImageNet in the paper"})
+    probe_batch_size: int = field(default=256, metadata={"help": "of the sgd probe; 128 for ImageNet in the paper"})
     label_noise: float = field(
         default=0.0, metadata={"help": "repeat the linear probe with this share of wrong training labels, as in 0.2"}
     )
@@ -82,8 +84,8 @@ class EvaluateArguments:
         default=1.0,
         metadata={"help": "repeat the linear probe with classes of uneven size, largest over smallest, as in 100"},
     )
-    seeds: int = field(default=1, metadata={"help": "probes, fine-tunings and detectors, each from another seed"})
-    seed: int = field(default=0, metadata={"help": "the first seed; also that of untrained weights"})
+    seeds: int = field(default=1, metadata={"help": "number of seeds, one for each probe, fine-tuning and detector"})
+    seed: int = field(default=0, metadata={"help": "the first seed; also the seed of untrained weights"})
     batch_size: int = field(default=256, metadata={"help": "images per forward pass"})
     num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
     device: str | None = field(
@@ -93,9 +95,10 @@ class EvaluateArguments:
         default=None, metadata={"help": "folder of extracted features, or none (default: in the Hugging Face home)"}
     )
     push_to_hub: bool = field(
-        default=False, metadata={"help": "add the results to the models' Hub repositories: card and .eval_results"}
+        default=False,
+        metadata={"help": "add the results to card and .eval_results of the models' repositories"},
     )
-    output_dir: str = field(default="runs/evaluate", metadata={"help": "where results.json goes"})
+    output_dir: str = field(default="runs/evaluate", metadata={"help": "folder of results.json"})
 
     def __post_init__(self):
         for task in self.task:
@@ -104,22 +107,23 @@ class EvaluateArguments:
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol {self.protocol!r} is unknown: {suggest(self.protocol, PROTOCOLS)}")
         if self.push_to_hub and self.untrained:
-            raise ValueError("push_to_hub and untrained exclude each other: a repository has its own weights' results")
+            raise ValueError("push_to_hub and untrained exclude each other: leave out one of them")
         if self.seeds < 1 or self.batch_size < 1:
             raise ValueError(f"seeds is {self.seeds} and batch_size {self.batch_size}: both must be 1 or more")
 
 
 def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
+    """Measure, print and write the results of all models."""
     groups = [EvaluateArguments, FineTuneOptions, TransferOptions, DetectionArguments]
     (args, finetune, transfer, detection), _ = parse(prog, DESCRIPTION, groups, argv)
     if is_multi_process() and (alone := [task for task in args.task if task not in SHARED]):
-        raise ValueError(f"task {alone[0]!r} runs in one process: start it without a launcher")
+        raise ValueError(f"task {alone[0]!r} runs in one process only: start it without a launcher")
     init_processes(args.device)
     seeds, path = range(args.seed, args.seed + args.seeds), Path(args.output_dir) / "results.json"
     for name in args.models if args.push_to_hub else ():
         results_repo(name)
     if path.exists():
-        # Its transfer results will be kept: if it cannot be read, say so before anything is measured.
+        # Its transfer results are preserved: if it cannot be read, the command fails before it measures anything.
         read_results(path)
     columns = {"name": args.dataset_name, "image_column": args.image_column}
     splits = {"train_split": args.train_split, "test_split": args.test_split}
@@ -127,7 +131,9 @@ def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
     common = {"output_dir": args.output_dir, "device": args.device, "num_workers": args.num_workers}
     runs = [finetune.arguments(seed=seed, **common) for seed in seeds if "finetune" in args.task]
     sets = transfer.sets if "transfer" in args.task else []
-    results, notes, transferred = [], [], {}
+    results: list[Result] = []
+    notes: list[str] = []
+    transferred: dict[str, Transfer] = {}
     if frozen or runs:
         train, test = labelled_splits(args.dataset, label_column=args.label_column, **splits, **columns)
         print(f"data     {train.name}: {train.num_rows:,} images of {train.split}, {test.num_rows:,} of {test.split}")
@@ -136,18 +142,18 @@ def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
         print("data     " + describe_boxes(boxed))
     extraction = {"batch_size": args.batch_size, "num_workers": args.num_workers, "shared": True}
     cache = FeatureCache(None if args.cache == "none" else args.cache, enabled=args.cache != "none")
-    # All are opened first: a misspelt name must not cost the measurements before it.
+    # All encoders are opened first, so that a misspelt name fails before the first measurement.
     encoders = {name: open_encoder(name, args) for name in args.models}
     for name, encoder in encoders.items():
-        measured = []
+        measured: list[Result] = []
         if frozen:
             features = LabelledFeatures.extract(encoder, train, test, cache, progress=True, **extraction)
             notes += [note for note in features.notes if note not in notes]
             measured += measure(features, args)
         if runs:
-            found, told = measure_finetune(encoder, train, test, runs)
-            measured += found
-            notes += [note for note in told if note not in notes]
+            tuned, tuning_notes = measure_finetune(encoder, train, test, runs)
+            measured += tuned
+            notes += [note for note in tuning_notes if note not in notes]
         if "detection" in args.task:
             figures = Path(args.output_dir) / "detections" / re.sub(r"[^\w.-]+", "_", name).strip("_.")
             measured += measure_detection(
@@ -183,7 +189,14 @@ def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
 
 
 def report(path: Path, results: list[Result], notes: list[str], transferred: dict[str, Transfer]) -> bool:
-    """Writes and prints what was measured; `False` if a transfer set failed."""
+    """Write and print the results, and return whether all transfer sets succeeded.
+
+    Args:
+        path (`Path`): The file of results.
+        results (`list[Result]`): Results of all models, without those of transfer.
+        notes (`list[str]`): Sentences to print.
+        transferred (`dict[str, Transfer]`): Outcome of the transfer suite for each model.
+    """
     print()
     if results:
         print("\n".join([results_table(results), *(f"Note: {note}" for note in notes), ""]))
@@ -195,18 +208,18 @@ def report(path: Path, results: list[Result], notes: list[str], transferred: dic
     failed = list(dict.fromkeys(name for outcome in transferred.values() for name in outcome.failures))
     if failed:
         print(
-            f"orthossl evaluate: {len(failed)} transfer sets failed ({', '.join(failed)}): the same command measures "
-            "what is missing",
+            f"orthossl evaluate: {len(failed)} transfer sets failed ({', '.join(failed)}): run the same command "
+            "again to measure them",
             file=sys.stderr,
         )
     return not failed
 
 
 def push(models: list[str], results: list[Result], path: Path) -> None:
-    """Adds each model's results to its repository.
+    """Add each model's results to its Hub repository.
 
     Raises:
-        OSError: the Hub does not answer, or refuses; the message says where the results are.
+        OSError: If the Hub does not answer or refuses; the message names the file of results.
     """
     for model in models:
         own = [result for result in results if result.protocol["model"] == model]
@@ -220,33 +233,39 @@ def push(models: list[str], results: list[Result], path: Path) -> None:
 
 
 def open_encoder(name: str, args: EvaluateArguments) -> Encoder:
-    """The encoder, on the device, in eval mode."""
+    """Return an encoder on the device, in eval mode.
+
+    Raises:
+        ValueError: If the encoder or the device cannot be used.
+    """
     torch.manual_seed(args.seed)
     encoder = load_encoder(name, pretrained=not args.untrained, image_size=args.image_size)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return encoder.to(device).eval()
     except RuntimeError as error:
-        raise ValueError(
-            f"device {device!r} cannot be used ({str(error).splitlines()[0]}): pass --device cpu"
-        ) from error
+        raise ValueError(f"device {device!r} cannot be used ({first_line(error)}): pass --device cpu") from error
 
 
 def measure(features: LabelledFeatures, args: EvaluateArguments) -> list[Result]:
-    """All tasks of one encoder; the linear probe, on the main process, again for each kind of worse labels."""
+    """Return the kNN and linear results of one encoder.
+
+    The linear probe runs on the main process, and again for label noise and for imbalance if they are asked for.
+    """
     results = knn_results(features, k=args.k, shared=True) if "knn" in args.task else []
     if "linear" in args.task and is_main_process():
-        worse = [{}]
-        worse += [{"label_noise": args.label_noise}] if args.label_noise else []
-        worse += [{"imbalance": args.imbalance}] if args.imbalance != 1 else []
+        corruptions: list[dict[str, float]] = [{}]
+        corruptions += [{"label_noise": args.label_noise}] if args.label_noise else []
+        corruptions += [{"imbalance": args.imbalance}] if args.imbalance != 1 else []
         seeds = range(args.seed, args.seed + args.seeds)
-        for kind in worse:
-            results += linear_results(features, seeds=seeds, progress=True, **kind, **linear_settings(args))
+        for corruption in corruptions:
+            settings = {**corruption, **linear_settings(args)}
+            results += linear_results(features, seeds=seeds, progress=True, **settings)
     return results
 
 
-def linear_settings(args: EvaluateArguments) -> dict:
-    """How the linear probe is trained."""
+def linear_settings(args: EvaluateArguments) -> dict[str, Any]:
+    """Return the settings of the linear probe."""
     if args.protocol == "lbfgs":
         return {"protocol": "lbfgs"}
     settings = {"epochs": args.epochs, "learning_rate": args.learning_rate, "batch_size": args.probe_batch_size}

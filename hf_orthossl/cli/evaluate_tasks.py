@@ -24,28 +24,34 @@ from ..messages import suggest
 
 @dataclass
 class FineTuneOptions:
-    """How to fine-tune the whole encoder with a linear head."""
+    """Options of fine-tuning the whole encoder with a linear head."""
 
     _argument_group_name = "fine-tuning"
 
-    finetune_epochs: int = field(default=50, metadata={"help": "passes over the training images at most"})
+    finetune_epochs: int = field(default=50, metadata={"help": "maximum number of passes over the training images"})
     finetune_lr: float = field(default=1e-3, metadata={"help": "learning rate of the head"})
     finetune_batch_size: int = field(default=128, metadata={"help": "images per step"})
-    layer_decay: float = field(default=0.75, metadata={"help": "factor of the learning rate from layer to layer"})
+    layer_decay: float = field(default=0.75, metadata={"help": "factor of the learning rate per layer, head first"})
     mixup: float = field(default=0.0, metadata={"help": "α of mixup; 0 for none"})
     cutmix: float = field(default=0.0, metadata={"help": "α of CutMix; 0 for none"})
     label_smoothing: float = field(default=0.0, metadata={"help": "share of the label spread over all classes"})
     validation_share: float = field(
-        default=0.1, metadata={"help": "of the training images, set aside to choose the best epoch"}
+        default=0.1, metadata={"help": "share of the training images held out to choose the best epoch"}
     )
     patience: int = field(default=10, metadata={"help": "epochs without improvement after which training stops"})
     bf16: bool = field(default=False, metadata={"help": "fine-tune in bfloat16"})
 
     def arguments(self, *, output_dir: str, device: str | None, num_workers: int, seed: int) -> FineTuningArguments:
-        """The same for [`finetune_encoder`].
+        """Return the settings of [`finetune_encoder`].
+
+        Args:
+            output_dir (`str`): Folder of the best weights until training has ended.
+            device (`str`, *optional*): The device; "cpu" does not use a GPU.
+            num_workers (`int`): Number of processes that decode images.
+            seed (`int`): Seed of training.
 
         Raises:
-            ValueError: an option is out of range.
+            ValueError: If an option is out of range.
         """
         return FineTuningArguments(
             output_dir,
@@ -69,8 +75,9 @@ class FineTuneOptions:
 def measure_finetune(
     encoder: Encoder, train: ImageSource, test: ImageSource, runs: Sequence[FineTuningArguments]
 ) -> tuple[list[Result], list[str]]:
-    """Results and notes of one fine-tuning per element of `runs`."""
-    results, notes = [], []
+    """Fine-tune once for each element of `runs`, and return results and notes."""
+    results: list[Result] = []
+    notes: list[str] = []
     for args in runs:
         tuned = finetune_encoder(encoder, train, test, args)
         results += tuned.results
@@ -80,7 +87,7 @@ def measure_finetune(
 
 @dataclass
 class TransferOptions:
-    """Which data sets to probe; linear probes follow the options of the linear task."""
+    """Options of the transfer task; its linear probes follow the options of the linear task."""
 
     _argument_group_name = "transfer"
 
@@ -91,40 +98,42 @@ class TransferOptions:
         },
     )
     transfer_data: str | None = field(
-        default=None, metadata={"help": "folder whose subfolders of these names are read instead of the Hub"}
+        default=None, metadata={"help": "folder whose subfolders with these names replace the sets on the Hub"}
     )
-    transfer_knn: bool = field(default=False, metadata={"help": "also vote by kNN on each set"})
+    transfer_knn: bool = field(default=False, metadata={"help": "also measure kNN on each set"})
 
     @property
     def sets(self) -> list[TransferSet]:
+        """The transfer sets of these options."""
         return transfer_sets(self.transfer_sets, self.transfer_data)
 
     @property
     def probes(self) -> tuple[str, ...]:
+        """The probes of these options."""
         return ("linear", "knn") if self.transfer_knn else ("linear",)
 
 
 def transfer_summary(outcomes: dict[str, Transfer]) -> str:
-    """The table of all models, notes once each, and what failed.
+    """Return the table of all models, each note once, and the failures.
 
     Args:
-        outcomes (`dict[str, Transfer]`): By model.
+        outcomes (`dict[str, Transfer]`): Outcome of each model.
     """
-    failures = {(model, name): why for model, found in outcomes.items() for name, why in found.failures.items()}
-    notes = dict.fromkeys(note for found in outcomes.values() for note in found.notes)
-    table = transfer_table([result for found in outcomes.values() for result in found.results], failures)
+    failures = {(model, name): why for model, one in outcomes.items() for name, why in one.failures.items()}
+    notes = dict.fromkeys(note for one in outcomes.values() for note in one.notes)
+    table = transfer_table([result for one in outcomes.values() for result in one.results], failures)
     reasons = dict.fromkeys(f"Failed: {name}: {why}" for (_, name), why in failures.items())
     return "\n".join([table, *(f"Note: {note}" for note in notes), *reasons])
 
 
 @dataclass
 class DetectionArguments:
-    """How to fine-tune and score a detector; needs the extra `hf-orthossl[detection]`."""
+    """Options of fine-tuning and scoring a detector, for which `hf-orthossl[detection]` must be installed."""
 
     _argument_group_name = "detection"
 
     detector: str = field(
-        default="fpn", metadata={"help": "Faster R-CNN with fpn, or c4 (the paper's), or detr (RT-DETR v2)"}
+        default="fpn", metadata={"help": "fpn or c4 (the paper's) for Faster R-CNN, or detr (RT-DETR v2)"}
     )
     steps: int = field(default=200, metadata={"help": "optimizer steps"})
     detection_batch_size: int = field(default=8, metadata={"help": "images per step; 9 in the paper"})
@@ -138,13 +147,14 @@ class DetectionArguments:
         },
     )
     batch_norm: str = field(
-        default="trained", metadata={"help": "of the encoder: trained, or frozen for batches of one or two images"}
+        default="trained",
+        metadata={"help": "of the encoder: trained, or frozen for batches of one or two images"},
     )
     roi_samples: int = field(
-        default=64, metadata={"help": "proposals per image that fpn and c4 learn from; 512 in Detectron"}
+        default=64, metadata={"help": "proposals per image that train fpn and c4; 512 in Detectron"}
     )
     fpn_channels: int = field(default=128, metadata={"help": "width of fpn; 256 in Detectron"})
-    drawn_images: int = field(default=8, metadata={"help": "test images to save with boxes drawn"})
+    drawn_images: int = field(default=8, metadata={"help": "number of test images to save with their boxes drawn"})
 
     def __post_init__(self):
         for name, value, known in (
@@ -155,19 +165,27 @@ class DetectionArguments:
             if value not in known:
                 raise ValueError(f"{name} {value!r} is unknown: {suggest(value, known)}")
         if min(self.steps, self.detection_batch_size, self.roi_samples, self.fpn_channels) < 1 or self.drawn_images < 0:
-            raise ValueError("steps, detection_batch_size, roi_samples and fpn_channels must be 1 or more")
+            raise ValueError(
+                f"steps is {self.steps}, detection_batch_size {self.detection_batch_size}, roi_samples {self.roi_samples} "
+                f"and fpn_channels {self.fpn_channels}: they must be 1 or more; drawn_images is {self.drawn_images}: it "
+                "must be 0 or more"
+            )
 
 
 def boxed_splits(
     dataset: str, image_size: int | None, **columns: str | None
 ) -> tuple[DetectionDataset, DetectionDataset]:
-    """The two splits of a detection set; says first if the extra is missing."""
+    """Open the two splits of a detection set.
+
+    Raises:
+        ValueError: If the [detection] extra is not installed, or as in [`detection_splits`].
+    """
     require_extra()
     return detection_splits(dataset, image_size=image_size, progress=True, **columns)
 
 
 def describe_boxes(splits: tuple[DetectionDataset, DetectionDataset]) -> str:
-    """What the two splits hold, in one line."""
+    """Describe the two splits in one line."""
     train, test = splits
     parts = (f"{split.num_boxes:,} boxes in {len(split):,} images of {split.split}" for split in splits)
     return f"{train.name}: {train.num_classes} classes, {', '.join(parts)}, shorter side {test.image_size} px"
@@ -182,8 +200,17 @@ def measure_detection(
     num_workers: int,
     figures: Path,
 ) -> list[Result]:
-    """One fine-tuning per seed; drawings are of the first."""
-    results = []
+    """Fine-tune and score a detector for each seed; the first one's detections are drawn.
+
+    Args:
+        encoder ([`Encoder`]): The encoder.
+        splits (`tuple[DetectionDataset, DetectionDataset]`): The training and the test split.
+        args (`DetectionArguments`): The options.
+        seeds (`range`): The seeds.
+        num_workers (`int`): Number of processes that decode images.
+        figures (`Path`): Folder for drawings.
+    """
+    results: list[Result] = []
     for seed in seeds:
         results += detection_results(
             encoder,

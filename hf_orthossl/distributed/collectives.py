@@ -1,7 +1,7 @@
-"""Collectives on the CPU: what the processes of one run shard_range out and put together again.
+"""Collectives on the CPU: divide work among the processes of one run and combine its results.
 
-Outside of a process group there is one process, and nothing here costs anything. Inside of one, every process must
-make each call.
+Without a process group there is one process, and these functions cost nothing. With one, every process must make each
+call.
 """
 
 import datetime
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# The main process may compute for hours (a linear probe) before the others hear of it.
+# The main process may compute for hours (a linear probe) while the others wait for it.
 TIMEOUT = datetime.timedelta(days=1)
 
 T = TypeVar("T")
@@ -31,12 +31,12 @@ def rank() -> int:
 
 
 def shard_range(count: int) -> range:
-    """This process's shard_range of `count` rows: contiguous, in rank order, sizes differing by at most 1."""
+    """Return this process's share of `count` rows: contiguous, in rank order, with sizes that differ by at most 1."""
     return range(rank() * count // world_size(), (rank() + 1) * count // world_size())
 
 
 def all_gather_object(value: Any) -> list[Any]:
-    """Return a small picklable value of every process, in rank order."""
+    """Return the values of all processes, each small and picklable, in rank order."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -44,23 +44,23 @@ def all_gather_object(value: Any) -> list[Any]:
     return values
 
 
-def on_main(find: Callable[[], T]) -> T:
-    """Call a function on the main process and return its value on all of them; where it raises, all raise.
+def on_main(function: Callable[[], T]) -> T:
+    """Call a function on the main process and return its value on all processes; if it raises, all raise.
 
     Args:
-        find (`Callable`): Returns something small and picklable, or `None`.
+        function (`Callable`): Returns a small picklable value, or `None`.
 
     Returns:
-        What `find` returned.
+        The value that `function` returned.
 
     Raises:
-        OSError: `find` raised it.
-        ValueError: `find` raised it.
+        OSError: If `function` raised it.
+        ValueError: If `function` raised it.
     """
     value = error = kind = None
     if rank() == 0:
         try:
-            value = find()
+            value = function()
         except (OSError, ValueError) as failure:
             error = failure
             kind = next(kind for kind in (FileNotFoundError, OSError, ValueError) if isinstance(error, kind))
@@ -77,8 +77,8 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     """Return the rows of all processes in rank order, on the CPU and without gradient.
 
     Args:
-        rows (`Tensor` of shape `(n, …)`): The rows of this process; `n` may differ between processes and be 0. Where
-            it is 0, neither the other dimensions nor the type matter.
+        rows (`Tensor` of shape `(n, …)`): The rows of this process; `n` may differ between processes and be 0, in
+            which case the other dimensions and the type do not matter.
 
     Returns:
         `Tensor` of shape `(Σ n, …)`.
@@ -89,7 +89,7 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     parts = all_gather_object((len(rows), rows.shape[1:], rows.dtype))
     _, shape, dtype = next((part for part in parts if part[0]), parts[0])
     gathered = torch.empty(sum(count for count, _, _ in parts), *shape, dtype=dtype)
-    # Broadcast into place: no process needs more memory than the result.
+    # Broadcast in place: no process needs more memory than the result.
     for source, place in enumerate(gathered.split([count for count, _, _ in parts])):
         if len(place):
             if source == rank():
@@ -121,7 +121,7 @@ def all_reduce_max(value: int) -> int:
 def all_reduce_mean(value: Tensor) -> Tensor:
     """Return the mean of a tensor over processes, without gradient.
 
-    Unlike the others it runs on the tensor's own device, so that a training step does not wait for the CPU.
+    Unlike the other functions it runs on the tensor's own device, so that a training step does not wait for the CPU.
     """
     if world_size() > 1:
         value = value.clone()
@@ -139,7 +139,7 @@ def _all_reduce(value: int, operation: Any) -> int:
 
 
 def _cpu_group() -> Any:
-    """Return the group that carries tensors on the CPU: the default one where it can, else one of gloo beside it."""
+    """Return the process group for tensors on the CPU: the default one if it can, else an additional one of gloo."""
     world = dist.group.WORLD
     if "cpu:gloo" in dist.get_backend_config(world):
         return world

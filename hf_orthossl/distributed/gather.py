@@ -1,4 +1,6 @@
-"""Gather batches over processes, with the gradient flowing back to the process that each row came from."""
+"""Gather batches over processes, with the gradient sent back to the process of each row."""
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,15 +32,17 @@ def all_gather_step(micro_batches: list[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def pooled_moments(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and variance over all processes from those of each, without gradient.
+    """Return mean and variance over all processes, given those of each process, without gradient.
 
-    Deviations from each process's own mean are pooled, not squares: nothing cancels where the mean is large (Chan,
-    Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979, eq. 2.1).
+    Deviations from each process's own mean are pooled, not squares, so that no digits cancel when the mean is large.
+
+    Source: Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979,
+    eq. 2.1.
 
     Args:
         mean (`Tensor` of shape `(D,)`): The mean on this process.
         variance (`Tensor` of shape `(D,)`): The variance on this process, without correction.
-        count (`int`): The number of values behind each mean, at least 1; it may differ between processes.
+        count (`int`): The number of values in each mean, at least 1; it may differ between processes.
 
     Returns:
         `tuple[Tensor, Tensor, Tensor]`: Mean, variance without correction, and count `()` over all processes.
@@ -55,17 +59,17 @@ def pooled_moments(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, 
 
 
 class _Gather(torch.autograd.Function):
-    """Where a process's rows go to every process, their gradient is the sum of what all of these send back."""
+    """All-gather rows; the gradient of a row is the sum of its gradients on all processes."""
 
     @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
         gathered = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
         dist.all_gather_into_tensor(gathered, rows.contiguous())
         return gathered
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         own = gradient.new_empty(gradient.shape[0] // world_size(), *gradient.shape[1:])
         dist.reduce_scatter_tensor(own, gradient.contiguous())
         return own

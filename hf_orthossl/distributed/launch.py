@@ -7,10 +7,14 @@ import sys
 import time
 import warnings
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-# Under this key of the launcher's store, processes count the errors of a run.
+if TYPE_CHECKING:
+    from torch.distributed import PrefixStore
+
+# Key in the launcher's store under which processes count the errors of a run.
 FAILED = "orthossl/failed"
-# Seconds after the last collective before a process may end.
+# Seconds between the last collective and the end of a process.
 SETTLE = 0.3
 
 
@@ -20,7 +24,7 @@ def is_multi_process() -> bool:
 
 
 def is_main_process() -> bool:
-    """Return whether this is the process that prints and writes."""
+    """Return whether this is the main process, which prints and writes."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -36,10 +40,10 @@ def silence() -> None:
 
 
 def init_processes(device: str | None = None) -> None:
-    """Join the processes that a launcher started for one command; all but the main one print nothing.
+    """Join the processes that a launcher started for one command; only the main process prints.
 
     Args:
-        device (`str`, *optional*): The device of the command; "cpu" uses gloo also where there are GPUs.
+        device (`str`, *optional*): The device of the command; "cpu" uses gloo even if there are GPUs.
     """
     if not is_multi_process():
         return
@@ -54,7 +58,7 @@ def init_processes(device: str | None = None) -> None:
 
 
 def end_processes() -> None:
-    """Wait for all processes of a command and leave their group, so that each may go on alone or end."""
+    """Wait for all processes of a command and leave their group, so that each can continue alone or end."""
     if not is_multi_process():
         return
     from accelerate import PartialState
@@ -63,16 +67,16 @@ def end_processes() -> None:
     if distributed.is_initialized():
         PartialState().wait_for_everyone()
         distributed.destroy_process_group()
-        # A thread of gloo's lets go of the last collective a moment after it has returned. Were Python to end before,
+        # A thread of gloo releases the last collective a moment after it has returned. If Python ends before that,
         # torch 2.15 aborts the process (1 run in 10, measured).
         time.sleep(SETTLE)
 
 
 def print_error_once(line: str) -> None:
-    """Print an error of this process, unless another process of this run has printed one before.
+    """Print an error of this process, unless another process of this run has already printed one.
 
-    An error that all processes meet is then printed by the first of them, and errors caused by a process that ended
-    are not printed at all. Without torchrun's store the processes do not know of each other: each prints its rank.
+    An error that all processes raise is then printed once, by the first of them, and errors caused by the end of
+    another process are not printed. Without torchrun's store, each process prints its own errors with its rank.
     """
     store = _store()
     if store is None:
@@ -88,8 +92,8 @@ def peer_failed() -> bool:
     return store is not None and store.check([FAILED])
 
 
-def _store():
-    """Return the store that torchrun, and so accelerate, keeps for the processes it starts; `None` without one."""
+def _store() -> "PrefixStore | None":
+    """Return the store that torchrun, and thus accelerate, provides to the processes it starts, or `None`."""
     if not is_multi_process() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     from torch.distributed import DistError, PrefixStore, TCPStore
@@ -99,5 +103,5 @@ def _store():
         store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
     except (DistError, OSError, RuntimeError):
         return None
-    # A launcher that starts the processes again keeps its store.
+    # A launcher that restarts the processes uses the same store again.
     return PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)

@@ -1,9 +1,9 @@
-"""Read the weights that FSDP2 shards over processes: one gathered, or a whole module on the main process."""
+"""Weights that FSDP2 shards over processes: gather one of them, or a whole module on the main process."""
 
 import sys
 from collections import OrderedDict
-from collections.abc import Collection
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # importing it takes a second
 
 
 def block_classes(module: nn.Module) -> list[str]:
-    """Return the class names of the innermost blocks that a network is a sequence of: the units that FSDP2 shards.
+    """Return the class names of the innermost blocks of a network, the units that FSDP2 shards.
 
     A block is an element of a `Sequential` or `ModuleList` with at least two layers of its own: a residual block, a
     layer of a transformer.
@@ -32,37 +32,38 @@ def block_classes(module: nn.Module) -> list[str]:
     return [name for name in blocks if name not in outer]
 
 
-def is_sharded(weight: Tensor) -> TypeGuard["DTensor"]:
-    """Return whether a weight is a `DTensor`, as `torch.distributed.fsdp.fully_shard` makes them."""
-    # Importing the module takes a second; before it is imported there is no such tensor.
+def is_sharded(weight: Tensor) -> "TypeGuard[DTensor]":
+    """Return whether a weight is a `DTensor`, such as `torch.distributed.fsdp.fully_shard` makes."""
+    # Importing the module takes a second; until it is imported, no such tensor exists.
     tensors = sys.modules.get("torch.distributed.tensor")
     return tensors is not None and isinstance(weight, tensors.DTensor)
 
 
 def full_tensor(weight: Tensor) -> Tensor:
-    """Return the weight, gathered if it is sharded: differentiable, without communication in the backward pass."""
+    """Return a weight, gathered if it is sharded; its gradient needs no communication."""
     return weight.full_tensor() if is_sharded(weight) else weight
 
 
 def has_sharded_weights(module: nn.Module) -> bool:
-    """Return whether a module has weights of which each process holds a part (FSDP2)."""
+    """Return whether a module has weights that are sharded over processes (FSDP2)."""
     return any(is_sharded(parameter) for parameter in module.parameters())
 
 
 def gather_module(module: nn.Module, names: Collection[str] | None = None) -> nn.Module | None:
-    """Return a module with its whole weights, on the main process.
+    """Return a module with unsharded weights, on the main process.
 
-    Call it on all processes: each weight in turn is put together on all of them and kept by the main one, so that no
-    other ever holds more than one whole weight. What is not sharded is taken as it is, without a copy.
+    All processes must call it: the weights are gathered on all of them, one after the other, and only the main process
+    stores them, so that no other process ever holds more than one whole weight. Weights that are not sharded are not
+    copied.
 
     Args:
-        module (`nn.Module`): In train or eval mode, outside of its forward pass.
-        names (collection of `str`, *optional*): Parameters wanted, named as in `named_parameters`; others are left on
-            the meta device. All of them by default.
+        module (`nn.Module`): The module, outside of its forward pass.
+        names (collection of `str`, *optional*): Names of the parameters to gather, as in `named_parameters`; the others
+            are left on the meta device. All parameters by default.
 
     Returns:
-        `nn.Module`: The module itself if nothing of it is sharded; else, on the main process, a copy without gradients
-        and without FSDP's hooks, and on the others `None`.
+        `nn.Module`, *optional*: The module itself if none of its weights is sharded; else a copy without gradients and
+        without FSDP's hooks on the main process, and `None` on the others.
     """
     if not has_sharded_weights(module):
         return module
@@ -70,12 +71,13 @@ def gather_module(module: nn.Module, names: Collection[str] | None = None) -> nn
     whole: dict[int, nn.Parameter] = {}
     for name, parameter in module.named_parameters():
         wanted = names is None or name in names
-        if is_sharded(parameter) and wanted:
-            value = parameter.detach().full_tensor()
-        else:
-            value = parameter.detach() if wanted else parameter.detach().to("meta")
+        value = parameter.detach()
+        if not wanted:
+            value = value.to("meta")
+        elif is_sharded(value):
+            value = value.full_tensor()
         if main:
-            # Of its local tensor: a DTensor on the meta device is one still.
+            # A DTensor on the meta device is still a DTensor: an empty tensor like its local one is made instead.
             value = value.to_local().new_empty(parameter.shape) if is_sharded(value) else value
             whole[id(parameter)] = nn.Parameter(value, requires_grad=False)
     return _copy(module, whole, {}) if main else None
@@ -85,16 +87,16 @@ def _layers(module: nn.Module) -> int:
     return sum(bool(inner._parameters) for inner in module.modules())
 
 
-def _copy(module: nn.Module, weights: dict[int, Tensor], copies: dict[int, nn.Module]) -> nn.Module:
-    """Return the module with other weights: as `nn.DataParallel` replicates one, for FSDP refuses a deep copy."""
+def _copy(module: nn.Module, weights: Mapping[int, nn.Parameter], copies: dict[int, nn.Module]) -> nn.Module:
+    """Return a copy of a module with other weights, made as `nn.DataParallel` does: FSDP refuses deep copies."""
     from torch.distributed.fsdp import FSDPModule
 
     if id(module) in copies:
         return copies[id(module)]
-    # fully_shard puts a class of its own, and FSDPModule, before a module's class.
-    kind = type(module).__mro__[2] if isinstance(module, FSDPModule) else type(module)
+    # fully_shard puts two classes, its own and FSDPModule, before a module's class.
+    kind = cast(type[nn.Module], type(module).__mro__[2] if isinstance(module, FSDPModule) else type(module))
     copy = copies[id(module)] = kind.__new__(kind)
-    # What torch's composable engines note in a module, `__composable_api_…`, is of the module that they run.
+    # Attributes `__composable_api_…` of torch's composable APIs belong to the module that FSDP runs.
     copy.__dict__ = {name: value for name, value in module.__dict__.items() if not name.startswith("__composable")}
     copy._parameters = {name: p if p is None else weights[id(p)] for name, p in module._parameters.items()}
     copy._buffers = module._buffers.copy()
@@ -103,10 +105,10 @@ def _copy(module: nn.Module, weights: dict[int, Tensor], copies: dict[int, nn.Mo
     }
     for name, hooks in module.__dict__.items():
         if name.endswith("_hooks") and isinstance(hooks, dict):
-            own = {key: hook for key, hook in hooks.items() if not _is_engines(hook)}
+            own = {key: hook for key, hook in hooks.items() if not _is_fsdp_hook(hook)}
             setattr(copy, name, OrderedDict(own))
     return copy
 
 
-def _is_engines(hook: object) -> bool:
+def _is_fsdp_hook(hook: object) -> bool:
     return str(getattr(hook, "__module__", "")).startswith("torch.distributed")

@@ -1,4 +1,6 @@
-"""Normalize by the batch of all processes, on the CPU as on a GPU."""
+"""Batch norm over the batch of all processes, on CPUs and GPUs."""
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,14 +19,23 @@ class _Normalization(torch.autograd.Function):
     """Compute (x − mean)/√(variance + ε)·weight + bias, with the gradient through statistics of all processes' x."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, mean, variance, count, epsilon):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        count: Tensor,
+        epsilon: float,
+    ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + epsilon), count)
         weight, bias = (None if p is None else p.to(mean.dtype) for p in (weight, bias))
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=epsilon)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale, count = ctx.saved_tensors
         others = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
@@ -49,27 +60,30 @@ class _Normalization(torch.autograd.Function):
         )
 
 
-class _Synchronized:
-    """Mix synchronized statistics into a batch norm class, which comes after it among the parents."""
+class _Synchronized(_BatchNorm):
+    """Adds synchronized statistics to a batch norm class, which comes after it among the base classes."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return `x` of shape `(B, C, …)`, normalized with the statistics of all processes in train mode."""
         if not self.training or world_size() == 1:
             return super().forward(x)
         self._check_input_dim(x)
         tracked = self.track_running_stats
-        if tracked and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        batches = self.num_batches_tracked if tracked else None
+        if batches is not None:
+            batches.add_(1)
         momentum = self.momentum
-        if momentum is None:
-            momentum = 1.0 / int(self.num_batches_tracked) if tracked else 0.0
-        running = (self.running_mean, self.running_var) if tracked else (None, None)
+        if momentum is None:  # the running statistics are then the mean over all batches so far
+            momentum = 1.0 / int(batches) if batches is not None else 0.0
+        running_mean, running_var = (self.running_mean, self.running_var) if tracked else (None, None)
         if x.is_cuda:
             group = dist.group.WORLD
+            size = dist.get_world_size(group)
             y = CudaSyncBatchNorm.apply(
-                x, self.weight, self.bias, *running, self.eps, momentum, group, dist.get_world_size(group)
+                x, self.weight, self.bias, running_mean, running_var, self.eps, momentum, group, size
             )
         else:
-            y = self._normalize(x, *running, momentum)
+            y = self._normalize(x, running_mean, running_var, momentum)
         return self._finish(y)
 
     def _normalize(self, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float) -> Tensor:
@@ -77,7 +91,7 @@ class _Synchronized:
             precise = x if x.dtype == torch.float64 else x.float()
             variance, mean = torch.var_mean(precise, [0, *range(2, x.ndim)], correction=0)
         mean, variance, count = pooled_moments(mean, variance, x.numel() // x.shape[1])
-        if running_mean is not None:
+        if running_mean is not None and running_var is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
         return _Normalization.apply(x, self.weight, self.bias, mean, variance, count, self.eps)
@@ -105,7 +119,7 @@ class SyncBatchNormAct2d(_Synchronized, BatchNormAct2d):
         return self.act(self.drop(y))
 
 
-_SYNCHRONIZED = {
+_SYNCHRONIZED: dict[type[_BatchNorm], type[_Synchronized]] = {
     nn.BatchNorm1d: SyncBatchNorm1d,
     nn.BatchNorm2d: SyncBatchNorm2d,
     nn.BatchNorm3d: SyncBatchNorm3d,
@@ -116,20 +130,21 @@ _SYNCHRONIZED = {
 def synchronize_batchnorm(model: nn.Module) -> nn.Module:
     """Make every batch norm of a model use the batch of all processes in train mode, in place.
 
-    A batch that is shared out over processes is then normalized, forward and backward, like the whole batch on one; the
-    running statistics are those of the whole batch and equal on all processes. In eval mode and on one process
-    the layers stay what they were. Parameters, buffers, their names and hooks are untouched, so it may be called before
-    or after the optimizer is built, and checkpoints fit either way. `nn.SyncBatchNorm` computes the same and is what
-    runs on a GPU; it refuses the CPU, and its conversion loses the activation in timm's `BatchNormAct2d`.
+    A batch that is divided among processes is then normalized, forward and backward, as one process would normalize the
+    whole batch; the running statistics are those of the whole batch and equal on all processes. In eval mode and on a
+    single process the layers compute what they did before. Parameters, buffers, their names and hooks do not change, so
+    that the function may be called before or after the optimizer is built, and checkpoints fit either way.
+    `nn.SyncBatchNorm` computes the same and is used on GPUs; it does not support CPUs, and its conversion loses the
+    activation in timm's `BatchNormAct2d`.
 
     Args:
-        model (`nn.Module`): Changed in place; layers that are synchronized already stay as they are.
+        model (`nn.Module`): Changed in place; layers that are already synchronized do not change.
 
     Returns:
         `nn.Module`: The same model.
 
     Raises:
-        ValueError: a batch norm computes something of its own, and how to synchronize it is unknown.
+        ValueError: If the model has a kind of batch norm that cannot be synchronized.
     """
     for name, module in model.named_modules():
         if not isinstance(module, _BatchNorm) or is_synchronized(module):
@@ -144,5 +159,5 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
 
 
 def is_synchronized(module: nn.Module) -> bool:
-    """Return whether a layer is batch norm over the batches of all processes, ours or torch's."""
+    """Return whether a layer is a batch norm over the batch of all processes, ours or torch's."""
     return isinstance(module, _Synchronized | nn.SyncBatchNorm)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..data import ImageDataset, ImageSource, collate
 from ..distributed.collectives import all_gather_object, all_gather_rows, rank, shard_range, world_size
+from ..encoders import Encoder
 from ..spectra.layers import evaluation_mode
 
 
@@ -27,7 +28,7 @@ class Features:
 
     Args:
         representations (`Tensor` of shape `(N, D)`): Encoder outputs, float32, on the CPU.
-        labels (`Tensor` of shape `(N,)`): Class indices, −1 where there is no label.
+        labels (`Tensor` of shape `(N,)`): Class indices, −1 for images without a label.
     """
 
     representations: Tensor
@@ -35,21 +36,24 @@ class Features:
 
 
 def normalized_batches(
-    encoder: nn.Module,
+    encoder: Encoder,
     dataset: Dataset,
     *,
     batch_size: int = 256,
     num_workers: int = 0,
     progress: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Batches of a data set with `pixel_values` as the encoder expects them: float, normalized, on its device.
+    """Yield batches of a data set with `pixel_values` as the encoder expects them: float, normalized, on its device.
 
     Args:
         encoder ([`Encoder`]): Its `mean`, `std` and device are used.
-        dataset (`ImageDataset`): Its items are uint8 images `(3, S, S)` of the encoder's size.
+        dataset (`ImageDataset`): Yields uint8 images `(3, S, S)` of the encoder's size.
         batch_size (`int`, defaults to 256): Images per batch.
-        num_workers (`int`, defaults to 0): Processes that decode.
-        progress (`str`, *optional*): Text of a progress bar; none by default.
+        num_workers (`int`, defaults to 0): Number of processes that decode images.
+        progress (`str`, *optional*): Title of a progress bar; without it, no bar is shown.
+
+    Yields:
+        `dict`: A batch with `pixel_values` `(B, 3, S, S)` and `labels` `(B,)`.
     """
     device = next(encoder.parameters()).device
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (encoder.mean, encoder.std))
@@ -60,22 +64,24 @@ def normalized_batches(
 
 
 @torch.no_grad()
-def extract_features(encoder: nn.Module, dataset: Dataset, *, shared: bool = False, **kwargs) -> Features:
-    """Runs a frozen encoder in eval mode over a data set, in order.
+def extract_features(encoder: Encoder, dataset: Dataset, *, shared: bool = False, **kwargs: Any) -> Features:
+    """Return the representations of a data set, in order, from a frozen encoder in eval mode.
 
     Args:
-        encoder ([`Encoder`]): Left in the mode it was in.
-        dataset, kwargs: As for [`normalized_batches`].
-        shared (`bool`, defaults to `False`): Share the images out over the processes of the run, all of which call and
-            all of which get all features.
+        encoder ([`Encoder`]): The encoder; its train or eval mode is restored.
+        dataset (`ImageDataset`): The images, as for [`normalized_batches`].
+        shared (`bool`, defaults to `False`): Divide the images among the processes of the run. All of them must call,
+            and all of them get all features.
+        kwargs: Further arguments of [`normalized_batches`].
     """
     if shared and world_size() > 1:
+        assert isinstance(dataset, Sized)
         kwargs |= {"progress": None} if rank() else {}
         own = extract_features(encoder, Subset(dataset, shard_range(len(dataset))), **kwargs)
         return Features(all_gather_rows(own.representations), all_gather_rows(own.labels))
     was_training = encoder.training
     encoder.eval()
-    # A share may be empty.
+    # A process may get no images.
     representations, labels = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
     try:
         for batch in normalized_batches(encoder, dataset, **kwargs):
@@ -86,56 +92,58 @@ def extract_features(encoder: nn.Module, dataset: Dataset, *, shared: bool = Fal
     return Features(torch.cat(representations), torch.cat(labels))
 
 
-# What turns an image into a vector, apart from the weights.
+# Attributes of an encoder, besides its weights, that determine the representation of an image.
 _TRANSFORM = ("image_size", "mean", "std", "interpolation", "pooling")
-# Raised when images are decoded, resized or pooled differently from before: what is cached no longer holds.
+# Increased when images are decoded, resized or pooled in another way: older entries of the cache are then not used.
 FORM = 1
 
 
 class FeatureCache:
-    """A folder of features, each under a key of weights, images and transform.
+    """A folder of features, each stored under a key of weights, images and transform.
 
-    An entry that is damaged (cut short, or its checksum is wrong) is made anew. Entries are written aside and renamed.
+    An entry that is damaged (truncated, or with a wrong checksum) is computed again. Entries are written to a temporary
+    file that is then renamed.
 
     Args:
-        folder (`str` or `Path`, *optional*): Where; `orthossl/features` in the Hugging Face home by default.
-        enabled (`bool`, defaults to `True`): `False` neither reads nor writes.
+        folder (`str` or `Path`, *optional*): The folder; `orthossl/features` in the Hugging Face home by default.
+        enabled (`bool`, defaults to `True`): Whether to read and write the folder.
     """
 
     def __init__(self, folder: str | Path | None = None, enabled: bool = True):
         self.folder = Path(folder or Path(HF_HOME) / "orthossl" / "features")
         self.enabled = enabled
 
-    def features(self, encoder: nn.Module, dataset: ImageDataset, **kwargs) -> Features:
-        """Features of a data set, read if they are there and extracted otherwise.
+    def features(self, encoder: Encoder, dataset: ImageDataset, **kwargs: Any) -> Features:
+        """Return the features of a data set, from the folder if they are in it.
 
         Args:
-            encoder, dataset: As for [`extract_features`].
+            encoder ([`Encoder`]): The encoder.
+            dataset ([`ImageDataset`]): The images.
             kwargs: Further arguments of [`extract_features`], none of which change the features. With `shared=True`,
-                the main process alone reads and writes, and all processes get the features.
+                only the main process reads and writes, and all processes get the features.
 
         Raises:
-            OSError: the folder cannot be written.
+            OSError: If the folder cannot be written.
         """
         if not self.enabled:
             return extract_features(encoder, dataset, **kwargs)
         shared = kwargs.get("shared", False) and world_size() > 1
         main = not shared or rank() == 0
         path = self.folder / f"{features_key(encoder, dataset)}.safetensors" if main else None
-        found = _read(path) if main else None
-        if shared and all_gather_object(found is not None)[0]:
-            found = found or Features(torch.empty(0), torch.empty(0))
-            found = Features(all_gather_rows(found.representations), all_gather_rows(found.labels))
-        if found is not None:
-            return found
+        cached = _read(path) if path is not None else None
+        if shared and all_gather_object(cached is not None)[0]:
+            cached = cached or Features(torch.empty(0), torch.empty(0))
+            cached = Features(all_gather_rows(cached.representations), all_gather_rows(cached.labels))
+        if cached is not None:
+            return cached
         features = extract_features(encoder, dataset, **kwargs)
-        if main:
+        if path is not None:
             _write(path, features)
         return features
 
 
-def features_key(encoder: nn.Module, dataset: ImageDataset) -> str:
-    """Hash of everything that determines an encoder's features of a data set."""
+def features_key(encoder: Encoder, dataset: ImageDataset) -> str:
+    """Return a hash of everything that determines an encoder's features of a data set."""
     about = {
         "encoder": encoder_key(encoder),
         "data": dataset.source.dataset._fingerprint,
@@ -147,22 +155,22 @@ def features_key(encoder: nn.Module, dataset: ImageDataset) -> str:
 
 
 def _files(source: ImageSource) -> str | None:
-    """Hash of sizes and times of a folder's image files: the fingerprint of such a data set knows their names alone."""
+    """Return a hash of the sizes and times of a folder's image files, whose data set's fingerprint has names only."""
     first = source.dataset[0][source.image_column]
     if not (isinstance(first, dict) and first.get("path") and first.get("bytes") is None):
         return None
     digest = hashlib.sha256()
     for image in source.dataset.with_format(None)[source.image_column]:
         try:
-            found = os.stat(image["path"])
+            status = os.stat(image["path"])
         except (OSError, TypeError):
             continue
-        digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
+        digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
     return digest.hexdigest()
 
 
-def encoder_key(encoder: nn.Module) -> str:
-    """Hash of everything that determines what an encoder makes of an image: weights, transform and architecture."""
+def encoder_key(encoder: Encoder) -> str:
+    """Return a hash of everything that determines a representation: weights, transform and architecture."""
     about = {
         "form": FORM,
         "weights": weights_hash(encoder),
@@ -173,22 +181,22 @@ def encoder_key(encoder: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _behaviour(encoder: nn.Module) -> list[int]:
-    """Coarse representation of one fixed image.
+def _behaviour(encoder: Encoder) -> list[int]:
+    """Return the coarse representation of one fixed image.
 
-    Pooling, heads of attention and activations leave no trace in the weights, and change what they mean.
+    It differs where the weights are equal but pooling, attention heads or activations are not.
     """
     parameter = next(encoder.parameters())
     side = torch.linspace(-2, 2, encoder.image_size, device=parameter.device, dtype=parameter.dtype)
     image = torch.stack([side[:, None] * side, side[:, None].sin() + side, (3 * side).cos() - side[:, None]])
     with evaluation_mode(encoder):
         values = encoder(image[None])[0].float().nan_to_num()
-    # Coarse, as the last bits depend on threads and device.
+    # Rounded, because the last bits depend on threads and device.
     return (values / values.abs().max().clamp(min=1e-30) * 100).round().int().tolist()
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 of a module's parameters and buffers: their names, types, shapes and bytes."""
+    """Return the SHA-256 of a module's parameters and buffers: their names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -197,7 +205,7 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _checksum(features: Features) -> str:
@@ -209,7 +217,7 @@ def _checksum(features: Features) -> str:
 
 
 def _read(path: Path) -> Features | None:
-    """The entry, or `None` if there is none or it is damaged."""
+    """Return the features in a file, or `None` if it does not exist or is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             stored = (file.metadata() or {}).get("checksum")
@@ -221,15 +229,15 @@ def _read(path: Path) -> Features | None:
 
 def _write(path: Path, features: Features) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes may write the same entry at once: each its own file, and the last one stays.
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    # Two processes may write the same entry at once: each writes its own file, and the last one renamed remains.
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     tensors = {"representations": features.representations.contiguous(), "labels": features.labels.contiguous()}
     try:
-        save_file(tensors, aside, metadata={"checksum": _checksum(features)})
-        os.replace(aside, path)
+        save_file(tensors, temporary, metadata={"checksum": _checksum(features)})
+        os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"features cannot be cached in {path.parent} ({error}): free some space, or pass --cache none"
         ) from error
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

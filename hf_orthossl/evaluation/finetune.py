@@ -1,10 +1,12 @@
-"""Fine-tune an encoder with a linear head: its settings, its learning rates by depth, and the training itself."""
+"""Fine-tune an encoder with a linear head: settings, learning rates by depth, training and scoring."""
 
 import copy
 import shutil
+from collections.abc import Collection, Sized
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..data import ImageDataset, ImageSource, Recipe, Views, ViewSpec, collate
@@ -24,20 +26,21 @@ from .scoring import accuracy, accuracy_results
 
 @dataclass
 class FineTuningArguments(TrainingArguments):
-    """`transformers.TrainingArguments` for [`finetune_encoder`]; `bf16` and the rest mean what they do there.
+    """The settings of [`finetune_encoder`], in addition to those of `transformers.TrainingArguments`.
 
     Args:
-        output_dir (`str`, defaults to "runs/finetune"): Where the best weights are kept until training has ended.
-        layer_decay (`float`, defaults to 0.75): Factor by which the learning rate falls from layer to layer, towards
-            the images; in (0, 1].
+        output_dir (`str`, defaults to "runs/finetune"): Folder of the best weights until training has ended.
+        layer_decay (`float`, defaults to 0.75): Factor by which the learning rate falls from layer to layer, from the
+            head to the first layer; in (0, 1].
         mixup (`float`, defaults to 0): α of mixup (Zhang et al., ICLR 2018); 0 for none.
-        cutmix (`float`, defaults to 0): α of CutMix (Yun et al., ICCV 2019); 0 for none. With both, each batch has one
-            of them, either as likely.
-        min_crop (`float`, defaults to 0.35): Least share of an image's area in a training crop, in (0, 1].
-        flip (`float`, *optional*): Probability that a training image is mirrored; 0 for digits and else 0.5.
-        validation_share (`float`, defaults to 0.1): Of each class's training images, set aside to choose the best
-            epoch; in (0, 1).
-        patience (`int`, defaults to 10): Epochs without improvement after which training stops.
+        cutmix (`float`, defaults to 0): α of CutMix (Yun et al., ICCV 2019); 0 for none. With both, one of them is
+            chosen for each batch, with equal probability.
+        min_crop (`float`, defaults to 0.35): Minimum share of an image's area in a training crop, in (0, 1].
+        flip (`float`, *optional*): Probability that a training image is mirrored; by default 0 for digits and 0.5 for
+            other data.
+        validation_share (`float`, defaults to 0.1): Share of each class's training images that is held out to choose
+            the best epoch, in (0, 1).
+        patience (`int`, defaults to 10): Number of epochs without improvement after which training stops.
     """
 
     output_dir: str = field(default="runs/finetune")
@@ -55,7 +58,7 @@ class FineTuningArguments(TrainingArguments):
     flip: float | None = field(default=None)
     validation_share: float = field(default=0.1)
     patience: int = field(default=10)
-    # The rest belongs to what fine-tuning is: the best epoch on validation wins.
+    # These settings make fine-tuning keep the epoch that is best on validation.
     eval_strategy: str = field(default="epoch")
     save_strategy: str = field(default="best")
     logging_strategy: str = field(default="epoch")
@@ -66,7 +69,7 @@ class FineTuningArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False)
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_layer_decay(self.layer_decay)
         for name in ("mixup", "cutmix"):
             if not 0 <= getattr(self, name) < float("inf"):
@@ -86,33 +89,35 @@ class FineTuningArguments(TrainingArguments):
 def layer_decay_groups(
     encoder: Encoder, head: nn.Module, *, learning_rate: float, layer_decay: float, weight_decay: float
 ) -> list[dict]:
-    """Parameter groups of an encoder and its head, with a learning rate for each depth.
+    """Return the parameter groups of an encoder and its head, with a learning rate for each depth.
 
-    The head and whatever follows the last layer learn at `learning_rate`, the layer before at `layer_decay` times that,
-    and so on down to the stem (Clark et al., "ELECTRA", ICLR 2020; for ViTs Bao et al., "BEiT", ICLR 2022). Layers are
-    the blocks of a ViT and the stages of a convolutional network. Frozen parameters are left out. Weight decay spares
-    parameters with one dimension and those that timm's `no_weight_decay` names.
+    The head and the modules after the last layer learn at `learning_rate`, the last layer at `layer_decay` times that,
+    and so on down to the stem. Layers are the blocks of a ViT and the stages of a convolutional network. Frozen
+    parameters are left out. Parameters with one dimension, and those that timm's `no_weight_decay` names, have no
+    weight decay.
+
+    Source: Clark et al., "ELECTRA", ICLR 2020; for ViTs Bao et al., "BEiT", ICLR 2022.
 
     Args:
-        encoder ([`Encoder`]): What is fine-tuned.
-        head (`nn.Module`): Its classifier.
-        learning_rate (`float`): Of the head.
+        encoder ([`Encoder`]): The encoder.
+        head (`nn.Module`): The classifier on top of it.
+        learning_rate (`float`): Learning rate of the head.
         layer_decay (`float`): Factor per layer, in (0, 1]; 1 for the same rate everywhere.
-        weight_decay (`float`): At least 0.
+        weight_decay (`float`): Weight decay, at least 0.
 
     Returns:
-        `list[dict]` with `params`, `lr` and `weight_decay`, as torch optimizers take it.
+        `list[dict]`: Groups of `params`, `lr` and `weight_decay`, as torch optimizers take them.
 
     Raises:
-        ValueError: `layer_decay` is out of range.
+        ValueError: If `layer_decay` is out of range.
     """
     check_layer_decay(layer_decay)
     numbers, top = layer_numbers(encoder)
-    spared = getattr(encoder.backbone, "no_weight_decay", set)()
+    undecayed: Collection[str] = getattr(encoder.backbone, "no_weight_decay", set)()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in encoder.backbone.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not any(fnmatch(name, pattern) for pattern in spared)
+            decays = parameter.ndim > 1 and not any(fnmatch(name, pattern) for pattern in undecayed)
             key = layer_decay ** (top - numbers[name]), weight_decay if decays else 0.0
             groups.setdefault(key, []).append(parameter)
     for parameter in head.parameters():
@@ -124,28 +129,28 @@ def layer_decay_groups(
 
 
 def check_layer_decay(factor: float) -> None:
-    """Raises a ValueError for what is no factor per layer."""
+    """Raise a ValueError if the factor per layer is out of range."""
     if not 0 < factor <= 1:
         raise ValueError(f"layer_decay is {factor}: the factor per layer must lie in (0, 1], as in 0.75")
 
 
 def layer_numbers(encoder: Encoder) -> tuple[dict[str, int], int]:
-    """Depth of each parameter of an encoder's backbone by name, and that of the head.
+    """Return the depth of each parameter of an encoder's backbone by name, and the depth of the head.
 
-    0 is the stem, 1 … n are the layers, and n + 1 is what follows them, the head included.
+    Depth 0 is the stem, 1 … n are the layers, and n + 1 is everything after them, including the head.
     """
     layers = _layers(encoder)
     numbers, reached = {}, 0
     for name, _ in encoder.backbone.named_parameters():
-        found = next((place for place, layer in enumerate(layers, 1) if name.startswith(f"{layer}.")), None)
-        reached = max(reached, found or 0)
-        # What lies between two layers goes with the lower one.
-        numbers[name] = found or (reached if reached < len(layers) else len(layers) + 1)
+        depth = next((place for place, layer in enumerate(layers, 1) if name.startswith(f"{layer}.")), None)
+        reached = max(reached, depth or 0)
+        # Parameters between two layers belong to the lower one.
+        numbers[name] = depth or (reached if reached < len(layers) else len(layers) + 1)
     return numbers, len(layers) + 1
 
 
 def _layers(encoder: Encoder) -> list[str]:
-    """Names of the layers in order. Stages named by a number stand for the whole list of blocks that they are in."""
+    """Return the names of the layers, in order. A stage named by a number stands for its whole list of blocks."""
     layers: dict[str, None] = {}
     for stage in encoder.stage_names[:-1]:
         parent, _, own = stage.rpartition(".")
@@ -164,8 +169,8 @@ class EncoderClassifier(nn.Module):
     """An encoder with a linear layer on its representations.
 
     Args:
-        encoder ([`Encoder`]): Used as it is, not copied.
-        num_classes (`int`): C.
+        encoder ([`Encoder`]): The encoder, which is not copied.
+        num_classes (`int`): Number of classes C.
     """
 
     def __init__(self, encoder: Encoder, num_classes: int):
@@ -174,19 +179,19 @@ class EncoderClassifier(nn.Module):
         self.head = nn.Linear(encoder.num_features, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores `(B, C)` of normalized images `(B, 3, H, W)`."""
+        """Return the scores `(B, C)` of normalized images `(B, 3, H, W)`."""
         return self.head(self.encoder(images))
 
 
 @dataclass(frozen=True)
 class FineTuned:
-    """What [`finetune_encoder`] gives.
+    """The outcome of [`finetune_encoder`].
 
     Args:
-        model ([`EncoderClassifier`]): With the weights of the best epoch.
+        model ([`EncoderClassifier`]): The classifier, with the weights of the best epoch.
         class_names (`list[str]`): Names of its C classes.
-        results (`list[Result]`): Top-1 and top-5 on the test split.
-        notes (`list[str]`): What was left out, one sentence each.
+        results (`list[Result]`): Top-1 and top-5 accuracy on the test split.
+        notes (`list[str]`): One sentence for each kind of images left out.
     """
 
     model: EncoderClassifier
@@ -198,24 +203,25 @@ class FineTuned:
 def finetune_encoder(
     encoder: Encoder, train: ImageSource, test: ImageSource, args: FineTuningArguments | None = None
 ) -> FineTuned:
-    """Trains a copy of an encoder with a linear head on labelled images, and scores it on the test split.
+    """Train a copy of an encoder with a linear head on labelled images, and score it on the test split.
 
-    Part of the training split is set aside; its accuracy after each epoch decides which epoch's weights are kept and
-    when to stop. Parameters of the encoder that are frozen stay so; the encoder itself is not changed. Classes are
-    matched by name, see [`match_classes`].
+    A part of the training split is held out for validation; the accuracy on it after each epoch decides when to stop
+    and which epoch's weights are used. Frozen parameters of the encoder remain frozen; the encoder itself does not
+    change. Classes are matched by name, see [`match_classes`].
 
     Args:
         encoder ([`Encoder`]): From [`load_encoder`].
-        train, test ([`ImageSource`]): Labelled images.
-        args ([`FineTuningArguments`], *optional*): How to train.
+        train ([`ImageSource`]): Labelled training images.
+        test ([`ImageSource`]): Labelled test images.
+        args ([`FineTuningArguments`], *optional*): The settings.
 
     Raises:
-        ValueError: labels are missing, the splits do not go together, or a class is too small to set images aside.
-        FloatingPointError: the loss is not finite.
+        ValueError: If labels are missing, the splits do not match, or classes are too small to hold images out.
+        FloatingPointError: If the loss is not finite.
     """
     args = args or FineTuningArguments()
     train_labels, test_labels, names, notes = match_splits(train, test, row_labels(train), row_labels(test))
-    rows, aside = validation_split(train_labels, args.validation_share, args.seed)
+    rows, validation = validation_split(train_labels, args.validation_share, args.seed)
     set_seed(args.seed)
     model = EncoderClassifier(copy.deepcopy(encoder), len(names)).float()
     args = copy.copy(args)
@@ -224,78 +230,84 @@ def finetune_encoder(
     args.per_device_train_batch_size = min(args.per_device_train_batch_size, len(rows))
     size = encoder.image_size
     recipe = _recipe(train, args)
-    # Small images are enlarged whole: a crop cannot be larger than the image it is from.
+    # Small images are enlarged as a whole: a crop cannot be larger than its image.
     views = recipe if train.shorter_side >= size else None
     trainer = _FineTuner(
         model,
         args,
         recipe=recipe,
         train_dataset=_Rows(train, train_labels, rows, image_size=size, views=views, seed=args.seed),
-        eval_dataset=_Rows(train, train_labels, aside, image_size=size),
+        eval_dataset=_Rows(train, train_labels, validation, image_size=size),
         data_collator=collate,
         compute_metrics=lambda scored: {"top1": float((scored.predictions.argmax(1) == scored.label_ids).mean())},
         callbacks=[EarlyStoppingCallback(args.patience)],
     )
     try:
         trainer.train()
-        kept = torch.nonzero(test_labels >= 0).flatten()
-        scored = trainer.predict(_Rows(test, test_labels, kept, image_size=size))
+        labelled = torch.nonzero(test_labels >= 0).flatten()
+        scored = trainer.predict(_Rows(test, test_labels, labelled, image_size=size))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     measured = accuracy(torch.from_numpy(scored.predictions), torch.from_numpy(scored.label_ids), names)
-    about = _settings(args, trainer) | {"train_images": len(rows), "validation_images": len(aside)}
+    about = _settings(args, trainer) | {"train_images": len(rows), "validation_images": len(validation)}
     return FineTuned(model, names, accuracy_results("finetune", test.name, test.split, measured, about), notes)
 
 
 def validation_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to train on and rows set aside, the same share of each class; rows labelled −1 are in neither.
+    """Split rows into training and validation rows, with the same share of each class; rows labelled −1 are left out.
 
     Args:
         labels (`Tensor` of shape `(N,)`): Classes, or −1.
-        share (`float`): Set aside, in (0, 1); of each class at least one image stays.
-        seed (`int`): Decides which.
+        share (`float`): Share of validation rows, in (0, 1); each class has at least one training row.
+        seed (`int`): Seed of the choice.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: Training rows and validation rows, ascending.
 
     Raises:
-        ValueError: no class is large enough to set an image aside.
+        ValueError: If no class has two images.
     """
     generator = np.random.default_rng(seed)
-    rows, aside = [], []
+    train_parts, validation_parts = [], []
     for label in labels[labels >= 0].unique():
         members = generator.permutation(torch.nonzero(labels == label).flatten().numpy())
         cut = min(max(round(share * len(members)), 1), len(members) - 1)
-        aside.append(members[:cut])
-        rows.append(members[cut:])
-    rows, aside = np.sort(np.concatenate(rows)), np.sort(np.concatenate(aside))
-    if len(aside) == 0 or len(rows) < 2:
+        validation_parts.append(members[:cut])
+        train_parts.append(members[cut:])
+    rows, validation = np.sort(np.concatenate(train_parts)), np.sort(np.concatenate(validation_parts))
+    if len(validation) == 0 or len(rows) < 2:
         raise ValueError(
-            f"{len(rows)} labelled training images are too few to set some aside for validation: fine-tuning needs at "
+            f"{len(rows)} labelled training images are too few to hold some out for validation: fine-tuning needs at "
             "least two images of a class"
         )
-    return torch.from_numpy(rows), torch.from_numpy(aside)
+    return torch.from_numpy(rows), torch.from_numpy(validation)
 
 
 class _Rows(ImageDataset):
-    """Rows of a source with labels of their own."""
+    """Rows of a source with other labels than the source's."""
 
-    def __init__(self, source: ImageSource, labels: Tensor, rows: Tensor, **kwargs):
+    def __init__(self, source: ImageSource, labels: Tensor, rows: Tensor, **kwargs: Any):
         super().__init__(source, indices=rows.tolist(), **kwargs)
         self.labels = labels
 
-    def __getitems__(self, positions):
-        # By the row that an item comes from: the stand-in of an unreadable image has another label.
+    def __getitems__(self, positions: list[int]) -> list[dict[str, Any]]:
+        # By the item's own row: the image that replaces an unreadable one has another label.
         return [item | {"labels": int(self.labels[item["index"]])} for item in super().__getitems__(positions)]
 
 
 class _FineTuner(Trainer):
-    """Augments training batches on the device and weighs learning rates by depth."""
+    """A Trainer that augments training batches on the device and scales learning rates by depth."""
 
-    def __init__(self, model: EncoderClassifier, args: FineTuningArguments, *, recipe: Recipe, **kwargs):
+    args: FineTuningArguments
+
+    def __init__(self, model: EncoderClassifier, args: FineTuningArguments, *, recipe: Recipe, **kwargs: Any):
         plain = copy.copy(args)
-        # The Trainer's own smoothing asks for a configuration of the model.
+        # The Trainer's own label smoothing needs a model with a configuration.
         plain.label_smoothing_factor = 0.0
         super().__init__(model, plain, **kwargs)
+        self.classifier = model
         self.smoothing = args.label_smoothing_factor
-        # Its own callbacks print several lines an epoch, with and without a bar.
+        # The Trainer's own callbacks print several lines per epoch, with and without a bar.
         for callback in (ProgressCallback, PrinterCallback):
             self.pop_callback(callback)
         if not args.disable_tqdm:
@@ -307,7 +319,9 @@ class _FineTuner(Trainer):
         self.mix = v2.RandomChoice(mixes) if mixes else None
 
     def get_train_dataloader(self) -> DataLoader:
-        # Batch normalization cannot train on a last batch of one image; all others stay, those of evaluation too.
+        """Return the loader of training batches, without a last batch of one image."""
+        # Batch normalization cannot train on one image. Other batches remain, and so do all of evaluation.
+        assert isinstance(self.train_dataset, Sized)
         alone = len(self.train_dataset) % self._train_batch_size == 1
         self.args.dataloader_drop_last, before = alone, self.args.dataloader_drop_last
         try:
@@ -316,20 +330,29 @@ class _FineTuner(Trainer):
             self.args.dataloader_drop_last = before
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return the optimizer, with a learning rate for each depth."""
         if self.optimizer is None:
             groups = layer_decay_groups(
-                self.model.encoder,
-                self.model.head,
+                self.classifier.encoder,
+                self.classifier.head,
                 learning_rate=self.args.learning_rate,
                 layer_decay=self.args.layer_decay,
                 weight_decay=self.args.weight_decay,
             )
-            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
+            # Typed for a PreTrainedModel; the Trainer itself passes any module.
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, cast(PreTrainedModel, model or self.model))
             self.optimizer = kind(groups, **settings)
         return self.optimizer
 
-    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        images, labels = inputs.get("crops", inputs.get("pixel_values")), inputs["labels"]
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the cross-entropy of a batch, augmented and mixed in training."""
+        images, labels = inputs["crops" if "crops" in inputs else "pixel_values"], inputs["labels"]
         if model.training:
             (images,) = self.views(images)
             if self.mix is not None:
@@ -345,24 +368,25 @@ class _FineTuner(Trainer):
             )
         return (loss, {"scores": scores}) if return_outputs else loss
 
-    def floating_point_ops(self, inputs) -> int:
-        """0: the Trainer's estimate counts text tokens."""
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 0, because the Trainer's estimate counts text tokens."""
         return 0
 
 
 class _Bar(ProgressCallback):
-    """A bar over the whole run, with the validation accuracy beside it instead of lines and bars of each epoch."""
+    """A progress bar over the whole run that shows the validation accuracy, instead of lines and bars per epoch."""
 
-    def on_prediction_step(self, args, state, control, **kwargs):
-        pass
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        """Show no bar for validation."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.training_bar is not None and "eval_top1" in logs:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Show the validation accuracy beside the bar."""
+        if self.training_bar is not None and logs and "eval_top1" in logs:
             self.training_bar.set_postfix_str(f"validation top1={logs['eval_top1']:.4f}")
 
 
 def _recipe(train: ImageSource, args: FineTuningArguments) -> Recipe:
-    # A mirrored digit is no digit.
+    # A mirrored digit is not a digit.
     flip = args.flip if args.flip is not None else 0.0 if train.name == "digits" else 0.5
     return Recipe("finetune", (ViewSpec(scale=(args.min_crop, 1.0), flip=flip, jitter=0.0, grayscale=0.0),))
 

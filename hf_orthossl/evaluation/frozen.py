@@ -1,12 +1,15 @@
-"""What a frozen encoder knows of a data set: kNN and linear probes on features that are extracted once."""
+"""Measure a frozen encoder on a data set: kNN and linear probes on features that are extracted once."""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import ImageDataset, ImageSource, available_splits, load_source
+from ..encoders import Encoder
+from ..messages import suggest
 from .features import FeatureCache
 from .knn import nearest_neighbours, neighbour_votes
 from .labels import imbalanced_rows, match_splits, noisy_labels, require_labels
@@ -22,11 +25,14 @@ class LabelledFeatures:
     """Features of a training and a test split whose labels mean the same classes.
 
     Args:
-        train, train_labels (`Tensor` of shape `(N, D)` and `(N,)`): Labelled training images.
-        test, test_labels (`Tensor` of shape `(M, D)` and `(M,)`): Labelled test images of classes seen in training.
+        train (`Tensor` of shape `(N, D)`): Representations of labelled training images.
+        train_labels (`Tensor` of shape `(N,)`): Their classes.
+        test (`Tensor` of shape `(M, D)`): Representations of labelled test images of classes that occur in training.
+        test_labels (`Tensor` of shape `(M,)`): Their classes.
         class_names (`list[str]`): Names of the C classes.
-        dataset, split (`str`): Data set and test split, as results name them.
-        notes (`list[str]`): What was left out, one sentence each.
+        dataset (`str`): Name of the data set, as in results.
+        split (`str`): Name of the test split, as in results.
+        notes (`list[str]`): One sentence for each kind of images left out.
     """
 
     train: Tensor
@@ -41,18 +47,26 @@ class LabelledFeatures:
     @classmethod
     def extract(
         cls,
-        encoder: nn.Module,
+        encoder: Encoder,
         train: ImageSource,
         test: ImageSource,
         cache: FeatureCache | None = None,
         *,
         progress: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> "LabelledFeatures":
-        """Features of two splits; `kwargs` go to [`extract_features`], with `progress` each under a bar.
+        """Extract the features of two splits.
+
+        Args:
+            encoder ([`Encoder`]): The frozen encoder.
+            train ([`ImageSource`]): The training split.
+            test ([`ImageSource`]): The test split.
+            cache ([`FeatureCache`], *optional*): A cache of extracted features.
+            progress (`bool`, defaults to `False`): Show progress bars.
+            kwargs: Further arguments of [`extract_features`].
 
         Raises:
-            ValueError: labels are missing, or the splits do not go together (see [`match_classes`]).
+            ValueError: If labels are missing, or the splits do not match (see [`match_classes`]).
         """
         for source in (train, test):
             require_labels(source)
@@ -67,12 +81,11 @@ class LabelledFeatures:
             for source in (train, test)
         ]
         bank, queries, names, notes = match_splits(train, test, *(part.labels for part in features))
-        kept = bank >= 0, queries >= 0
         return cls(
-            train=features[0].representations[kept[0]],
-            train_labels=bank[kept[0]],
-            test=features[1].representations[kept[1]],
-            test_labels=queries[kept[1]],
+            train=features[0].representations[bank >= 0],
+            train_labels=bank[bank >= 0],
+            test=features[1].representations[queries >= 0],
+            test_labels=queries[queries >= 0],
             class_names=names,
             dataset=test.name,
             split=test.split,
@@ -80,7 +93,13 @@ class LabelledFeatures:
         )
 
     def corrupted(self, label_noise: float = 0.0, imbalance: float = 1.0, seed: int = 0) -> "LabelledFeatures":
-        """The same with worse training labels: see [`noisy_labels`] and [`imbalanced_rows`]. Tests stay clean."""
+        """Return the features with worse training labels and unchanged test labels.
+
+        Args:
+            label_noise (`float`, defaults to 0): Share of wrong labels, see [`noisy_labels`].
+            imbalance (`float`, defaults to 1): Largest class over smallest, see [`imbalanced_rows`].
+            seed (`int`, defaults to 0): Seed of both.
+        """
         rows = imbalanced_rows(self.train_labels, imbalance, seed) if imbalance != 1 else slice(None)
         labels = self.train_labels[rows]
         labels = noisy_labels(labels, len(self.class_names), label_noise, seed)
@@ -96,22 +115,30 @@ def labelled_splits(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> tuple[ImageSource, ImageSource]:
-    """The two splits of a data set that a probe needs; the test split is found by its usual names.
+    """Open the training and test split of a data set.
+
+    Args:
+        dataset (`str`): A Hub id, a folder or "digits".
+        name (`str`, *optional*): Configuration of a Hub data set.
+        train_split (`str`, *optional*): The training split; "train" by default.
+        test_split (`str`, *optional*): The test split; the first of test, validation, valid and val by default.
+        image_column (`str`, *optional*): Column of images; found by type.
+        label_column (`str`, *optional*): Column of labels; found by type.
 
     Raises:
-        ValueError: there is no test split of a usual name and none is given; or what [`load_source`] refuses.
+        ValueError: If `test_split` is not given and no split has a usual name, or [`load_source`] refuses a split.
     """
     columns = {"name": name, "image_column": image_column, "label_column": label_column}
     train = load_source(dataset, split=train_split, **columns)
     if test_split is None:
-        found = [split for split in HELD_OUT_SPLITS if split in available_splits(dataset, name)]
-        found = [split for split in found if split != train.split]
-        if not found:
+        held_out = [split for split in HELD_OUT_SPLITS if split in available_splits(dataset, name)]
+        held_out = [split for split in held_out if split != train.split]
+        if not held_out:
             raise ValueError(
-                f"data set {dataset} has no split named {', '.join(HELD_OUT_SPLITS)}: pass --test_split, or cut one "
-                "off, as in --train_split 'train[:80%]' --test_split 'train[80%:]'"
+                f"data set {dataset} has no split named {', '.join(HELD_OUT_SPLITS)}: pass --test_split, or split "
+                "one, as in --train_split 'train[:80%]' --test_split 'train[80%:]'"
             )
-        test_split = found[0]
+        test_split = held_out[0]
     return train, load_source(dataset, split=test_split, **columns)
 
 
@@ -122,12 +149,19 @@ def knn_results(
     temperatures: Sequence[float | None] = (0.07, 0.1, None),
     shared: bool = False,
 ) -> list[Result]:
-    """Top-1 and top-5 of kNN votes, one per temperature; `None` weighs all neighbours alike.
+    """Return top-1 and top-5 accuracy of kNN votes, for each temperature.
 
-    With `shared`, the processes of the run share the queries out, and all of them get all results.
+    Args:
+        features ([`LabelledFeatures`]): Bank and queries.
+        k (`int`, defaults to 200): Number of neighbours that vote.
+        temperatures (`Sequence[float | None]`, defaults to (0.07, 0.1, None)): Temperatures of the votes; `None` gives
+            all neighbours equal weights.
+        shared (`bool`, defaults to `False`): Divide the queries among the processes of the run. All of them must call,
+            and all of them get all results.
     """
     similarity, index = nearest_neighbours(features.train, features.test, k=k, shared=shared)
-    classes, results = features.train_labels[index], []
+    classes = features.train_labels[index]
+    results: list[Result] = []
     for temperature in temperatures:
         scores = neighbour_votes(similarity, classes, num_classes=len(features.class_names), temperature=temperature)
         measured = accuracy(scores, features.test_labels, features.class_names)
@@ -144,23 +178,26 @@ def linear_results(
     label_noise: float = 0.0,
     imbalance: float = 1.0,
     progress: bool = False,
-    **settings,
+    **settings: Any,
 ) -> list[Result]:
-    """Top-1 and top-5 of linear probes, one per seed.
+    """Return top-1 and top-5 accuracy of linear probes, one per seed.
 
     Args:
-        features ([`LabelledFeatures`]): What to fit and score.
+        features ([`LabelledFeatures`]): Features to fit and score.
         protocol (`str`, defaults to "sgd"): "sgd", the paper's, or "lbfgs".
-        seeds (`Sequence[int]`, defaults to (0,)): One probe each.
-        label_noise (`float`, defaults to 0), imbalance (`float`, defaults to 1): Of the training labels, see
-            [`LabelledFeatures.corrupted`].
+        seeds (`Sequence[int]`, defaults to (0,)): Seeds, one for each probe.
+        label_noise (`float`, defaults to 0): Share of wrong training labels, see [`LabelledFeatures.corrupted`].
+        imbalance (`float`, defaults to 1): Largest training class over smallest, see [`LabelledFeatures.corrupted`].
         progress (`bool`, defaults to `False`): Show a progress bar.
         settings: Further arguments of [`sgd_probe`] or [`lbfgs_probe`].
+
+    Raises:
+        ValueError: If the protocol is unknown, or a setting is out of range.
     """
     if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol is {protocol!r}: choose from {', '.join(PROTOCOLS)}")
+        raise ValueError(f"protocol {protocol!r} is unknown: {suggest(protocol, PROTOCOLS)}")
     probe = sgd_probe if protocol == "sgd" else lbfgs_probe
-    results = []
+    results: list[Result] = []
     for seed in seeds:
         worse = features.corrupted(label_noise, imbalance, seed)
         classifier: LinearClassifier = probe(

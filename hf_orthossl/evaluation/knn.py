@@ -3,10 +3,11 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import ImageDataset, ImageSource
 from ..distributed.collectives import all_gather_rows, shard_range, world_size
+from ..encoders import Encoder
 from .features import Features, extract_features
 from .results import Result
 
@@ -22,27 +23,30 @@ def knn_scores(
     chunk: int = 4096,
     shared: bool = False,
 ) -> Tensor:
-    """Class scores of queries by a vote of their k nearest neighbours under cosine similarity.
+    """Return class scores of queries by a vote of their k nearest neighbours under cosine similarity.
 
-    Each neighbour adds exp(s/T) to its class (Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance
-    Discrimination", CVPR 2018, section 3.4), or 1 without a temperature.
+    Each neighbour adds exp(s/T) to the score of its class, or 1 without a temperature.
+
+    Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, section
+    3.4.
 
     Args:
         bank (`Tensor` of shape `(N, D)`): Labelled representations.
         labels (`Tensor` of shape `(N,)`): Their classes.
         queries (`Tensor` of shape `(M, D)`): Representations to classify.
         num_classes (`int`): Number of classes C.
-        k (`int`, defaults to 200): Neighbours that vote; the whole bank if it is smaller.
-        temperature (`float`, *optional*, defaults to 0.1): T > 0 of the weights; `None` weighs all alike.
-        chunk (`int`, defaults to 4096): Queries and bank entries compared at a time: memory is O(chunk²), so that an
-            ImageNet-size bank fits.
+        k (`int`, defaults to 200): Number of neighbours that vote; the whole bank if it is smaller.
+        temperature (`float`, *optional*, defaults to 0.1): Temperature T > 0 of the weights; `None` gives all
+            neighbours equal weights.
+        chunk (`int`, defaults to 4096): Number of queries and of bank entries compared at a time. Memory is O(chunk²),
+            so that a bank of the size of ImageNet fits.
         shared (`bool`, defaults to `False`): See [`nearest_neighbours`].
 
     Returns:
-        `Tensor` of shape `(M, C)`: Scores, higher is likelier.
+        `Tensor` of shape `(M, C)`: Scores; the highest is the predicted class.
 
     Raises:
-        ValueError: k < 1 or T ≤ 0.
+        ValueError: If k < 1 or T ≤ 0.
     """
     similarity, index = nearest_neighbours(bank, queries, k=k, chunk=chunk, shared=shared)
     return neighbour_votes(similarity, labels[index], num_classes=num_classes, temperature=temperature)
@@ -51,57 +55,59 @@ def knn_scores(
 def nearest_neighbours(
     bank: Tensor, queries: Tensor, *, k: int = 200, chunk: int = 4096, shared: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The k entries of a bank that are most similar to each query.
+    """Find the k entries of a bank that are most similar to each query.
 
     Args:
-        bank (`Tensor` of shape `(N, D)`), queries (`Tensor` of shape `(M, D)`): Representations.
-        k (`int`, defaults to 200): Neighbours; the whole bank if it is smaller.
+        bank (`Tensor` of shape `(N, D)`): Representations to choose from.
+        queries (`Tensor` of shape `(M, D)`): Representations whose neighbours are wanted.
+        k (`int`, defaults to 200): Number of neighbours; the whole bank if it is smaller.
         chunk (`int`, defaults to 4096): See [`knn_scores`].
-        shared (`bool`, defaults to `False`): Share the queries out over the processes of the run, all of which call
-            with the same bank and queries and all of which get all neighbours.
+        shared (`bool`, defaults to `False`): Divide the queries among the processes of the run. All of them must call,
+            with the same bank and queries, and all of them get all neighbours.
 
     Returns:
         `tuple[Tensor, Tensor]`: Cosine similarities and positions in the bank, both `(M, min(k, N))`, most similar
         first.
 
     Raises:
-        ValueError: k < 1.
+        ValueError: If k < 1.
     """
     if k < 1:
         raise ValueError(f"k is {k}: at least 1 neighbour must vote, as in 200")
     if shared and world_size() > 1:
         own = shard_range(len(queries))
-        found = nearest_neighbours(bank, queries[own.start : own.stop], k=k, chunk=chunk)
-        similarity, index = (all_gather_rows(part).to(bank.device) for part in found)
+        part = nearest_neighbours(bank, queries[own.start : own.stop], k=k, chunk=chunk)
+        similarity, index = (all_gather_rows(rows).to(bank.device) for rows in part)
         return similarity, index
     bank = F.normalize(bank, dim=1)
-    found = []
+    neighbours: list[tuple[Tensor, Tensor]] = []
     for block in F.normalize(queries, dim=1).split(chunk):
         best, index = block.new_empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.long, device=bank.device)
         # The best k of the best k so far and the best k of the next part are the best k of all.
         for start in range(0, len(bank), chunk):
-            part = bank[start : start + chunk]
-            similarity, position = (block @ part.T).topk(min(k, len(part)), dim=1)
+            entries = bank[start : start + chunk]
+            similarity, position = (block @ entries.T).topk(min(k, len(entries)), dim=1)
             best, index = torch.cat([best, similarity], dim=1), torch.cat([index, position + start], dim=1)
             best, chosen = best.topk(min(k, best.shape[1]), dim=1)
             index = index.gather(1, chosen)
-        found.append((best, index))
-    return torch.cat([best for best, _ in found]), torch.cat([index for _, index in found])
+        neighbours.append((best, index))
+    return torch.cat([best for best, _ in neighbours]), torch.cat([index for _, index in neighbours])
 
 
 def neighbour_votes(
     similarity: Tensor, classes: Tensor, *, num_classes: int, temperature: float | None = 0.1
 ) -> Tensor:
-    """Class scores `(M, C)` by a vote of neighbours, see [`knn_scores`].
+    """Return class scores `(M, C)` by a vote of neighbours, see [`knn_scores`].
 
     Args:
         similarity (`Tensor` of shape `(M, k)`): Cosine similarities of the neighbours.
         classes (`Tensor` of shape `(M, k)`): Their classes.
-        num_classes (`int`): C.
-        temperature (`float`, *optional*, defaults to 0.1): T > 0 of the weights; `None` weighs all alike.
+        num_classes (`int`): Number of classes C.
+        temperature (`float`, *optional*, defaults to 0.1): Temperature T > 0 of the weights; `None` gives all
+            neighbours equal weights.
 
     Raises:
-        ValueError: T ≤ 0.
+        ValueError: If T ≤ 0.
     """
     if temperature is not None and not temperature > 0:
         raise ValueError(f"temperature is {temperature}: it must be above 0, as in 0.1")
@@ -117,19 +123,21 @@ def knn_accuracy(
     k: int = 200,
     temperature: float | None = 0.1,
 ) -> dict[str, float]:
-    """Top-1 and top-5 accuracy of [`knn_scores`], in [0, 1].
+    """Return top-1 and top-5 accuracy of [`knn_scores`], in [0, 1].
 
     Args:
-        bank, queries ([`Features`]): Labelled representations; entries without a label (−1) are left out.
+        bank ([`Features`]): Representations that vote; those without a label (−1) are left out.
+        queries ([`Features`]): Representations to classify; those without a label (−1) are left out.
         num_classes (`int`, *optional*): Number of classes; the largest label plus one by default.
-        k, temperature: See [`knn_scores`].
+        k (`int`, defaults to 200): See [`knn_scores`].
+        temperature (`float`, *optional*, defaults to 0.1): See [`knn_scores`].
 
     Raises:
-        ValueError: bank or queries have no labels.
+        ValueError: If bank or queries have no labels.
     """
     known, asked = bank.labels >= 0, queries.labels >= 0
     if not known.any() or not asked.any():
-        raise ValueError("kNN needs labels in both splits: pass --label_column, or leave the evaluation out")
+        raise ValueError("kNN needs labels in both splits: pass --label_column, or leave out the evaluation")
     if num_classes is None:
         num_classes = int(max(bank.labels.max(), queries.labels.max())) + 1
     scores = knn_scores(
@@ -146,17 +154,18 @@ def knn_accuracy(
 
 
 class KNNMonitor:
-    """Measures kNN accuracy with the same images each time it is asked.
+    """kNN accuracy on the same images at any time of training.
 
     Args:
         source ([`ImageSource`]): Labelled images; the bank is drawn from them.
-        held_out ([`ImageSource`], *optional*): Where queries come from; without, a fifth of the bank's images are set
-            aside as queries.
+        held_out ([`ImageSource`], *optional*): Source of the queries; without it, a fifth of the bank's images are the
+            queries instead.
         image_size (`int`): Side of the encoder's input in pixels.
-        images (`int`, defaults to 2048): Images in the bank at most; half as many queries.
-        k (`int`, defaults to 20): Neighbours that vote. Small, as a few thousand images have few per class.
+        images (`int`, defaults to 2048): Maximum number of images in the bank; there are half as many queries.
+        k (`int`, defaults to 20): Number of neighbours that vote. It is small because a few thousand images have few
+            per class.
         temperature (`float`, defaults to 0.07): Temperature of their votes.
-        seed (`int`, defaults to 0): Decides which images.
+        seed (`int`, defaults to 0): Seed of the choice of images.
         progress (`bool`, defaults to `True`): Show a progress bar.
     """
 
@@ -175,20 +184,24 @@ class KNNMonitor:
         self.progress = progress
         rng = np.random.default_rng(seed)
         chosen = rng.permutation(source.num_rows)[:images]
-        aside = len(chosen) // 5
+        fifth = len(chosen) // 5
         self.queries_from = held_out or source
         if held_out is None:
-            queries, chosen = chosen[:aside], chosen[aside:]
+            queries, chosen = chosen[:fifth], chosen[fifth:]
         else:
             queries = rng.permutation(held_out.num_rows)[: max(images // 2, 1)]
         self.bank = ImageDataset(source, image_size=image_size, indices=chosen.tolist())
         self.queries = ImageDataset(self.queries_from, image_size=image_size, indices=queries.tolist())
+        self.k, self.temperature = k, temperature
         self.settings = {"k": k, "temperature": temperature, "bank": len(chosen), "queries": len(queries)}
 
-    def features(self, encoder: nn.Module, *, shared: bool = False) -> tuple[Features, Features]:
-        """Features of bank and queries; classes that both name are matched by name.
+    def features(self, encoder: Encoder, *, shared: bool = False) -> tuple[Features, Features]:
+        """Return the features of bank and queries; their classes are matched by name if both have names.
 
-        With `shared`, the processes of the run share the images out, and all of them get all features.
+        Args:
+            encoder ([`Encoder`]): The encoder.
+            shared (`bool`, defaults to `False`): Divide the images among the processes of the run. All of them must
+                call, and all of them get all features.
         """
         bank, queries = (
             extract_features(encoder, dataset, shared=shared, progress=f"kNN {name}" if self.progress else None)
@@ -201,14 +214,13 @@ class KNNMonitor:
             queries = Features(queries.representations, labels)
         return bank, queries
 
-    def measure(self, encoder: nn.Module, step: int | str, *, shared: bool = False) -> list[Result]:
-        """Top-1 and top-5 accuracy now, labelled with the training step; `shared` as in `features`."""
+    def measure(self, encoder: Encoder, step: int | str, *, shared: bool = False) -> list[Result]:
+        """Return top-1 and top-5 accuracy, labelled with the training step; `shared` as in `features`."""
         return self.results(*self.features(encoder, shared=shared), step)
 
     def results(self, bank: Features, queries: Features, step: int | str) -> list[Result]:
-        """Top-1 and top-5 accuracy of features already extracted."""
-        k, temperature = self.settings["k"], self.settings["temperature"]
-        accuracy = knn_accuracy(bank, queries, k=k, temperature=temperature)
+        """Return top-1 and top-5 accuracy of features that are already extracted."""
+        accuracy = knn_accuracy(bank, queries, k=self.k, temperature=self.temperature)
         about = {**self.settings, "step": step}
         name, split = self.queries_from.name, self.queries_from.split
         return [Result("knn", name, split, metric, value, about) for metric, value in accuracy.items()]

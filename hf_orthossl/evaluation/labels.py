@@ -15,21 +15,23 @@ def match_classes(
     train_names: Sequence[str] | None = None,
     test_names: Sequence[str] | None = None,
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Labels of both splits as indices into the classes that occur in training.
+    """Return the labels of both splits as indices into the classes that occur in training.
 
-    Where both splits name their classes, they are matched by name, never by order. What has no label, or a class that
-    does not occur in training, becomes −1.
+    If both splits name their classes, they are matched by name, never by order. Images without a label, or of a class
+    that does not occur in training, get −1.
 
     Args:
-        train, test (`Tensor` of shape `(N,)` and `(M,)`): Class indices, −1 without label.
-        train_names, test_names (`Sequence[str]`, *optional*): Names by index.
+        train (`Tensor` of shape `(N,)`): Class indices of the training split, −1 without a label.
+        test (`Tensor` of shape `(M,)`): Class indices of the test split, −1 without a label.
+        train_names (`Sequence[str]`, *optional*): Class names of the training split, by index.
+        test_names (`Sequence[str]`, *optional*): Class names of the test split, by index.
 
     Returns:
-        labels of the training split, labels of the test split, and the names of the classes (their number as text
-        where they have none).
+        `tuple[Tensor, Tensor, list[str]]`: Labels of the training split, labels of the test split, and the names of the
+        classes (their numbers as text if they have no names).
 
     Raises:
-        ValueError: no labels in a split, fewer than two classes in training, or no class in common.
+        ValueError: If a split has no labels, training has fewer than two classes, or the splits share no class.
     """
     for split, labels in (("training", train), ("test", test)):
         if not (labels >= 0).any():
@@ -52,27 +54,30 @@ def match_classes(
 def match_splits(
     train: ImageSource, test: ImageSource, train_labels: Tensor, test_labels: Tensor
 ) -> tuple[Tensor, Tensor, list[str], list[str]]:
-    """[`match_classes`] for two splits of a data set, with a sentence about what is left out of each.
+    """Match the classes of two splits as [`match_classes`] does, and describe the images that are left out.
 
     Args:
-        train, test ([`ImageSource`]): The splits.
-        train_labels, test_labels (`Tensor` of shape `(N,)` and `(M,)`): Their labels, −1 where there is none.
+        train ([`ImageSource`]): The training split.
+        test ([`ImageSource`]): The test split.
+        train_labels (`Tensor` of shape `(N,)`): Labels of the training split, −1 for images without one.
+        test_labels (`Tensor` of shape `(M,)`): Labels of the test split, −1 for images without one.
 
     Returns:
-        labels of both splits and names of the classes as in [`match_classes`], and the sentences.
+        `tuple[Tensor, Tensor, list[str], list[str]]`: Labels of both splits and names of the classes, as in
+        [`match_classes`], and one sentence for each kind of images left out.
     """
     matched = match_classes(train_labels, test_labels, train.class_names, test.class_names)
     notes = []
-    for source, given, found in ((train, train_labels, matched[0]), (test, test_labels, matched[1])):
+    for source, given, labels in ((train, train_labels, matched[0]), (test, test_labels, matched[1])):
         if missing := int((given < 0).sum()):
             notes.append(f"{missing} images of {source.split} have no label and were left out.")
-        if strange := int(((found < 0) & (given >= 0)).sum()):
-            notes.append(f"{strange} images of {source.split} are of classes absent from training: left out.")
+        if foreign := int(((labels < 0) & (given >= 0)).sum()):
+            notes.append(f"{foreign} images of {source.split} are of classes absent from training: left out.")
     return *matched, notes
 
 
 def require_labels(source: ImageSource) -> None:
-    """Raises a ValueError if a split has no column of labels."""
+    """Raise a ValueError if a split has no column of labels."""
     if source.label_column is None:
         raise ValueError(
             f"data set {source.name}, split {source.split}, has no labels: pass --label_column, or another set"
@@ -80,10 +85,10 @@ def require_labels(source: ImageSource) -> None:
 
 
 def row_labels(source: ImageSource) -> Tensor:
-    """Class index of every row of a split `(N,)`, −1 where there is none, without decoding an image.
+    """Return the class index of every row of a split `(N,)`, −1 without a label; no image is decoded.
 
     Raises:
-        ValueError: the split has no column of labels.
+        ValueError: If the split has no column of labels.
     """
     require_labels(source)
     numbers = {name: number for number, name in enumerate(source.class_names or ())}
@@ -104,16 +109,16 @@ def _translate(labels: Tensor, meaning: dict[int, int]) -> Tensor:
 
 
 def noisy_labels(labels: Tensor, num_classes: int, share: float, seed: int = 0) -> Tensor:
-    """Labels of which a share is wrong: symmetric noise, every other class as likely.
+    """Return labels of which a share is wrong: symmetric noise, with all other classes equally likely.
 
     Args:
-        labels (`Tensor` of shape `(N,)`): Classes in [0, C), or −1, which stay.
-        num_classes (`int`): C ≥ 2.
-        share (`float`): Of the labelled images, in [0, 1).
-        seed (`int`, defaults to 0): Decides which become what.
+        labels (`Tensor` of shape `(N,)`): Classes in [0, C), or −1, which does not change.
+        num_classes (`int`): Number of classes C ≥ 2.
+        share (`float`): Share of the labelled images that get a wrong label, in [0, 1).
+        seed (`int`, defaults to 0): Seed of the choice of images and labels.
 
     Raises:
-        ValueError: `share` is out of range.
+        ValueError: If `share` is out of range.
     """
     if not 0 <= share < 1:
         raise ValueError(f"label_noise is {share}: the share of wrong labels must lie in [0, 1), as in 0.2")
@@ -127,7 +132,7 @@ def noisy_labels(labels: Tensor, num_classes: int, share: float, seed: int = 0) 
 
 
 def imbalanced_rows(labels: Tensor, ratio: float, seed: int = 0) -> Tensor:
-    """Rows of a long-tailed training set: class sizes fall geometrically from the first class to the last.
+    """Return the rows of a long-tailed training set, whose class sizes fall geometrically from first to last class.
 
     Of C classes with at least n images each, class c keeps n·ratio^(−c/(C−1)) (Cao et al., "Learning Imbalanced
     Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019), but at least one.
@@ -151,5 +156,5 @@ def imbalanced_rows(labels: Tensor, ratio: float, seed: int = 0) -> Tensor:
     rows = [rng.permutation(np.flatnonzero(values == c)) for c in classes]
     smallest = min(len(part) for part in rows)
     sizes = smallest * ratio ** (-np.arange(len(classes)) / max(len(classes) - 1, 1))
-    kept = [part[: max(round(size), 1)] for part, size in zip(rows, sizes, strict=True)]
-    return torch.from_numpy(np.sort(np.concatenate(kept)))
+    chosen = [part[: max(round(size), 1)] for part, size in zip(rows, sizes, strict=True)]
+    return torch.from_numpy(np.sort(np.concatenate(chosen)))

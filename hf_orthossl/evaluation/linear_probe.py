@@ -10,18 +10,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 PROTOCOLS = ("sgd", "lbfgs")
-# Weights of the penalty that "lbfgs" tries, on standardized features.
+# Weights λ of the penalty among which "lbfgs" chooses, for standardized features.
 PENALTIES = tuple(float(value) for value in np.logspace(-6, 0, 7))
 _MOMENTUM = 0.9
 
 
 @dataclass
 class LinearClassifier:
-    """Scores of C classes, linear in the representation.
+    """Scores of C classes, `x @ weight + bias` for a representation x.
 
     Args:
-        weight (`Tensor` of shape `(D, C)`), bias (`Tensor` of shape `(C,)`): Scores are `x @ weight + bias`.
-        settings (`dict`): What it was trained with.
+        weight (`Tensor` of shape `(D, C)`): The weight.
+        bias (`Tensor` of shape `(C,)`): The bias.
+        settings (`dict`): The settings of its training.
     """
 
     weight: Tensor
@@ -29,7 +30,7 @@ class LinearClassifier:
     settings: dict
 
     def __call__(self, representations: Tensor) -> Tensor:
-        """Scores `(N, C)` of representations `(N, D)`."""
+        """Return the scores `(N, C)` of representations `(N, D)`."""
         return representations.to(self.weight) @ self.weight + self.bias
 
 
@@ -45,24 +46,26 @@ def sgd_probe(
     seed: int = 0,
     progress: bool = False,
 ) -> LinearClassifier:
-    """The paper's linear probe: softmax regression by SGD (He, Du & Ma 2024, as restated in solo-learn's recipes).
+    """Train the paper's linear probe: softmax regression by SGD.
 
-    Nesterov momentum 0.9; the learning rate is divided by 10 after 60 % and 80 % of the epochs. For ImageNet the paper
-    takes batches of 128 and a learning rate of 0.2.
+    The Nesterov momentum is 0.9; the learning rate is divided by 10 after 60 % and 80 % of the epochs. For ImageNet the
+    paper uses batches of 128 and a learning rate of 0.2.
+
+    Source: He, Du & Ma 2024, as restated in solo-learn's recipes.
 
     Args:
-        representations (`Tensor` of shape `(N, D)`): Of training images.
+        representations (`Tensor` of shape `(N, D)`): Representations of the training images.
         labels (`Tensor` of shape `(N,)`): Their classes, in [0, C).
-        num_classes (`int`): C.
-        epochs (`int`, defaults to 100): Passes over the data.
-        learning_rate (`float`, defaults to 0.1): At the start; above 0.
-        weight_decay (`float`, defaults to 5e-4): Of weights and bias.
-        batch_size (`int`, defaults to 256): Images per step.
-        seed (`int`, defaults to 0): Of the start and the order.
+        num_classes (`int`): Number of classes C.
+        epochs (`int`, defaults to 100): Number of passes over the data.
+        learning_rate (`float`, defaults to 0.1): Initial learning rate, above 0.
+        weight_decay (`float`, defaults to 5e-4): Weight decay of weight and bias.
+        batch_size (`int`, defaults to 256): Number of images per step.
+        seed (`int`, defaults to 0): Seed of the initial weights and the order of images.
         progress (`bool`, defaults to `False`): Show a progress bar.
 
     Raises:
-        ValueError: a setting is out of range, or the representations are not finite.
+        ValueError: If a setting is out of range, or the representations are not finite.
     """
     _check(representations, labels)
     if epochs < 1 or batch_size < 1 or not learning_rate > 0 or not weight_decay >= 0:
@@ -71,11 +74,11 @@ def sgd_probe(
             f"{weight_decay}: the first three must be above 0, the last 0 or more"
         )
     generator = torch.Generator().manual_seed(seed)
-    # The bias is the weight of a feature that is always 1, so that a step is two matrix products.
+    # The bias is the weight of a feature that is always 1, so that a step consists of two matrix products.
     inputs = F.pad(representations.float(), (0, 1), value=1.0)
     bound = representations.shape[1] ** -0.5
     start = torch.empty(inputs.shape[1], num_classes).uniform_(-bound, bound, generator=generator)
-    # Classes as rows: on CPU both products then take a third of the time.
+    # With classes as rows, both products take a third of the time on a CPU.
     weight = start.T.contiguous().to(inputs)
     targets = F.one_hot(labels, num_classes).T.to(inputs)
     velocity = torch.zeros_like(weight)
@@ -102,39 +105,41 @@ def lbfgs_probe(
     seed: int = 0,
     progress: bool = False,
 ) -> LinearClassifier:
-    """Logistic regression with a squared penalty, minimized to convergence by L-BFGS.
+    """Fit a logistic regression with a squared penalty to convergence, by L-BFGS.
 
-    Minimizes mean cross-entropy + λ/2·‖W‖² over standardized features; the bias is free. Without `penalty`, λ is the
-    one of [`PENALTIES`] with the best accuracy on a part of the training images that is set aside (the strongest among
-    equals), and the classifier is then fitted to all of them: the test set is never looked at.
+    It minimizes mean cross-entropy + λ/2·‖W‖² over standardized features; the bias is not penalized. Without `penalty`,
+    a part of the training images is held out to choose λ from [`PENALTIES`] by accuracy (the strongest among equals),
+    and the classifier is then fitted to all training images. The test set is never used.
 
     Args:
-        representations (`Tensor` of shape `(N, D)`): Of training images.
+        representations (`Tensor` of shape `(N, D)`): Representations of the training images.
         labels (`Tensor` of shape `(N,)`): Their classes, in [0, C).
-        num_classes (`int`): C.
+        num_classes (`int`): Number of classes C.
         penalty (`float`, *optional*): λ ≥ 0. scikit-learn's C is 1/(λN).
-        held_out (`float`, defaults to 0.2): Share of the images set aside to choose λ, in (0, 1).
-        seed (`int`, defaults to 0): Decides which.
+        held_out (`float`, defaults to 0.2): Share of the images held out to choose λ, in (0, 1).
+        seed (`int`, defaults to 0): Seed of the choice of images held out.
         progress (`bool`, defaults to `False`): Show a progress bar.
 
     Raises:
-        ValueError: a setting is out of range, or the representations are not finite.
+        ValueError: If a setting is out of range, or the representations are not finite.
     """
     _check(representations, labels)
     if penalty is not None and not penalty >= 0:
         raise ValueError(f"penalty is {penalty}: it must be 0 or more, as in 1e-3")
     if not 0 < held_out < 1:
-        raise ValueError(f"held_out is {held_out}: the share set aside must lie between 0 and 1, as in 0.2")
+        raise ValueError(f"held_out is {held_out}: the share held out must lie between 0 and 1, as in 0.2")
     inputs = representations.double()
     mean, std = inputs.mean(0), inputs.std(0, unbiased=False)
-    # A feature that never changes tells nothing, and must not be divided by 0.
+    # A constant feature carries no information, and must not be divided by 0.
     std = torch.where(std > 1e-12 * std.max().clamp(min=1e-300), std, 1.0)
     inputs = (inputs - mean) / std
     if penalty is None:
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed)).to(inputs.device)
-        aside, rest = order.split([max(int(held_out * len(order)), 1), len(order) - max(int(held_out * len(order)), 1)])
+        count = max(int(held_out * len(order)), 1)
+        aside, rest = order.split([count, len(order) - count])
         best, weights = -1.0, None
-        # From strong to weak, each from the last one's minimum.
+        penalty = PENALTIES[-1]
+        # From strong to weak: each fit starts at the minimum of the one before.
         for value in tqdm(PENALTIES[::-1], desc="choosing λ", disable=not progress, leave=False, dynamic_ncols=True):
             weights = _minimize(inputs[rest], labels[rest], num_classes, value, weights)
             scores = inputs[aside] @ weights[:-1] + weights[-1]
@@ -148,13 +153,13 @@ def lbfgs_probe(
 
 def _check(representations: Tensor, labels: Tensor) -> None:
     if len(representations) != len(labels) or (labels < 0).any():
-        raise ValueError(f"{len(representations)} representations need as many labels, none of them −1")
+        raise ValueError(f"{len(representations)} representations need as many labels, and no label may be −1")
     if not torch.isfinite(representations).all():
         raise ValueError("the representations hold NaN or infinity: the encoder has diverged")
 
 
 def _minimize(inputs: Tensor, labels: Tensor, classes: int, penalty: float, start: Tensor | None) -> Tensor:
-    """Weights `(D + 1, C)`, the bias last, at the minimum of the penalized cross-entropy."""
+    """Return the weights `(D + 1, C)`, the bias last, at the minimum of the penalized cross-entropy."""
     shape = (inputs.shape[1] + 1, classes)
     targets = F.one_hot(labels, classes).to(inputs)
 
@@ -166,7 +171,7 @@ def _minimize(inputs: Tensor, labels: Tensor, classes: int, penalty: float, star
         gradient = torch.cat([inputs.T @ error + penalty * weights[:-1], error.sum(0, keepdim=True)])
         return value.item(), gradient.flatten().cpu().numpy()
 
-    start = np.zeros(shape[0] * shape[1]) if start is None else start.flatten().cpu().numpy()
+    origin = np.zeros(shape[0] * shape[1]) if start is None else start.flatten().cpu().numpy()
     options = {"maxiter": 2000, "maxfun": 4000, "gtol": 1e-7, "ftol": 1e-12, "maxcor": 20}
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
-    return torch.from_numpy(found.x).to(inputs).view(shape)
+    minimum = minimize(loss, origin, jac=True, method="L-BFGS-B", options=options)
+    return torch.from_numpy(minimum.x).to(inputs).view(shape)

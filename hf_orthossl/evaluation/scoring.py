@@ -1,4 +1,4 @@
-"""Accuracy of class scores: overall, per class, and how far chance alone may have moved it."""
+"""Accuracy of class scores: overall, per class, and with a bootstrap interval."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,8 @@ class Accuracy:
     """Accuracy on a test set; every number but `count` in [0, 1].
 
     Args:
-        top1, top5 (`float`): Share of images whose class is the likeliest, or among the five likeliest.
+        top1 (`float`): Share of images whose class has the highest score.
+        top5 (`float`): Share of images whose class is among the five with the highest scores.
         interval (`tuple[float, float]`): 95 % bootstrap interval of `top1` over test images.
         per_class (`dict[str, float]`): Top-1 accuracy of each class that has test images.
         mean_per_class (`float`): Mean of `per_class`, the metric of data sets with uneven classes.
@@ -32,16 +33,16 @@ class Accuracy:
 
 
 def accuracy(scores: Tensor, labels: Tensor, class_names: list[str], seed: int = 0) -> Accuracy:
-    """Accuracy of class scores.
+    """Return the accuracy of class scores.
 
     Args:
-        scores (`Tensor` of shape `(M, C)`): Higher is likelier.
+        scores (`Tensor` of shape `(M, C)`): Scores; the highest is the predicted class.
         labels (`Tensor` of shape `(M,)`): Class indices; images with −1 are left out.
-        class_names (`list[str]`): C names.
-        seed (`int`, defaults to 0): Of the bootstrap.
+        class_names (`list[str]`): Names of the C classes.
+        seed (`int`, defaults to 0): Seed of the bootstrap.
 
     Raises:
-        ValueError: no image has a label, or the scores hold NaN.
+        ValueError: If no image has a label, or a score is not finite.
     """
     scores, labels = scores[labels >= 0], labels[labels >= 0]
     if len(labels) == 0:
@@ -57,7 +58,7 @@ def accuracy(scores: Tensor, labels: Tensor, class_names: list[str], seed: int =
         name: float(good / total) for name, good, total in zip(class_names, right, totals, strict=True) if total > 0
     }
     top1 = float(first.mean())
-    # Resampling hits and misses with replacement is drawing from a binomial: no loop is needed.
+    # To resample hits and misses with replacement is to draw from a binomial: no loop is needed.
     drawn = np.random.default_rng(seed).binomial(len(labels), top1, RESAMPLES) / len(labels)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Accuracy(
@@ -71,12 +72,14 @@ def accuracy(scores: Tensor, labels: Tensor, class_names: list[str], seed: int =
 
 
 def accuracy_results(task: str, dataset: str, split: str, measured: Accuracy, about: dict) -> list[Result]:
-    """Top-1 and top-5 as results; top-1 also carries its interval and the accuracy of each class.
+    """Return top-1 and top-5 accuracy as results; top-1 includes its interval and the accuracy of each class.
 
     Args:
-        task, dataset, split (`str`): As in [`Result`].
-        measured ([`Accuracy`]): What was measured.
-        about (`dict`): What else decides the numbers.
+        task (`str`): As in [`Result`].
+        dataset (`str`): As in [`Result`].
+        split (`str`): As in [`Result`].
+        measured ([`Accuracy`]): The accuracy.
+        about (`dict`): The other settings that determine the numbers.
     """
     about = {**about, "test_images": measured.count}
     top1 = about | {"interval": list(measured.interval), "mean_per_class": measured.mean_per_class}

@@ -1,4 +1,4 @@
-"""Results as text for a terminal: one line per model and protocol, seeds averaged."""
+"""Tables of results for a terminal: one line per model and protocol, averaged over seeds."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from statistics import mean, stdev
 
 from .results import Result
 
-# Settings that tell two protocols of one task apart, and how a table words them.
+# Settings that distinguish the protocols of one task, and their form in a table.
 _WORDS = {
     "k": "k {}",
     "temperature": "T {}",
@@ -20,7 +20,7 @@ _WORDS = {
 
 
 def results_table(results: Sequence[Result]) -> str:
-    """A table of results: model, task, protocol, every metric; over several seeds, mean ± standard deviation."""
+    """Return a table of results: model, task, protocol and every metric, as mean ± standard deviation over seeds."""
     rows: dict[tuple, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         key = (result.protocol.get("model", ""), result.task, result.dataset, protocol(result))
@@ -32,11 +32,11 @@ def results_table(results: Sequence[Result]) -> str:
 
 
 def transfer_table(results: Sequence[Result], failures: Mapping[tuple[str, str], str] | None = None) -> str:
-    """Transfer results as the papers print them: a line per model and probe, a column per data set.
+    """Return a table of transfer results: a line per model and probe, a column per data set.
 
     Args:
-        results (`Sequence[Result]`): Of the task "transfer".
-        failures (`Mapping`, *optional*): Model and set → why there is no number.
+        results (`Sequence[Result]`): Results of the task "transfer".
+        failures (`Mapping`, *optional*): The reason of each missing result, by model and set.
     """
     failures = failures or {}
     rows: dict[tuple, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
@@ -64,7 +64,7 @@ def _aligned(header: list[str], lines: list[list[str]]) -> str:
 
 
 def protocol(result: Result) -> str:
-    """The settings that decide a result, in a few words."""
+    """Return the settings that determine a result, in a few words."""
     words = []
     for name, form in _WORDS.items():
         if name in result.protocol:

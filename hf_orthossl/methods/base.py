@@ -292,13 +292,15 @@ def register_method(method: MethodT) -> MethodT:
         ValueError: If it has no name, a name that another method has, or no class of hyper-parameters.
     """
     if not (inspect.isclass(method) and issubclass(method, SSLMethod)):
-        raise TypeError(f"{method!r} is not a method: register a subclass of SSLMethod")
-    label, own = method.__qualname__, method.__dict__.get("name")
+        raise TypeError(f"{method!r} cannot be registered as a method: derive a class from hf_orthossl.SSLMethod")
+    label, own = f"method {method.__qualname__}", method.__dict__.get("name")
     if not isinstance(own, str) or not own:
-        raise ValueError(f'{label} has no name: give the class one, as in name = "{method.__name__.lower()}"')
+        raise ValueError(f'{label} has no name: set one in the class, as in name = "{method.__name__.lower()}"')
     same = (METHODS | THEORY_LOSSES).get(own)
     if same is not None and (same.__module__, same.__qualname__) != (method.__module__, method.__qualname__):
-        raise ValueError(f"{label} has the name {own!r} of {same.__module__}.{same.__qualname__}: choose another name")
+        raise ValueError(
+            f"{label}: the name {own!r} is taken by {same.__module__}.{same.__qualname__}: choose another name"
+        )
     config = getattr(method, "config_class", None)
     if not (inspect.isclass(config) and issubclass(config, MethodConfig)):
         raise ValueError(

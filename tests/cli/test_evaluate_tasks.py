@@ -65,7 +65,7 @@ def test_transfer_goes_on_after_a_failure_and_is_resumed(folder, sets, tmp_path,
     rows.to_parquet(sets / "flowers102" / "test-00000-of-00001.parquet")
     main(command)
     shown = capsys.readouterr().out
-    assert "kept from" in shown
+    assert "read from" in shown
     assert "flowers102 (mean per class)" in shown
     assert "read from the folder" in shown
     results = read(tmp_path)

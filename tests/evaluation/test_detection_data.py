@@ -170,7 +170,7 @@ def test_images_that_cannot_be_read():
 def test_what_is_no_detection_set():
     with pytest.raises(ValueError, match=r"digits has no column 'objects'.*shapes"):
         detection_splits("digits")
-    with pytest.raises(ValueError, match="split test: there is no usable box"):
+    with pytest.raises(ValueError, match="split test, has no usable box"):
         splits(table([GOOD]), table([(png(), [], [])]))
     with pytest.raises(ValueError, match="has classes bird, none of which"):
         splits(table([GOOD]), table([GOOD], names=("bird",)))

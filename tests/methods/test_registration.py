@@ -99,28 +99,28 @@ def test_a_name_that_differs_by_a_letter_is_suggested():
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({}, 'Alignment has no name: give the class one, as in name = "alignment"'),
-        ({"name": ""}, 'Alignment has no name: give the class one, as in name = "alignment"'),
-        ({"base": SimCLR}, 'Alignment has no name: give the class one, as in name = "alignment"'),
+        ({}, 'method Alignment has no name: set one in the class, as in name = "alignment"'),
+        ({"name": ""}, 'method Alignment has no name: set one in the class, as in name = "alignment"'),
+        ({"base": SimCLR}, 'method Alignment has no name: set one in the class, as in name = "alignment"'),
         (
             {"name": "simclr"},
-            "Alignment has the name 'simclr' of hf_orthossl.methods.simclr.SimCLR: choose another name",
+            "method Alignment: the name 'simclr' is taken by hf_orthossl.methods.simclr.SimCLR: choose another name",
         ),
         (
             {"name": "alignment", "base": SSLMethod},
-            "Alignment has no class of hyper-parameters: write class Alignment(SSLMethod[MyConfig]), where MyConfig is "
-            "a dataclass derived from MethodConfig",
+            "method Alignment has no class of hyper-parameters: write class Alignment(SSLMethod[MyConfig]), where "
+            "MyConfig is a dataclass derived from MethodConfig",
         ),
         (
             {"name": "alignment", "config_class": dict},
-            "Alignment has no class of hyper-parameters: write class Alignment(SSLMethod[MyConfig]), where MyConfig is "
-            "a dataclass derived from MethodConfig",
+            "method Alignment has no class of hyper-parameters: write class Alignment(SSLMethod[MyConfig]), where "
+            "MyConfig is a dataclass derived from MethodConfig",
         ),
     ],
 )
 def test_a_bad_registration_names_class_and_remedy(attributes, message):
     before = dict(METHODS)
-    with pytest.raises(ValueError, match=r"^Alignment") as error:
+    with pytest.raises(ValueError, match=r"^method Alignment") as error:
         register_method(alignment(**attributes))
     assert str(error.value) == message
     assert before == METHODS
@@ -128,5 +128,5 @@ def test_a_bad_registration_names_class_and_remedy(attributes, message):
 
 @pytest.mark.parametrize("thing", [torch.nn.Linear, AlignmentConfig(), "simclr"])
 def test_only_methods_can_be_registered(thing):
-    with pytest.raises(TypeError, match="is not a method: register a subclass of SSLMethod"):
+    with pytest.raises(TypeError, match="cannot be registered as a method: derive a class from"):
         register_method(thing)

@@ -1,4 +1,4 @@
-"""Encoders as the start of object detectors: Faster R-CNN (C4 and FPN) and DETR, fine-tuned and scored."""
+"""Object detection: fine-tune Faster R-CNN (C4 and FPN) or DETR on an encoder, and score it."""
 
 from .annotations import Annotations, read_annotations
 from .data import DetectionBatch, DetectionDataset, collate_detection, detection_splits

@@ -1,4 +1,4 @@
-"""Boxes as data sets write them, made usable: clipped to the image, empty ones dropped, all of it counted."""
+"""Read the boxes of a data set: clip them to their images, drop empty ones, and count both."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from ...data.decoding import image_size
 from ...data.unreadable import LIMIT, Unreadable
 
 _CATEGORY_NAMES = ("category", "categories", "category_id", "label", "labels")
-# Pixels. Thinner boxes are empty for every purpose, and could vanish in float32 when flipped.
+# Minimum side of a box in pixels. Thinner boxes are in effect empty, and could vanish in float32 when flipped.
 _THINNEST = 0.1
 _WORDS = {
     "clipped": "{:,} boxes of {} reached outside their image: clipped",
@@ -31,11 +31,12 @@ class Annotations:
 
     Args:
         rows (`list[int]`): Rows of the source, one per readable image.
-        boxes (`list[Tensor]`): Per image `(N, 4)` float32: x and y of two opposite corners, in pixels.
-        classes (`list[list[str]]`): Per image N class names.
-        difficult, crowd (`list[Tensor]`): Per image `(N,)` boolean: VOC's and COCO's marks.
+        boxes (`list[Tensor]`): Boxes `(N, 4)` of each image, float32: x and y of two opposite corners, in pixels.
+        classes (`list[list[str]]`): Class names of the N boxes of each image.
+        difficult (`list[Tensor]`): VOC's marks `(N,)` of each image, boolean.
+        crowd (`list[Tensor]`): COCO's marks `(N,)` of each image, boolean.
         names (`list[str]`): Names of the classes that occur, in the data set's order.
-        counts (`Counter`): What was clipped, dropped or left out.
+        counts (`Counter`): Numbers of boxes and images that were clipped, dropped or left out.
     """
 
     rows: list[int] = field(default_factory=list)
@@ -47,22 +48,22 @@ class Annotations:
     counts: Counter = field(default_factory=Counter)
 
     def notes(self, split: str) -> list[str]:
-        """What was clipped, dropped or left out, one sentence each."""
+        """Return one sentence for each kind of boxes or images that were clipped, dropped or left out."""
         return [f"{words.format(self.counts[kind], split)}." for kind, words in _WORDS.items() if self.counts[kind]]
 
 
 def read_annotations(source: ImageSource, *, progress: bool = False) -> Annotations:
-    """Reads and mends all boxes of a split; of the images only headers are read.
+    """Read and correct all boxes of a split; only the headers of the images are read.
 
     Args:
-        source ([`ImageSource`]): With a column `objects` of `bbox` (COCO's x, y, width, height in pixels of the upright
-            image) and `category` (indices or names), perhaps also `difficult` and `iscrowd`: a mapping of lists or a
-            list of mappings.
+        source ([`ImageSource`]): A split with a column `objects`, which has `bbox` (COCO's x, y, width, height in
+            pixels of the upright image) and `category` (indices or names), and optionally `difficult` and `iscrowd`,
+            as a mapping of lists or a list of mappings.
         progress (`bool`, defaults to `False`): Show a progress bar.
 
     Raises:
-        ValueError: there is no such column, a row's lists differ in length, or more than 1 % of the images cannot be
-            read.
+        ValueError: If the column is missing, the lists of a row differ in length, or more than 1 % of the images cannot
+            be read.
     """
     parts, key = _columns(source)
     known = getattr(parts[key], "names", None)
@@ -100,7 +101,7 @@ def read_annotations(source: ImageSource, *, progress: bool = False) -> Annotati
 
 
 def _columns(source: ImageSource) -> tuple[Mapping[str, Any], str]:
-    """The features within `objects`, and which of them holds the classes."""
+    """Return the features of `objects`, and the name of the one with the classes."""
     objects = source.dataset.features.get("objects")
     objects = getattr(objects, "feature", objects)
     parts = objects if isinstance(objects, Mapping) else {}
@@ -109,13 +110,13 @@ def _columns(source: ImageSource) -> tuple[Mapping[str, Any], str]:
     if "bbox" not in parts or key is None:
         raise ValueError(
             f"data set {source.name} has no column 'objects' with 'bbox' and 'category', which detection needs: pass "
-            "another, or the built-in --dataset shapes"
+            "another data set, or the built-in --dataset shapes"
         )
     return parts, key
 
 
 def _as_lists(objects: Any, parts: Mapping[str, Any]) -> dict[str, list]:
-    """One row's objects as a mapping of lists; missing ones are empty."""
+    """Return the objects of a row as a mapping of lists; missing lists are empty."""
     if isinstance(objects, list):
         return {name: [item[name] for item in objects] for name in parts}
     return {name: (objects or {}).get(name) or [] for name in parts}
@@ -124,15 +125,15 @@ def _as_lists(objects: Any, parts: Mapping[str, Any]) -> dict[str, list]:
 def _check_lengths(objects: dict[str, list], names: tuple[str, ...], source: ImageSource, row: int) -> None:
     lengths = {name: len(objects[name]) for name in names}
     if len(set(lengths.values())) > 1 or any(len(box or ()) != 4 for box in objects["bbox"]):
-        told = ", ".join(f"{count} of {name}" for name, count in lengths.items())
+        counts = ", ".join(f"{count} of {name}" for name, count in lengths.items())
         raise ValueError(
-            f"data set {source.name}, split {source.split}, row {row}: objects has {told}: each box has 4 numbers "
+            f"data set {source.name}, split {source.split}, row {row}: objects has {counts}: each box has 4 numbers "
             "(x, y, width, height) and one category"
         )
 
 
 def _corners(boxes: list, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Corners within the image; what is not finite becomes a box without area. And which boxes were cut."""
+    """Return the corners within the image, and which boxes were clipped; boxes that are not finite become empty."""
     given = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
     given = torch.where(given.isfinite().all(1, keepdim=True), given, 0.0)
     corners = torch.cat([given[:, :2], given[:, :2] + given[:, 2:]], dim=1)
@@ -141,7 +142,7 @@ def _corners(boxes: list, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _marks(values: list | None, count: int) -> Tensor:
-    # Absent or half-filled marks mean that no box bears one.
+    # If marks are missing, wholly or in part, no box is marked.
     usable = values if values is not None and len(values) == count else [False] * count
     return torch.tensor([bool(value) for value in usable], dtype=torch.bool)
 

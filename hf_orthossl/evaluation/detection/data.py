@@ -1,4 +1,4 @@
-"""Detection data sets as torch data sets: images, boxes, and the two augmentations of a plain fine-tune."""
+"""Detection data sets as torch data sets: images and boxes, resized and flipped."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ from ..frozen import HELD_OUT_SPLITS
 from .annotations import Annotations, read_annotations
 from .shapes import shapes
 
-# Longer over shorter side, at most: the 1333 over 800 pixels of Detectron's recipes.
+# Maximum of longer over shorter side: the 1333 over 800 pixels of Detectron's recipes.
 LONGEST = 1333 / 800
 LARGEST_SIDE = 800
 
 
 @dataclass
 class DetectionBatch:
-    """Images of several sizes with what is in them.
+    """A batch of images of several sizes with their boxes.
 
     Args:
-        images (`list[Tensor]`): uint8 `(3, h, w)`.
-        targets (`list[dict]`): Per image `boxes` `(N, 4)` (corners in pixels of `images`), `labels` `(N,)`, `difficult`
-            and `crowd` `(N,)` boolean, `scale` `(4,)` (factors from `boxes` to pixels of the original), and `index`
-            (position in the data set).
-        unreadable (`list[Unreadable]`): What could not be decoded, and is missing here.
+        images (`list[Tensor]`): Images `(3, h, w)`, uint8.
+        targets (`list[dict]`): For each image `boxes` `(N, 4)` (corners in pixels of `images`), `labels` `(N,)`,
+            `difficult` and `crowd` `(N,)` boolean, `scale` `(4,)` (factors from `boxes` to pixels of the original), and
+            `index` (position in the data set).
+        unreadable (`list[Unreadable]`): Images that could not be decoded and are not in the batch.
     """
 
     images: list[Tensor]
@@ -40,17 +40,20 @@ class DetectionBatch:
 
 
 class DetectionDataset(Dataset):
-    """Images of one split with their boxes, resized to one length of the shorter side.
+    """Images of one split with their boxes, all resized to the same length of the shorter side.
 
     In training, images are flipped left to right with probability ½ and boxes of crowds are left out; VOC's difficult
-    boxes are trained on, as in Detectron2. That and resizing are the whole augmentation.
+    boxes are used for training, as in Detectron2. There is no other augmentation.
 
     Args:
         source ([`ImageSource`]): The images.
         annotations ([`Annotations`]): Their boxes.
         class_names (`Sequence[str]`): Names by label; boxes of other classes are left out.
-        image_size (`int`): Length of the shorter side, in pixels; the longer side gets at most 1.67 times that.
-        train (`bool`, defaults to `False`): Whether to augment.
+        image_size (`int`): Length of the shorter side, in pixels; the longer side has at most 1.67 times that.
+        train (`bool`, defaults to `False`): Whether the images are for training.
+
+    Raises:
+        ValueError: If `image_size` is not a positive integer.
     """
 
     def __init__(
@@ -84,28 +87,30 @@ class DetectionDataset(Dataset):
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return len(self.class_names)
 
     @property
     def num_boxes(self) -> int:
+        """Number of boxes in all images."""
         return sum(int((label >= 0).sum()) for label in self._labels)
 
     def image(self, index: int) -> Image.Image:
-        """The image as it was, upright RGB."""
+        """Return an image in its original size, upright, in RGB."""
         return decode_image(self._images[self._annotations.rows[index]][self._column])
 
     def truth(self, index: int) -> dict[str, Tensor]:
-        """`boxes` in pixels of the original image, `labels`, `difficult` and `crowd`."""
+        """Return the `boxes` of an image in pixels of the original, with `labels`, `difficult` and `crowd`."""
         known = self._labels[index] >= 0
-        found = self._annotations
-        parts = (found.boxes[index], self._labels[index], found.difficult[index], found.crowd[index])
+        all_boxes = self._annotations
+        parts = (all_boxes.boxes[index], self._labels[index], all_boxes.difficult[index], all_boxes.crowd[index])
         return {key: part[known] for key, part in zip(("boxes", "labels", "difficult", "crowd"), parts, strict=True)}
 
     def note_unreadable(self, images: Iterable[Unreadable]) -> None:
-        """Takes note of images that could not be decoded.
+        """Record images that could not be decoded.
 
         Raises:
-            TooManyUnreadable: these are more than 1 % of the data set.
+            TooManyUnreadable: If they are more than 1 % of the data set.
         """
         self._unreadable |= {image.index: image for image in images}
         if len(self._unreadable) > LIMIT * len(self):
@@ -113,12 +118,12 @@ class DetectionDataset(Dataset):
 
     @property
     def notes(self) -> list[str]:
-        """What was mended, dropped or left out so far, one sentence each."""
+        """One sentence for each kind of boxes or images that were clipped, dropped or left out so far."""
         missing = len(self._unreadable)
         return self._notes + ([f"{missing:,} images of {self.split} cannot be decoded: left out."] if missing else [])
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]] | Unreadable:
-        """Image and target; or, of an image that cannot be decoded, why."""
+        """Return image and target; for an image that cannot be decoded, return the reason."""
         try:
             image = self.image(index)
         except UnreadableImage as error:
@@ -148,20 +153,25 @@ def detection_splits(
     image_size: int | None = None,
     progress: bool = False,
 ) -> tuple[DetectionDataset, DetectionDataset]:
-    """The training and test split of a detection data set, with classes matched by name.
+    """Open the training and test split of a detection data set, with classes matched by name.
 
     Args:
-        dataset: `"shapes"` (embedded), a folder, a Hub id, or a data set already loaded, with the columns that
-            [`read_annotations`] reads.
+        dataset (`str` or `DatasetDict`): "shapes" (built in), a folder, a Hub id, or a loaded data set, with the
+            columns that [`read_annotations`] reads.
         name (`str`, *optional*): Configuration of a Hub data set.
-        train_split, test_split (`str`, *optional*): Default to "train" and the first of test, validation, valid, val.
+        train_split (`str`, *optional*): The training split; "train" by default.
+        test_split (`str`, *optional*): The test split; the first of test, validation, valid and val by default.
         image_column (`str`, *optional*): Column of images; found by type.
-        image_size (`int`, *optional*): Length of the shorter side, in pixels; defaults to the images' own, at most 800.
+        image_size (`int`, *optional*): Length of the shorter side, in pixels; by default that of the images, at most
+            800.
         progress (`bool`, defaults to `False`): Show a progress bar while boxes are read.
 
+    Returns:
+        `tuple[DetectionDataset, DetectionDataset]`: The training and the test split.
+
     Raises:
-        ValueError: no boxes in a split, no test split, no class in common, or what [`load_source`] and
-            [`read_annotations`] refuse.
+        ValueError: If a split has no boxes, there is no test split, the splits share no class, or [`load_source`] or
+            [`read_annotations`] refuses a split.
     """
     title = dataset if isinstance(dataset, str) else None
     opened = shapes() if dataset == "shapes" else dataset
@@ -171,26 +181,26 @@ def detection_splits(
         test_split = _held_out(opened, name, train)
     test = load_source(opened, split=test_split, **columns)
     train.name = test.name = title or train.name
-    found = [read_annotations(source, progress=progress) for source in (train, test)]
-    for source, annotations in zip((train, test), found, strict=True):
+    boxes = [read_annotations(source, progress=progress) for source in (train, test)]
+    for source, annotations in zip((train, test), boxes, strict=True):
         if not annotations.names:
-            raise ValueError(f"data set {train.name}, split {source.split}: there is no usable box in it")
-    class_names = found[0].names
-    if not set(class_names) & set(found[1].names):
+            raise ValueError(f"data set {train.name}, split {source.split}, has no usable box: pass another split")
+    class_names = boxes[0].names
+    if not set(class_names) & set(boxes[1].names):
         raise ValueError(
-            f"data set {train.name}: split {test.split} has classes {', '.join(found[1].names[:5])}, none of which "
+            f"data set {train.name}: split {test.split} has classes {', '.join(boxes[1].names[:5])}, none of which "
             f"occurs in split {train.split}: check both splits"
         )
     if image_size is None:
         image_size = min(round(train.shorter_side), LARGEST_SIDE)
     return (
-        DetectionDataset(train, found[0], class_names, image_size, train=True),
-        DetectionDataset(test, found[1], class_names, image_size),
+        DetectionDataset(train, boxes[0], class_names, image_size, train=True),
+        DetectionDataset(test, boxes[1], class_names, image_size),
     )
 
 
 def collate_detection(items: list) -> DetectionBatch:
-    """Items of a [`DetectionDataset`] as lists; unreadable images are left out and named."""
+    """Return items of a [`DetectionDataset`] as a batch that lists unreadable images separately."""
     readable = [item for item in items if not isinstance(item, Unreadable)]
     return DetectionBatch(
         images=[image for image, _ in readable],
@@ -200,18 +210,19 @@ def collate_detection(items: list) -> DetectionBatch:
 
 
 def _held_out(dataset: Any, name: str | None, train: ImageSource) -> str:
-    found = [split for split in HELD_OUT_SPLITS if split in available_splits(dataset, name) and split != train.split]
-    if not found:
+    held_out = [split for split in HELD_OUT_SPLITS if split in available_splits(dataset, name)]
+    held_out = [split for split in held_out if split != train.split]
+    if not held_out:
         raise ValueError(
-            f"data set {train.name} has no split named {', '.join(HELD_OUT_SPLITS)}: pass --test_split, or cut one "
-            "off, as in --train_split 'train[:80%]' --test_split 'train[80%:]'"
+            f"data set {train.name} has no split named {', '.join(HELD_OUT_SPLITS)}: pass --test_split, or split "
+            "one, as in --train_split 'train[:80%]' --test_split 'train[80%:]'"
         )
-    return found[0]
+    return held_out[0]
 
 
 def _resized(image: Image.Image, shorter: int) -> Image.Image:
     scale = min(shorter / min(image.size), shorter * LONGEST / max(image.size))
-    size = tuple(max(round(side * scale), 1) for side in image.size)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
 
 

@@ -1,4 +1,4 @@
-"""The DETR family of transformers on an encoder, whose weights go into its timm backbone."""
+"""The DETR family of transformers on an encoder, whose weights are loaded into their timm backbone."""
 
 from typing import Any
 
@@ -14,21 +14,25 @@ from .models import Detector, feature_levels
 
 _LEVELS = 3
 _QUERIES = 300
-# As many detections as COCO's metric looks at.
+# The number of detections that COCO's metric considers.
 _MOST_DETECTIONS = 100
 
 
 class DETR(Detector):
-    """[`Detector`] around a DETR of transformers; images are resized to a square, as RT-DETR has it.
+    """A [`Detector`] around a DETR of transformers; images are resized to a square, as in RT-DETR.
 
     Args:
-        network (`PreTrainedModel`): Any model that gives `logits` and `pred_boxes` and takes `labels`.
-        mean, std (`tuple[float, ...]`): Of the encoder's images, on the [0, 1] scale.
-        side (`int`): Of the square, in pixels.
-        num_classes, settings: See [`Detector`].
+        network (`PreTrainedModel`): A model that returns `logits` and `pred_boxes` and takes `labels`.
+        num_classes (`int`): See [`Detector`].
+        settings (`dict`): See [`Detector`].
+        mean (`tuple[float, ...]`): Mean of the encoder's images, on the [0, 1] scale.
+        std (`tuple[float, ...]`): Standard deviation of the encoder's images, on the [0, 1] scale.
+        side (`int`): Side of the square, in pixels.
     """
 
     learning_rate = 2e-4
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -46,24 +50,30 @@ class DETR(Detector):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
 
-    def forward(
-        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """The matching loss, or boxes; see [`Detector`]."""
-        pixels = torch.stack([self._square(image) for image in images])
-        sizes = torch.tensor([image.shape[:0:-1] for image in images], device=pixels.device).repeat(1, 2)
-        if self.training:
-            labels = [
-                {
-                    "class_labels": target["labels"],
-                    "boxes": box_convert(target["boxes"], "xyxy", "cxcywh") / size,
-                }
-                for target, size in zip(targets, sizes, strict=True)
-            ]
-            return {"loss": self.network(pixels, labels=labels).loss}
+    def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the matching loss of a batch."""
+        pixels, sizes = self._squares(images)
+        labels = [
+            {"class_labels": target["labels"], "boxes": box_convert(target["boxes"], "xyxy", "cxcywh") / size}
+            for target, size in zip(targets, sizes, strict=True)
+        ]
+        return {"loss": self.network(pixels, labels=labels).loss}
+
+    def detections(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Return the boxes, scores and labels of each image."""
+        pixels, sizes = self._squares(images)
         outputs = self.network(pixels)
         boxes = box_convert(outputs.pred_boxes.float(), "cxcywh", "xyxy") * sizes[:, None]
-        return [self._best(*image, size) for *image, size in zip(boxes, outputs.logits.float(), sizes, strict=True)]
+        return [
+            self._best(image_boxes, logits, size)
+            for image_boxes, logits, size in zip(boxes, outputs.logits.float(), sizes, strict=True)
+        ]
+
+    def _squares(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the images as one batch of squares, and their sizes `(B, 4)` as width, height, width, height."""
+        pixels = torch.stack([self._square(image) for image in images])
+        sizes = torch.tensor([image.shape[:0:-1] for image in images], device=pixels.device).repeat(1, 2)
+        return pixels, sizes
 
     def _square(self, image: Tensor) -> Tensor:
         normalized = (image - self.mean) / self.std
@@ -73,7 +83,8 @@ class DETR(Detector):
         return F.interpolate(normalized[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
 
     def _best(self, boxes: Tensor, logits: Tensor, size: Tensor) -> dict[str, Tensor]:
-        """The likeliest pairs of query and class: only the first DETR has a class for "nothing" to weigh against."""
+        """Return the pairs of query and class with the highest scores."""
+        # Of these models, only the first DETR has a class for "nothing".
         scores = logits.softmax(-1)[:, :-1] if self.network.config.model_type == "detr" else logits.sigmoid()
         count = min(_MOST_DETECTIONS, scores.numel())
         scores, places = scores.flatten().topk(count)
@@ -88,34 +99,37 @@ class DETR(Detector):
 def detr_detector(
     encoder: Encoder, num_classes: int, *, image_size: int, freeze_batch_norm: bool, **config: Any
 ) -> DETR:
-    """RT-DETR v2 on the last three resolutions of an encoder; all but the encoder starts untrained.
+    """Build RT-DETR v2 on the last three resolutions of an encoder; only the encoder is pretrained.
 
-    Source: Lv et al. (2024), arXiv 2407.17140. The network is plain transformers: `detector.network.save_pretrained`.
+    The network is a plain model of transformers: save it by `detector.network.save_pretrained`.
+
+    Source: Lv et al. (2024), arXiv 2407.17140.
 
     Args:
-        encoder, num_classes, freeze_batch_norm: See [`build_detector`].
-        image_size (`int`): Side of the square, rounded up to whole steps of the coarsest feature map.
-        config: Further entries of `RTDetrV2Config`, as in `decoder_layers=3`.
+        encoder ([`Encoder`]): See [`build_detector`].
+        num_classes (`int`): See [`build_detector`].
+        image_size (`int`): Side of the square, rounded up to a multiple of the largest stride.
+        freeze_batch_norm (`bool`): Whether the encoder's batch norm is frozen.
+        config: Further entries of `RTDetrV2Config`, such as `decoder_layers=3`.
 
     Raises:
-        ValueError: as in [`load_into_backbone`], or the encoder has fewer than three resolutions.
+        ValueError: If the encoder has fewer than three resolutions, or as in [`load_into_backbone`].
     """
     levels = feature_levels(encoder)[-_LEVELS:]
     if len(levels) < _LEVELS:
         raise ValueError(f"backbone {encoder.name!r} has {len(levels)} resolutions: detr needs {_LEVELS}, fpn two")
-    indices, channels, strides = (list(parts) for parts in zip(*levels, strict=True))
+    strides = [level.stride for level in levels]
     side = -(-image_size // strides[-1]) * strides[-1]
-    # Queries start from places on the maps, of which small images have few.
+    # Queries start at positions on the maps, and small images have few.
     places = sum((side // stride) ** 2 for stride in strides)
     network = RTDetrV2ForObjectDetection(
         RTDetrV2Config(
-            backbone_config=timm_backbone_config(encoder, indices),
-            # transformers' own freezing drops the activations that timm keeps within batch norm: see Detector.
+            backbone_config=timm_backbone_config(encoder, [level.index for level in levels]),
+            # The freezing of transformers loses the activations of timm's batch norm layers: see Detector.
             freeze_backbone_batch_norms=False,
-            encoder_in_channels=channels,
+            encoder_in_channels=[level.channels for level in levels],
             feat_strides=strides,
-            num_labels=num_classes,
-            **{"num_queries": min(_QUERIES, places), **config},
+            **{"num_labels": num_classes, "num_queries": min(_QUERIES, places), **config},
         )
     )
     body = load_into_backbone(network, encoder)
@@ -127,43 +141,46 @@ def detr_detector(
 
 
 def timm_backbone_config(encoder: Encoder, indices: list[int]) -> TimmBackboneConfig:
-    """The configuration of a transformers backbone of the encoder's architecture.
+    """Return the configuration of a transformers backbone with the encoder's architecture.
 
     Args:
         encoder ([`Encoder`]): A convolutional encoder of timm.
         indices (`list[int]`): Feature maps to return, as timm counts them.
     """
-    return TimmBackboneConfig(backbone=encoder.backbone.pretrained_cfg["architecture"], out_indices=indices)
+    pretrained_cfg: Any = encoder.backbone.pretrained_cfg  # timm's
+    # The signature of `TimmBackboneConfig` does not name the setter `out_indices`.
+    settings: dict[str, Any] = {"backbone": pretrained_cfg["architecture"], "out_indices": indices}
+    return TimmBackboneConfig(**settings)
 
 
 @torch.no_grad()
 def load_into_backbone(network: nn.Module, encoder: Encoder) -> nn.Module:
-    """Copies an encoder's weights into the timm backbone of a transformers model, which never loads them itself.
+    """Copy an encoder's weights into the timm backbone of a transformers model, and return the backbone.
 
     Args:
         network (`nn.Module`): A model with one timm backbone of the encoder's architecture: DETR, Conditional or
-            Deformable DETR, RT-DETR, D-FINE …
+            Deformable DETR, RT-DETR, D-FINE and others.
         encoder ([`Encoder`]): The encoder.
 
     Returns:
-        the backbone's timm module, all of whose parameters and statistics are now the encoder's.
+        `nn.Module`: The timm module of the backbone, with the parameters and statistics of the encoder.
 
     Raises:
-        ValueError: there is no such backbone, or its weights are not those of the encoder's architecture.
+        ValueError: If there is no such backbone, or its weights do not fit the encoder's architecture.
     """
-    # Some families unwrap the TimmBackbone, but what timm made always carries its FeatureInfo.
+    # Some families unwrap the TimmBackbone, but every module that timm makes for features has a FeatureInfo.
     bodies = [module for module in network.modules() if isinstance(getattr(module, "feature_info", None), FeatureInfo)]
     if len(bodies) != 1:
-        raise ValueError(f"network has {len(bodies)} timm backbones: it must have one, by TimmBackboneConfig")
+        raise ValueError(f"network has {len(bodies)} timm backbones: it must have one, from a TimmBackboneConfig")
     (body,) = bodies
-    # timm's wrapper for features joins the names of nested modules where it takes them out of their parent.
-    given = {name.replace(".", "_"): tensor for name, tensor in encoder.backbone.state_dict().items()}
+    # timm's wrapper for features joins the names of nested modules that it takes out of their parent.
+    weights = {name.replace(".", "_"): tensor for name, tensor in encoder.backbone.state_dict().items()}
     for name, tensor in body.state_dict(keep_vars=True).items():
-        source = given.get(name.removeprefix("model.").replace(".", "_"))
+        source = weights.get(name.removeprefix("model.").replace(".", "_"))
         if source is None or source.shape != tensor.shape:
             raise ValueError(
-                f"backbone {encoder.name!r} does not fit transformers' {type(network).__name__}: weight {name} is not "
-                "as the architecture alone makes it; pass --detector fpn"
+                f"backbone {encoder.name!r} does not fit transformers' {type(network).__name__}: weight {name} is "
+                "missing or has another shape: pass --detector fpn"
             )
         tensor.copy_(source)
     return body

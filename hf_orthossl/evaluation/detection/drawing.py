@@ -1,9 +1,9 @@
-"""Test images with what is in them and what was found, side by side."""
+"""Draw test images with their true boxes and the detected boxes side by side."""
 
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH = 4.2
-# Beyond as many boxes, names would cover the image: colours and the key beneath say them.
+# With more boxes, class names would cover the image: then colours and the legend show the classes.
 _NAMED_BOXES = 6
 
 
@@ -27,28 +27,31 @@ def draw_detections(
     *,
     least_score: float = 0.5,
 ) -> Path:
-    """Draws one image twice: with its true boxes, and with those found.
+    """Draw one image twice: with its true boxes, and with the detected boxes.
 
-    Each class has a colour that colour-blind eyes tell apart, which a key names; from the eighth class on colours come
-    again, with dashed lines. Difficult boxes are dotted.
+    Each class has a colour from a palette for colour-blind readers, and a legend names the classes; from the eighth
+    class on, colours repeat with dashed lines. Difficult boxes are dotted.
 
     Args:
         dataset ([`DetectionDataset`]): The images.
-        index (`int`): Which of them.
+        index (`int`): Position of the image in the data set.
         detections (`dict`): `boxes` `(N, 4)` in pixels of the original image, `scores` and `labels` `(N,)`.
-        path (`str` or path): The file to write; its suffix chooses the format.
-        least_score (`float`, defaults to 0.5): Leave out what is less certain.
+        path (`str` or path): The file to write; its suffix determines the format.
+        least_score (`float`, defaults to 0.5): Minimum score of the boxes drawn.
+
+    Returns:
+        `Path`: The file.
     """
     image, truth = dataset.image(index), dataset.truth(index)
     certain = detections["scores"] >= least_score
-    found = {key: part[certain] for key, part in detections.items()}
-    classes = sorted({*truth["labels"].tolist(), *found["labels"].tolist()})
+    detected = {key: part[certain] for key, part in detections.items()}
+    classes = sorted({*truth["labels"].tolist(), *detected["labels"].tolist()})
     height = _WIDTH * image.height / image.width
     figure = new_figure(2 * _WIDTH, height + 0.8)
     left, right = figure.subplots(1, 2)
     for axes, boxes, title in (
         (left, truth, f"true: {len(truth['labels'])}"),
-        (right, found, f"found with score ≥ {least_score:g}: {len(found['labels'])}"),
+        (right, detected, f"detected with score ≥ {least_score:g}: {len(detected['labels'])}"),
     ):
         axes.imshow(np.asarray(image), interpolation="nearest")
         axes.set_title(title, fontsize=10)
@@ -57,14 +60,15 @@ def draw_detections(
     if classes:
         from matplotlib.lines import Line2D
 
-        lines = [Line2D([], [], linewidth=2.5, **_style(label)) for label in classes]
+        styles = [_style(label) for label in classes]
+        lines = [Line2D([], [], linewidth=2.5, color=color, linestyle=line) for color, line in styles]
         names = [dataset.class_names[label] for label in classes]
         figure.legend(lines, names, loc="outside lower center", ncols=min(len(names), 7), fontsize=9, frameon=False)
     return save_figure(figure, path)
 
 
 def chosen_images(count: int, total: int) -> Sequence[int]:
-    """Up to `count` of `total` positions, evenly spread."""
+    """Return up to `count` of `total` positions, evenly spread."""
     return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
 
 
@@ -73,19 +77,17 @@ def _draw_boxes(axes: "Axes", boxes: dict[str, Tensor], names: list[str]) -> Non
 
     scores = boxes.get("scores")
     for number, (box, label) in enumerate(zip(boxes["boxes"].tolist(), boxes["labels"].tolist(), strict=True)):
-        style = _style(label)
+        color, line = _style(label)
         if "difficult" in boxes and boxes["difficult"][number]:
-            style["linestyle"] = ":"
+            line = ":"
         corner, sides = (box[0] - 0.5, box[1] - 0.5), (box[2] - box[0], box[3] - box[1])
-        # On a white line, so that no colour is lost on a ground of its own.
+        # On a wider white line, so that the box is visible on a background of its own colour.
         axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor="white", linewidth=3))
-        axes.add_patch(
-            Rectangle(corner, *sides, fill=False, edgecolor=style["color"], linestyle=style["linestyle"], linewidth=1.8)
-        )
+        axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=color, linestyle=line, linewidth=1.8))
         words = [names[label]] if len(boxes["labels"]) <= _NAMED_BOXES else []
         words += [f"{float(scores[number]):.2f}"] if scores is not None else []
         if words:
-            plate = {"facecolor": "white", "edgecolor": style["color"], "linewidth": 0.8, "alpha": 0.9, "pad": 1}
+            plate = {"facecolor": "white", "edgecolor": color, "linewidth": 0.8, "alpha": 0.9, "pad": 1}
             below = box[1] < 12  # at the upper edge there is no room above
             axes.text(
                 *(box[0], box[1] + (1 if below else -1)),
@@ -96,5 +98,6 @@ def _draw_boxes(axes: "Axes", boxes: dict[str, Tensor], names: list[str]) -> Non
             )
 
 
-def _style(label: int) -> dict[str, str]:
-    return {"color": COLORS[label % len(COLORS)], "linestyle": "-" if label < len(COLORS) else "--"}
+def _style(label: int) -> tuple[str, Literal["-", "--", ":"]]:
+    """Return the colour and line style of a class."""
+    return COLORS[label % len(COLORS)], "-" if label < len(COLORS) else "--"

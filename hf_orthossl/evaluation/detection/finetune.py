@@ -1,4 +1,4 @@
-"""Fine-tune a detector on an encoder, find objects with it, and score what it finds."""
+"""Fine-tune a detector on an encoder, detect objects with it, and score its detections."""
 
 import math
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from tqdm.auto import tqdm
 
 from ...encoders import Encoder
+from ...messages import suggest
 from ..results import Result
 from .data import DetectionBatch, DetectionDataset, collate_detection
 from .drawing import chosen_images, draw_detections
@@ -18,9 +19,9 @@ from .metrics import detection_scores, require_extra
 from .models import Detector, build_detector
 
 OPTIMIZERS = ("adamw", "sgd")
-# The NeurIPS 2024 paper's: 0.01 for 9 images.
+# The learning rate of the NeurIPS 2024 paper: 0.01 for 9 images.
 _SGD_LEARNING_RATE_PER_IMAGE = 0.01 / 9
-# Detectron's schedule for VOC: 18,000 and 22,000 of 24,000 steps, after 100 of warm-up.
+# Detectron's schedule for VOC: drops after 18,000 and 22,000 of 24,000 steps, and 100 steps of warm-up.
 _DROPS = (3 / 4, 11 / 12)
 _WARMUP = 100
 _LARGEST_GRADIENT = {"sgd": 10.0, "adamw": 0.1}
@@ -38,29 +39,31 @@ def finetune_detector(
     num_workers: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Trains all of a detector, encoder included.
+    """Train a whole detector, including its encoder.
 
-    The learning rate rises over the first tenth of the steps, at most 100, and falls by 10 after 3/4 and 11/12 of them.
+    The learning rate rises over the first tenth of the steps, at most 100 steps, and is divided by 10 after 3/4 and
+    11/12 of the steps.
 
     Args:
-        detector ([`Detector`]): Trained where it is, and left in eval mode.
-        train ([`DetectionDataset`]): Images with boxes; its classes are those of the head, or fewer.
-        steps (`int`, defaults to 200): Optimizer steps.
-        batch_size (`int`, defaults to 8): Images per step; 9 in the NeurIPS 2024 paper.
-        optimizer (`str`, defaults to "adamw"): "adamw", which needs fewer steps, or "sgd" (momentum 0.9), the paper's;
-            weight decay is 1e-4.
-        learning_rate (`float`, *optional*): Defaults to the detector's own for "adamw", and for "sgd" to the paper's
-            0.01 per 9 images.
-        seed (`int`, defaults to 0): Of order, flips and sampled proposals; the global generator is left as it was.
-        num_workers (`int`, defaults to 0): Processes that decode images.
+        detector ([`Detector`]): Trained in place, on its device, and left in eval mode.
+        train ([`DetectionDataset`]): Images with boxes; it may have fewer classes than the head, not more.
+        steps (`int`, defaults to 200): Number of optimizer steps.
+        batch_size (`int`, defaults to 8): Number of images per step; 9 in the NeurIPS 2024 paper.
+        optimizer (`str`, defaults to "adamw"): "adamw", which needs fewer steps, or the paper's "sgd" with momentum
+            0.9. The weight decay is 1e-4.
+        learning_rate (`float`, *optional*): By default the detector's own for "adamw", and the paper's 0.01 per 9
+            images for "sgd".
+        seed (`int`, defaults to 0): Seed of order, flips and sampled proposals; the global generator does not change.
+        num_workers (`int`, defaults to 0): Number of processes that decode images.
         progress (`bool`, defaults to `False`): Show a progress bar.
 
     Returns:
-        `dict` of the settings that decided the result.
+        `dict`: The settings that determine the result.
 
     Raises:
-        ValueError: a setting out of range, more classes than the head has, or more than 1 % of the images unreadable.
-        FloatingPointError: the loss is not finite.
+        ValueError: If a setting is out of range, the head has too few classes, or more than 1 % of the images are
+            unreadable.
+        FloatingPointError: If the loss is not finite.
     """
     if train.num_classes > detector.num_classes:
         raise ValueError(
@@ -68,7 +71,7 @@ def finetune_detector(
             f"it with num_classes={train.num_classes}"
         )
     if optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer is {optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
+        raise ValueError(f"optimizer {optimizer!r} is unknown: {suggest(optimizer, OPTIMIZERS)}")
     if min(steps, batch_size) < 1:
         raise ValueError(f"steps is {steps} and batch_size {batch_size}: both must be 1 or more")
     if learning_rate is None:
@@ -97,6 +100,7 @@ def _train(
     detector: Detector, train: DetectionDataset, loader: DataLoader, name: str, learning_rate: float, progress: bool
 ) -> None:
     weights = [weight for weight in detector.parameters() if weight.requires_grad]
+    optimizer: torch.optim.Optimizer
     if name == "sgd":
         optimizer = torch.optim.SGD(weights, learning_rate, momentum=0.9, weight_decay=1e-4)
     else:
@@ -109,6 +113,7 @@ def _train(
         if not batch.images:
             continue
         loss = sum(detector(*_on_device(batch, detector)).values())
+        assert isinstance(loss, Tensor)  # every detector has a loss
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(
@@ -127,27 +132,28 @@ def _train(
 def detect(
     detector: Detector, dataset: DetectionDataset, *, batch_size: int = 8, num_workers: int = 0, progress: bool = False
 ) -> tuple[list[int], list[dict[str, Tensor]]]:
-    """What a detector finds in every image of a data set that can be decoded.
+    """Detect objects in every image of a data set that can be decoded.
 
     Args:
-        detector ([`Detector`]): Run in eval mode, where it is.
+        detector ([`Detector`]): The detector, which is left in eval mode.
         dataset ([`DetectionDataset`]): The images.
-        batch_size (`int`, defaults to 8): Images at a time.
-        num_workers (`int`, defaults to 0): Processes that decode images.
+        batch_size (`int`, defaults to 8): Number of images per batch.
+        num_workers (`int`, defaults to 0): Number of processes that decode images.
         progress (`bool`, defaults to `False`): Show a progress bar.
 
     Returns:
-        positions in the data set, and for each `boxes` `(N, 4)` in pixels of the original image, `scores` and `labels`
-        `(N,)`, on the CPU.
+        `tuple[list[int], list[dict]]`: Positions in the data set, and for each of them `boxes` `(N, 4)` in pixels of
+        the original image, `scores` and `labels` `(N,)`, on the CPU.
 
     Raises:
-        ValueError: more than 1 % of the images cannot be read.
+        ValueError: If more than 1 % of the images cannot be read.
     """
     detector.eval()
-    # A generator of its own: even a loader that does not shuffle draws a seed for its workers.
-    settings = {"collate_fn": collate_detection, "num_workers": num_workers, "generator": torch.Generator()}
-    loader = DataLoader(dataset, batch_size, **settings)
-    positions, found = [], []
+    # Its own generator, because even a loader that does not shuffle draws a seed for its workers.
+    loader = DataLoader(
+        dataset, batch_size, collate_fn=collate_detection, num_workers=num_workers, generator=torch.Generator()
+    )
+    positions, predictions = [], []
     for batch in _bar(loader, "detecting", progress):
         dataset.note_unreadable(batch.unreadable)
         if not batch.images:
@@ -155,8 +161,8 @@ def detect(
         for target, detections in zip(batch.targets, detector(_on_device(batch, detector)[0]), strict=True):
             detections = {key: part.cpu() for key, part in detections.items()}
             positions.append(target["index"])
-            found.append({**detections, "boxes": detections["boxes"] * target["scale"]})
-    return positions, found
+            predictions.append({**detections, "boxes": detections["boxes"] * target["scale"]})
+    return positions, predictions
 
 
 def _factor(step: int, steps: int) -> float:
@@ -190,24 +196,28 @@ def detection_results(
     num_figures: int = 8,
     **training: Any,
 ) -> list[Result]:
-    """Fine-tunes a detector on an encoder and scores it; test images are seen once, at the end.
+    """Fine-tune a detector on an encoder and score it; test images are used once, at the end.
 
     Args:
-        encoder ([`Encoder`]): Left as it is.
-        train, test ([`DetectionDataset`]): From [`detection_splits`].
-        head, batch_norm, roi_samples, fpn_channels: Of the detector, see [`build_detector`].
-        seed (`int`, defaults to 0): Of the head's first weights and of training.
-        num_workers (`int`, defaults to 0): Processes that decode images.
+        encoder ([`Encoder`]): The encoder, which does not change.
+        train ([`DetectionDataset`]): The training split, from [`detection_splits`].
+        test ([`DetectionDataset`]): The test split, from [`detection_splits`].
+        head (`str`, defaults to "fpn"): See [`build_detector`].
+        batch_norm (`str`, defaults to "trained"): See [`build_detector`].
+        roi_samples (`int`, defaults to 64): See [`build_detector`].
+        fpn_channels (`int`, defaults to 128): See [`build_detector`].
+        seed (`int`, defaults to 0): Seed of the head's initial weights and of training.
+        num_workers (`int`, defaults to 0): Number of processes that decode images.
         progress (`bool`, defaults to `False`): Show progress bars.
-        figures (`str` or `Path`, *optional*): Folder for drawings of test images; none by default.
-        num_figures (`int`, defaults to 8): How many.
+        figures (`str` or `Path`, *optional*): Folder for drawings of test images; without it, none are made.
+        num_figures (`int`, defaults to 8): Number of drawings.
         training: Further arguments of [`finetune_detector`].
 
     Returns:
-        results of task "detection": "AP", "AP50" and "AP75" as COCO has them, "VOC07_AP50" and "VOC12_AP50".
+        `list[Result]`: Results of task "detection": COCO's "AP", "AP50" and "AP75", and "VOC07_AP50" and "VOC12_AP50".
 
     Raises:
-        ValueError: the [detection] extra is not installed, or what the steps refuse.
+        ValueError: If the [detection] extra is not installed, or an argument is refused by one of the steps.
     """
     require_extra()
     with torch.random.fork_rng():
@@ -223,10 +233,11 @@ def detection_results(
         )
     detector.to(next(encoder.parameters()).device)
     settings = finetune_detector(detector, train, seed=seed, num_workers=num_workers, progress=progress, **training)
-    positions, found = detect(detector, test, num_workers=num_workers, progress=progress)
-    scores = detection_scores(found, [test.truth(position) for position in positions], test.num_classes)
+    positions, predictions = detect(detector, test, num_workers=num_workers, progress=progress)
+    scores = detection_scores(predictions, [test.truth(position) for position in positions], test.num_classes)
     settings |= {"train_images": len(train), "test_images": len(positions)}
     if figures is not None:
         for place in chosen_images(num_figures, len(positions)):
-            draw_detections(test, positions[place], found[place], Path(figures) / f"test-{positions[place]:05d}.png")
+            path = Path(figures) / f"test-{positions[place]:05d}.png"
+            draw_detections(test, positions[place], predictions[place], path)
     return [Result("detection", test.name, test.split, metric, value, settings) for metric, value in scores.items()]

@@ -1,4 +1,4 @@
-"""Average precision of detections: COCO's by pycocotools, Pascal VOC's in both its versions."""
+"""Average precision of detections: COCO's, by pycocotools, and both versions of Pascal VOC's."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -14,19 +14,21 @@ _Boxes = Sequence[dict[str, Tensor]]
 
 
 def require_extra() -> None:
-    """Raises `ValueError` where torchmetrics or pycocotools is not installed."""
+    """Raise a ValueError if torchmetrics or pycocotools is not installed."""
     missing = [name for name in ("torchmetrics", "pycocotools") if find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"detection needs {' and '.join(missing)}, not installed here: pip install 'hf-orthossl[detection]'"
+            f"detection needs {' and '.join(missing)}, not installed: pip install 'hf-orthossl[detection]'"
         )
 
 
 def detection_scores(predictions: _Boxes, truths: _Boxes, num_classes: int) -> dict[str, float]:
-    """COCO's AP, AP50 and AP75 and Pascal VOC's AP50 of 2007 and 2012, each in [0, 1].
+    """Return COCO's AP, AP50 and AP75 and Pascal VOC's AP50 of 2007 and 2012, each in [0, 1].
 
     Args:
-        predictions, truths, num_classes: As in [`coco_average_precision`] and [`voc_average_precision`].
+        predictions (sequence of `dict`): As in [`coco_average_precision`].
+        truths (sequence of `dict`): As in [`voc_average_precision`].
+        num_classes (`int`): Number of classes C; labels are 0 to C − 1.
     """
     voc = {
         f"VOC{year % 100:02d}_AP50": voc_average_precision(predictions, truths, num_classes, year) for year in VOC_YEARS
@@ -35,24 +37,25 @@ def detection_scores(predictions: _Boxes, truths: _Boxes, num_classes: int) -> d
 
 
 def coco_average_precision(predictions: _Boxes, truths: _Boxes) -> dict[str, float]:
-    """COCO's AP (mean over IoU 0.50 to 0.95), AP50 and AP75, by torchmetrics and pycocotools.
+    """Return COCO's AP (mean over IoU 0.50 to 0.95), AP50 and AP75, by torchmetrics and pycocotools.
 
-    101 points of recall, the 100 best detections of each image, classes without truth left out. Boxes of crowds may be
-    found any number of times; difficult ones, which COCO does not know, count as all others.
+    There are 101 points of recall; the 100 best detections of each image count; classes without true boxes are left
+    out. Boxes of crowds may be detected any number of times; difficult boxes, which COCO does not have, count like all
+    others.
 
     Args:
-        predictions (sequence of `dict`): Per image `boxes` `(N, 4)` (corners, in pixels), `scores` `(N,)` and `labels`
-            `(N,)`.
-        truths (sequence of `dict`): Per image `boxes` `(M, 4)`, `labels` `(M,)` and, perhaps, `crowd` `(M,)`.
+        predictions (sequence of `dict`): For each image `boxes` `(N, 4)` (corners, in pixels), `scores` `(N,)` and
+            `labels` `(N,)`.
+        truths (sequence of `dict`): For each image `boxes` `(M, 4)`, `labels` `(M,)` and optionally `crowd` `(M,)`.
 
     Raises:
-        ValueError: there is no box in `truths`, the two differ in length, or the [detection] extra is missing.
+        ValueError: If `truths` has no boxes, the two differ in length, or the [detection] extra is not installed.
     """
     require_extra()
     from torchmetrics.detection import MeanAveragePrecision
 
     _check(predictions, truths)
-    # torchmetrics' own are float32, and a recall of exactly 0.3 does not reach 0.30000001.
+    # The defaults of torchmetrics are float32, and a recall of exactly 0.3 does not reach 0.30000001.
     thresholds = {
         "rec_thresholds": np.linspace(0, 1, 101).tolist(),
         "iou_thresholds": np.linspace(0.5, 0.95, 10).tolist(),
@@ -71,25 +74,29 @@ def coco_average_precision(predictions: _Boxes, truths: _Boxes) -> dict[str, flo
 def voc_average_precision(
     predictions: _Boxes, truths: _Boxes, num_classes: int, year: int = 2012, iou_threshold: float = 0.5
 ) -> tuple[float, dict[int, float]]:
-    """Pascal VOC's mean average precision and that of each class, in [0, 1].
+    """Return Pascal VOC's mean average precision and that of each class, in [0, 1].
 
-    Detections are taken in order of score. One whose best overlap is with a difficult box is ignored; with a box that
-    is already found, or none of at least the threshold, it is wrong. Difficult boxes need not be found, nor those of
-    crowds, which VOC does not know. Classes without other boxes are left out. Overlaps are of continuous boxes, which
-    for whole pixels is the devkit's "+ 1".
+    Detections are judged in order of score. A detection that overlaps most with a difficult box is ignored; one that
+    overlaps most with a box already detected, or with no box by at least the threshold, is wrong. Difficult boxes need
+    not be detected, and neither do boxes of crowds, which VOC does not have. Classes with no other boxes are left out.
+    Overlaps are those of continuous boxes, which for whole pixels equals the devkit's "+ 1".
+
     Source: Everingham et al. (2010), section 4.2, and its devkits: in 2007 the mean of the best precision at recalls of
-    at least 0, 0.1, …, 1; from 2010 on the area under the precision's envelope.
+    at least 0, 0.1, …, 1; from 2010 on the area under the envelope of the precision.
 
     Args:
         predictions (sequence of `dict`): As in [`coco_average_precision`].
-        truths (sequence of `dict`): Per image `boxes` `(M, 4)`, `labels` `(M,)` and, perhaps, `difficult` and
+        truths (sequence of `dict`): For each image `boxes` `(M, 4)`, `labels` `(M,)` and optionally `difficult` and
             `crowd` `(M,)`.
-        num_classes (`int`): C; labels are 0 to C − 1.
+        num_classes (`int`): Number of classes C; labels are 0 to C − 1.
         year (`int`, defaults to 2012): 2007 or 2012.
-        iou_threshold (`float`, defaults to 0.5): Least intersection over union, in (0, 1].
+        iou_threshold (`float`, defaults to 0.5): Minimum intersection over union, in (0, 1].
+
+    Returns:
+        `tuple[float, dict[int, float]]`: The mean, and the average precision of each class.
 
     Raises:
-        ValueError: an unknown year, no box that is not difficult, or lengths that differ.
+        ValueError: If the year is unknown, all boxes are difficult, or the two differ in length.
     """
     if year not in VOC_YEARS:
         raise ValueError(f"year is {year!r}: choose from {', '.join(map(str, VOC_YEARS))}")
@@ -98,20 +105,20 @@ def voc_average_precision(
     for label in range(num_classes):
         correct, total = _judged(predictions, truths, label, iou_threshold)
         if total:
-            found = correct.cumsum(0)
-            precision = found / torch.arange(1, len(found) + 1)
-            # From each rank on, the best precision that any lower score still reaches.
+            hits = correct.cumsum(0)
+            precision = hits / torch.arange(1, len(hits) + 1)
+            # At each rank, the best precision at this rank or a later one.
             envelope = precision.flip(0).cummax(0).values.flip(0)
             per_class[label] = (
-                _eleven_points(found, envelope, total) if year == 2007 else _area(correct, envelope, total)
+                _eleven_points(hits, envelope, total) if year == 2007 else _area(correct, envelope, total)
             )
     if not per_class:
-        raise ValueError("all true boxes are difficult: there is nothing that VOC's metric would score")
+        raise ValueError("all true boxes are difficult: VOC's metric needs at least one that is not")
     return sum(per_class.values()) / len(per_class), per_class
 
 
 def _judged(predictions: _Boxes, truths: _Boxes, label: int, threshold: float) -> tuple[Tensor, int]:
-    """Whether each detection of a class is right, best scores first, ignored ones left out; and how many there are."""
+    """Return whether each detection of a class is right, by falling score without ignored ones, and the true boxes."""
     scores, verdicts, total = [], [], 0
     for predicted, truth in zip(predictions, truths, strict=True):
         own = truth["labels"] == label
@@ -136,9 +143,9 @@ def _judged(predictions: _Boxes, truths: _Boxes, label: int, threshold: float) -
     return torch.tensor(verdicts)[order].long(), total
 
 
-def _eleven_points(found: Tensor, envelope: Tensor, total: int) -> float:
-    # In whole numbers: 3 of 10 must reach a recall of 0.3, which 0.1 · 3 in floating point exceeds.
-    reached = [(10 * found >= point * total).nonzero() for point in range(11)]
+def _eleven_points(hits: Tensor, envelope: Tensor, total: int) -> float:
+    # In integers: 3 of 10 must reach a recall of 0.3, but 3 · 0.1 in floating point is larger.
+    reached = [(10 * hits >= point * total).nonzero() for point in range(11)]
     return sum(float(envelope[ranks[0, 0]]) for ranks in reached if len(ranks)) / 11
 
 
@@ -152,6 +159,8 @@ def _marks(part: dict[str, Any], name: str) -> Tensor:
 
 def _check(predictions: _Boxes, truths: _Boxes) -> None:
     if len(predictions) != len(truths):
-        raise ValueError(f"predictions has {len(predictions)} images and truths {len(truths)}: they go together")
+        raise ValueError(
+            f"predictions has {len(predictions)} images and truths {len(truths)}: pass one of each for every image"
+        )
     if not any(len(part["boxes"]) for part in truths):
-        raise ValueError("truths has no boxes: average precision needs some to be found")
+        raise ValueError("truths has no boxes: average precision needs at least one")

@@ -1,4 +1,4 @@
-"""Faster R-CNN by torchvision on an encoder: C4, the paper's, and FPN."""
+"""torchvision's Faster R-CNN on an encoder: C4, which the paper uses, and FPN."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ from .models import Detector, Trunk, feature_levels, split_last_stage
 
 _RATIOS = (0.5, 1.0, 2.0)
 _FPN_LEVELS = 4
-# Every proposal goes through C4's whole last stage: the 300 of Ren et al. (2015) instead of a thousand.
+# Every proposal passes through C4's whole last stage: hence the 300 of Ren et al. (2015) instead of 1,000.
 _C4_PROPOSALS = 300
 
 
 class RCNN(Detector):
-    """[`Detector`] around torchvision's `FasterRCNN`, whose label 0 is the ground."""
+    """A [`Detector`] around torchvision's `FasterRCNN`, in which label 0 is the background."""
 
     learning_rate = 5e-4
 
@@ -28,16 +28,15 @@ class RCNN(Detector):
         super().__init__(num_classes, settings)
         self.network = network
 
-    def forward(
-        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses of proposals and boxes, or boxes; see [`Detector`]."""
-        images = [image.float() / 255 for image in images]
-        if self.training:
-            targets = [{"boxes": target["boxes"], "labels": target["labels"] + 1} for target in targets]
-            return self.network(images, targets)
-        found = self.network(images)
-        return [{**detections, "labels": detections["labels"] - 1} for detections in found]
+    def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the losses of proposals and boxes."""
+        targets = [{"boxes": target["boxes"], "labels": target["labels"] + 1} for target in targets]
+        return self.network([image.float() / 255 for image in images], targets)
+
+    def detections(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Return the boxes, scores and labels of each image."""
+        outputs = self.network([image.float() / 255 for image in images])
+        return [{**output, "labels": output["labels"] - 1} for output in outputs]
 
 
 class _C4Trunk(nn.Module):
@@ -73,14 +72,19 @@ class _FPNTrunk(nn.Module):
 def c4_detector(
     encoder: Encoder, num_classes: int, *, image_size: int, freeze_batch_norm: bool, roi_samples: int
 ) -> RCNN:
-    """Faster R-CNN C4: anchors on the last but one stage (res4), whose 14×14 regions pass through the last (res5).
+    """Build Faster R-CNN C4: anchors on the second last stage (res4), whose 14×14 regions pass through the last (res5).
 
-    The region's mean gives class and box. Source: Ren et al. (2015), in the form of Detectron's R50-C4, which the
-    NeurIPS 2024 paper and MoCo fine-tune. It differs from Detectron2's in torchvision's region pooling, which is not
-    shifted by half a pixel.
+    Class and box are predicted from the mean of each region. The one difference from Detectron2 is torchvision's region
+    pooling, which is not shifted by half a pixel.
+
+    Source: Ren et al. (2015), in the form of Detectron's R50-C4, which the NeurIPS 2024 paper and MoCo fine-tune.
 
     Args:
-        encoder, num_classes, image_size, freeze_batch_norm, roi_samples: See [`build_detector`].
+        encoder ([`Encoder`]): See [`build_detector`].
+        num_classes (`int`): See [`build_detector`].
+        image_size (`int`): See [`build_detector`].
+        freeze_batch_norm (`bool`): Whether the encoder's batch norm is frozen.
+        roi_samples (`int`): See [`build_detector`].
     """
     before, last = feature_levels(encoder)[-2:]
     trunk = Trunk(encoder, [before])
@@ -102,13 +106,19 @@ def c4_detector(
 def fpn_detector(
     encoder: Encoder, num_classes: int, *, image_size: int, freeze_batch_norm: bool, roi_samples: int, channels: int
 ) -> RCNN:
-    """Faster R-CNN with a feature pyramid over the last four resolutions, and one pooled from them.
+    """Build Faster R-CNN with a feature pyramid over the last four resolutions and one pooled from them.
 
-    Anchors are eight strides wide. Source: Lin et al. (2017), as torchvision has it.
+    Anchors are eight strides wide.
+
+    Source: Lin et al. (2017), in torchvision's form.
 
     Args:
-        encoder, num_classes, image_size, freeze_batch_norm, roi_samples: See [`build_detector`].
-        channels (`int`): Width of the pyramid; the hidden layers behind it are four times as wide.
+        encoder ([`Encoder`]): See [`build_detector`].
+        num_classes (`int`): See [`build_detector`].
+        image_size (`int`): See [`build_detector`].
+        freeze_batch_norm (`bool`): Whether the encoder's batch norm is frozen.
+        roi_samples (`int`): See [`build_detector`].
+        channels (`int`): Width of the pyramid; the hidden layers after it are four times as wide.
     """
     levels = feature_levels(encoder)[-_FPN_LEVELS:]
     trunk = Trunk(encoder, levels)

@@ -1,4 +1,4 @@
-"""The embedded detection set: shapes on textured ground, drawn here, that need no network."""
+"""The built-in detection data set: shapes on a textured background, drawn by this module without a network."""
 
 import functools
 import io
@@ -18,11 +18,11 @@ _SPLITS = {"train": 300, "test": 100}
 
 @functools.cache
 def shapes() -> datasets.DatasetDict:
-    """Circles, squares and triangles of any colour, up to seven to an image, as 128×128 RGB images.
+    """Return 128×128 RGB images of circles, squares and triangles of any colour, up to seven in each.
 
-    Each box encloses the pixels of its shape exactly; no shape touches another. 300 `train` and 100 `test` images, the
-    same on every machine, in the columns of detection sets on the Hub: `image_id`, `image`, `width`, `height` and
-    `objects` with `id`, `area`, `bbox` (COCO's x, y, width, height in pixels) and `category`.
+    Each box encloses the pixels of its shape exactly, and boxes do not overlap. There are 300 `train` and 100 `test`
+    images, the same on every machine, with the columns of detection data sets on the Hub: `image_id`, `image`, `width`,
+    `height` and `objects` with `id`, `area`, `bbox` (COCO's x, y, width, height in pixels) and `category`.
     """
     boxes = {
         "id": datasets.List(datasets.Value("int64")),
@@ -60,10 +60,10 @@ def _row(number: int, rng: np.random.Generator) -> dict:
         mask = _mask(CLASSES[category], rng)
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-        if taken[box].any():  # a place is tried once: crowded images have fewer shapes
+        if taken[box].any():  # each place is tried once: crowded images have fewer shapes
             continue
         taken[box] = True
-        # Far from the ground's mean in every channel, so that contrast never vanishes.
+        # Far from the mean of the background in every channel, so that contrast never vanishes.
         colour = (pixels[mask].mean(0) + rng.uniform(70, 185, 3)) % 255
         pixels[mask] = colour + 0.25 * (pixels[mask] - pixels[mask].mean(0))
         boxes.append([columns[0], rows[0], len(columns), len(rows)])
@@ -85,7 +85,7 @@ def _row(number: int, rng: np.random.Generator) -> dict:
 
 
 def _ground(rng: np.random.Generator) -> np.ndarray:
-    """Stripes of two colours and noise of several scales, `(SIDE, SIDE, 3)` around the middle of [0, 255]."""
+    """Return a background of stripes and noise of several scales, `(SIDE, SIDE, 3)`, around the middle of [0, 255]."""
     across, down = np.meshgrid(np.arange(SIDE), np.arange(SIDE))
     angle, period = rng.uniform(0, np.pi), rng.uniform(6, 40)
     stripes = np.sin((across * np.cos(angle) + down * np.sin(angle)) * 2 * np.pi / period)
@@ -97,13 +97,13 @@ def _ground(rng: np.random.Generator) -> np.ndarray:
 
 
 def _mask(shape: str, rng: np.random.Generator) -> np.ndarray:
-    """The pixels of one shape that lies within the image, boolean `(SIDE, SIDE)`."""
+    """Return the pixels of one shape within the image, boolean `(SIDE, SIDE)`."""
     radius = rng.uniform(*_RADII)
     centre = rng.uniform(radius + 1, SIDE - radius - 1, 2)
     offsets = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1) - centre
     if shape == "circle":
         return (offsets**2).sum(-1) <= radius**2
-    # A regular polygon is where no edge's outward normal is exceeded.
+    # A regular polygon is the intersection of the half-planes of its edges.
     sides = _CORNERS[shape]
     angles = np.pi / 2 + rng.uniform(-_TILT, _TILT) + np.arange(sides) * 2 * np.pi / sides
     normals = np.stack([np.cos(angles), np.sin(angles)])
