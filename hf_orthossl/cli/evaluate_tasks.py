@@ -166,9 +166,9 @@ class DetectionArguments:
                 raise ValueError(f"{name} {value!r} is unknown: {suggest(value, known)}")
         if min(self.steps, self.detection_batch_size, self.roi_samples, self.fpn_channels) < 1 or self.drawn_images < 0:
             raise ValueError(
-                f"steps is {self.steps}, detection_batch_size {self.detection_batch_size}, roi_samples {self.roi_samples} "
-                f"and fpn_channels {self.fpn_channels}: they must be 1 or more; drawn_images is {self.drawn_images}: it "
-                "must be 0 or more"
+                f"steps is {self.steps}, detection_batch_size {self.detection_batch_size}, "
+                f"roi_samples {self.roi_samples} and fpn_channels {self.fpn_channels}: they must be 1 or more; "
+                f"drawn_images is {self.drawn_images}: it must be 0 or more"
             )
 
 

@@ -58,7 +58,7 @@ class Detector(nn.Module):
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Return [`~Detector.losses`] in train mode, which needs `targets`, or [`~Detector.detections`] in eval mode."""
+        """Return [`~Detector.losses`] in train mode, which needs `targets`, else [`~Detector.detections`]."""
         if not self.training:
             return self.detections(images)
         if targets is None:
