@@ -109,7 +109,7 @@ def _translate(labels: Tensor, meaning: dict[int, int]) -> Tensor:
 
 
 def noisy_labels(labels: Tensor, num_classes: int, share: float, seed: int = 0) -> Tensor:
-    """Return labels of which a share is wrong: symmetric noise, with all other classes equally likely.
+    """Return labels with a share of wrong ones: symmetric noise, with all other classes equally likely.
 
     Args:
         labels (`Tensor` of shape `(N,)`): Classes in [0, C), or −1, which does not change.
@@ -134,22 +134,23 @@ def noisy_labels(labels: Tensor, num_classes: int, share: float, seed: int = 0) 
 def imbalanced_rows(labels: Tensor, ratio: float, seed: int = 0) -> Tensor:
     """Return the rows of a long-tailed training set, whose class sizes fall geometrically from first to last class.
 
-    Of C classes with at least n images each, class c keeps n·ratio^(−c/(C−1)) (Cao et al., "Learning Imbalanced
-    Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019), but at least one.
+    Of C classes with at least n images each, class c retains n·ratio^(−c/(C−1)) images, but at least one.
+
+    Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019.
 
     Args:
         labels (`Tensor` of shape `(N,)`): Classes; rows with −1 are left out.
         ratio (`float`): Size of the first class over that of the last, at least 1.
-        seed (`int`, defaults to 0): Decides which images stay.
+        seed (`int`, defaults to 0): Seed of the choice of images.
 
     Returns:
         `Tensor`: Row numbers, ascending.
 
     Raises:
-        ValueError: `ratio` is below 1.
+        ValueError: If `ratio` is below 1.
     """
     if not 1 <= ratio < float("inf"):
-        raise ValueError(f"imbalance is {ratio}: the largest class over the smallest is 1 or more, as in 100")
+        raise ValueError(f"imbalance is {ratio}: the largest class over the smallest must be 1 or more, as in 100")
     rng = np.random.default_rng(seed)
     values = labels.cpu().numpy()
     classes = np.unique(values[values >= 0])

@@ -136,14 +136,14 @@ def lbfgs_probe(
     if penalty is None:
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed)).to(inputs.device)
         count = max(int(held_out * len(order)), 1)
-        aside, rest = order.split([count, len(order) - count])
+        validation, rest = order.split([count, len(order) - count])
         best, weights = -1.0, None
         penalty = PENALTIES[-1]
         # From strong to weak: each fit starts at the minimum of the one before.
         for value in tqdm(PENALTIES[::-1], desc="choosing λ", disable=not progress, leave=False, dynamic_ncols=True):
             weights = _minimize(inputs[rest], labels[rest], num_classes, value, weights)
-            scores = inputs[aside] @ weights[:-1] + weights[-1]
-            right = (scores.argmax(1) == labels[aside]).double().mean().item()
+            scores = inputs[validation] @ weights[:-1] + weights[-1]
+            right = (scores.argmax(1) == labels[validation]).double().mean().item()
             if right > best:
                 best, penalty = right, value
     weights = _minimize(inputs, labels, num_classes, penalty, None)

@@ -27,7 +27,7 @@ def results_table(results: Sequence[Result]) -> str:
         rows[key][result.metric].append(result)
     metrics = list(dict.fromkeys(result.metric for result in results))
     header = ["model", "task", "data", "protocol", *metrics]
-    lines = [[*key, *(_cell(found.get(metric, [])) for metric in metrics)] for key, found in rows.items()]
+    lines = [[*key, *(_cell(values.get(metric, [])) for metric in metrics)] for key, values in rows.items()]
     return _aligned(header, lines)
 
 
@@ -51,8 +51,8 @@ def transfer_table(results: Sequence[Result], failures: Mapping[tuple[str, str],
         if model not in models:
             rows[model, "-"] = defaultdict(list)
     lines = [
-        [*key, *("failed" if (key[0], name) in failures else _cell(found.get(name, [])) for name in heads)]
-        for key, found in rows.items()
+        [*key, *("failed" if (key[0], name) in failures else _cell(values.get(name, [])) for name in heads)]
+        for key, values in rows.items()
     ]
     return _aligned(["model", "probe", *heads.values()], lines)
 

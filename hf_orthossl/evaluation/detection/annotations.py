@@ -67,7 +67,7 @@ def read_annotations(source: ImageSource, *, progress: bool = False) -> Annotati
     """
     parts, key = _columns(source)
     known = getattr(parts[key], "names", None)
-    found, unreadable, seen = Annotations(), [], set()
+    annotations, unreadable, seen = Annotations(), [], set()
     columns = source.dataset.select_columns([source.image_column, "objects"]).with_format(None)
     rows = tqdm(columns, desc="boxes", disable=not progress, leave=False, dynamic_ncols=True)
     for row, record in enumerate(rows):
@@ -81,23 +81,23 @@ def read_annotations(source: ImageSource, *, progress: bool = False) -> Annotati
         corners, clipped = _corners(objects["bbox"], height, width)
         named = torch.tensor([category is not None for category in objects[key]], dtype=torch.bool)
         solid = ((corners[:, 2:] - corners[:, :2]) >= _THINNEST).all(1)
-        kept = solid & named
-        found.counts["empty"] += int((named & ~solid).sum())
-        found.counts["nameless"] += int((~named).sum())
-        found.counts["clipped"] += int((clipped & kept).sum())
-        found.counts["without boxes"] += int(not kept.any())
-        categories = [category for category, keep in zip(objects[key], kept, strict=True) if keep]
+        usable = solid & named
+        annotations.counts["empty"] += int((named & ~solid).sum())
+        annotations.counts["nameless"] += int((~named).sum())
+        annotations.counts["clipped"] += int((clipped & usable).sum())
+        annotations.counts["without boxes"] += int(not usable.any())
+        categories = [category for category, keep in zip(objects[key], usable, strict=True) if keep]
         seen.update(categories)
-        found.rows.append(row)
-        found.boxes.append(corners[kept])
-        found.classes.append([_name(category, known) for category in categories])
-        for mark, name in ((found.difficult, "difficult"), (found.crowd, "iscrowd")):
-            mark.append(_marks(objects.get(name), len(kept))[kept])
+        annotations.rows.append(row)
+        annotations.boxes.append(corners[usable])
+        annotations.classes.append([_name(category, known) for category in categories])
+        for mark, name in ((annotations.difficult, "difficult"), (annotations.crowd, "iscrowd")):
+            mark.append(_marks(objects.get(name), len(usable))[usable])
     if len(unreadable) > LIMIT * source.num_rows:
         raise TooManyUnreadable.of(unreadable, source.num_rows)
-    found.counts["unreadable"] = len(unreadable)
-    found.names = [_name(category, known) for category in sorted(seen)]
-    return found
+    annotations.counts["unreadable"] = len(unreadable)
+    annotations.names = [_name(category, known) for category in sorted(seen)]
+    return annotations
 
 
 def _columns(source: ImageSource) -> tuple[Mapping[str, Any], str]:
