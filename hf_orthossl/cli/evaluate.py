@@ -74,9 +74,9 @@ class EvaluateArguments:
         default="sgd",
         metadata={"help": "linear probe: sgd (the paper's) or lbfgs (logistic regression)"},
     )
-    epochs: int = field(default=100, metadata={"help": "passes over the data of the sgd probe"})
-    learning_rate: float = field(default=0.1, metadata={"help": "of the sgd probe; 0.2 for ImageNet in the paper"})
-    probe_batch_size: int = field(default=256, metadata={"help": "of the sgd probe; 128 for ImageNet in the paper"})
+    epochs: int = field(default=100, metadata={"help": "passes over the data with sgd"})
+    learning_rate: float = field(default=0.1, metadata={"help": "learning rate of sgd; 0.2 for ImageNet in the paper"})
+    probe_batch_size: int = field(default=256, metadata={"help": "batch size of sgd; 128 for ImageNet in the paper"})
     label_noise: float = field(
         default=0.0, metadata={"help": "repeat the linear probe with this share of wrong training labels, as in 0.2"}
     )
@@ -87,12 +87,10 @@ class EvaluateArguments:
     seeds: int = field(default=1, metadata={"help": "number of seeds, one for each probe, fine-tuning and detector"})
     seed: int = field(default=0, metadata={"help": "the first seed; also the seed of untrained weights"})
     batch_size: int = field(default=256, metadata={"help": "images per forward pass"})
-    num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
-    device: str | None = field(
-        default=None, metadata={"help": "such as cpu or cuda (default: cuda where there is one)"}
-    )
+    num_workers: int = field(default=0, metadata={"help": "number of processes that decode images"})
+    device: str | None = field(default=None, metadata={"help": "such as cpu or cuda (default: cuda if there is a GPU)"})
     cache: str | None = field(
-        default=None, metadata={"help": "folder of extracted features, or none (default: in the Hugging Face home)"}
+        default=None, metadata={"help": "folder of cached features, or none (default: in the Hugging Face home)"}
     )
     push_to_hub: bool = field(
         default=False,

@@ -148,7 +148,7 @@ class DetectionArguments:
     )
     batch_norm: str = field(
         default="trained",
-        metadata={"help": "of the encoder: trained, or frozen for batches of one or two images"},
+        metadata={"help": "encoder's batch norm: trained, or frozen for batches of one or two images"},
     )
     roi_samples: int = field(
         default=64, metadata={"help": "proposals per image that train fpn and c4; 512 in Detectron"}
