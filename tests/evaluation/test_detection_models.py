@@ -242,9 +242,9 @@ def test_the_same_seed_gives_the_same_detector(splits):
 def test_what_is_no_detector(splits):
     train, _ = splits
     encoder = load_encoder("test_resnet")
-    with pytest.raises(ValueError, match="head is 'yolo'"):
+    with pytest.raises(ValueError, match="head 'yolo' is unknown"):
         build_detector(encoder, 3, "yolo")
-    with pytest.raises(ValueError, match="batch_norm is 'off'"):
+    with pytest.raises(ValueError, match="batch_norm 'off' is unknown"):
         build_detector(encoder, 3, batch_norm="off")
     with pytest.raises(ValueError, match="num_classes is 0"):
         build_detector(encoder, 0)
@@ -260,7 +260,7 @@ def test_what_is_no_detector(splits):
     detector = build_detector(encoder, 3, image_size=64, fpn_channels=8)
     for wrong, said in (
         ({"steps": 0}, "steps is 0"),
-        ({"optimizer": "adam"}, "optimizer is 'adam'"),
+        ({"optimizer": "adam"}, "optimizer 'adam' is unknown"),
         ({"learning_rate": -1.0}, "learning_rate is -1"),
     ):
         with pytest.raises(ValueError, match=said):
