@@ -65,7 +65,7 @@ def test_command_and_function_leave_the_same_folder(called, tmp_path):
 def test_a_run_knows_its_folder(called):
     assert called.encoder.name == "encoder"
     assert [entry["step"] for entry in entries(called.output_dir)] == [1, 2]
-    assert [result.settings["step"] for result in called.results] == [0, 0, "end", "end"]
+    assert [result.protocol["step"] for result in called.results] == [0, 0, "end", "end"]
     assert called.config["method"] == "simclr"
     assert called.publication is None
 
