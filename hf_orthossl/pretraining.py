@@ -201,12 +201,11 @@ def pretrain(
     if "dataset" in options:
         raise ValueError("dataset is given as an option: pass the data set as the first argument of pretrain")
     settings = _settings(options)
-    settings.setdefault("dataset", "digits")
     in_memory = not isinstance(data, str | os.PathLike)
     settings["dataset"] = IN_MEMORY if in_memory else os.fspath(data)
-    data_args, model_args, args = (
-        kind(**{name: settings[name] for name in _names(kind) if name in settings}) for kind in OPTION_CLASSES
-    )
+    data_args = DataArguments(**_chosen(settings, DataArguments))
+    model_args = ModelArguments(**_chosen(settings, ModelArguments))
+    args = OrthoSSLTrainingArguments(**_chosen(settings, OrthoSSLTrainingArguments))
     check_resumed(data_args, model_args, args)
     defaults = {spec.name: spec.default for kind in OPTION_CLASSES for spec in dataclasses.fields(kind)}
     given = {name: value for name, value in settings.items() if value != defaults[name]}
@@ -395,6 +394,10 @@ def summary(run: PretrainingRun, results: list[Result], penalties: list[float], 
 
 def _names(kind: type) -> list[str]:
     return [spec.name for spec in dataclasses.fields(kind) if spec.init]
+
+
+def _chosen(settings: dict[str, Any], kind: type) -> dict[str, Any]:
+    return {name: settings[name] for name in _names(kind) if name in settings}
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:

@@ -194,7 +194,7 @@ class OrthoSSLTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return the optimizer that the arguments name."""
         if self.optimizer is None:
-            self.optimizer = build_optimizer(model or self.model, self.args)
+            self.optimizer = build_optimizer(model or self.model, self.data.args)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None) -> Tensor:
@@ -249,7 +249,7 @@ class OrthoSSLTrainer(Trainer):
             self.output.at_save(step)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not seed_if_processes_changed(Path(checkpoint), self.args):
+        if checkpoint is None or not seed_if_processes_changed(Path(checkpoint), self.data.args):
             super()._load_rng_state(checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

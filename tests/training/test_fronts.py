@@ -186,7 +186,7 @@ def test_full_disk_keeps_the_previous_checkpoint(front, digits, tmp_path, monkey
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match=r"checkpoint-6 .*No space left.*earlier checkpoints are intact"):
         FRONTS[front](make_model(), digits, make_args(tmp_path, resume=True))
-    assert {path.name for path in tmp_path.glob("*") if path.is_dir()} == {"checkpoint-3"}
+    assert {path.name for path in tmp_path.glob("*") if path.is_dir()} == {"checkpoint-3", "encoder"}
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
