@@ -42,7 +42,7 @@ def first_line(error: BaseException) -> str:
 
 
 def warn_once(logger: logging.Logger, message: str) -> None:
-    """Log a warning the first time this process has it to say."""
+    """Log a warning, but only the first time that this process logs it."""
     if (logger.name, message) not in _warned:
         _warned.add((logger.name, message))
         logger.warning(message)

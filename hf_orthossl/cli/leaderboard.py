@@ -146,7 +146,12 @@ def serve_board(argv: list[str]) -> None:
             raise
         raise ValueError("the board's page needs gradio: pip install 'hf_orthossl[leaderboard]'") from error
     # The default is a folder, never the data set of this name.
-    serve(Path(DEFAULT_BOARD) if args.board == DEFAULT_BOARD else args.board, args.port, host=args.host)
+    board = Path(DEFAULT_BOARD) if args.board == DEFAULT_BOARD else args.board
+    # Here, as importing it takes seconds.
+    from ..regularization import PENALTIES
+
+    titles = {name: penalty.title for name, penalty in PENALTIES.items()}
+    serve(board, args.port, host=args.host, penalties=titles)
 
 
 def deploy_board(argv: list[str]) -> None:

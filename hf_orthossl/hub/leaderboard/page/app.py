@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +27,31 @@ representation they use. A collapsed representation shows in its spectrum.</p></
 class _Current:
     """The catalogue of the current board, made anew when the board changes."""
 
-    def __init__(self, board: Board | Callable[[], Board]):
+    def __init__(self, board: Board | Callable[[], Board], penalties: Mapping[str, str] | None):
+        self._penalties = penalties
         self._get: Callable[[], Board] = (lambda: board) if isinstance(board, Board) else board
-        self._catalogue = Catalogue(self._get())
+        self._catalogue = Catalogue(self._get(), penalties)
 
     def __call__(self) -> Catalogue:
         board = self._get()
         catalogue = self._catalogue
         if catalogue.board is not board:
-            catalogue = self._catalogue = Catalogue(board)
+            catalogue = self._catalogue = Catalogue(board, self._penalties)
         return catalogue
 
 
-def build_app(board: Board | Callable[[], Board], *, base_url: str = "") -> gr.Blocks:
+def build_app(
+    board: Board | Callable[[], Board], *, penalties: Mapping[str, str] | None = None, base_url: str = ""
+) -> gr.Blocks:
     """Return the leaderboard's page; launch it with [`launch_options`], so that nothing is fetched from elsewhere.
 
     Args:
         board ([`Board`] or `Callable`): The board, or a function that returns the current one, called at every view.
+        penalties (mapping of `str` to `str`, *optional*): Titles of penalties by name, from the registry. The page does
+            not import the registry, which needs torch.
         base_url (`str`, *optional*): Where the page will be served, for links of badges.
     """
-    current = _Current(board)
+    current = _Current(board, penalties)
 
     def show(query: str) -> str:
         return render_page(current(), str(query), base_url)
@@ -88,6 +93,7 @@ def serve(
     every: float = 3600,
     retry: float | None = None,
     collect_in: str | Path | None = None,
+    penalties: Mapping[str, str] | None = None,
     base_url: str | None = None,
     wait: bool = True,
 ) -> gr.Blocks:
@@ -102,6 +108,7 @@ def serve(
             empty page until then; by default that is an error.
         collect_in (`str` or `Path`, *optional*): Folder in which the board is collected from the Hub each time, on top
             of the snapshot and with its verifications; by default only the snapshot is read.
+        penalties (mapping of `str` to `str`, *optional*): Titles of penalties by name, see [`build_app`].
         base_url (`str`, *optional*): What badges link to; by default the address of the Space, else `http://host:port`.
         wait (`bool`, defaults to `True`): Whether to wait until the server is stopped.
 
@@ -117,7 +124,7 @@ def serve(
     source = board if isinstance(board, Board) else _refreshed(board, collect_in, every, retry)
     space = os.environ.get("SPACE_HOST")
     base_url = base_url or (f"https://{space}" if space else f"http://{host}:{port}")
-    blocks = build_app(source, base_url=base_url.rstrip("/"))
+    blocks = build_app(source, penalties=penalties, base_url=base_url.rstrip("/"))
     try:
         blocks.launch(server_name=host, server_port=port, prevent_thread_lock=True, **launch_options(blocks))
     except OSError as error:

@@ -5,6 +5,7 @@ Any view can be shared as a link, and a link opens that view.
 
 import dataclasses
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Self
@@ -149,10 +150,12 @@ class Catalogue:
 
     Args:
         board ([`Board`]): Never changed; another board has a catalogue of its own.
+        penalties (mapping of `str` to `str`, *optional*): Titles of penalties by name; others go by their name.
     """
 
-    def __init__(self, board: Board):
+    def __init__(self, board: Board, penalties: Mapping[str, str] | None = None):
         self.board = board
+        self.penalties = dict(penalties or {})
         self.entries = {entry.repo_id: entry for entry in board.entries}
         self.measurements = measurements(board)
         self._counts = Counter(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from pprint import pformat
 
 import yaml
 
@@ -21,7 +22,10 @@ _APP = '''"""Encoders published with orthossl: the board in a data set, updated 
 
 {mark}
 
-serve({board}, port=7860, host="0.0.0.0", every=3600, retry=60, collect_in="board")
+# From the registry of penalties, which the page does not import, as it needs torch.
+PENALTIES = {penalties}
+
+serve({board}, port=7860, host="0.0.0.0", every=3600, retry=60, collect_in="board", penalties=PENALTIES)
 '''
 _README = """---
 {front}---
@@ -46,9 +50,12 @@ def space_files(board_id: str, *, package: str = PACKAGE) -> dict[str, str]:
     Raises:
         ValueError: `board_id` is not "owner/name", or `package` is more than one line.
     """
+    from ....regularization import PENALTIES
+
     check_repo_id(board_id, "board_id")
     if len(package.splitlines()) != 1:
         raise ValueError(f"package must be one requirement on one line, got {package!r}")
+    titles = {name: penalty.title for name, penalty in PENALTIES.items()}
     front = {
         "title": _TITLE,
         "emoji": "📐",
@@ -69,7 +76,7 @@ def space_files(board_id: str, *, package: str = PACKAGE) -> dict[str, str]:
             front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True), title=_TITLE, board=board_id
         ),
         "requirements.txt": f"{package}\n",
-        "app.py": _APP.format(mark=MARK, board=json.dumps(board_id)),
+        "app.py": _APP.format(mark=MARK, board=json.dumps(board_id), penalties=pformat(titles, sort_dicts=True)),
     }
 
 

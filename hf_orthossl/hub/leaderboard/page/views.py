@@ -34,15 +34,6 @@ _ENDPOINT = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?")
 # Longer than any link of the page; texts were cut when the board was read.
 _LONGEST = 4000
 _WEIGHTS = "weights/"
-# The registry of penalties has these titles too, but needs torch; a test holds both equal.
-PENALTIES = {
-    "so": "soft orthogonality, SO",
-    "scaled_so": "soft orthogonality up to scale, scaled SO",
-    "sketched_so": "soft orthogonality, SO, estimated from random vectors",
-    "srip": "spectral restricted isometry, SRIP",
-    "dso": "double soft orthogonality, DSO",
-    "mc": "mutual coherence, MC",
-}
 _SORTINGS = ("rank.up", "effective_rank.down", "effective_rank.up", "model.up", "backbone.up", "method.up")
 _SOURCES = [("", "anyone"), ("verified", "author, verified"), ("board", "this board"), ("author", "author only")]
 _SPECTRAL = {
@@ -181,7 +172,7 @@ def _form(catalogue: Catalogue, view: View) -> _Values:
     """Return the filters, and the words for what models are ranked by."""
     chosen, listed = catalogue.measurement(view), catalogue.measurements[:100]
     listed = listed if chosen is None or chosen in listed else [*listed, chosen]
-    titles = {kind: words[0].upper() + words[1:] for kind, words in PENALTIES.items()}
+    titles = {kind: title[:1].upper() + title[1:] for kind, title in catalogue.penalties.items()}
 
     def choices(name: str) -> list[tuple[str, str]]:
         current, known = getattr(view, name), catalogue.choices[name]
