@@ -136,7 +136,7 @@ class SSLModel(PreTrainedModel):
         super().__init__(config)
         self.encoder = encoder or load_encoder(config.backbone, image_size=config.image_size, **config.backbone_config)
         self.method = build_method(config.method, self.encoder, config.method_config)
-        self.regularizer = None
+        self.regularizer: OrthogonalityRegularizer | None = None
         if config.regularizer is not None:
             self.regularizer = OrthogonalityRegularizer(self.encoder, config.regularizer, **config.regularizer_config)
         self.gradient_cache: int | None = None
@@ -147,7 +147,7 @@ class SSLModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Do nothing: encoder and heads initialize themselves, and timm's initialization must be kept."""
 
-    def get_input_embeddings(self) -> None:
+    def get_input_embeddings(self) -> None:  # type: ignore[override]  # text models have one
         """Return `None`: images have no embedding table, for which accelerate asks before it shards a model."""
         return None
 
@@ -175,7 +175,7 @@ class SSLModel(PreTrainedModel):
         Returns:
             `SSLOutput`: The loss, its detached parts by name, and what the method computed.
         """
-        encoder = self.encoder
+        encoder: nn.Module = self.encoder
         if self.gradient_cache is not None:
             encoder = ChunkedEncoder(encoder, self.gradient_cache)
         output = self.method(encoder, views)
@@ -193,12 +193,19 @@ class SSLModel(PreTrainedModel):
         return output
 
     def penalty(self) -> Tensor:
-        """Return Σ OR(W) over the encoder's matrices, before γ; its random vectors follow from seed and step."""
+        """Return Σ OR(W) over the encoder's matrices, before γ; its random vectors follow from seed and step.
+
+        Raises:
+            ValueError: The model has no penalty.
+        """
+        if self.regularizer is None:
+            raise ValueError('the model has no penalty: set regularizer in its config, such as "so"')
         return self.regularizer(self.method.progress.generator(self.device))
 
     @torch.compiler.disable
     def _shared_penalty(self) -> Tensor:
         """Return this process's share of [`penalty`], which is the mean over processes."""
+        assert self.regularizer is not None
         generator = self.method.progress.generator(self.device)
         return self.regularizer(generator, process=rank(), processes=world_size())
 

@@ -263,7 +263,7 @@ def run_pretraining(
     encoder = gather_module(model.encoder)
     end_processes()
     run = PretrainingRun(folder)
-    if not is_main:
+    if not is_main or encoder is None:
         return run
 
     with _without_library_bars():
@@ -367,7 +367,7 @@ def publish_run(run: PretrainingRun, args: OrthoSSLTrainingArguments) -> Publica
     """
     repo_id, revision, token = args.hub_model_id, args.hub_revision, args.hub_token
     try:
-        return publish_encoder(run.encoder, repo_id, private=args.hub_private_repo, revision=revision, token=token)
+        return publish_encoder(run.encoder, str(repo_id), private=args.hub_private_repo, revision=revision, token=token)
     except (OSError, ValueError) as error:
         raise OSError(
             f"{error}. Training has ended and {run.encoder} is complete: orthossl publish {run.output_dir} "

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         # A switch is off unless given.
         if action.default is None or action.default is False or "default" in (action.help or ""):
             return action.help or ""
-        return super()._get_help_string(action)
+        return super()._get_help_string(action) or ""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
             return super()._format_action_invocation(action)
         if action.nargs == 0 or isinstance(action.const, bool):
             return action.option_strings[0]
-        value = action.metavar or getattr(action.type, "__name__", "text").upper()
+        value = str(action.metavar or getattr(action.type, "__name__", "text").upper())
         return f"{action.option_strings[0]} {'TEXT' if value == 'STR' else value}"
 
 
@@ -99,12 +100,12 @@ def parse(
     flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
     usual = {dest: _default(parser, option) for dest, option in options.items() if dest not in ("help", "config")}
 
-    path = scan(argv).config or base
+    path: str | Path | None = scan(argv).config or base
     settings = read_config(path) if path else {}
     for key, value in settings.items():
         if key not in options:
             raise ValueError(f"{path} has an unknown key {key!r}: {suggest(key, options)}")
-        _check_form(path, key, value, options[key])
+        _check_form(str(path), key, value, options[key])
     mappings = {key: settings.pop(key) for key in list(settings) if isinstance(settings[key], dict)}
     parser.set_defaults(**{key: _as_text(value) for key, value in settings.items()})
 
@@ -122,7 +123,7 @@ def parse(
     given = {key: getattr(known, key) for key, value in usual.items() if getattr(known, key) != value}
     filled = []
     for kind in dataclasses:
-        names = [field.name for field in kind.__dataclass_fields__.values() if field.init]
+        names = [field.name for field in fields(kind) if field.init]
         filled.append(kind(**{name: getattr(known, name) for name in names}))
     return filled, given
 
@@ -147,7 +148,7 @@ def _parser(prog: str, description: str, dataclasses: list[type]) -> _Parser:
         formatter_class=_Help,
         allow_abbrev=False,
     )
-    names = (f"{a.metavar} [{a.metavar} …]" if a.nargs else a.metavar for a in parser.positionals)
+    names = (f"{a.metavar} [{a.metavar} …]" if a.nargs else str(a.metavar) for a in parser.positionals)
     parser.usage = " ".join([prog, *names, "[options]"])
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags override it")
     for group in parser._action_groups:
@@ -180,7 +181,7 @@ def _switches_closed(argv: list[str], parser: _Parser) -> list[str]:
     return closed
 
 
-def _check_form(path: str | Path, key: str, value: Any, option: argparse.Action) -> None:
+def _check_form(path: str, key: str, value: Any, option: argparse.Action) -> None:
     """Reject a list or a mapping for an option that takes one value."""
     if isinstance(value, list) and option.nargs not in ("+", "*"):
         raise ValueError(f"{path}: {key} is the list {value}: it takes one value")

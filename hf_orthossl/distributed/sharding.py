@@ -3,13 +3,15 @@
 import sys
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, TypeGuard, cast
+from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
 if TYPE_CHECKING:  # importing it takes a second
     from torch.distributed.tensor import DTensor
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def block_classes(module: nn.Module) -> list[str]:
@@ -49,7 +51,7 @@ def has_sharded_weights(module: nn.Module) -> bool:
     return any(is_sharded(parameter) for parameter in module.parameters())
 
 
-def gather_module(module: nn.Module, names: Collection[str] | None = None) -> nn.Module | None:
+def gather_module(module: ModuleT, names: Collection[str] | None = None) -> ModuleT | None:
     """Return a module with unsharded weights, on the main process.
 
     All processes must call it: the weights are gathered on all of them, one after the other, and only the main process
@@ -80,7 +82,7 @@ def gather_module(module: nn.Module, names: Collection[str] | None = None) -> nn
             # A DTensor on the meta device is still a DTensor: an empty tensor like its local one is made instead.
             value = value.to_local().new_empty(parameter.shape) if is_sharded(value) else value
             whole[id(parameter)] = nn.Parameter(value, requires_grad=False)
-    return _copy(module, whole, {}) if main else None
+    return cast(ModuleT, _copy(module, whole, {})) if main else None
 
 
 def _layers(module: nn.Module) -> int:

@@ -144,22 +144,19 @@ class Loadable(Protocol):
     @property
     def library(self) -> str:
         """Library that loads the encoder, "timm" or "transformers"."""
+        ...
 
     @property
     def remote_code(self) -> bool:
         """Whether code beside the weights defines the architecture."""
+        ...
 
 
 class Library(TypedDict):
-    """The fields of [`Loadable`], as keyword arguments."""
+    """The attributes of [`Loadable`] as a dictionary."""
 
-    @property
-    def library(self) -> str:
-        """Return the library that loads the encoder."""
-
-    @property
-    def remote_code(self) -> bool:
-        """Return whether only code beside the weights knows the architecture."""
+    library: str
+    remote_code: bool
 
 
 def library_of(config: dict) -> Library:

@@ -104,15 +104,17 @@ class OrthoSSLTrainingArguments(TrainingArguments):
             "help": "augmentation recipe (default: digits for the digits, imagenet from 96 px, else that of the method)"
         },
     )
-    optim: str | None = field(
+    optim: str | None = field(  # type: ignore[assignment]  # None until the recipe sets it
         default=None, metadata={"help": "lars, sgd, adam or a transformers optimizer (default: the method's)"}
     )
-    learning_rate: float | None = field(
+    learning_rate: float | None = field(  # type: ignore[assignment]  # None until the recipe sets it
         default=None, metadata={"help": "peak learning rate (default: the method's, scaled to the batch)"}
     )
-    weight_decay: float | None = field(default=None, metadata={"help": "default: the method's"})
+    weight_decay: float | None = field(  # type: ignore[assignment]  # None until the recipe sets it
+        default=None, metadata={"help": "default: the method's"}
+    )
     momentum: float = field(default=0.9, metadata={"help": "momentum of lars and sgd"})
-    warmup_steps: float | None = field(
+    warmup_steps: float | None = field(  # type: ignore[assignment]  # None until the recipe sets it
         default=None,
         metadata={"help": "warm-up steps, or share of the run if below 1 (default: the method's)"},
     )

@@ -228,5 +228,5 @@ def build_dataloader(dataset: Dataset, args: OrthoSSLTrainingArguments) -> DataL
     )
 
 
-def _unchanged(batch: dict[str, Any]) -> dict[str, Any]:
+def _unchanged(batch: Any) -> Any:
     return batch

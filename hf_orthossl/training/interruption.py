@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from ..distributed.collectives import all_reduce_max, rank
 
@@ -41,7 +42,7 @@ class Interruption:
         self.received = 0
         self._interrupts = 0
         self._process = os.getpid()
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
         self.received = self._interrupts = 0

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -103,7 +103,8 @@ def pretrain_loop(
         optimizer,
         num_warmup_steps=args.get_warmup_steps(max_steps),
         num_training_steps=max_steps,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        # Text was parsed by the arguments.
+        scheduler_specific_kwargs=cast(dict, args.lr_scheduler_kwargs),
     )
     step = build_step(model, data)
     state = LoopState(accelerator, scheduler, step, data)
@@ -120,7 +121,7 @@ def pretrain_loop(
     with Interruption() as interruption, tqdm(total=max_steps, initial=done, disable=quiet, dynamic_ncols=True) as bar:
         while done < max_steps:
             skipped = steps_into_epoch * args.gradient_accumulation_steps
-            loader.set_epoch(epoch)
+            loader.set_epoch(epoch)  # type: ignore[attr-defined]  # accelerate's subclasses have it
             data.set_epoch(epoch)
             first = True
             for index, batch in enumerate(accelerator.skip_first_batches(loader, skipped), start=skipped):

@@ -1,9 +1,11 @@
 """The optimizer of a run, the same for both fronts."""
 
+from typing import Any, cast
+
 import torch
 from timm.optim import Lars
 from torch import nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from ..messages import suggest
 from ..methods import parse_assignments
@@ -29,11 +31,14 @@ def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.
         ValueError: `optim_args` names an option that LARS does not have.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # The recipe has set them.
+    assert args.learning_rate is not None
+    assert args.weight_decay is not None
     if args.optim == "sgd":
         return torch.optim.SGD(trained, lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
     if args.optim == "adam":
         return torch.optim.Adam(trained, lr=args.learning_rate, weight_decay=args.weight_decay)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": args.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
@@ -46,5 +51,5 @@ def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.
             if name not in LARS_OPTIONS:
                 raise ValueError(f"optim_args has no {name!r} for lars: {suggest(name, LARS_OPTIONS)}")
         return Lars(groups, lr=args.learning_rate, momentum=args.momentum, **settings)
-    optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, cast(PreTrainedModel, model))
     return optimizer_class(groups, **settings)

@@ -175,13 +175,13 @@ class EncoderOutput:
         return self._send(self._write(encoder, step), message, **changes)
 
     def _send(self, folder: Path, message: str | None, **changes: Any) -> Publication:
-        settings = {
+        settings: dict[str, Any] = {
             "private": self.args.hub_private_repo,
             "revision": self.args.hub_revision,
             "token": self.args.hub_token,
         }
         settings |= {name: value for name, value in changes.items() if value is not None}
-        return publish_encoder(folder, self.args.hub_model_id, commit_message=message, **settings)
+        return publish_encoder(folder, str(self.args.hub_model_id), commit_message=message, **settings)
 
     def _send_or_warn(self, folder: Path, step: int) -> None:
         try:

@@ -109,7 +109,9 @@ class OrthoSSLTrainer(Trainer):
         else:
             super().add_callback(callback)
 
-    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, **kwargs: Any) -> TrainOutput:
+    def train(  # type: ignore[override]  # a path too, and the rest handed on
+        self, resume_from_checkpoint: str | os.PathLike | bool | None = None, **kwargs: Any
+    ) -> TrainOutput:
         """Train the model, and leave checkpoints and the folder `encoder`.
 
         Args:
@@ -125,7 +127,7 @@ class OrthoSSLTrainer(Trainer):
             ValueError: The checkpoint is damaged, or does not fit the arguments.
             Interrupted: A signal ended the run; a `SystemExit`.
         """
-        checkpoint = chosen_checkpoint(self.args, resume_from_checkpoint, STATE)
+        checkpoint = chosen_checkpoint(self.data.args, resume_from_checkpoint, STATE)
         if checkpoint:
             check_engine(checkpoint, self.accelerator)
             done = json.loads((checkpoint / STATE).read_text())["global_step"]
@@ -148,7 +150,7 @@ class OrthoSSLTrainer(Trainer):
         self._finish(output.global_step)
         return output
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]  # an encoder has no CommitInfo of a whole Trainer folder
         self,
         commit_message: str | None = "End of training",
         blocking: bool = True,
@@ -194,7 +196,7 @@ class OrthoSSLTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return the optimizer that the arguments name."""
         if self.optimizer is None:
-            self.optimizer = build_optimizer(model or self.model, self.data.args)
+            self.optimizer = build_optimizer(model or self.step.model, self.data.args)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None) -> Tensor:
@@ -220,7 +222,7 @@ class OrthoSSLTrainer(Trainer):
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Take over `hub_model_id`: [`begin_run`] has checked it, and the first commit creates the repository."""
-        self.hub_model_id = self.args.hub_model_id
+        self.hub_model_id = self.args.hub_model_id  # type: ignore[assignment]  # annotated as None where it starts
 
     def _finish(self, step: int) -> None:
         if self._write_encoder:

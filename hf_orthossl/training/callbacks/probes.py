@@ -1,9 +1,10 @@
 """kNN and linear probes while an encoder trains: how well its representations predict labels that training ignores."""
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch import nn
 
+from ...encoders import Encoder
 from ...evaluation import Features, KNNMonitor, accuracy, knn_accuracy, lbfgs_probe
 from ...modeling import SSLModel
 from ...spectra.layers import evaluation_mode
@@ -37,7 +38,8 @@ class ProbeCallback(MeasuringCallback):
 
     def _measure(self, module: nn.Module, step: int) -> dict[str, float]:
         with evaluation_mode(module):
-            return self.accuracy(*self.monitor.features(module))
+            # Whatever the module is, it maps images to vectors, which is all that features are made with.
+            return self.accuracy(*self.monitor.features(cast(Encoder, module)))
 
     def accuracy(self, bank: Features, queries: Features) -> dict[str, float]:
         """Return `top1` and `top5` on `queries` of the probe that learned from `bank`."""
@@ -59,7 +61,7 @@ class KNNCallback(ProbeCallback):
     def accuracy(self, bank: Features, queries: Features) -> dict[str, float]:
         """Return `top1` and `top5` of the vote."""
         settings = self.monitor.settings
-        return knn_accuracy(bank, queries, k=settings["k"], temperature=settings["temperature"])
+        return knn_accuracy(bank, queries, k=int(settings["k"]), temperature=settings["temperature"])
 
 
 class LinearProbeCallback(ProbeCallback):
