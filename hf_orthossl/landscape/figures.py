@@ -10,16 +10,17 @@ from torch import Tensor
 
 from ..arguments import ArrayLike, as_tensor
 from ..spectra.figures import COLORS, new_figure, save_figure
-from .forecast_report import Direction, Forecast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
+    from .forecast_report import Direction, Forecast
+
 LIVING, DEAD, MEASURED = COLORS[0], COLORS[1], COLORS[2]
 
 
-def plot_forecast(forecast: Forecast, path: str | PathLike) -> Path:
+def plot_forecast(forecast: "Forecast", path: str | PathLike) -> Path:
     """Draw k with its intervals and the threshold, the predicted spectrum, and the effect of each augmentation.
 
     Args:
@@ -48,7 +49,7 @@ def plot_forecast(forecast: Forecast, path: str | PathLike) -> Path:
 
 
 def plot_directions(
-    forecast: Forecast,
+    forecast: "Forecast",
     path: str | PathLike,
     *,
     images: ArrayLike | None = None,
@@ -89,7 +90,7 @@ def plot_directions(
     return save_figure(figure, path)
 
 
-def _draw_correlations(axes: "Axes", f: Forecast) -> None:
+def _draw_correlations(axes: "Axes", f: "Forecast") -> None:
     ranks = range(1, f.directions + 1)
     axes.fill_between(ranks, f.low, f.high, color="0.85", linewidth=0, label="95 % interval")
     if f.threshold is None:
@@ -118,7 +119,7 @@ def _draw_correlations(axes: "Axes", f: Forecast) -> None:
     axes.legend(fontsize=7, loc="upper right", framealpha=0.9, edgecolor="none")
 
 
-def _draw_spectrum(axes: "Axes", f: Forecast) -> None:
+def _draw_spectrum(axes: "Axes", f: "Forecast") -> None:
     predicted = [value for value in f.eigenvalues if value > 0]
     if predicted:
         axes.plot(
@@ -143,7 +144,7 @@ def _draw_spectrum(axes: "Axes", f: Forecast) -> None:
     axes.grid(True, color="0.92", linewidth=0.6)
 
 
-def _draw_left_out(axes: "Axes", f: Forecast) -> None:
+def _draw_left_out(axes: "Axes", f: "Forecast") -> None:
     rows = sorted(f.left_out, key=lambda one: one.total)
     base = f.left_out_base
     names = [f"no {one.without}" for one in rows] + ["whole pipeline"]
@@ -158,7 +159,7 @@ def _draw_left_out(axes: "Axes", f: Forecast) -> None:
 def _draw_group(
     part: "SubFigure",
     title: str,
-    group: list[Direction],
+    group: "list[Direction]",
     patterns: Tensor | None,
     images: Tensor | None,
     rows: int,

@@ -3,9 +3,9 @@
 from .annotations import Annotations, read_annotations
 from .data import DetectionBatch, DetectionDataset, collate_detection, detection_splits
 from .drawing import draw_detections
-from .finetune import detect, detection_results, finetune_detector
+from .finetune import build_detector, detect, detection_results, finetune_detector
 from .metrics import coco_average_precision, detection_scores, voc_average_precision
-from .models import Detector, build_detector
+from .models import Detector
 from .shapes import shapes
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The interface of detectors, the encoder's stages as their trunk, and how they are built."""
+"""The interface of detectors, and the stages of an encoder as their trunk."""
 
 import copy
 from collections.abc import Iterable
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ...encoders import Encoder
-from ...messages import suggest
 
 HEADS = ("fpn", "c4", "detr")
 BATCH_NORM = ("trained", "frozen")
+# Minimum stride: a stage at the full resolution of the image costs much and contributes little.
+_FINEST = 2
+_WHOLE_STEPS = 64
 
 
 class Detector(nn.Module):
@@ -79,68 +81,6 @@ class Detector(nn.Module):
         for module in self._frozen:
             module.eval()
         return self
-
-
-def build_detector(
-    encoder: Encoder,
-    num_classes: int,
-    head: str = "fpn",
-    *,
-    image_size: int = 800,
-    batch_norm: str = "trained",
-    roi_samples: int = 64,
-    fpn_channels: int = 128,
-) -> Detector:
-    """Build a detector on a copy of a convolutional timm encoder and its weights.
-
-    Args:
-        encoder ([`Encoder`]): From [`~hf_orthossl.encoders.load_encoder`]; it does not change.
-        num_classes (`int`): Number of classes of the data.
-        head (`str`, defaults to "fpn"): "fpn" or "c4" for Faster R-CNN (see [`fpn_detector`], [`c4_detector`]), or
-            "detr" for RT-DETR v2 (see [`detr_detector`]).
-        image_size (`int`, defaults to 800): Length of the shorter side that images are resized to, in pixels; for
-            "detr", both sides.
-        batch_norm (`str`, defaults to "trained"): Batch norm of the encoder, "trained" or "frozen", see [`Detector`].
-        roi_samples (`int`, defaults to 64): Number of proposals per image that train the second stage of Faster R-CNN;
-            512 in Detectron's recipes, which are made for large GPUs.
-        fpn_channels (`int`, defaults to 128): Width of "fpn", whose hidden layers are four times as wide; 256 in
-            Detectron's recipes.
-
-    Raises:
-        ValueError: If a name is unknown, a number is below 1, or the encoder has no feature maps.
-    """
-    for name, value, known in (("head", head, HEADS), ("batch_norm", batch_norm, BATCH_NORM)):
-        if value not in known:
-            raise ValueError(f"{name} {value!r} is unknown: {suggest(value, known)}")
-    numbers = {"num_classes": num_classes, "image_size": image_size, "roi_samples": roi_samples}
-    for name, number in {**numbers, "fpn_channels": fpn_channels}.items():
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name} is {number!r}: it must be an integer of 1 or more")
-    frozen = batch_norm == "frozen"
-    # Imported when needed: transformers' DETR and torchvision's detectors take seconds to import.
-    if head == "detr":
-        from .detr import detr_detector
-
-        return detr_detector(encoder, num_classes, image_size=image_size, freeze_batch_norm=frozen)
-    from .rcnn import c4_detector, fpn_detector
-
-    if head == "c4":
-        return c4_detector(
-            encoder, num_classes, image_size=image_size, freeze_batch_norm=frozen, roi_samples=roi_samples
-        )
-    return fpn_detector(
-        encoder,
-        num_classes,
-        image_size=image_size,
-        freeze_batch_norm=frozen,
-        roi_samples=roi_samples,
-        channels=fpn_channels,
-    )
-
-
-# Minimum stride: a stage at the full resolution of the image costs much and contributes little.
-_FINEST = 2
-_WHOLE_STEPS = 64
 
 
 @dataclass(frozen=True)
