@@ -17,7 +17,15 @@ def catalogue() -> dict:
     return {
         "methods": [_entry(method) | {"recipe": f"cifar10/{name}.yaml"} for name, method in METHODS.items()],
         "theory_losses": [_entry(method) for method in THEORY_LOSSES.values()],
-        "regularizers": list(PENALTIES),
+        "regularizers": [
+            {
+                "regularizer": name,
+                "title": penalty.title,
+                "gamma": f"{penalty.default_gamma:g}",
+                "options": ", ".join(penalty.options()) or "–",
+            }
+            for name, penalty in sorted(PENALTIES.items())
+        ],
         "views": list(RECIPES),
         "backbones": list(OWN_BACKBONES),
     }
@@ -68,7 +76,8 @@ def main(argv: list[str]) -> None:
     print("\ncoupled: the loss of an image depends on its batch, so accumulating small batches changes the loss")
     losses = ", ".join(f"{entry['method']} ({entry['title']})" for entry in everything["theory_losses"])
     print(f"\ntheory losses, applied to the representation, as with --backbone linear: {losses}")
-    for name in ("regularizers", "views", "backbones"):
+    print(f"\n{table(everything['regularizers'], ('regularizer', 'title', 'gamma', 'options'))}")
+    for name in ("views", "backbones"):
         print(f"\n{name}: {', '.join(everything[name])}")
     print("\nrecipes: scripts/recipes/{cifar10,cifar100,imagenet}/<method>.yaml, for --config")
     print("further backbones: any timm or Hugging Face vision model. Hyper-parameters: orthossl methods --json")

@@ -294,5 +294,7 @@ def test_methods_table_and_json(capsys):
     for entry in everything["methods"]:
         assert entry["method"] in table
         assert entry["hyper_parameters"]
-    assert {"so", "srip"} <= set(everything["regularizers"])
+    regularizers = {entry["regularizer"]: entry for entry in everything["regularizers"]}
+    assert {"so", "srip"} <= set(regularizers)
+    assert (regularizers["srip"]["gamma"], regularizers["srip"]["options"]) == ("0.0001", "iterations")
     assert "resnet18_cifar" in everything["backbones"]
