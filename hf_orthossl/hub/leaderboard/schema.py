@@ -6,21 +6,31 @@ snapshot goes through the same checks when it is read: it may come from anyone. 
 
 import datetime
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, WrapValidator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    Strict,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
 
 from ...evaluation.results import COUNTS, METRICS, TASKS, Key, Result
 from ..escaping import clean
 
 FORMAT = 4
-LIBRARIES = ("timm", "transformers")
 # The author's claim; a claim that this board's own measurement confirmed; that own measurement.
 SOURCES = ("author", "verified", "board")
 MAX_POINTS, MAX_CURVES, MAX_RESULTS = 200, 24, 400
@@ -34,8 +44,6 @@ MAX_PROTOCOL, MAX_PROTOCOL_TEXT = 40, 300
 UNREAD = "not read"
 LARGEST = 1e15
 _MAX_BYTES = 256 * 2**20
-_REVISION = re.compile(r"[0-9a-f]{7,64}")
-_DATE = re.compile(r"\d{4}-\d\d-\d\d(T[\d:.]{5,15}(Z|[+-]\d\d:?\d\d)?)?")
 T = TypeVar("T")
 
 
@@ -68,16 +76,23 @@ def _rejected(reason: str) -> PydanticCustomError:
     return PydanticCustomError("rejected", "{reason}", {"reason": reason})
 
 
-def _must_be(what: str) -> WrapValidator:
-    """Report whatever the wrapped check finds as "must be WHAT, got …"."""
+def _must_be(what: str, holds: Callable[[Any], bool] = lambda value: True) -> WrapValidator:
+    """Report a value of another type, or one for which `holds` is false, as "must be WHAT, got …"."""
 
     def check(value: Any, handler: Callable[[Any], Any]) -> Any:
         try:
-            return handler(value)
+            parsed = handler(value)
+            if holds(parsed):
+                return parsed
         except ValidationError:
-            raise _rejected(f"must be {what}, got {shown(value)}") from None
+            pass
+        raise _rejected(f"must be {what}, got {shown(value)}")
 
     return WrapValidator(check)
+
+
+def _one_of(known: Collection[str]) -> WrapValidator:
+    return _must_be(f"one of {', '.join(known)}", lambda value: value in known)
 
 
 def _name_of(longest: int) -> BeforeValidator:
@@ -93,37 +108,8 @@ def _name_of(longest: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _repo_id(value: Any) -> str:
-    try:
-        if not isinstance(value, str) or value.count("/") != 1:
-            raise HFValidationError
-        validate_repo_id(value)
-    except HFValidationError:
-        raise _rejected(f"must be owner/name, got {shown(value)}") from None
-    return value
-
-
-def _date(value: Any) -> str:
-    # YAML reads dates by itself.
-    value = value.isoformat() if isinstance(value, datetime.date) else value
-    if not isinstance(value, str) or not _DATE.fullmatch(value):
-        raise _rejected(f"must be a date as in 2026-01-31, got {shown(value)}")
-    return value
-
-
-def _revision(value: Any) -> str:
-    if not isinstance(value, str) or not _REVISION.fullmatch(value):
-        raise _rejected(f"must be the id of a commit, got {shown(value)}")
-    return value
-
-
-def _one_of(known: tuple[str, ...]) -> BeforeValidator:
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or value not in known:
-            raise _rejected(f"must be one of {', '.join(known)}, got {shown(value)}")
-        return value
-
-    return BeforeValidator(check)
+def _cleaned(longest: int) -> BeforeValidator:
+    return BeforeValidator(lambda value: clean(value, longest) if isinstance(value, str) else value)
 
 
 def _protocol(value: Any) -> dict[str, Any]:
@@ -137,44 +123,30 @@ def _protocol(value: Any) -> dict[str, Any]:
     for name, entry in value.items():
         if not isinstance(name, str) or not clean(name).strip() or len(name) > 60:
             raise _rejected(f"must have short names, got {shown(name)}")
-        if isinstance(entry, str):
-            entry = clean(entry, MAX_PROTOCOL_TEXT)
-        elif type(entry) in (int, float) and -LARGEST <= entry <= LARGEST:
-            pass
-        elif entry is not None and type(entry) is not bool:
+        is_number = type(entry) in (int, float) and -LARGEST <= entry <= LARGEST
+        if not is_number and entry is not None and not isinstance(entry, str | bool):
             raise _rejected(f"must hold numbers and texts, got {shown(entry)} as {shown(name)}")
-        protocol[clean(name)] = entry
+        protocol[clean(name)] = clean(entry, MAX_PROTOCOL_TEXT) if isinstance(entry, str) else entry
     return protocol
 
 
-def _bounded(low: float, high: float) -> BeforeValidator:
-    def check(value: Any) -> float:
-        # NaN, infinity and integers too large for a float lie in no interval.
-        if type(value) not in (int, float) or not low <= value <= high:
-            raise _rejected(f"must be a number from {low:g} to {high:g}, got {shown(value)}")
-        return float(value)
-
-    return BeforeValidator(check)
-
-
-def _cleaned(longest: int) -> BeforeValidator:
-    def check(value: Any) -> str:
-        if not isinstance(value, str):
-            raise _rejected(f"must be text, got {shown(value)}")
-        return clean(value, longest)
-
-    return BeforeValidator(check)
+def is_repo_id(name: str) -> bool:
+    """Return whether a name has the Hub's form owner/name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
 
 
-def whole_to(high: int) -> BeforeValidator:
+def whole_to(high: int) -> Any:
     """Return the check of a whole number from 0 to `high`."""
+    return _must_be(f"a whole number from 0 to {high:,}", lambda value: 0 <= value <= high)
 
-    def check(value: Any) -> int:
-        if type(value) is not int or not 0 <= value <= high:
-            raise _rejected(f"must be a whole number from 0 to {high:,}, got {shown(value)}")
-        return value
 
-    return BeforeValidator(check)
+def _bounded(low: float, high: float) -> WrapValidator:
+    # NaN and infinity lie in no interval.
+    return _must_be(f"a number from {low:g} to {high:g}", lambda value: low <= value <= high)
 
 
 # Names group and filter the board: plain ASCII on one line, so that none looks like another.
@@ -182,47 +154,44 @@ Name = Annotated[str, _name_of(96)]
 ShortName = Annotated[str, _name_of(40)]
 Split = Annotated[str, _name_of(60)]
 LayerName = Annotated[str, _name_of(200)]
-RepoId = Annotated[str, BeforeValidator(_repo_id)]
-Revision = Annotated[str, BeforeValidator(_revision)]
-Date = Annotated[str, BeforeValidator(_date)]
-Number = Annotated[float, _bounded(-LARGEST, LARGEST)]
-Positive = Annotated[float, _bounded(0, LARGEST)]
-Weight = Annotated[float, _bounded(0, 1e9)]
-Share = Annotated[float, _bounded(0, 1)]
-Count = Annotated[int, whole_to(2**53)]
-Size = Annotated[int, whole_to(10_000)]
-Flag = Annotated[bool, Field(strict=True), _must_be("true or false")]
-Curve = Annotated[
-    list[Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]],
-    _must_be("a list of numbers from 0 to 1"),
+RepoId = Annotated[StrictStr, _must_be("owner/name", is_repo_id)]
+Revision = Annotated[StrictStr, Field(pattern="^[0-9a-f]{7,64}$"), _must_be("the id of a commit")]
+Date = Annotated[
+    StrictStr,
+    Field(pattern=r"^\d{4}-\d\d-\d\d(T[\d:.]{5,15}(Z|[+-]\d\d:?\d\d)?)?$"),
+    _must_be("a date as in 2026-01-31"),
+    # YAML reads dates by itself.
+    BeforeValidator(lambda value: value.isoformat() if isinstance(value, datetime.date) else value),
 ]
-Object = Annotated[dict[Any, Any], Field(strict=True), _must_be("an object")]
-Sequence = Annotated[list[Any], Field(strict=True), _must_be("a list")]
+Number = Annotated[StrictFloat, _bounded(-LARGEST, LARGEST)]
+Positive = Annotated[StrictFloat, _bounded(0, LARGEST)]
+Weight = Annotated[StrictFloat, _bounded(0, 1e9)]
+Share = Annotated[StrictFloat, _bounded(0, 1)]
+Count = Annotated[StrictInt, whole_to(2**53)]
+Size = Annotated[StrictInt, whole_to(10_000)]
+Flag = Annotated[StrictBool, _must_be("true or false")]
+Curve = Annotated[list[Annotated[StrictFloat, Field(ge=0, le=1)]], _must_be("a list of numbers from 0 to 1")]
+_Endpoint = Annotated[StrictStr, _cleaned(200), _must_be("text")]
+Object = Annotated[dict[Any, Any], Strict(), _must_be("an object")]
+Sequence = Annotated[list[Any], Strict(), _must_be("a list")]
 
 
 @dataclass(frozen=True)
 class BoardResult(Result):
-    """A result on the board: one number, what it measures, how, and who measured it.
+    """A result on the board: its value is in [0, 1], and its protocol has only the entries that decide the value."""
 
-    Args:
-        task, dataset, split, metric, value, protocol: As in [`Result`]; the value is in [0, 1], and the protocol has
-            only the entries that decide it.
-        low, high (`float`, *optional*): 95 % interval.
-        source (`str`, defaults to "author"): One of `SOURCES`.
-        date (`str`, *optional*): ISO 8601.
-        revision (`str`, *optional*): Commit of the weights that were measured.
-    """
-
-    task: Annotated[str, _one_of(tuple(TASKS))]
+    task: Annotated[StrictStr, _one_of(TASKS)]
     dataset: Name
     split: Split
-    metric: Annotated[str, _one_of(tuple(METRICS))]
+    metric: Annotated[StrictStr, _one_of(METRICS)]
     value: Share
     protocol: Annotated[dict[str, Any], BeforeValidator(_protocol)] = field(default_factory=dict)
+    # 95 % interval.
     low: Share | None = None
     high: Share | None = None
-    source: Annotated[str, _one_of(SOURCES)] = "author"
+    source: Annotated[StrictStr, _one_of(SOURCES)] = "author"
     date: Date | None = None
+    # Commit of the weights that were measured.
     revision: Revision | None = None
 
     @property
@@ -233,10 +202,10 @@ class BoardResult(Result):
 
 def _holds_its_value(result: BoardResult) -> BoardResult:
     low, high = result.low, result.high
+    if low is None and high is None:
+        return result
     # A mean over seeds may lie a rounding error outside.
-    if (low is None) != (high is None) or (
-        low is not None and high is not None and not low - 1e-3 <= result.value <= high + 1e-3
-    ):
+    if low is None or high is None or not low - 1e-3 <= result.value <= high + 1e-3:
         raise _rejected(f"the interval {low} to {high} does not hold the value {result.value:g}")
     return result
 
@@ -281,42 +250,33 @@ CheckedSpectra = Annotated[Spectra, AfterValidator(_has_curves)]
 
 @dataclass(frozen=True)
 class Entry:
-    """One published encoder.
-
-    Args:
-        repo_id, revision, author, last_modified (`str`): The commit that was read, and the last change (ISO 8601).
-        backbone, method (`str`): As `config.json` names them.
-        regularizer (`str`, *optional*): Name of the penalty; `None` without one, and where its weight is 0.
-        gamma (`float`, *optional*): Weight of the penalty.
-        pretrained_on (`str`, *optional*): Training data.
-        image_size (`int`): Pixels.
-        parameters (`int`, *optional*): Numbers in the weights.
-        results (`list[BoardResult]`): What was measured.
-        spectra ([`Spectra`], *optional*): `None` where none were published or they were rejected.
-        library_version (`str`, *optional*): Version of this package.
-        weights (`str`, *optional*): SHA-256 of `model.safetensors`.
-        library (`str`, defaults to "timm"): The one of `LIBRARIES` that loads it.
-        remote_code (`bool`, defaults to `False`): Whether transformers needs code of the repository for it.
-        steps, images_per_step (`int`, *optional*), epochs (`float`, *optional*): Length of the training, as far as it
-            is known.
-    """
+    """One published encoder; what is not known of it is `None`."""
 
     repo_id: RepoId
+    # The commit that was read.
     revision: Revision
     author: Name
     last_modified: Date | None
+    # As `config.json` names them.
     backbone: Name
     method: ShortName
+    # Penalty and its weight: `None` without one, and where its weight is 0.
     regularizer: Name | None
     gamma: Number | None
     pretrained_on: Name | None
+    # Pixels.
     image_size: Size
+    # Numbers in the weights.
     parameters: Count | None
     results: Annotated[list[CheckedResult], Field(max_length=MAX_RESULTS)]
+    # `None` where none were published or they were rejected.
     spectra: CheckedSpectra | None
+    # Version of this package.
     library_version: Name | None
+    # SHA-256 of `model.safetensors`.
     weights: Revision | None = None
-    library: Annotated[str, _one_of(LIBRARIES)] = "timm"
+    # The library that loads it, and whether transformers needs code of the repository for it.
+    library: Annotated[StrictStr, _one_of(("timm", "transformers"))] = "timm"
     remote_code: Flag = False
     steps: Count | None = None
     epochs: Number | None = None
@@ -325,35 +285,25 @@ class Entry:
 
 @dataclass(frozen=True)
 class Rejection:
-    """Something that was found and has no place in the table, with the reason.
+    """Something that was found and has no place in the table, with the reason in one sentence."""
 
-    Args:
-        repo_id (`str`): The repository; malformed lines of the Hub's listing may have no valid name.
-        revision (`str`, *optional*): The commit that was read.
-        field (`str`): A file, or one of its entries.
-        reason (`str`): One sentence.
-    """
-
-    repo_id: Annotated[str, _cleaned(120)]
+    # Malformed lines of the Hub's listing may have no valid name.
+    repo_id: Annotated[StrictStr, _cleaned(120), _must_be("text")]
     revision: Revision | None
-    field: Annotated[str, _cleaned(120)]
-    reason: Annotated[str, _cleaned(300)]
+    # A file, or one of its entries.
+    field: Annotated[StrictStr, _cleaned(120), _must_be("text")]
+    reason: Annotated[StrictStr, _cleaned(300), _must_be("text")]
 
 
 @dataclass(frozen=True)
 class Board:
-    """All encoders found at one time.
-
-    Args:
-        entries (`list[Entry]`): By repository.
-        rejected (`list[Rejection]`): What was left out, and why.
-        collected_at (`str`): ISO 8601.
-        endpoint (`str`): The Hub that was read.
-    """
+    """All encoders found at one time, in the order of their repositories, and what was left out."""
 
     entries: list[Entry]
     rejected: list[Rejection]
+    # ISO 8601.
     collected_at: str
+    # The Hub that was read.
     endpoint: str
 
 
@@ -421,7 +371,7 @@ def from_json(text: str | bytes) -> Board:
     rejected = _each(Rejection, checked(Sequence, "rejected", content.get("rejected")), failed)
     entries = _each(Entry, checked(Sequence, "entries", content.get("entries")), failed)
     collected_at = checked(Date, "collected_at", content.get("collected_at"))
-    return Board(entries, rejected + failed, collected_at, checked(_ENDPOINT, "endpoint", content.get("endpoint")))
+    return Board(entries, rejected + failed, collected_at, checked(_Endpoint, "endpoint", content.get("endpoint")))
 
 
 def first_rejections(rejected: list[Rejection], field: str) -> list[Rejection]:
@@ -448,6 +398,3 @@ def _each(kind: type[T], parts: list, failed: list[Rejection]) -> list[T]:
             name = part.get("repo_id") if isinstance(part, dict) else None
             failed.append(Rejection(shown(name or "?", 100).strip("'"), None, error.field, error.reason))
     return passed
-
-
-_ENDPOINT = Annotated[str, _cleaned(200)]
