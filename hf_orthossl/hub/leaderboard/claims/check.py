@@ -34,23 +34,18 @@ _PICKLE = re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt|joblib|npy|npz)", re.IGNO
 
 @dataclass
 class Published:
-    """The parts of one commit of a repository that the board reads.
-
-    Args:
-        repo_id, revision, author, last_modified (`str`): The repository, by the Hub.
-        sizes (`dict[str, int]`): Bytes of each file, by the Hub.
-        weights (`str`, *optional*): SHA-256 of `model.safetensors`, by the Hub.
-        parameters (`int`, *optional*): Numbers in it, by the Hub.
-        files (`dict[str, bytes]`): Contents of the files that were read.
-    """
+    """The parts of one commit of a repository that the board reads: all but `files` is what the Hub says."""
 
     repo_id: str
     revision: str
     author: str
     last_modified: str | None
+    # Bytes of each file.
     sizes: dict[str, int] = field(default_factory=dict)
+    # SHA-256 of `model.safetensors`, and numbers in it.
     weights: str | None = None
     parameters: int | None = None
+    # Contents of the files that were read.
     files: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -84,7 +79,6 @@ def _entry(published: Published, claims: Claims) -> Entry:
         value = settings.get(name)
         return None if value is None else claims.attempt(checked, kind, name, value)
 
-    library = library_of(config)
     num_features = checked(_WIDTH, "num_features", block.get("num_features"))
     claims.trained_on = str(block.get("dataset") or "").lower(), str(block.get("split") or "").lower()
     _add_claims(published, claims)
@@ -112,8 +106,7 @@ def _entry(published: Published, claims: Claims) -> Entry:
         steps=optional(Count, "steps", training),
         epochs=optional(Weight, "epochs", training),
         images_per_step=optional(Count, "images_per_step", training),
-        library=str(library["library"]),
-        remote_code=bool(library["remote_code"]),
+        **library_of(config),
     )
 
 
@@ -139,18 +132,16 @@ def _spectra(published: Published, num_features: int) -> Spectra | None:
 
 
 def _suspicious_names(paths: list[str]) -> list[tuple[str, str]]:
-    suspicious = []
     tricks = [path for path in paths if not _is_plain_path(path)]
-    if tricks:
-        some = ", ".join(shown(path) for path in tricks[:3])
-        suspicious.append(
-            ("file names", f"some would leave their folder or cannot be read ({len(tricks)}), none is opened: {some}")
-        )
     pickles = [path for path in paths if _PICKLE.fullmatch(path)]
-    if pickles:
-        some = ", ".join(shown(path) for path in pickles[:3])
-        suspicious.append(("pickles", f"some can run code when loaded ({len(pickles)}), none is opened: {some}"))
-    return suspicious
+    return [
+        (kind, f"some {danger} ({len(named)}), none is opened: {', '.join(map(shown, named[:3]))}")
+        for kind, danger, named in (
+            ("file names", "would leave their folder or cannot be read", tricks),
+            ("pickles", "can run code when loaded", pickles),
+        )
+        if named
+    ]
 
 
 def _is_plain_path(path: str) -> bool:

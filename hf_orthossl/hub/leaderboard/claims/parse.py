@@ -15,17 +15,10 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def parse_yaml(content: bytes | str, field: str) -> Any:
-    """Return the plain values of a YAML text.
+    """Return the plain values of a YAML text; raise `RejectedError` for any other.
 
-    Aliases are rejected: no card needs them, and nine of them make a billion values. So are types other than plain
-    ones.
-
-    Args:
-        content (`bytes` or `str`): The text.
-        field (`str`): What it is, for the error.
-
-    Raises:
-        RejectedError: The text is not YAML, or larger, deeper or stranger than a card or a result is.
+    Aliases are rejected: no card needs them, and nine of them make a billion values. So is whatever is larger or deeper
+    than a card or a result.
     """
     if len(content) > MAX_YAML:
         raise RejectedError(field, f"has more than {MAX_YAML >> 10} KiB of YAML")
@@ -56,11 +49,7 @@ def parse_object(content: bytes, field: str) -> dict[str, Any]:
 
 
 def parse_arrays(start: bytes, field: str) -> dict[str, np.ndarray]:
-    """Return the float64 vectors that lie whole in the first bytes of a safetensors file.
-
-    Raises:
-        RejectedError: The header is malformed, or names anything but float64 vectors.
-    """
+    """Return the float64 vectors that lie whole in the first bytes of a safetensors file, which may hold no others."""
     length = int.from_bytes(start[:8], "little")
     if len(start) < 8 or length > len(start) - 8:
         raise RejectedError(field, "is not a safetensors file")
@@ -68,19 +57,14 @@ def parse_arrays(start: bytes, field: str) -> dict[str, np.ndarray]:
     header.pop("__metadata__", None)
     body, arrays = start[8 + length :], {}
     for name, about in header.items():
-        offsets = about.get("data_offsets") if isinstance(about, dict) else None
-        if not (
-            isinstance(offsets, list)
-            and len(offsets) == 2
-            and all(type(offset) is int for offset in offsets)
-            and 0 <= offsets[0] <= offsets[1]
-            and about.get("dtype") == "F64"
-            and about.get("shape") == [(offsets[1] - offsets[0]) // 8]
-            and (offsets[1] - offsets[0]) % 8 == 0
-        ):
-            raise RejectedError(field, f"holds {shown(name)}, which is not a float64 vector")
-        if offsets[1] <= len(body):
-            arrays[name] = np.frombuffer(body, "<f8", (offsets[1] - offsets[0]) // 8, offsets[0])
+        match about:
+            case {"dtype": "F64", "shape": [int(length)], "data_offsets": [int(first), int(end)]} if (
+                first >= 0 and length >= 0 and end - first == 8 * length
+            ):
+                if end <= len(body):
+                    arrays[name] = np.frombuffer(body, "<f8", length, first)
+            case _:
+                raise RejectedError(field, f"holds {shown(name)}, which is not a float64 vector")
     return arrays
 
 

@@ -2,7 +2,7 @@
 
 import datetime
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from ...client import hub_id, public_name
 from ...encoder_folder import spectra_rows
 from ..board.collect import find, read_published
 from ..fetch import Fetcher
-from ..schema import LARGEST, BoardResult, Entry, Key, Rejection, evenly, shown
+from ..schema import LARGEST, BoardResult, Entry, Rejection, evenly, shown
 from .check import CONFIG, SCALARS, Published, check
 from .parse import parse_object
 from .read import NOT_STATED, on_board
@@ -45,18 +45,15 @@ _PROBE = ("protocol", "epochs", "batch_size", "learning_rate", "weight_decay", "
 # What L-BFGS takes of these; it chooses the rest on the training images again.
 _LBFGS = ("protocol", "label_noise", "imbalance")
 _DEFAULT = {"k": 20, "temperature": 0.07}
-_Protocol = dict[str, Any]
+# Tasks with their protocols.
+_Wanted = list[tuple[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Data:
-    """The data that claims are measured on.
+    """The data that claims are measured on, by the options of `orthossl evaluate`."""
 
-    Args:
-        dataset (`str`, *optional*): Used instead of the data that claims name, such as a folder of images.
-        name, train_split, test_split, image_column, label_column (`str`, *optional*): As in `orthossl evaluate`.
-    """
-
+    # Used instead of the data that claims name, such as a folder of images.
     dataset: str | None = None
     name: str | None = None
     train_split: str | None = None
@@ -72,20 +69,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Verified:
-    """Outcome of [`verify`].
+    """Outcome of [`verify`]."""
 
-    Args:
-        entry ([`Entry`]): What the author published, checked.
-        rejected (`list[Rejection]`): What of it failed the checks.
-        verification ([`Verification`]): The measurements, for the board.
-        compared (`list[Comparison]`): Claims beside them.
-        notes (`list[str]`): What was not measured again, and why.
-    """
-
+    # What the author published: what passed the checks, and what failed.
     entry: Entry
     rejected: list[Rejection]
+    # The measurements, and the claims beside them.
     verification: Verification
     compared: list[Comparison]
+    # What was not measured again, and why.
     notes: list[str]
 
 
@@ -119,7 +111,12 @@ def verify(
     entry, more = check(published)
     if entry is None:
         raise ValueError(f"{model} has no place on a board: " + "; ".join(f"{r.field} {r.reason}" for r in more))
-    encoder = _load(entry, device)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = load_encoder(f"hf-hub:{entry.repo_id}@{entry.revision}", pretrained=True).eval()
+    try:
+        encoder.to(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} cannot be used: pass --device cpu") from error
     block = parse_object(published.files[CONFIG], CONFIG)["orthossl"]
     training, data = block.get("training"), data or Data()
     seed = training.get("seed") if isinstance(training, dict) else None
@@ -157,41 +154,30 @@ def remeasure(
 ) -> tuple[list[BoardResult], list[str]]:
     """Measure kNN accuracy and linear probes, once for each protocol of the claims; kNN alone without claims.
 
-    Args:
-        encoder ([`Encoder`]): With the published weights, in evaluation mode.
-        claims (`list[BoardResult]`): What the author claims.
-        data ([`Data`]): What to measure on.
-        seed (`int`, defaults to 0): Seed of the training run, which chose the images of its own kNN accuracy.
-        cache ([`FeatureCache`], *optional*): Where features are kept.
-        progress (`bool`, defaults to `False`): Show progress bars.
+    `seed` is that of the training run, which chose the images of its own kNN accuracy. A data set that `data` names and
+    that cannot be read or used raises `OSError` or `ValueError`; one that a claim names does not.
 
     Returns:
         `tuple[list[BoardResult], list[str]]`: Results with 95 % intervals, and one sentence for each claim that was not
         measured.
-
-    Raises:
-        ValueError: A data set given by name cannot be used.
-        OSError: A data set given by name cannot be read.
     """
     notes: dict[str, None] = {}
-    groups: dict[tuple[str, str, bool], list[tuple[str, _Protocol]]] = defaultdict(list)
+    groups: dict[tuple[str, str, bool], _Wanted] = defaultdict(list)
     for claim in claims:
         location = _location(claim.dataset, data.dataset)
         reason = _not_measured(claim, location)
         if reason or location is None:
             notes[f"{claim.task} {claim.metric} on {claim.dataset}: {reason}"] = None
             continue
-        split = "test" if claim.split == NOT_STATED else claim.split
-        by_monitor = "bank" in claim.protocol
-        groups[location, data.test_split or split, by_monitor].append((claim.task, claim.protocol))
+        split = data.test_split or ("test" if claim.split == NOT_STATED else claim.split)
+        groups[location, split, "bank" in claim.protocol].append((claim.task, claim.protocol))
     if not claims:
         groups[data.dataset or "digits", data.test_split or "test", False] = [("knn", _DEFAULT)]
     results: list[Result] = []
     for (location, split, by_monitor), wanted in groups.items():
-        protocols = [protocol for _, protocol in wanted]
         try:
             if by_monitor:
-                results += _monitored(encoder, location, split, data, protocols, seed, progress)
+                results += _monitored(encoder, location, split, data, wanted, seed, progress)
             else:
                 results += _frozen(encoder, location, split, data, wanted, seed, cache, progress)
         except (ValueError, OSError) as error:
@@ -199,24 +185,15 @@ def remeasure(
                 raise
             # A claim about data that cannot be loaded does not keep the others from being measured.
             notes[f"claims on {location}, {split}: not measured again ({error})"] = None
-    return list(_with_intervals(results).values()), list(notes)
+    return list({result.key: _with_interval(result) for result in results}.values()), list(notes)
 
 
 def recompute(
     entry: Entry, published: Published, encoder: Encoder, datasets: Collection[str | None] = ("digits",)
 ) -> tuple[str | None, list[str]]:
-    """Take the spectra of the published weights, and tell whether the published spectra are theirs.
+    """Return what is wrong with the published spectra, as in [`Verification`], and what was not compared.
 
     The spectra of the weights are always taken; those of the features where the training data are among `datasets`.
-
-    Args:
-        entry ([`Entry`]): The encoder.
-        published ([`Published`]): The files it was read from.
-        encoder ([`Encoder`]): With the weights of that commit, in evaluation mode.
-        datasets (collection of `str`): Data that may be loaded.
-
-    Returns:
-        `tuple[str | None, list[str]]`: What is wrong, as in [`Verification`], and what was not taken.
     """
     if entry.spectra is None:
         return None, ["there are no published spectra to compare with"]
@@ -224,19 +201,15 @@ def recompute(
     block = parse_object(published.files[CONFIG], CONFIG)["orthossl"]
     images, notes = _images(entry, block.get("split"), encoder, datasets)
     report = spectral_report(encoder, images)
-    wrong = _wrong_weights(report, scalars["weights"]) or _wrong_curves(report, entry.spectra.curves)
-    if images is not None:
-        wrong = wrong or _wrong_features(report, scalars["features"])
+    claimed, measured = scalars["weights"], report.weights
+    if set(measured) != set(claimed):
+        return f"the spectra are of {len(claimed)} weights that are not the {len(measured)} of the encoder", notes
+    wrong = _wrong_scalars(measured, claimed, "effective_rank", "gram_frobenius", "gram_sigma_max")
+    wrong = wrong or _wrong_curves(report, entry.spectra.curves)
+    if images is not None and not wrong:
+        features = {REPRESENTATION: report.features[REPRESENTATION]}
+        wrong = _wrong_scalars(features, scalars["features"], "effective_rank", "rankme", "participation_ratio")
     return wrong or "", notes
-
-
-def _load(entry: Entry, device: str | None) -> Encoder:
-    encoder = load_encoder(f"hf-hub:{entry.repo_id}@{entry.revision}", pretrained=True)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return encoder.to(device).eval()
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} cannot be used: pass --device cpu") from error
 
 
 def _location(dataset: str, given: str | None) -> str | None:
@@ -288,7 +261,7 @@ def _frozen(
     location: str,
     split: str,
     data: Data,
-    wanted: list[tuple[str, _Protocol]],
+    wanted: _Wanted,
     seed: int,
     cache: FeatureCache | None,
     progress: bool,
@@ -313,14 +286,14 @@ def _frozen(
 
 
 def _monitored(
-    encoder: Encoder, location: str, split: str, data: Data, protocols: list[_Protocol], seed: int, progress: bool
+    encoder: Encoder, location: str, split: str, data: Data, wanted: _Wanted, seed: int, progress: bool
 ) -> list[Result]:
     """Measure the kNN accuracy that a training run takes on some of the images."""
     source = load_source(location, split=data.train_split, **data.columns)
     held_out = load_source(location, split=split, **data.columns)
     _check_held_out(source, held_out)
     results = []
-    for protocol in {tuple(sorted(p.items(), key=str)): p for p in protocols}.values():
+    for protocol in {tuple(sorted(p.items(), key=str)): p for _, p in wanted}.values():
         monitor = KNNMonitor(
             source,
             held_out,
@@ -336,21 +309,17 @@ def _monitored(
     return results
 
 
-def _with_intervals(results: list[Result]) -> dict[Key, BoardResult]:
-    measured = {}
-    for result in results:
-        count = result.protocol.get("test_images") or result.protocol.get("queries") or 1
-        low, high = interval(result.value, count)
-        public = replace(result, dataset=public_name(result.dataset))
-        measured[result.key] = on_board(public, low=low, high=high, source="board")
-    return measured
+def _with_interval(result: Result) -> BoardResult:
+    low, high = interval(result.value, result.protocol.get("test_images") or result.protocol.get("queries") or 1)
+    return on_board(replace(result, dataset=public_name(result.dataset)), low=low, high=high, source="board")
 
 
 def _images(
     entry: Entry, split: object, encoder: Encoder, datasets: Collection[str | None]
 ) -> tuple[Iterable | None, list[str]]:
     """Return the images behind the features' spectra, as training chose them; `None` if they cannot be loaded."""
-    name, count = entry.pretrained_on or "", int(entry.spectra.summary.get("num_images", 0)) if entry.spectra else 0
+    name, summary = entry.pretrained_on or "", entry.spectra.summary if entry.spectra else {}
+    count = int(summary.get("num_images", 0))
     if not count:
         return None, []
     note = f"spectra of features were not taken again: {{}} ({name or 'no name'})"
@@ -366,24 +335,12 @@ def _images(
     return normalized_batches(encoder, ImageDataset(source, image_size=encoder.image_size, indices=rows)), []
 
 
-def _wrong_weights(report: SpectralReport, claimed: dict) -> str | None:
-    if set(report.weights) != set(claimed):
-        return f"the spectra are of {len(claimed)} weights that are not the {len(report.weights)} of the encoder"
-    pairs = [(name, spectrum, claimed[name]) for name, spectrum in report.weights.items()]
-    return _first_difference(pairs, ("effective_rank", "gram_frobenius", "gram_sigma_max"))
-
-
-def _wrong_features(report: SpectralReport, claimed: dict) -> str | None:
-    pairs = [(REPRESENTATION, report.features[REPRESENTATION], claimed.get(REPRESENTATION, {}))]
-    return _first_difference(pairs, ("effective_rank", "rankme", "participation_ratio"))
-
-
-def _first_difference(pairs: list[tuple[str, Any, dict]], keys: tuple[str, ...]) -> str | None:
-    for name, spectrum, claimed in pairs:
+def _wrong_scalars(spectra: Mapping[str, Any], claimed: dict, *keys: str) -> str | None:
+    for name, spectrum in spectra.items():
         for key in keys:
-            said, ours = claimed.get(key), getattr(spectrum, key)
+            said, ours = claimed.get(name, {}).get(key), getattr(spectrum, key)
             # The bounds also reject integers too large for a float.
-            is_number = isinstance(said, int | float) and not isinstance(said, bool) and 0 <= said <= LARGEST
+            is_number = type(said) in (int, float) and 0 <= said <= LARGEST
             if not is_number or not abs(said - ours) <= TOLERANCE * max(ours, 1e-3):
                 return (
                     f"the {key} of {name} is published as {shown(said)}; recomputed from the published weights it is "

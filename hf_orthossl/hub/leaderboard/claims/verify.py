@@ -39,38 +39,29 @@ FIELD = "verification"
 
 @dataclass(frozen=True)
 class Verification:
-    """One evaluation of published weights by this board.
-
-    Args:
-        repo_id, revision (`str`): The commit that was measured.
-        weights (`str`, *optional*): SHA-256 of its `model.safetensors`; the results hold for other commits of these
-            weights.
-        date, version (`str`): When (ISO 8601), and with which version of this package.
-        results (`list[BoardResult]`): What was measured, with `source` "board" and 95 % intervals.
-        spectra (`str`, *optional*): What is wrong with the published spectra, one sentence; empty if they were
-            recomputed and agree, `None` if they were not recomputed.
-        digest (`str`, *optional*): [`spectra_digest`] of those spectra: they are as wrong in another commit.
-    """
+    """One evaluation of published weights by this board."""
 
     repo_id: RepoId
     revision: Revision
+    # SHA-256 of `model.safetensors`: the results hold for other commits of these weights.
     weights: Revision | None
     date: Date
+    # Of this package.
     version: Name
+    # With `source` "board" and 95 % intervals.
     results: Annotated[list[CheckedResult], Field(max_length=1000)] = field(default_factory=list)
+    # What is wrong with the published spectra; empty if they were recomputed and agree, `None` if not recomputed.
     spectra: Annotated[str, Field(max_length=300)] | None = None
+    # [`spectra_digest`] of those spectra: they are as wrong in another commit.
     digest: Revision | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A claim beside this board's measurement.
+    """A claim beside this board's measurement; `agrees` is `None` where one of the two is missing.
 
-    Args:
-        claimed, measured ([`BoardResult`], *optional*): `None` where there is none.
-        agrees (`bool`, *optional*): Whether the claim lies in the 95 % interval of the measurement. A claim about
-            another number of images agrees if its own interval, by that number, overlaps; an interval that the author
-            states does not count. `None` where one of the two is missing.
+    A claim agrees if it lies in the 95 % interval of the measurement. One about another number of images agrees if its
+    own interval, by that number, overlaps; an interval that the author states does not count.
     """
 
     claimed: BoardResult | None
@@ -106,13 +97,13 @@ def with_verifications(board: Board, verifications: list[Verification]) -> Board
     A claim that a measurement confirms becomes "verified"; the measurement stands beside it as "board". A claim that
     is not confirmed stays "author" and is listed as rejected. Spectra that are not those of the weights are removed.
     """
-    by_weights: dict[tuple[str, str | None], Verification]
-    by_weights = {(v.repo_id, v.weights): v for v in verifications if v.weights}
-    by_commit = {(v.repo_id, v.revision): v for v in verifications}
+    # Ids of commits and of weights differ in length.
+    made_of = {(v.repo_id, v.revision): v for v in verifications}
+    made_of |= {(v.repo_id, v.weights): v for v in verifications if v.weights}
     rejected = [one for one in board.rejected if not one.field.startswith(FIELD)]
     entries = []
     for entry in board.entries:
-        made = by_weights.get((entry.repo_id, entry.weights)) or by_commit.get((entry.repo_id, entry.revision))
+        made = made_of.get((entry.repo_id, entry.weights or "")) or made_of.get((entry.repo_id, entry.revision))
         claims = [dataclasses.replace(r, source="author") for r in entry.results if r.source != "board"]
         entry = dataclasses.replace(entry, results=claims)
         if made:
@@ -192,8 +183,7 @@ def _verified(entry: Entry, made: Verification) -> tuple[Entry, list[Rejection]]
             results.append(dataclasses.replace(pair.claimed, source="verified") if pair.agrees else pair.claimed)
         if pair.measured:
             results.append(pair.measured)
-        if pair.agrees is False and pair.claimed and pair.measured:
-            ours = pair.measured
+        if pair.agrees is False and pair.claimed and (ours := pair.measured):
             bounds = "" if ours.low is None else f" ({ours.low:.4f} to {ours.high:.4f})"
             what = f"{ours.task} {ours.metric} on {ours.dataset}"
             reject(what, f"the author claims {pair.claimed.value:.4f}; this board measured {ours.value:.4f}{bounds}")

@@ -13,8 +13,9 @@ from ..board.build import build
 from ..board.snapshot import RefreshedBoard, read_snapshot
 from ..schema import Board
 from .catalogue import Catalogue
+from .rendering import HERE
 from .routes import middleware, routes
-from .views import HERE, render_page
+from .views import render_page
 
 TITLE = "Self-supervised encoders: accuracy and spectra"
 _SHELL = """<style>{css}</style><header><h1>{title}</h1>\

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from .rendering import render
+
 # Smaller eigenvalues are rounding errors.
 _FLOOR = 1e-12
 _MARKS = 6
@@ -13,13 +15,7 @@ _MARKS = 6
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis that runs from `start` to `end` in the units of the drawing; call it for the place of a value.
-
-    Args:
-        low, high (`float`): The values at its ends.
-        start, end (`float`): The places of its ends.
-        log (`bool`, defaults to `False`): Whether the axis is logarithmic.
-    """
+    """An axis from the value `low`, at the place `start`, to `high` at `end`; call it for the place of a value."""
 
     low: float
     high: float
@@ -55,18 +51,12 @@ class Scale:
 
 @dataclass(frozen=True)
 class Curve:
-    """Eigenvalues of one model.
+    """Normalized eigenvalues of one model."""
 
-    Args:
-        style (`int`): Place of the model among those compared, from 0; its colour and mark are the same everywhere.
-        name (`str`): Name of the model.
-        ranks (`list[int]`): From 1.
-        values (`list[float]`): Normalized eigenvalues.
-        length (`int`): Number of eigenvalues in all.
-    """
-
+    # Place of the model among those compared, from 0; its colour and mark are the same everywhere.
     style: int
     name: str
+    # From 1, out of `length`.
     ranks: list[int]
     values: list[float]
     length: int
@@ -74,39 +64,34 @@ class Curve:
 
 @dataclass(frozen=True)
 class Point:
-    """One model in the scatter.
-
-    Args:
-        x, y (`float`): Its place.
-        style (`int`): 0 without a penalty, 1 with one.
-        label (`str`): Shown where the pointer rests.
-        href (`str`): Where a click leads.
-    """
+    """One model in the scatter."""
 
     x: float
     y: float
+    # 0 without a penalty, 1 with one.
     style: int
+    # Shown where the pointer rests.
     label: str
+    # Where a click leads.
     href: str
 
 
 def spectrum(title: str, curves: Sequence[Curve]) -> Markup:
     """Draw normalized eigenvalues over their rank, both on log axes; zeros cannot be drawn and end a curve."""
-    drawn = [(c, [(r, v) for r, v in zip(c.ranks, c.values, strict=True) if v > _FLOOR]) for c in curves]
-    values = [value for _, points in drawn for _, value in points]
+    drawn = [[(r, v) for r, v in zip(c.ranks, c.values, strict=True) if v > _FLOOR] for c in curves]
     # At least two decades, so that a flat spectrum looks flat.
-    low = 10.0 ** math.floor(math.log10(min([*values, 0.01])) + 1e-9)
+    low = 10.0 ** math.floor(math.log10(min([0.01, *(value for points in drawn for _, value in points)])) + 1e-9)
     x = Scale(1, max(2, *(curve.length for curve in curves)), 54, 290, log=True)
     y = Scale(low, 1, 176, 12, log=True)
-    parts = _axes(x, y, "rank of the eigenvalue", "normalized eigenvalue", 300, 220)
-    for curve, points in drawn:
-        places = [(x(rank), y(value)) for rank, value in points]
-        if len(places) > 1:
-            path = " ".join(f"{a},{b}" for a, b in places)
-            parts.append(Markup('<polyline class="line s{}" points="{}"/>').format(curve.style, path))
-        parts += [mark(curve.style, a, b) for a, b in _spread(places, curve.style)]
-    described = "; ".join(_describe(curve) for curve in curves)
-    return _svg(f"{title}: {described}", parts, 300, 220, "panel")
+    lines = [[(x(rank), y(value)) for rank, value in points] for points in drawn]
+    return render(
+        "chart.svg",
+        kind="panel",
+        label=f"{title}: {'; '.join(_describe(curve) for curve in curves)}",
+        width=300, height=220, x=x, y=y, tick=_tick, points=[],
+        x_label="rank of the eigenvalue", y_label="normalized eigenvalue",
+        curves=[(c.style, line, _spread(line, c.style)) for c, line in zip(curves, lines, strict=True)],
+    )
 
 
 def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
@@ -115,30 +100,13 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
     pad = max((max(ys) - min(ys)) * 0.05, 0.005)
     x = Scale(min(xs) * 0.9, max(xs) * 1.1, 62, 508, log=True)
     y = Scale(max(0.0, min(ys) - pad), min(1.0, max(ys) + pad), 338, 14)
-    parts = _axes(x, y, x_label, y_label, 520, 380)
-    # No thousand tab stops: by keyboard the models are reached through the table.
-    shape = Markup('<a href="{}" tabindex="-1" data-go=""><title>{}</title>{}</a>')
-    parts += [shape.format(p.href, p.label, mark(p.style, x(p.x), y(p.y), 4)) for p in points]
-    return _svg(f"{len(points)} models: {y_label} over {x_label}", parts, 520, 380, "scatter")
-
-
-def mark(style: int, x: float, y: float, size: float = 3.5) -> Markup:
-    """Draw a mark that differs from others in shape as well as in colour."""
-    r = size
-    if style % 4 == 0:
-        return Markup('<circle class="mark s{}" cx="{:g}" cy="{:g}" r="{:g}"/>').format(style, x, y, r)
-    if style % 4 == 1:
-        path = f"M{x:g} {y - 1.3 * r:g}l{1.25 * r:g} {2.2 * r:g}h{-2.5 * r:g}z"
-    elif style % 4 == 2:
-        path = f"M{x - r:g} {y - r:g}h{2 * r:g}v{2 * r:g}h{-2 * r:g}z"
-    else:
-        path = f"M{x:g} {y - 1.4 * r:g}l{1.4 * r:g} {1.4 * r:g}l{-1.4 * r:g} {1.4 * r:g}l{-1.4 * r:g} {-1.4 * r:g}z"
-    return Markup('<path class="mark s{}" d="{}"/>').format(style, path)
-
-
-def key(style: int) -> Markup:
-    """Draw the same mark for a legend."""
-    return Markup('<svg class="key" viewBox="0 0 12 12" aria-hidden="true">{}</svg>').format(mark(style, 6, 6, 4))
+    return render(
+        "chart.svg",
+        kind="scatter",
+        label=f"{len(points)} models: {y_label} over {x_label}",
+        width=520, height=380, x=x, y=y, tick=_tick, points=points,
+        x_label=x_label, y_label=y_label, curves=[],
+    )
 
 
 def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
@@ -166,26 +134,6 @@ def _describe(curve: Curve) -> str:
     return f"{curve.name}, {curve.length:,} eigenvalues, {falls}"
 
 
-def _axes(x: Scale, y: Scale, x_label: str, y_label: str, width: int, height: int) -> list[Markup]:
-    parts = []
-    for value in y.ticks():
-        at = y(value)
-        parts.append(Markup('<path class="grid" d="M{:g} {:g}H{:g}"/>').format(x.start, at, x.end))
-        label = Markup('<text x="{:g}" y="{:g}" text-anchor="end" dominant-baseline="middle">{}</text>')
-        parts.append(label.format(x.start - 5, at, _tick(value)))
-    for value in x.ticks():
-        at = x(value)
-        parts.append(Markup('<path class="grid" d="M{:g} {:g}V{:g}"/>').format(at, y.start, y.end))
-        label = Markup('<text x="{:g}" y="{:g}" text-anchor="middle" dominant-baseline="hanging">{}</text>')
-        parts.append(label.format(at, y.start + 6, _tick(value)))
-    parts.append(Markup('<path class="axis" d="M{0:g} {3:g}V{1:g}H{2:g}"/>').format(x.start, y.start, x.end, y.end))
-    middle = (x.start + x.end) / 2
-    parts.append(Markup('<text x="{:g}" y="{:g}" text-anchor="middle">{}</text>').format(middle, height - 6, x_label))
-    turned = Markup('<text transform="translate(12 {:g}) rotate(-90)" text-anchor="middle">{}</text>')
-    parts.append(turned.format((y.start + y.end) / 2, y_label))
-    return parts
-
-
 def _tick(value: float) -> Markup:
     if value and not 0.01 <= value < 10_000:
         exponent = math.floor(math.log10(value) + 1e-9)
@@ -193,8 +141,3 @@ def _tick(value: float) -> Markup:
         base = "10" if digit == 1 else f"{digit}·10"
         return Markup('{}<tspan dy="-0.4em" font-size="75%">{}</tspan>').format(base, str(exponent).replace("-", "−"))
     return Markup(f"{value:,.6g}")
-
-
-def _svg(label: str, parts: Sequence[Markup], width: int, height: int, kind: str) -> Markup:
-    head = Markup('<svg class="chart {}" viewBox="0 0 {} {}" role="img" aria-label="{}">')
-    return head.format(kind, width, height, label) + Markup("").join(parts) + Markup("</svg>")

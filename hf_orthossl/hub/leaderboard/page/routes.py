@@ -13,6 +13,7 @@ from ..board.rank import Measurement
 from ..board.snapshot import csv_text, parquet
 from ..schema import Board
 from .catalogue import Catalogue, View
+from .rendering import render
 
 # Gradio's own page needs inline code and `Function`; whatever the page does, it reaches no other machine.
 _POLICY = (
@@ -25,12 +26,6 @@ _HEADERS = {
     b"x-content-type-options": b"nosniff",
 }
 _BADGE_HEADERS = {"Content-Security-Policy": "default-src 'none'", "Cache-Control": "public, max-age=3600"}
-_SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" aria-label="{left}: {right}">\
-<title>{left}: {right}</title><rect width="{width}" height="20" rx="3" fill="#3b3b3b"/>\
-<path d="M{split} 0H{inner}a3 3 0 0 1 3 3v14a3 3 0 0 1-3 3H{split}z" fill="#005a9c"/>\
-<g fill="#fff" font-family="Verdana,DejaVu Sans,sans-serif" font-size="11">\
-<text x="6" y="14" textLength="{left_room}">{left}</text>\
-<text x="{at}" y="14" textLength="{right_room}">{right}</text></g></svg>"""
 # About that of Verdana at 11 pixels; `textLength` makes other fonts fit.
 _WIDTH = 6.6
 _LONGEST = 60
@@ -52,19 +47,12 @@ def badge_words(catalogue: Catalogue, repo_id: str, measurement: Measurement | N
 def badge_svg(left: str, right: str) -> Markup:
     """Return a badge of 20 pixels height; its texts are escaped."""
     left, right = left[:_LONGEST], right[:_LONGEST]
-    left_room, right_room = round(len(left) * _WIDTH), round(len(right) * _WIDTH)
-    split = left_room + 12
-    width = split + right_room + 12
-    places = {"split": split, "at": split + 6, "width": width, "inner": width - 3}
-    return Markup(_SVG).format(left=left, right=right, left_room=left_room, right_room=right_room, **places)
+    rooms = {"left_room": round(len(left) * _WIDTH), "right_room": round(len(right) * _WIDTH)}
+    return render("badge.svg", left=left, right=right, **rooms)
 
 
 def routes(catalogue: Callable[[], Catalogue]) -> list[Route]:
-    """Return `board.csv` and `board.parquet` of the models that fit a query string, and `badge/OWNER/NAME.svg`.
-
-    Args:
-        catalogue (`Callable`): Returns the current catalogue.
-    """
+    """Return `board.csv` and `board.parquet` of the models that fit a query string, and `badge/OWNER/NAME.svg`."""
 
     def chosen(request: Request) -> Board:
         current = catalogue()
@@ -95,11 +83,7 @@ def middleware() -> list[Middleware]:
 
 
 class Guard:
-    """Wrap Gradio's application: no requests to other machines, no files from visitors, no query string of ours.
-
-    Args:
-        app (`ASGIApp`): What is wrapped.
-    """
+    """Wrap Gradio's application: no requests to other machines, no files from visitors, no query string of ours."""
 
     def __init__(self, app: ASGIApp):
         self.app = app

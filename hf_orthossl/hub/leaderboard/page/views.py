@@ -5,34 +5,28 @@ Templates show every value as text: nothing that an unknown author wrote can bec
 
 import re
 from collections.abc import Callable
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from statistics import median
 from typing import Any
 from urllib.parse import quote
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from ....evaluation.results import METRICS, TASKS, Key
 from ....spectra.stages import match_features
 from ...encoder_record import loading_calls
-from ...escaping import clean, literal
+from ...escaping import literal
 from ...measurements import protocol_text
 from ..board.rank import Measurement, best, most_trusted
 from ..claims.verify import compare
-from ..schema import BoardResult, Entry
+from ..schema import BoardResult, Entry, is_repo_id
 from . import charts
 from .catalogue import COLUMNS, DESCENDING, PAGES, SIZES, Catalogue, View, effective_rank
+from .rendering import environment, render
 from .routes import badge_svg, badge_words
 
-HERE = Path(__file__).parent
 PAGE_SIZE = 50
 _ENDPOINT = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?")
-# Longer than any link of the page; texts were cut when the board was read.
-_LONGEST = 4000
 _WEIGHTS = "weights/"
 _SORTINGS = ("rank.up", "effective_rank.down", "effective_rank.up", "model.up", "backbone.up", "method.up")
 _SOURCES = [("", "anyone"), ("verified", "author, verified"), ("board", "this board"), ("author", "author only")]
@@ -59,7 +53,6 @@ def render_page(catalogue: Catalogue, query: str, base_url: str = "") -> str:
     view = View.from_query(query)
     common = {
         "view": view,
-        "pages_of": PAGES,
         "num_rejected": len(catalogue.board.rejected),
         "collected_at": catalogue.board.collected_at,
         "endpoint": catalogue.board.endpoint,
@@ -72,16 +65,12 @@ def render_page(catalogue: Catalogue, query: str, base_url: str = "") -> str:
         pages: dict[str, Callable[[Catalogue, View], _Values]]
         pages = {"table": _table, "scatter": _scatter, "pairs": _pairs, "rejected": _rejected}
         values = _form(catalogue, view) | pages[view.show](catalogue, view)
-    return _environment().get_template(f"{view.show}.html").render(**common, **values)
+    return render(f"{view.show}.html", **common, **values)
 
 
 def hub_address(endpoint: str, repo_id: str, revision: str | None = None) -> str | None:
     """Return the address of a model on the Hub; `None` if its name is not a Hub id."""
-    try:
-        if repo_id.count("/") != 1:
-            return None
-        validate_repo_id(repo_id)
-    except HFValidationError:
+    if not is_repo_id(repo_id):
         return None
     base = endpoint if _ENDPOINT.fullmatch(endpoint) else "https://huggingface.co"
     return f"{base}/{quote(repo_id)}" + (f"/tree/{quote(revision, safe='')}" if revision else "")
@@ -102,15 +91,13 @@ def model_page(catalogue: Catalogue, view: View, base_url: str) -> _Values:
         "measure_words": in_words(chosen),
         "facts": _facts(entry),
         "panels": _panels([entry]),
-        "reading": _reading(entry),
         "spectral": [
             (label, form.format(summary[name])) for name, (label, form) in _SPECTRAL.items() if name in summary
         ],
         "results": _with_remarks(entry),
-        "tasks": TASKS,
-        "metrics": METRICS,
         "rejected": [one for one in catalogue.board.rejected if one.repo_id == entry.repo_id],
-        **_loading(entry),
+        "calls": loading_calls(entry, entry.repo_id, entry.revision),
+        "location": literal(f"hf-hub:{entry.repo_id}@{entry.revision}"),
         "badge": badge_svg(*words),
         "badge_code": _badge_code(entry, view, base_url, ": ".join(words)),
     }
@@ -124,7 +111,6 @@ def compare_page(catalogue: Catalogue, view: View, base_url: str) -> _Values:
     return {
         "models": models,
         "unknown": [name for name in view.compare if name not in catalogue.entries],
-        "keys": [charts.key(style) for style in range(len(models))],
         "settings": [(label, [own.get(label, "–") for own in facts]) for label in labels],
         "results": _side_by_side(models),
         "panels": _panels(models),
@@ -137,35 +123,6 @@ def in_words(measurement: Measurement | None) -> str:
         return ""
     task, dataset, metric = measurement
     return f"{TASKS.get(task, task)} on {dataset}, {METRICS.get(metric, metric)}"
-
-
-@cache
-def _environment() -> Environment:
-    """Return templates that escape whatever they show, and fail where a value is missing."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        finalize=_shown,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"effective_rank": effective_rank, "gamma": _gamma, "protocol_text": protocol_text}
-    environment.filters["breakable"] = _breakable
-    return environment
-
-
-def _gamma(value: float) -> str:
-    return f"{value:.3g}".replace("e-0", "e-")
-
-
-def _breakable(text: Any) -> Markup:
-    """Return a long name that may be broken after a sign, not within a word."""
-    return Markup(re.sub(r"([_/.]|-(?=\w))", r"\1<wbr>", str(escape(_shown(text)))))
-
-
-def _shown(value: Any) -> Any:
-    return clean(value, _LONGEST) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _form(catalogue: Catalogue, view: View) -> _Values:
@@ -234,7 +191,6 @@ def _scatter(catalogue: Catalogue, view: View) -> _Values:
         chart = charts.scatter(points, "effective rank", METRICS.get(chosen[2], chosen[2]))
     return {
         "chart": chart,
-        "keys": [charts.key(0), charts.key(1)],
         "correlation": charts.rank_correlation([point.x for point in points], [point.y for point in points]),
         "status": f"{len(points):,} of {len(lines):,} models have both numbers.",
         "as_table": view.to(show="table", sort="effective_rank", order="down"),
@@ -250,19 +206,8 @@ def _pairs(catalogue: Catalogue, view: View) -> _Values:
         better = sum(difference > 0 for difference in known)
         status = f"With a penalty {better:,} of {len(known):,} pairs are better; "
         status += f"the median difference is {median(known):+.3f}."
-    cut = _cut(pairs, view)
-    cut["rows"] = [
-        {
-            "without": without,
-            "with_": with_,
-            "difference": difference,
-            "results": [best(entry, *chosen) if chosen else None for entry in (without, with_)],
-            "ranks": [effective_rank(entry) for entry in (without, with_)],
-        }
-        for without, with_, difference in cut["rows"]
-    ]
     empty = "No two models that fit these filters differ in the penalty alone."
-    return {**cut, "status": status, "empty": _nothing(catalogue, empty)}
+    return {**_cut(pairs, view), "chosen": chosen, "status": status, "empty": _nothing(catalogue, empty)}
 
 
 def _rejected(catalogue: Catalogue, view: View) -> _Values:
@@ -353,34 +298,6 @@ def _with_remarks(entry: Entry) -> list[tuple[BoardResult, str]]:
     return [(r, remarks.get(r.key, "") if r.source != "board" else "") for r in entry.results]
 
 
-def _reading(entry: Entry) -> str:
-    rank = effective_rank(entry)
-    if rank is None or entry.spectra is None:
-        return ""
-    dim = entry.spectra.summary["dim"]
-    return (
-        f"The representation uses {rank:,.1f} of {dim:,.0f} dimensions ({rank / dim:.0%}) by its effective rank. "
-        "That of a collapsed encoder is near 1, and its curves fall steeply; those of a healthy one fall slowly."
-    )
-
-
-def _loading(entry: Entry) -> dict[str, Markup | None]:
-    """Return Python that loads this revision: with timm, with transformers, and without running the author's code."""
-    calls = loading_calls(entry, entry.repo_id, entry.revision)
-    location = literal(f"hf-hub:{entry.repo_id}@{entry.revision}")
-    codes = {
-        "timm_code": f"import timm\n\nencoder = {calls['timm_call']}" if calls["timm_call"] else None,
-        "auto_code": "from transformers import AutoImageProcessor, AutoModel\n\n"
-        f"processor = AutoImageProcessor.from_pretrained({calls['location']})\nencoder = {calls['auto_call']}",
-        "own_code": "from hf_orthossl import load_encoder\n\n"
-        f"encoder = load_encoder({location}, pretrained=True).eval()"
-        if entry.remote_code
-        else None,
-    }
-    # These line breaks are kept; other texts of the page are one line each.
-    return {name: Markup("{}").format(str(code)) if code else None for name, code in codes.items()}
-
-
 def _badge_code(entry: Entry, view: View, base_url: str, words: str) -> str:
     about = View(show="model", model=entry.repo_id, task=view.task, dataset=view.dataset, metric=view.metric)
     chosen = about.query(show="table", model="")
@@ -408,3 +325,9 @@ def _cell(result: BoardResult | None, top: float, count: int) -> tuple[str, bool
         return "–", False
     bounds = "" if result.low is None else f" ({result.low:.3f}–{result.high:.3f})"
     return f"{result.value:.3f}{bounds}", count > 1 and result.value == top
+
+
+environment().globals |= {
+    "tasks": TASKS, "metrics": METRICS, "pages_of": PAGES,
+    "best": best, "effective_rank": effective_rank, "protocol_text": protocol_text,
+}
