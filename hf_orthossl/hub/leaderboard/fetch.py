@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from huggingface_hub import constants
@@ -16,6 +16,7 @@ from huggingface_hub.utils import build_hf_headers, http_stream_backoff
 from ...files import replace_file
 from ..client import hub_error, status_of
 
+T = TypeVar("T")
 MAX_PAGE = 64 * 2**20
 TIMEOUT = 30.0
 # Broken connections are retried here; the client itself waits and retries on 429, as long as told, and on 5xx.
@@ -35,12 +36,7 @@ class NoFile(NotRead):
 
 
 class TooLarge(NoFile):
-    """A file has more bytes than any real one of its kind.
-
-    Args:
-        size (`int`, *optional*): Bytes that were announced, if any.
-        limit (`int`): Bytes that are read at most.
-    """
+    """A file has more bytes than any real one of its kind: `size` were announced, if any, and `limit` are read."""
 
     def __init__(self, size: int | None, limit: int):
         size_of = "holds more" if size is None else f"has {size:,} bytes, more"
@@ -77,9 +73,6 @@ class Fetcher:
         """Yield the models that carry a tag, page by page, as untrusted JSON values.
 
         The client's own `list_models` builds an object from every line and stops at the first malformed one.
-
-        Raises:
-            NotRead: A page could not be read.
         """
         wanted = "&".join(f"expand={quote(name, safe='')}" for name in fields)
         url: str | None = f"{self.endpoint}/api/models?filter={quote(tag, safe='')}&{wanted}"
@@ -94,20 +87,12 @@ class Fetcher:
     def info(self, repo_id: str, revision: str) -> dict[str, Any]:
         """Return what the Hub says about one commit of a model: files with their sizes, and more."""
         url = f"{self.endpoint}/api/models/{quote(repo_id)}/revision/{quote(revision, safe='')}?blobs=true"
-        content = _json(self.get(url, 16 * 2**20).content, f"the Hub's description of {repo_id}")
-        if not isinstance(content, dict):
-            raise NotRead(f"the Hub's description of {repo_id} is not an object")
-        return content
+        return _json(self.get(url, 16 * 2**20).content, dict, f"the Hub's description of {repo_id}")
 
     def file(
         self, repo_id: str, revision: str, path: str, limit: int, *, kind: str = "model", start: bool = False
     ) -> bytes:
-        """Return a file of at most `limit` bytes or, with `start`, the first `limit` bytes of one.
-
-        Raises:
-            TooLarge: The file has more, by its announced size or as counted.
-            NotRead: There is no such file, or the Hub does not answer.
-        """
+        """Return a file of at most `limit` bytes or, with `start`, the first `limit` bytes of one."""
         prefix = "" if kind == "model" else f"{kind}s/"
         url = f"{self.endpoint}/{prefix}{quote(repo_id)}/resolve/{quote(revision, safe='')}/{quote(path)}"
         return self.get(url, limit, start=start).content
@@ -166,9 +151,7 @@ class Fetcher:
         answer = self.get(url, MAX_PAGE, etag=known.get("etag"))
         if answer.status == 304 and "page" in known:
             return known["page"], known["next"]
-        page = _json(answer.content, "a page of the Hub's listing")
-        if not isinstance(page, list):
-            raise NotRead("a page of the Hub's listing is not a list")
+        page = _json(answer.content, list, "a page of the Hub's listing")
         following = _next(answer.headers.get("link", ""))
         if kept and answer.headers.get("etag"):
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -210,11 +193,14 @@ def _kept(path: Path | None) -> dict[str, Any]:
     return content if whole and isinstance(content["page"], list) else {}
 
 
-def _json(content: bytes, what: str) -> Any:
+def _json(content: bytes, kind: type[T], what: str) -> T:
     try:
-        return json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise NotRead(f"{what} is not JSON") from error
+    if not isinstance(value, kind):
+        raise NotRead(f"{what} is not {'a list' if kind is list else 'an object'}")
+    return value
 
 
 def _next(link: str) -> str | None:

@@ -31,20 +31,15 @@ _FRONT = re.compile(r"\A---\s*\n.*?\n---\s*(\n|\Z)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Built:
-    """Outcome of [`build`].
+    """Outcome of [`build`]."""
 
-    Args:
-        board ([`Board`]): What was collected, with the verifications.
-        folder (`Path`): The snapshot.
-        seconds (`float`): Time that reading the Hub took.
-        requests (`int`): Requests that it took.
-        url (`str`, *optional*): The data set, if the board was published.
-    """
-
+    # What was collected, with the verifications, and the folder of the snapshot.
     board: Board
     folder: Path
+    # What reading the Hub took.
     seconds: float
     requests: int
+    # The data set, if the board was published.
     url: str | None = None
 
 
@@ -106,22 +101,13 @@ def check_folder(folder: str | Path, argument: str = "output_dir") -> Path:
 
 
 def add_verification(folder: str | Path, verification: Verification) -> Path:
-    """Add a verification to the `verified.json` of a folder; the next build there shows it.
-
-    Raises:
-        ValueError: The file there cannot be read.
-    """
+    """Add a verification to the `verified.json` of a folder; the next build there shows it."""
     with _ONE_AT_A_TIME:
         return write_verifications(Path(folder), merge(_verifications(Path(folder), None), [verification]))
 
 
 def publish_verification(dataset: str, verification: Verification, *, token: str | None = None) -> str:
-    """Add a verification to a board's data set, and return its address; boards built from it show the verification.
-
-    Raises:
-        ValueError: The name is malformed, or the `verified.json` there cannot be read.
-        OSError: There is no token, or the Hub does not answer, or refuses.
-    """
+    """Add a verification to a board's data set, and return its address; boards built from it show the verification."""
     check_repo_id(dataset)
     repo = HubRepo(dataset, require_token(token), kind="dataset")
     tip = _board_tip(repo)
@@ -132,15 +118,8 @@ def publish_verification(dataset: str, verification: Verification, *, token: str
 def owned_tip(repo: HubRepo, path: str, mark: str, also: frozenset[str] = frozenset()) -> str | None:
     """Return the newest commit of a repository that a board may write to; `None` if there is no such repository.
 
-    Args:
-        repo ([`HubRepo`]): Data set or Space.
-        path (`str`): A file that this package writes.
-        mark (`str`): Words in it.
-        also (`frozenset[str]`): Files that may be there without it.
-
-    Raises:
-        ValueError: The repository holds something else, which is not overwritten.
-        OSError: The Hub does not answer, or refuses.
+    Raise a `ValueError` if it holds something that this package did not write, which is known by the words `mark` in
+    the file `path`; the files in `also` may be there without it.
     """
     info = repo.info()
     if info is None:

@@ -66,8 +66,6 @@ class Listed:
 def collect(
     cache: str | Path,
     previous: Board | None = None,
-    endpoint: str | None = None,
-    token: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     fetcher: Fetcher | None = None,
 ) -> Board:
@@ -80,11 +78,9 @@ def collect(
     Args:
         cache (`str` or `Path`): Folder for what is kept between collections; created.
         previous ([`Board`], *optional*): An earlier board, such as the published one.
-        endpoint (`str`, *optional*): The Hub; `HF_ENDPOINT` by default.
-        token (`str`, *optional*): Allows more requests per minute; private repositories are left out all the same.
-            Defaults to the one of `hf auth login` or `HF_TOKEN`.
         progress (callable, *optional*): Called with the number of repositories read and the number to read.
-        fetcher ([`Fetcher`], *optional*): Used instead of one made from the arguments; counts the requests.
+        fetcher ([`Fetcher`], *optional*): Reads the Hub and counts the requests. A token allows more of them per
+            minute; private repositories are left out all the same.
 
     Raises:
         OSError: The listing cannot be read, or the cache cannot be written. A single repository that cannot be read is
@@ -92,7 +88,7 @@ def collect(
     """
     cache = Path(cache)
     cache.mkdir(parents=True, exist_ok=True)
-    fetcher = fetcher or Fetcher(endpoint, token, cache / "pages")
+    fetcher = fetcher or Fetcher(cache=cache / "pages")
     listed, rejected = _listed(fetcher)
     known = _by_commit([previous, _kept_board(cache / _KEPT)])
     outcomes: dict[str, _Outcome] = {}
@@ -132,12 +128,7 @@ def find(fetcher: Fetcher, repo_id: str, revision: str = "main") -> Listed:
 
 
 def read_published(fetcher: Fetcher, line: Listed) -> tuple[Published, list[Rejection]]:
-    """Read the parts of one commit that the board needs, and list those that cannot be read.
-
-    Raises:
-        NotRead: The repository or that commit is gone, or the Hub does not answer.
-        RejectedError: The list of its files is malformed.
-    """
+    """Read the parts of one commit that the board needs, and list those that cannot be read."""
     info = fetcher.info(line.repo_id, line.revision)
     siblings = info.get("siblings")
     if not isinstance(siblings, list) or len(siblings) > _MAX_FILES:

@@ -16,14 +16,9 @@ Pair = tuple[Entry, Entry, float | None]
 
 @dataclass(frozen=True)
 class Row:
-    """The place of one encoder.
+    """The place of one encoder, and the number it is ranked by."""
 
-    Args:
-        rank (`int`): From 1; encoders with the same value share it.
-        entry ([`Entry`]): The encoder.
-        result ([`BoardResult`]): The number it is ranked by.
-    """
-
+    # From 1; encoders with the same value share it.
     rank: int
     entry: Entry
     result: BoardResult
@@ -34,13 +29,7 @@ def rank(board: Board, task: str, dataset: str, metric: str) -> list[Row]:
 
     An encoder is ranked by the number that this board measured, if there is one; else by a claim that this board
     confirmed; else by a claim; of several by the best. A refuted claim therefore never ranks. Equal values are in order
-    of the repository's name.
-
-    Args:
-        board ([`Board`]): The encoders.
-        task (`str`): Such as "knn".
-        dataset (`str`): Hub id or name of the data, in upper or lower case.
-        metric (`str`): Such as "top1".
+    of the repository's name. The name of the data may be in upper or lower case.
     """
     ranked = [(entry, result) for entry in board.entries if (result := best(entry, task, dataset, metric))]
     ranked.sort(key=lambda pair: (-pair[1].value, pair[0].repo_id))
@@ -72,13 +61,8 @@ def measurements(board: Board) -> list[Measurement]:
 def paired(board: Board, task: str = "knn", dataset: str | None = None, metric: str = "top1") -> list[Pair]:
     """Pair encoders that agree in backbone, parameters, method, training data, image size and length of training.
 
-    An unknown length of training agrees with an unknown one only.
-
-    Args:
-        board ([`Board`]): The encoders.
-        task (`str`, defaults to "knn"): The task of the measurement.
-        dataset (`str`, *optional*): Its data; by default the data that most encoders were measured on.
-        metric (`str`, defaults to "top1"): Its metric.
+    An unknown length of training agrees with an unknown one only. By default `dataset` is the one that most encoders
+    were measured on.
 
     Returns:
         `list`: (without, with, difference) for each kind of penalty: the best encoder of either side, and how much

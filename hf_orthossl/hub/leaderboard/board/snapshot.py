@@ -63,10 +63,7 @@ _log = logging.getLogger(__name__)
 
 def table(board: Board) -> list[dict[str, Any]]:
     """Return the board as flat rows, one per result; an encoder without results has one row without a `value`."""
-    rows: list[tuple[Entry, BoardResult | None]] = []
-    for entry in board.entries:
-        rows += [(entry, result) for result in entry.results] or [(entry, None)]
-    return [_row(*row) for row in rows]
+    return [_row(entry, result) for entry in board.entries for result in entry.results or (None,)]
 
 
 def parquet(board: Board) -> bytes:
@@ -82,25 +79,16 @@ def parquet(board: Board) -> bytes:
 
 def csv_text(board: Board) -> str:
     """Return the rows of [`table`] as CSV; no cell begins as a spreadsheet's formula does."""
-    rows, sink = table(board), io.StringIO()
+    sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    if rows:
+    if board.entries:
         writer.writerow(_COLUMNS)
-        writer.writerows([_cell(value) for value in row.values()] for row in rows)
+        writer.writerows([_cell(value) for value in row.values()] for row in table(board))
     return sink.getvalue()
 
 
 def write_snapshot(board: Board, folder: str | Path, *, location: str | None = None) -> Path:
-    """Write `board.json`, `board.parquet` and the data set card; each file is replaced whole or not at all.
-
-    Args:
-        board ([`Board`]): What to write.
-        folder (`str` or `Path`): Where to; created.
-        location (`str`, *optional*): Data set "owner/name" that the card names; the folder by default.
-
-    Raises:
-        OSError: The folder cannot be written.
-    """
+    """Write `board.json`, `board.parquet` and a card that names the data set `location`, by default the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / BOARD, to_json(board).encode())
@@ -182,25 +170,15 @@ def published_part(dataset: str, name: str, *, token: str | None = None) -> byte
 
 
 class RefreshedBoard:
-    """A board that a thread reads anew at intervals; while the Hub is away, the last good one stays.
-
-    Call it for the latest board.
+    """A board that a thread reads anew at intervals; call it for the latest. While the Hub is away, the last one stays.
 
     Args:
-        read (`Callable[[], Board]`): Reads the board; an error is logged, and the last good board stays.
+        read (`Callable[[], Board]`): Reads the board; an error is logged.
         every (`float`, defaults to 3600): Seconds between two readings.
         retry (`float`, *optional*): Seconds until the next try if the first reading fails, with an empty board until
             then; by default the failure is raised.
         first (`Callable[[], Board]`, *optional*): Reads the board at the start, where that is quicker than `read`,
             which then follows at once.
-
-    Raises:
-        ValueError: The first reading failed, and there is no `retry`.
-        OSError: The first reading failed, and there is no `retry`.
-
-    Example:
-        >>> board = RefreshedBoard(lambda: read_snapshot("owner/board"))
-        >>> board().collected_at
     """
 
     def __init__(
@@ -213,13 +191,12 @@ class RefreshedBoard:
     ):
         self._read, self._every, self._retry = read, every, retry
         self._board = Board([], [], "", "")
-        self._pending = first is not None
         if retry is None:
             self._board = (first or read)()
         else:
             self.refresh(first)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="board-refresh", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(first is not None,), name="board-refresh", daemon=True)
         self._thread.start()
 
     def __call__(self) -> Board:
@@ -240,15 +217,11 @@ class RefreshedBoard:
         self._stop.set()
         self._thread.join(timeout=5)
 
-    def _run(self) -> None:
-        while not self._stop.wait(self._pause()):
-            self._pending = False
+    def _run(self, at_once: bool) -> None:
+        if at_once:
             self.refresh()
-
-    def _pause(self) -> float:
-        if self._pending:
-            return 0
-        return self._every if self._board.collected_at or self._retry is None else self._retry
+        while not self._stop.wait(self._every if self._board.collected_at or self._retry is None else self._retry):
+            self.refresh()
 
 
 def _row(entry: Entry, result: BoardResult | None) -> dict[str, Any]:

@@ -36,18 +36,11 @@ SAME = 1e-9
 
 
 class Claims:
-    """Collect the claims of one repository, and what was rejected of them.
-
-    Args:
-        repo_id, revision (`str`): Where they are from.
-
-    Attributes:
-        trained_on (`tuple[str, str]`): Data and split that the encoder learned from, in lower case; empty if unknown.
-        rejected (`list[Rejection]`): What was rejected, with the reasons.
-    """
+    """Collect the claims of one commit of a repository, and what was rejected of them, with the reasons."""
 
     def __init__(self, repo_id: str, revision: str):
         self.repo_id, self.revision = repo_id, revision
+        # Data and split that the encoder learned from, in lower case; empty if unknown.
         self.trained_on = ("", "")
         self.rejected: list[Rejection] = []
         # By what was measured and how, and where it is stated.
@@ -127,17 +120,13 @@ class Claims:
             # Rejected in another form.
             return
         if key is not None:
-            known = next(iter(self._stated[key].values()))
-            self._add(
-                EVAL_RESULTS, checked(CheckedResult, "result", vars(known) | fields | {"low": None, "high": None})
-            )
-            return
-        if not isinstance(task_id, str) or task_id not in _TASK_IDS:
+            known = vars(next(iter(self._stated[key].values()))) | {"low": None, "high": None}
+        elif isinstance(task_id, str) and task_id in _TASK_IDS:
+            task, metric = _TASK_IDS[task_id]
+            known = {"task": task, "metric": metric, "split": NOT_STATED, "protocol": {"protocol": notes}}
+        else:
             raise RejectedError("task", f"{shown(task_id)} is not ranked by this board; knn_top1 is, for example")
-        task, metric = _TASK_IDS[task_id]
-        protocol = {"protocol": notes}
-        more = {"task": task, "metric": metric, "split": NOT_STATED, "protocol": protocol}
-        self._add(EVAL_RESULTS, checked(CheckedResult, "result", fields | more))
+        self._add(EVAL_RESULTS, checked(CheckedResult, "result", known | fields))
 
     def _add(self, where: str, claim: BoardResult, result: Result | None = None) -> None:
         if where != EVAL_RESULTS:

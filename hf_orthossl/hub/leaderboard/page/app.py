@@ -3,6 +3,8 @@
 import os
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +111,7 @@ def serve(
             empty page until then; by default that is an error.
         collect_in (`str` or `Path`, *optional*): Folder in which the board is collected from the Hub each time, on top
             of the snapshot and with its verifications; by default only the snapshot is read.
-        penalties (mapping of `str` to `str`, *optional*): Titles of penalties by name, see [`build_app`].
+        penalties (mapping of `str` to `str`, *optional*): As in [`build_app`].
         base_url (`str`, *optional*): What badges link to; by default the address of the Space, else `http://host:port`.
         wait (`bool`, defaults to `True`): Whether to wait until the server is stopped.
 
@@ -143,25 +145,17 @@ def _is_here(host: str) -> bool:
     except OSError:
         return False
     for family, kind, _, _, address in addresses:
-        try:
-            with socket.socket(family, kind) as tried:
-                tried.bind(address)
+        with suppress(OSError), socket.socket(family, kind) as tried:
+            tried.bind(address)
             return True
-        except OSError:
-            continue
     return False
 
 
 def _refreshed(
     location: str | Path, collect_in: str | Path | None, every: float, retry: float | None
 ) -> RefreshedBoard:
-    def read() -> Board:
-        return read_snapshot(location)
-
-    def collect() -> Board:
-        return build(collect_in or "", str(location)).board
-
+    read = partial(read_snapshot, location)
     if collect_in is None:
         return RefreshedBoard(read, every, retry=retry)
     # The snapshot is there at once; collecting takes minutes if much has changed.
-    return RefreshedBoard(collect, every, retry=retry, first=read)
+    return RefreshedBoard(lambda: build(collect_in, str(location)).board, every, retry=retry, first=read)

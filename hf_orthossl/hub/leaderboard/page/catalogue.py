@@ -7,6 +7,7 @@ import dataclasses
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from threading import Lock
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlencode
@@ -47,36 +48,27 @@ _MAX_RANKED = 16
 
 @dataclass(frozen=True)
 class View:
-    """One state of the page. Every value comes from a visitor's address bar; unknown ones are ignored.
+    """One state of the page. Every value comes from a visitor's address bar; unknown ones are ignored."""
 
-    Args:
-        show (`str`, defaults to "table"): One of `PAGES` or `DETAILS`.
-        model (`str`): Hub id shown by "model".
-        compare (`tuple[str, ...]`): Hub ids chosen for comparison, at most four.
-        task, dataset, metric (`str`): The measurement that models are ranked by; the most common one by default.
-        backbone, method, pretrained_on (`str`): Only models with exactly this one.
-        regularizer (`str`): Only models with this penalty, "any" penalty, or "none".
-        size (`str`): Only models of this size, a key of `SIZES`.
-        by (`str`): Only numbers from this source: "author", "verified" or "board".
-        q (`str`): Only models whose names and settings contain all these words.
-        sort (`str`, defaults to "rank"): A key of `COLUMNS`.
-        order (`str`, defaults to "up"): "up" or "down".
-        n (`int`, defaults to 1): Page of the table.
-    """
-
+    # Of `PAGES` or `DETAILS`, with the Hub ids that the latter show.
     show: str = "table"
     model: str = ""
     compare: tuple[str, ...] = ()
+    # The measurement that models are ranked by; the most common one by default.
     task: str = ""
     dataset: str = ""
     metric: str = ""
+    # Only models with exactly these; the penalty may also be "any" or "none", and the size is a key of `SIZES`.
     backbone: str = ""
     method: str = ""
     regularizer: str = ""
     pretrained_on: str = ""
     size: str = ""
+    # Only numbers from this one of `SOURCES`.
     by: str = ""
+    # Only models whose names and settings contain all these words.
     q: str = ""
+    # A column, "up" or "down", and the page of the table.
     sort: str = "rank"
     order: str = "up"
     n: int = 1
@@ -146,12 +138,7 @@ class Line:
 
 
 class Catalogue:
-    """Look things up in one board.
-
-    Args:
-        board ([`Board`]): Never changed; another board has a catalogue of its own.
-        penalties (mapping of `str` to `str`, *optional*): Titles of penalties by name; others go by their name.
-    """
+    """Look things up in one board, which never changes; `penalties` has titles of penalties by name."""
 
     def __init__(self, board: Board, penalties: Mapping[str, str] | None = None):
         self.board = board
@@ -168,10 +155,9 @@ class Catalogue:
 
     def measurement(self, view: View) -> Measurement | None:
         """Return what a view ranks by: the most common measurement that fits it, or the most common of all."""
-        wanted = (view.task, view.dataset.lower(), view.metric)
         for task, dataset, metric in self.measurements:
-            has = (task, dataset.lower(), metric)
-            if all(not want or want == value for want, value in zip(wanted, has, strict=True)):
+            fits_data = view.dataset.lower() in ("", dataset.lower())
+            if fits_data and view.task in ("", task) and view.metric in ("", metric):
                 return task, dataset, metric
         return self.measurements[0] if self.measurements else None
 
@@ -199,40 +185,33 @@ class Catalogue:
         if view.by:
             lines = [line for line in lines if line.result and line.result.source == view.by]
         lines.sort(key=lambda line: (line.row.rank if line.row else len(ranked) + 1, line.entry.repo_id.lower()))
-        keys = {line.entry.repo_id: _sort_key(line, view.sort) for line in lines}
-        known = [line for line in lines if keys[line.entry.repo_id] is not None]
-        missing = [line for line in lines if keys[line.entry.repo_id] is None]
-        known.sort(key=lambda line: keys[line.entry.repo_id], reverse=view.order == "down")
-        return known + missing
+        keyed = [(_sort_key(line, view.sort), line) for line in lines]
+        known = sorted((pair for pair in keyed if pair[0] is not None), key=itemgetter(0), reverse=view.order == "down")
+        return [line for _, line in known] + [line for key, line in keyed if key is None]
 
     def pairs(self, view: View) -> list[Pair]:
         """Return encoders without and with a penalty that both fit a view, apart from the penalty it asks for."""
         measurement = self.measurement(view)
         if measurement is None:
             return []
-        wanted = view.regularizer if view.regularizer not in ("any", "none") else ""
+        either = dataclasses.replace(view, regularizer="")
         return [
             (without, with_, difference)
             for without, with_, difference in paired(self.board, *measurement)
-            if self._fits(without, view, penalty=False)
-            and self._fits(with_, view, penalty=False)
-            and wanted in ("", with_.regularizer)
+            if self._fits(without, either)
+            and self._fits(with_, either)
+            and view.regularizer in ("", "any", "none", with_.regularizer)
         ]
 
-    def _fits(self, entry: Entry, view: View, *, penalty: bool = True) -> bool:
-        for name in ("backbone", "method", "pretrained_on"):
-            if getattr(view, name) not in ("", getattr(entry, name)):
-                return False
-        if penalty and view.regularizer:
-            groups = {"any": entry.regularizer is not None, "none": entry.regularizer is None}
-            if not groups.get(view.regularizer, view.regularizer == entry.regularizer):
-                return False
-        if view.size:
-            _, low, high = SIZES[view.size]
-            if entry.parameters is None or not low <= entry.parameters < high:
-                return False
-        words = self._words[entry.repo_id]
-        return all(word in words for word in view.q.casefold().split())
+    def _fits(self, entry: Entry, view: View) -> bool:
+        _, low, high = SIZES[view.size] if view.size else ("", 0, float("inf"))
+        penalties = ("", entry.regularizer or "none", "any" if entry.regularizer else "none")
+        return (
+            all(getattr(view, name) in ("", getattr(entry, name)) for name in ("backbone", "method", "pretrained_on"))
+            and view.regularizer in penalties
+            and (not view.size or (entry.parameters is not None and low <= entry.parameters < high))
+            and all(word in self._words[entry.repo_id] for word in view.q.casefold().split())
+        )
 
     def _common(self, name: str) -> list[str]:
         counts = Counter(filter(None, (getattr(entry, name) for entry in self.board.entries)))

@@ -88,8 +88,14 @@ def spectrum(title: str, curves: Sequence[Curve]) -> Markup:
         "chart.svg",
         kind="panel",
         label=f"{title}: {'; '.join(_describe(curve) for curve in curves)}",
-        width=300, height=220, x=x, y=y, tick=_tick, points=[],
-        x_label="rank of the eigenvalue", y_label="normalized eigenvalue",
+        width=300,
+        height=220,
+        x=x,
+        y=y,
+        tick=_tick,
+        points=[],
+        x_label="rank of the eigenvalue",
+        y_label="normalized eigenvalue",
         curves=[(c.style, line, _spread(line, c.style)) for c, line in zip(curves, lines, strict=True)],
     )
 
@@ -104,8 +110,15 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
         "chart.svg",
         kind="scatter",
         label=f"{len(points)} models: {y_label} over {x_label}",
-        width=520, height=380, x=x, y=y, tick=_tick, points=points,
-        x_label=x_label, y_label=y_label, curves=[],
+        width=520,
+        height=380,
+        x=x,
+        y=y,
+        tick=_tick,
+        points=points,
+        x_label=x_label,
+        y_label=y_label,
+        curves=[],
     )
 
 

@@ -40,16 +40,7 @@ _TITLE = "Self-supervised encoders"
 
 
 def space_files(board_id: str, *, package: str = PACKAGE) -> dict[str, str]:
-    """Return the files of a Space by name: `README.md` with its front matter, `requirements.txt` and `app.py`.
-
-    Args:
-        board_id (`str`): Data set "owner/name" with the snapshot.
-        package (`str`, defaults to "hf-orthossl[leaderboard]"): The requirement in `requirements.txt`, such as
-            "hf-orthossl[leaderboard] @ git+https://…" before there is a release.
-
-    Raises:
-        ValueError: `board_id` is not "owner/name", or `package` is more than one line.
-    """
+    """Return the files of a Space by name, see [`deploy`]; raise a `ValueError` for names that do not fit into them."""
     from ....regularization import PENALTIES
 
     check_repo_id(board_id, "board_id")
@@ -88,7 +79,7 @@ def deploy(
     Args:
         space (`str`): The Space, "owner/name".
         board (`str`): The data set, "owner/name".
-        package (`str`): As in [`space_files`].
+        package (`str`): The requirement in `requirements.txt`, such as "hf-orthossl[leaderboard] @ git+https://…".
         private (`bool`, defaults to `False`): Make a new Space private.
         token (`str`, *optional*): Access token; defaults to the one of `hf auth login` or `HF_TOKEN`.
 

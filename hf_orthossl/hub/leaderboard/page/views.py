@@ -19,7 +19,7 @@ from ...escaping import literal
 from ...measurements import protocol_text
 from ..board.rank import Measurement, best, most_trusted
 from ..claims.verify import compare
-from ..schema import BoardResult, Entry, is_repo_id
+from ..schema import BoardResult, Entry, Spectra, is_repo_id
 from . import charts
 from .catalogue import COLUMNS, DESCENDING, PAGES, SIZES, Catalogue, View, effective_rank
 from .rendering import environment, render
@@ -45,10 +45,7 @@ _Values = dict[str, Any]
 def render_page(catalogue: Catalogue, query: str, base_url: str = "") -> str:
     """Return the HTML of the view that a query string names; any query has a page.
 
-    Args:
-        catalogue ([`Catalogue`]): The board.
-        query (`str`): From a visitor's address bar.
-        base_url (`str`, *optional*): Where the board is served, for badges, such as "https://owner-board.hf.space".
+    `base_url` is where the board is served, for badges, such as "https://owner-board.hf.space".
     """
     view = View.from_query(query)
     common = {
@@ -131,16 +128,14 @@ def _form(catalogue: Catalogue, view: View) -> _Values:
     listed = listed if chosen is None or chosen in listed else [*listed, chosen]
     titles = {kind: title[:1].upper() + title[1:] for kind, title in catalogue.penalties.items()}
 
-    def choices(name: str) -> list[tuple[str, str]]:
-        current, known = getattr(view, name), catalogue.choices[name]
-        return [("", "all"), *((value, value) for value in known + ([current] if current not in ("", *known) else []))]
+    def choices(name: str, *special: str) -> list[tuple[str, str]]:
+        values = dict.fromkeys((*special, *catalogue.choices[name], *filter(None, [getattr(view, name)])))
+        return [("", "all"), *((value, titles.get(value, value) if special else value) for value in values)]
 
-    kinds = [value for value, _ in choices("regularizer") if value not in ("", "none", "any")]
-    penalties = [("", "all"), ("none", "none"), ("any", "any"), *((kind, titles.get(kind, kind)) for kind in kinds)]
     filters = [
         ("method", "Method", choices("method")),
         ("backbone", "Backbone", choices("backbone")),
-        ("regularizer", "Penalty", penalties),
+        ("regularizer", "Penalty", choices("regularizer", "none", "any")),
         ("pretrained_on", "Pretrained on", choices("pretrained_on")),
         ("size", "Parameters", [("", "all"), *((size, words) for size, (words, *_) in SIZES.items())]),
     ]
@@ -154,7 +149,7 @@ def _form(catalogue: Catalogue, view: View) -> _Values:
         "measure_words": in_words(chosen),
         "metric_name": METRICS.get(chosen[2], chosen[2]) if chosen else "value",
         "filters": filters,
-        "sortings": [(sorting, _sorting_words(sorting)) for sorting in sortings],
+        "sortings": [(sorting, _sorting_words(*sorting.split("."))) for sorting in sortings],
         "filtered": any(getattr(view, name) for name in narrowed),
         "reset": view.to(**dict.fromkeys(narrowed, "")),
     }
@@ -229,13 +224,13 @@ def _cut(values: list, view: View) -> _Values:
     return {"rows": values[(number - 1) * PAGE_SIZE : number * PAGE_SIZE], "number": number, "last": last}
 
 
-def _sorting_words(sorting: str) -> str:
-    column, order = sorting.split(".")
+def _sorting_words(column: str, order: str) -> str:
+    words = ("A to Z", "Z to A")
     if column in DESCENDING:
-        return f"{COLUMNS[column]}, {'largest' if order == 'down' else 'smallest'} first"
-    if column == "rank":
-        return "Rank, best first" if order == "up" else "Rank, last first"
-    return f"{COLUMNS[column]}, {'A to Z' if order == 'up' else 'Z to A'}"
+        words = ("smallest first", "largest first")
+    elif column == "rank":
+        words = ("best first", "last first")
+    return f"{COLUMNS[column]}, {words[order == 'down']}"
 
 
 def _nothing(catalogue: Catalogue, otherwise: str) -> str:
@@ -271,9 +266,7 @@ def _panels(models: list[Entry]) -> list[tuple[str, list[tuple[str, Markup]]]]:
     features: list[dict[str, charts.Curve]] = [{} for _ in models]
     weights: list[dict[str, charts.Curve]] = [{} for _ in models]
     for style, entry in enumerate(models):
-        spectra = entry.spectra
-        if spectra is None:
-            continue
+        spectra = entry.spectra or Spectra({})
         for name, values in spectra.curves.items():
             curve = charts.Curve(style, entry.repo_id, spectra.ranks(name), values, spectra.lengths[name])
             section = weights if name.startswith(_WEIGHTS) else features
@@ -288,14 +281,14 @@ def _panels(models: list[Entry]) -> list[tuple[str, list[tuple[str, Markup]]]]:
 
 def _with_remarks(entry: Entry) -> list[tuple[BoardResult, str]]:
     """Return results, with a remark beside each claim that this board did not confirm."""
-    measured = [result for result in entry.results if result.source == "board"]
-    compared = compare([result for result in entry.results if result.source != "board"], measured)
+    claims = [result for result in entry.results if result.source != "board"]
+    compared = compare(claims, [result for result in entry.results if result.source == "board"])
     remarks = {
-        pair.claimed.key: f"this board measured {pair.measured.value:.3f}"
+        id(pair.claimed): f"this board measured {pair.measured.value:.3f}"
         for pair in compared
-        if pair.claimed and pair.measured and pair.agrees is False
+        if pair.measured and pair.agrees is False
     }
-    return [(r, remarks.get(r.key, "") if r.source != "board" else "") for r in entry.results]
+    return [(result, remarks.get(id(result), "")) for result in entry.results]
 
 
 def _badge_code(entry: Entry, view: View, base_url: str, words: str) -> str:
@@ -328,6 +321,10 @@ def _cell(result: BoardResult | None, top: float, count: int) -> tuple[str, bool
 
 
 environment().globals |= {
-    "tasks": TASKS, "metrics": METRICS, "pages_of": PAGES,
-    "best": best, "effective_rank": effective_rank, "protocol_text": protocol_text,
+    "tasks": TASKS,
+    "metrics": METRICS,
+    "pages_of": PAGES,
+    "best": best,
+    "effective_rank": effective_rank,
+    "protocol_text": protocol_text,
 }
