@@ -48,12 +48,7 @@ T = TypeVar("T")
 
 
 class RejectedError(ValueError):
-    """An untrusted value that the board does not take.
-
-    Args:
-        field (`str`): Where the value is.
-        reason (`str`): What is wrong with it, one sentence that quotes a few of its characters at most.
-    """
+    """An untrusted value that the board does not take: where it is, and what is wrong, in one sentence."""
 
     def __init__(self, field: str, reason: str):
         super().__init__(f"{field}: {reason}")
@@ -212,19 +207,14 @@ def _holds_its_value(result: BoardResult) -> BoardResult:
 
 @dataclass(frozen=True)
 class Spectra:
-    """Scalars and eigenvalue curves of an encoder, as its author published them; scalars agree with the curves.
+    """Scalars and eigenvalue curves of an encoder, as its author published them; scalars agree with the curves."""
 
-    Args:
-        summary (`dict[str, float]`): `effective_rank`, `dim`, `relative_rank` (their quotient), `rankme`,
-            `participation_ratio`, `num_positive`, `num_images`, and `alpha` where there is one, all of the
-            representation; `weights_rank_mean` and `weights_rank_min`, effective rank over its highest possible value,
-            over all weights.
-        curves (`dict[str, list[float]]`): Normalized eigenvalues in [0, 1], descending, of features ("input", stages,
-            "representation") and of the last weight of each stage ("weights/<parameter>"), at most `MAX_POINTS` each.
-        lengths (`dict[str, int]`): Number of eigenvalues that each curve stands for, see [`~Spectra.ranks`].
-    """
-
+    # Of the representation: `effective_rank`, `dim`, `relative_rank` (their quotient), `rankme`, `participation_ratio`,
+    # `num_positive`, `num_images`, and `alpha` where there is one. Of all weights: `weights_rank_mean` and
+    # `weights_rank_min`, effective rank over its highest possible value.
     summary: Annotated[dict[Name, Number], Field(max_length=40)]
+    # Normalized eigenvalues, descending, of features ("input", stages, "representation") and of the last weight of each
+    # stage ("weights/<parameter>"); each curve stands for as many eigenvalues as `lengths` says.
     curves: Annotated[dict[Name, Curve], Field(max_length=MAX_CURVES)] = field(default_factory=dict)
     lengths: dict[Name, Count] = field(default_factory=dict)
 
@@ -311,15 +301,10 @@ _ADAPTERS: dict[int, TypeAdapter] = {}
 
 
 def checked(kind: Any, name: str, value: Any) -> Any:
-    """Return an untrusted value as one of the types of this module.
-
-    Args:
-        kind: The type, such as `Share` or `Entry`; a structure is made of a JSON object.
-        name (`str`): What the value is, for the error.
-        value: Anything.
+    """Return an untrusted value as one of the types of this module, such as `Share` or `Entry`.
 
     Raises:
-        RejectedError: The value, or a part of it, is not of its type.
+        RejectedError: The value, called `name`, or a part of it is not of its type.
     """
     # Types of this kind live as long as the module, so their ids stay theirs.
     adapter = _ADAPTERS.get(id(kind)) or _ADAPTERS.setdefault(id(kind), TypeAdapter(kind))
@@ -350,9 +335,7 @@ def to_json(board: Board) -> str:
 
 
 def from_json(text: str | bytes) -> Board:
-    """Read and check what [`to_json`] wrote.
-
-    An entry that fails a check is rejected alone; the others stay.
+    """Read and check what [`to_json`] wrote; an entry that fails a check is rejected alone, and the others stay.
 
     Raises:
         ValueError: The text is not JSON, too large, or of another format.

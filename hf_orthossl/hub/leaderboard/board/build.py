@@ -62,8 +62,8 @@ def build(
         dataset (`str`, *optional*): Data set "owner/name" of the published board.
         publish (`bool`, defaults to `False`): Publish the board there, in one commit; the data set is created if
             necessary.
-        endpoint (`str`, *optional*): The Hub; `HF_ENDPOINT` by default.
-        token (`str`, *optional*): Access token; defaults to the one of `hf auth login` or `HF_TOKEN`.
+        endpoint (`str`, *optional*): As in [`Fetcher`].
+        token (`str`, *optional*): As in [`Fetcher`].
         progress (callable, *optional*): As in [`collect`].
 
     Raises:

@@ -107,12 +107,9 @@ def write_snapshot(board: Board, folder: str | Path, *, location: str | None = N
 
 
 def read_snapshot(location: str | Path, *, token: str | None = None) -> Board:
-    """Read and check a board, from a folder or from a data set on the Hub.
+    """Read and check a board, from a folder or from a data set "owner/name" on the Hub.
 
-    Args:
-        location (`str` or `Path`): Folder of [`write_snapshot`], or data set "owner/name"; a `Path` is always a folder,
-            so that a missing one is never looked for on the Hub.
-        token (`str`, *optional*): For a private data set; defaults to the one of `hf auth login` or `HF_TOKEN`.
+    A `Path` is always a folder, so that a missing one is never looked for on the Hub.
 
     Raises:
         FileNotFoundError: There is no board.
@@ -159,13 +156,7 @@ def read_part(location: str | Path, name: str, *, token: str | None = None) -> b
 
 
 def published_part(dataset: str, name: str, *, token: str | None = None) -> bytes:
-    """Read one file of a snapshot in a data set "owner/name", also where a local folder has that name.
-
-    Raises:
-        Gone: There is no such data set.
-        NoFile: The data set has no such file.
-        OSError: The Hub does not answer.
-    """
+    """Read one file of a snapshot in a data set "owner/name", also where a local folder has that name."""
     return Fetcher(token=token).file(dataset, "main", name, MAX_BYTES, kind="dataset")
 
 

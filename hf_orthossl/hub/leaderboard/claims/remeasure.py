@@ -96,7 +96,7 @@ def verify(
         model (`str`): Hub id "owner/name", optionally with `@revision`.
         data ([`Data`], *optional*): What to measure on; the data that the claims name by default.
         device (`str`, *optional*): Such as "cpu"; CUDA where available by default.
-        token (`str`, *optional*): Access token; defaults to the one of `hf auth login` or `HF_TOKEN`.
+        token (`str`, *optional*): As in [`Fetcher`].
         cache ([`FeatureCache`], *optional*): Where features are kept; nowhere by default.
         progress (`bool`, defaults to `False`): Show progress bars.
 
@@ -236,13 +236,12 @@ def _not_measured(claim: BoardResult, location: str | None) -> str | None:
         return f"pass --dataset {claim.dataset} to measure it again"
     if claim.task == "linear" and protocol.get("protocol") not in ("sgd", "lbfgs"):
         return "its protocol names neither sgd nor lbfgs"
-    for name, most in _WHOLE.items():
-        if name in protocol and not (type(protocol[name]) is int and 0 < protocol[name] <= most):
-            return f"its {name} must be a whole number up to {most:,}"
-    for name in _REAL:
-        # `None` is a plain vote.
-        none_is_fine = name == "temperature" and protocol.get(name, 0) is None
-        if name in protocol and type(protocol[name]) not in (int, float) and not none_is_fine:
+    for name, value in protocol.items():
+        if name in _WHOLE and not (type(value) is int and 0 < value <= _WHOLE[name]):
+            return f"its {name} must be a whole number up to {_WHOLE[name]:,}"
+        # A plain vote has the temperature `None`.
+        is_plain = name == "temperature" and value is None
+        if name in _REAL and type(value) not in (int, float) and not is_plain:
             return f"its {name} must be a number"
     if claim.task == "knn" and not {"k", "temperature"} <= protocol.keys():
         return "its protocol must state k and temperature"
@@ -356,9 +355,8 @@ def _wrong_curves(report: SpectralReport, curves: dict[str, list[float]]) -> str
         if not name.startswith("weights/") or spectrum is None:
             continue
         ranks = np.array(evenly(len(spectrum.eigenvalues), len(curve))) - 1
-        apart = 1.0
-        if len(ranks) == len(curve):
-            apart = np.abs(spectrum.eigenvalues.numpy()[ranks] - np.array(curve)).max()
+        same_length = len(ranks) == len(curve)
+        apart = np.abs(spectrum.eigenvalues.numpy()[ranks] - np.array(curve)).max() if same_length else 1.0
         if apart > TOLERANCE:
             return f"the curve of {name} is not that of the published weights: recomputed, it is {apart:.2g} away"
     return None

@@ -15,13 +15,7 @@ def overlap(one: str, other: str) -> bool:
 
 
 def learned_from(split: str, pretrained: str | None) -> bool:
-    """Return whether an encoder or its probe learned from a split.
-
-    Args:
-        split (`str`): The split that was measured on.
-        pretrained (`str`, *optional*): The split of the same data that the encoder was trained on; `None` if it was
-            trained on other data.
-    """
+    """Return whether a probe learned from a split, or an encoder whose split of the same data is `pretrained`."""
     names = [part.strip().lower() for part in split.split("+")]
     # A slice of the training images may be what was held out for testing: its bounds then say so.
     whole = any(name.startswith(("train", "all")) and "[" not in name for name in names)

@@ -146,11 +146,7 @@ def verifications_json(verifications: list[Verification]) -> str:
 
 
 def verifications_from(text: bytes) -> list[Verification]:
-    """Read and check `verified.json`.
-
-    Raises:
-        ValueError: The text is not of this form; the message names the entry.
-    """
+    """Read and check `verified.json`; raise a `ValueError` that names the entry which is not of this form."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -197,8 +193,7 @@ def _verified(entry: Entry, made: Verification) -> tuple[Entry, list[Rejection]]
 
 
 def _agree(claim: BoardResult, measured: BoardResult) -> bool:
-    low = measured.value if measured.low is None else measured.low
-    high = measured.value if measured.high is None else measured.high
+    low, high = (measured.value if bound is None else bound for bound in (measured.low, measured.high))
     own_low, own_high = claim.value, claim.value
     images, again = _images(claim), _images(measured)
     if images and again and images != again:

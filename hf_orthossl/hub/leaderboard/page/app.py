@@ -10,13 +10,14 @@ from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
+from starlette.middleware import Middleware
 
 from ..board.build import build
 from ..board.snapshot import RefreshedBoard, read_snapshot
 from ..schema import Board
 from .catalogue import Catalogue
 from .rendering import HERE
-from .routes import middleware, routes
+from .routes import Guard, routes
 from .views import render_page
 
 TITLE = "Self-supervised encoders: accuracy and spectra"
@@ -79,7 +80,7 @@ def launch_options(blocks: gr.Blocks) -> dict[str, Any]:
     """Return arguments of `blocks.launch`: downloads and badges beside the page, and nothing from other servers."""
     return {
         "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        "app_kwargs": {"routes": routes(vars(blocks)["current_catalogue"]), "middleware": middleware()},
+        "app_kwargs": {"routes": routes(vars(blocks)["current_catalogue"]), "middleware": [Middleware(Guard)]},
         "footer_links": [],
         "run_history": False,
         "ssr_mode": False,

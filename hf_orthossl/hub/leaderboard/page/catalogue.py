@@ -233,19 +233,13 @@ def _searchable(entry: Entry) -> str:
 
 def _sort_key(line: Line, column: str) -> Any:
     """Return what a column is sorted by; `None` where there is nothing."""
-    entry, result = line.entry, line.result
+    entry, row = line.entry, line.row
     match column:
-        case "rank":
-            return line.row.rank if line.row else None
-        case "value":
-            return result.value if result else None
-        case "by":
-            return result.source if result else None
+        case "rank" | "value" | "by":
+            return row and {"rank": row.rank, "value": row.result.value, "by": row.result.source}[column]
         case "effective_rank":
             return effective_rank(entry)
-        case "model":
-            return entry.repo_id.lower()
         case "regularizer":
-            return (entry.regularizer or "", entry.gamma or 0.0)
-    value = getattr(entry, column)
+            return entry.regularizer or "", entry.gamma or 0.0
+    value = entry.repo_id if column == "model" else getattr(entry, column)
     return value.lower() if value else None

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from markupsafe import Markup
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -75,11 +74,6 @@ def routes(catalogue: Callable[[], Catalogue]) -> list[Route]:
         Route("/board.parquet", as_parquet),
         Route("/badge/{repo_id:path}.svg", badge),
     ]
-
-
-def middleware() -> list[Middleware]:
-    """Return what wraps the application that serves the page."""
-    return [Middleware(Guard)]
 
 
 class Guard:
