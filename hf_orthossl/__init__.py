@@ -1,6 +1,6 @@
 """Self-supervised pretraining of timm and Hugging Face vision backbones with orthogonality regularization.
 
-Public names are imported when first used, so that `import hf_orthossl` costs next to nothing.
+Public names are imported on first use, so that `import hf_orthossl` is fast.
 """
 
 from .lazy import lazy_names

@@ -1,4 +1,4 @@
-"""Arguments of public functions: arrays and numbers in the form that users have them, or an error of one line."""
+"""Validate the arguments of public functions: convert arrays and numbers, or raise a one-line error."""
 
 import math
 from numbers import Integral, Real
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from .messages import describe
 
-# What public functions take for an array: a tensor, a NumPy array, a pandas object or (nested) lists of numbers.
+# What public functions accept as an array: a tensor, a NumPy array, a pandas object or (nested) lists of numbers.
 ArrayLike = Tensor | npt.ArrayLike
 
 
 def as_tensor(
     name: str, value: Any, ndim: int | tuple[int, ...] | None = None, *, shape: str = "", finite: bool = True
 ) -> Tensor:
-    """Return an array as a tensor; a tensor is returned as it is, with its gradient, type and device.
+    """Convert an array to a tensor; a tensor is returned unchanged, with its gradient, dtype and device.
 
     Args:
         name (`str`): The argument's name, for the error.
@@ -32,7 +32,7 @@ def as_tensor(
 
     Raises:
         TypeError: `value` is not an array of real numbers.
-        ValueError: `value` has another number of dimensions, or holds NaN or infinity.
+        ValueError: `value` has the wrong number of dimensions, or contains NaN or infinity.
 
     Example:
         >>> as_tensor("B", np.eye(2), 2, shape="(D, D)").dtype
@@ -49,11 +49,11 @@ def as_tensor(
 
 
 def as_float(name: str, value: Any, *, above: float | None = None, at_least: float | None = None) -> float:
-    """Return a number as a finite float.
+    """Convert a number to a finite `float`.
 
     Args:
         name (`str`): The argument's name, for the error.
-        value (`float`): The argument; NumPy's numbers are taken too.
+        value (`float`): The argument; NumPy scalars are accepted too.
         above (`float`, *optional*): A bound that the number must exceed.
         at_least (`float`, *optional*): The smallest number allowed.
 
@@ -72,11 +72,11 @@ def as_float(name: str, value: Any, *, above: float | None = None, at_least: flo
 
 
 def as_int(name: str, value: Any, *, at_least: int | None = None, at_most: int | None = None) -> int:
-    """Return a whole number as an int.
+    """Convert a whole number to an `int`.
 
     Args:
         name (`str`): The argument's name, for the error.
-        value (`int`): The argument; NumPy's integers are taken too.
+        value (`int`): The argument; NumPy integers are accepted too.
         at_least (`int`, *optional*): The smallest number allowed.
         at_most (`int`, *optional*): The largest number allowed.
 
@@ -105,7 +105,7 @@ def _from_array(name: str, value: Any) -> Tensor:
         raise TypeError(wrong) from error
     if array.dtype.kind not in "biufc":
         raise TypeError(wrong)
-    # torch takes neither foreign byte orders nor negative strides, and warns of memory that it must not write.
+    # torch supports neither foreign byte orders nor negative strides, and warns about read-only memory.
     if not array.dtype.isnative or not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = np.array(array, dtype=array.dtype.newbyteorder("="))
     return torch.from_numpy(array)

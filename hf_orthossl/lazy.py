@@ -1,4 +1,4 @@
-"""Import public names on first use, so that importing their package costs next to nothing."""
+"""Import public names on first use, so that importing their package is fast."""
 
 import importlib
 import sys

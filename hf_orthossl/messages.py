@@ -1,4 +1,4 @@
-"""Messages for people: suggest the name that was meant, shorten an error to its first line, warn only once."""
+"""Helpers for errors and warnings: suggest the nearest name, shorten an error to one line, warn only once."""
 
 import difflib
 import logging
@@ -6,16 +6,16 @@ from collections.abc import Iterable
 
 
 def suggest(value: object, known: Iterable[str], most: int = 1, otherwise: str | None = None) -> str:
-    """Return the remedy for an unknown name, as the end of an error line.
+    """Return the end of an error message about an unknown name: the nearest known names, or all of them.
 
     Args:
-        value (`object`): What was given.
+        value (`object`): The unknown name.
         known (iterable of `str`): The names that exist.
         most (`int`, defaults to 1): The number of names to suggest.
-        otherwise (`str`, *optional*): The remedy where no known name resembles `value`, if there are too many to list.
+        otherwise (`str`, *optional*): Replaces the list of all names if no known name resembles `value`.
 
     Returns:
-        `str`: `"did you mean 'simclr'?"` where known names resemble `value`, else `"choose from byol, simclr"`.
+        `str`: `"did you mean 'simclr'?"` if known names resemble `value`, else `"choose from byol, simclr"`.
 
     Example:
         >>> suggest("simcrl", ["byol", "simclr"])
@@ -30,26 +30,26 @@ def suggest(value: object, known: Iterable[str], most: int = 1, otherwise: str |
 
 
 def describe(value: object) -> str:
-    """Return a value as an error line shows it: itself where it is short, else the name of its class."""
+    """Return the `repr` of a value for an error message, or the name of its class if the `repr` is long."""
     text = repr(value)
     return text if len(text) <= 60 and "\n" not in text else f"an object of class {type(value).__name__}"
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text that says something, or the name of its class."""
+    """Return the first non-empty line of an error's text, or the name of its class."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
 
 
 def warn_once(logger: logging.Logger, message: str) -> None:
-    """Log a warning, but only the first time that this process logs it."""
+    """Log a warning once per process."""
     if (logger.name, message) not in _warned:
         _warned.add((logger.name, message))
         logger.warning(message)
 
 
 def warn_above_bars(logger: logging.Logger, message: str) -> None:
-    """Log a warning above the progress bars, which are drawn again below it."""
+    """Log a warning without breaking up the progress bars, which are redrawn below it."""
     from tqdm import tqdm
 
     with tqdm.external_write_mode():

@@ -1,4 +1,4 @@
-"""The model that both training fronts train: encoder, SSL method and orthogonality penalty as one."""
+"""The model that the Trainer and the accelerate loop train: an encoder with an SSL method and a penalty."""
 
 from typing import Any
 
@@ -25,14 +25,14 @@ class SSLConfig(PretrainedConfig):
     """Architecture and loss of an [`SSLModel`], with the defaults of `orthossl pretrain`.
 
     `SSLConfig()` is the model that `orthossl pretrain` trains without options: `resnet10t`, small enough for the
-    embedded digits on a CPU, with SimCLR and the SO penalty. Published runs name all three.
+    embedded digits on a CPU, with SimCLR and the SO penalty. State all three explicitly in a run to be published.
 
     Args:
         backbone (`str`, defaults to "resnet10t"): A timm name, a Hub id or an encoder folder.
-        image_size (`int`, *optional*): Side of the encoder's input in pixels; the backbone's own by default.
+        image_size (`int`, *optional*): Side of the encoder's input in pixels; by default that of the backbone.
         backbone_config (`dict`, *optional*): Further arguments of the backbone, such as `{"patch_size": 4}`.
         method (`str`, defaults to "simclr"): A name from `orthossl methods`, or one given to [`register_method`].
-        method_config (`dict`, *optional*): The method's hyper-parameters; those of its recipe by default.
+        method_config (`dict`, *optional*): The method's hyper-parameters; by default those of its recipe.
         regularizer (`str`, *optional*, defaults to "so"): The name of a penalty, see `PENALTIES`; `None` or "none"
             trains without one.
         gamma (`float`, *optional*): Weight γ ≥ 0 of the penalty; by default the `default_gamma` of the penalty, which
@@ -71,7 +71,7 @@ class SSLConfig(PretrainedConfig):
         self.image_size = image_size
         self.backbone_config = dict(backbone_config or {})
         self.method = method
-        # Stored in full, so that a saved run records the defaults that it used.
+        # Stored with their defaults, so that a saved run records the values that it used.
         self.method_config = get_method(method).config_class.from_dict(method_config).to_dict()
         self.regularizer = None if regularizer in (None, "none") else regularizer
         if self.regularizer not in (None, *PENALTIES):
@@ -83,9 +83,7 @@ class SSLConfig(PretrainedConfig):
         if self.regularizer is not None:
             check_options(self.regularizer, self.regularizer_config)
         elif self.regularizer_config:
-            raise ValueError(
-                'regularizer_config is given without a regularizer: pass regularizer="so", or leave it out'
-            )
+            raise ValueError('regularizer_config is given without a regularizer: pass regularizer="so", or omit it')
         if penalty_every < 1 or penalty_every != int(penalty_every):
             raise ValueError(
                 f"penalty_every is {penalty_every}: it must be a whole number of optimizer steps, 1 or more"
@@ -148,7 +146,7 @@ class SSLModel(PreTrainedModel):
         """Do nothing: encoder and heads initialize themselves, and timm's initialization must be kept."""
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]  # text models have one
-        """Return `None`: images have no embedding table, for which accelerate asks before it shards a model."""
+        """Return `None`, since images have no embedding table; accelerate asks for it before it shards a model."""
         return None
 
     def initialize_weights(self) -> None:
@@ -164,7 +162,7 @@ class SSLModel(PreTrainedModel):
     def forward(self, views: list[Tensor], penalty_weight: float = 1.0) -> SSLOutput:
         """Return the loss of one batch: the method's, plus `penalty_weight`·γ·Σ OR(W) at steps that compute it.
 
-        At these steps the part `orthogonality` is γ·Σ OR(W); at others there is no such part.
+        At these steps the output has a part `orthogonality`, which is γ·Σ OR(W).
 
         Args:
             views (`list[Tensor]`): V tensors of shape `(B, 3, H, W)`, normalized as the encoder expects.
@@ -193,7 +191,7 @@ class SSLModel(PreTrainedModel):
         return output
 
     def penalty(self) -> Tensor:
-        """Return Σ OR(W) over the encoder's matrices, before γ; its random vectors follow from seed and step.
+        """Return Σ OR(W) over the encoder's matrices, without γ; seed and step determine its random vectors.
 
         Raises:
             ValueError: The model has no penalty.

@@ -1,4 +1,4 @@
-"""The whole run as one Python call: images in; a trained encoder with card, spectra and results out."""
+"""Run a whole pretraining from Python: from images to a trained encoder with model card, spectra and results."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ from .training.trainer import STATE as TRAINER_STATE
 
 Front = Literal["trainer", "loop"]
 
-# Options that a run's config.yaml does not hold: where it goes, how it is started, and secrets.
+# Options that are not saved in a run's config.yaml: its location, how it is started, and secrets.
 NOT_SETTINGS = ("output_dir", "resume", "overwrite_output", "hub_token")
 # The `dataset` of a run that was started from Python with a data set in memory.
 IN_MEMORY = "(data set in memory)"
@@ -72,7 +72,7 @@ class ModelArguments:
 
     backbone: str = field(
         default="resnet10t",
-        metadata={"help": "timm name, Hub id or encoder folder ('orthossl methods' lists our own)"},
+        metadata={"help": "timm name, Hub id or encoder folder ('orthossl methods' lists those of this package)"},
     )
     pretrained: bool = field(default=False, metadata={"help": "start from the published weights of the backbone"})
     image_size: int | None = field(
@@ -122,7 +122,7 @@ OPTION_CLASSES = (DataArguments, ModelArguments, OrthoSSLTrainingArguments)
 
 @dataclass(frozen=True)
 class PretrainingRun:
-    """The folder of a run, and what it holds.
+    """A pretraining run: its folder and the files in it.
 
     Args:
         output_dir (`Path`): The folder, as `orthossl pretrain` or [`pretrain`] leaves it.
@@ -165,7 +165,7 @@ def pretrain(
     front: Front = "trainer",
     **options: Any,
 ) -> PretrainingRun:
-    """Pretrain an encoder on unlabelled images, as `orthossl pretrain` does, and leave the same folder.
+    """Pretrain an encoder on unlabelled images and write the same run folder as `orthossl pretrain`.
 
     The folder holds `config.yaml`, `history.jsonl`, `results.json`, checkpoints, and `encoder/` with weights, card,
     spectra and results. From the same options and seed, function and command train the same weights, bit for bit.
@@ -197,7 +197,7 @@ def pretrain(
         ```
     """
     if front not in ("trainer", "loop"):
-        raise ValueError(f"front is {front!r}: {suggest(front, ['trainer', 'loop'])}")
+        raise ValueError(f"front {front!r} is unknown: {suggest(front, ['trainer', 'loop'])}")
     if "dataset" in options:
         raise ValueError("dataset is given as an option: pass the data set as the first argument of pretrain")
     settings = _settings(options)
@@ -221,7 +221,7 @@ def run_pretraining(
     front: Front = "trainer",
     images: datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | None = None,
 ) -> PretrainingRun:
-    """Train, measure, and leave a run folder; every process of a run calls it.
+    """Train, measure, and write the run folder; every process of a run must call it.
 
     Args:
         data_args ([`DataArguments`]): What to train on.
@@ -257,7 +257,7 @@ def run_pretraining(
             pretrain_loop(model, data, write_encoder=False)
         else:
             OrthoSSLTrainer(model, train_dataset=data, write_encoder=False).train()
-    # Of sharded weights each process holds a part: all take part in reading them.
+    # Each process holds a part of sharded weights, so all processes must take part in reading them.
     if model.regularizer:
         penalties.append(float(model.penalty().detach()))
     encoder = gather_module(model.encoder)
@@ -290,8 +290,8 @@ def check_resumed(data_args: DataArguments, model_args: ModelArguments, args: Or
         # kNN does not change the training. Options at their default may be missing.
         if name in before and before[name] != value and name != "knn_images":
             raise ValueError(
-                f"{name} is {value!r} and the run in {saved.parent} was started with {before[name]!r}: leave "
-                "the option out to resume it, or start another run with another --output_dir"
+                f"{name} is {value!r} and the run in {saved.parent} was started with {before[name]!r}: omit "
+                "the option to resume that run, or start a new one with another --output_dir"
             )
 
 
@@ -309,7 +309,7 @@ def build_model(model_args: ModelArguments, source: ImageSource) -> SSLModel:
         size = min(source.image_size)
     settings = dataclasses.asdict(model_args)
     pretrained = settings.pop("pretrained")
-    # Names are checked before a large backbone is built or downloaded.
+    # Check names before building or downloading a large backbone.
     config = SSLConfig(**settings | {"image_size": size})
     encoder = load_encoder(config.backbone, pretrained=pretrained, image_size=size, **config.backbone_config)
     config.image_size = encoder.image_size
@@ -323,13 +323,15 @@ def knn_monitor(
     args: OrthoSSLTrainingArguments,
     images: datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | None = None,
 ) -> KNNMonitor | None:
-    """Return what measures kNN accuracy, or `None` without labels; queries come from a held-out split if there is one.
+    """Return the monitor of kNN accuracy, or `None` without labels.
+
+    Queries come from a held-out split if there is one.
 
     Args:
         data_args ([`DataArguments`]): The data set and `knn_images`.
         source ([`ImageSource`]): The images that the model trains on.
-        model ([`SSLModel`]): Its encoder is measured.
-        args ([`OrthoSSLTrainingArguments`]): Its seed chooses the images.
+        model ([`SSLModel`]): The model whose encoder is measured.
+        args ([`OrthoSSLTrainingArguments`]): The training arguments; `seed` determines the images.
         images (data set, *optional*): A data set in memory, which replaces `data_args.dataset`.
     """
     if source.label_column is None or data_args.knn_images <= 0 or data_args.streaming:
@@ -360,7 +362,7 @@ def describe(model: SSLModel, source: ImageSource, args: OrthoSSLTrainingArgumen
 
 
 def publish_run(run: PretrainingRun, args: OrthoSSLTrainingArguments) -> Publication:
-    """Publish the encoder with its results, which pushes during training do not have.
+    """Publish the encoder with its results, which pushes during training do not include.
 
     Raises:
         OSError: The Hub does not answer, or rejects the encoder; the message says how to publish it later.
@@ -370,13 +372,13 @@ def publish_run(run: PretrainingRun, args: OrthoSSLTrainingArguments) -> Publica
         return publish_encoder(run.encoder, str(repo_id), private=args.hub_private_repo, revision=revision, token=token)
     except (OSError, ValueError) as error:
         raise OSError(
-            f"{error}. Training has ended and {run.encoder} is complete: orthossl publish {run.output_dir} "
-            f"--repo_id {repo_id} publishes it"
+            f"{error}. Training has ended and {run.encoder} is complete: publish it with "
+            f"orthossl publish {run.output_dir} --repo_id {repo_id}"
         ) from error
 
 
 def summary(run: PretrainingRun, results: list[Result], penalties: list[float], model: SSLModel) -> str:
-    """Return what the run came to and where it is."""
+    """Return a summary of the run's results and files."""
     lines = []
     if results:
         top1 = [result.value for result in results if result.metric == "top1"]
@@ -401,7 +403,7 @@ def _chosen(settings: dict[str, Any], kind: type) -> dict[str, Any]:
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with those of the file they refer to: `config`, or the run that `resume` continues."""
+    """Return the options, completed from the file that `config` names or from the run that `resume` continues."""
     known = [name for kind in OPTION_CLASSES for name in _names(kind)]
     options = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
     for name in options:

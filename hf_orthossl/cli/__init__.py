@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..distributed.launch import end_processes, is_main_process, peer_failed, print_error_once
 
-# Sub-command → what it does. Each is a module of this package with `main(argv)`, imported only when it runs.
+# Sub-command → description. Each is a module of this package with `main(argv)`, imported only when it runs.
 COMMANDS = {
     "pretrain": "train an encoder on unlabelled images, with an orthogonality penalty",
     "evaluate": "measure encoders: kNN, linear probes, fine-tuning, transfer, detection",
@@ -49,14 +49,14 @@ def main(argv: list[str] | None = None) -> None:
     if name not in COMMANDS:
         from ..messages import suggest
 
-        fail("orthossl", ValueError(f"no command {name!r}: {suggest(name, COMMANDS)}"))
+        fail("orthossl", ValueError(f"unknown command {name!r}: {suggest(name, COMMANDS)}"))
     run(f"orthossl {name}", lambda rest: importlib.import_module(f".{name}", __name__).main(rest), argv[1:])
 
 
 def run(prog: str, command: Callable[[list[str]], object], argv: list[str]) -> None:
     """Run the `main(argv)` of a command; errors that the user can fix become one line and exit code 2.
 
-    Of several processes, only the first to fail prints its error.
+    If several processes fail, only the first prints its error.
     """
     debug = "--debug" in argv
     try:
@@ -71,7 +71,7 @@ def run(prog: str, command: Callable[[list[str]], object], argv: list[str]) -> N
             print(f"\n{prog}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except RuntimeError:
-        # The error of a process whose peer has ended does not show the cause.
+        # After one process has ended, the errors of its peers do not show the cause.
         if not debug and peer_failed():
             raise SystemExit(2) from None
         raise

@@ -38,7 +38,7 @@ TASKS = (*FROZEN, "finetune", "transfer", "detection")
 DESCRIPTION = (
     "Measure encoders on labelled images: kNN and linear probes on features that are extracted once and cached, "
     "fine-tuning, transfer to other data sets, and detection. "
-    "MODEL is a run folder, an encoder folder, a timm name or a Hub id; several models give one table."
+    "MODEL is a run folder, an encoder folder, a timm name or a Hub id; several models are compared in one table."
 )
 
 
@@ -121,7 +121,7 @@ def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
     for name in args.models if args.push_to_hub else ():
         results_repo(name)
     if path.exists():
-        # Its transfer results are preserved: if it cannot be read, the command fails before it measures anything.
+        # Earlier transfer results are preserved: if they cannot be read, fail before measuring anything.
         read_results(path)
     columns = {"name": args.dataset_name, "image_column": args.image_column}
     splits = {"train_split": args.train_split, "test_split": args.test_split}
@@ -217,7 +217,7 @@ def push(models: list[str], results: list[Result], path: Path) -> None:
     """Add each model's results to its Hub repository.
 
     Raises:
-        OSError: If the Hub does not answer or refuses; the message names the file of results.
+        OSError: If the Hub does not answer or rejects the results; the message names the file of results.
     """
     for model in models:
         own = [result for result in results if result.protocol["model"] == model]
@@ -248,7 +248,7 @@ def open_encoder(name: str, args: EvaluateArguments) -> Encoder:
 def measure(features: LabelledFeatures, args: EvaluateArguments) -> list[Result]:
     """Return the kNN and linear results of one encoder.
 
-    The linear probe runs on the main process, and again for label noise and for imbalance if they are asked for.
+    The linear probe runs on the main process, and again for label noise and for imbalance if requested.
     """
     results = knn_results(features, k=args.k, shared=True) if "knn" in args.task else []
     if "linear" in args.task and is_main_process():

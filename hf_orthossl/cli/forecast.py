@@ -27,7 +27,7 @@ DESCRIPTION = (
     "and what would keep them; with labels also which classes lose their direction. Without options it uses "
     "scikit-learn's digits."
 )
-# The changes of a view that leave one augmentation out.
+# For each augmentation, the fields of a view that disable it.
 OPERATIONS: dict[str, dict[str, Any]] = {
     "crop": {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)},
     "flip": {"flip": 0.0},
@@ -59,7 +59,7 @@ class ForecastArguments:
     label_column: str | None = field(
         default=None,
         metadata={
-            "help": "column of labels, which show whether the collapse is benign and which classes it costs (default: "
+            "help": "column of labels, to tell whether the collapse is benign and which classes it affects (default: "
             "found by type)"
         },
     )
@@ -186,7 +186,7 @@ def main(argv: list[str], prog: str = "orthossl forecast") -> None:
 
 
 def landscape_settings(args: ForecastArguments) -> tuple[dict[str, Any], list[str]]:
-    """Return the landscape that is nearest to a method, and a note on what it leaves out.
+    """Return the loss landscape that is nearest to a method, and a note on what it leaves out.
 
     Args:
         args ([`ForecastArguments`]): The options.
@@ -297,7 +297,7 @@ def full_sized(recipe: Recipe, size: int) -> tuple[Recipe, list[str]]:
 
 
 def without_one(recipe: Recipe) -> dict[str, Recipe]:
-    """Return the recipe without each of its augmentations, by the augmentation left out."""
+    """Return copies of the recipe that each leave one augmentation out, keyed by its name."""
     changed = {name: recipe.with_(**changes) for name, changes in OPERATIONS.items()}
     return {name: one for name, one in changed.items() if one != recipe}
 

@@ -39,7 +39,7 @@ USAGE = "\n".join(
 
 @dataclass
 class BuildArguments:
-    """Where `build` writes and publishes."""
+    """The output folder of `build`, and the data set that it publishes."""
 
     output_dir: str = field(default=DEFAULT_BOARD, metadata={"help": "folder of the board and its cache"})
     push_to_hub: str | None = field(
@@ -49,7 +49,7 @@ class BuildArguments:
 
 @dataclass
 class ServeArguments:
-    """What `serve` shows, and where."""
+    """The board that `serve` shows, and its address."""
 
     board: str = field(default=DEFAULT_BOARD, metadata={"help": "folder or data set of a board"})
     port: int = field(default=7860, metadata={"help": "port to listen on, 1–65535"})
@@ -60,7 +60,7 @@ class ServeArguments:
 
 @dataclass
 class DeployArguments:
-    """Which Space `deploy` makes, and which board it shows."""
+    """The Space that `deploy` creates or updates, and the board that it shows."""
 
     space: str | None = field(default=None, metadata={"help": "the Space", "metavar": "USER/NAME"})
     board: str | None = field(default=None, metadata={"help": "data set of the board", "metavar": "USER/NAME"})
@@ -68,7 +68,7 @@ class DeployArguments:
     package: str = field(
         default=PACKAGE,
         metadata={
-            "help": "requirement that the Space installs, one line; where that release is not on PyPI: "
+            "help": "pip requirement of this package in the Space; if this release is not on PyPI: "
             f"'{PACKAGE} @ git+https://…'",
             "metavar": "REQUIREMENT",
         },
@@ -77,20 +77,18 @@ class DeployArguments:
 
 @dataclass
 class VerifyArguments:
-    """What `verify` measures again, and on which data."""
+    """The encoder that `verify` measures again, and the data."""
 
     model: str = field(metadata={"positional": True, "metavar": "MODEL", "help": "Hub id, optionally with @revision"})
     dataset: str | None = field(
         default=None, metadata={"help": "Hub id, folder or 'digits' (default: what the claims name)"}
     )
     dataset_name: str | None = field(default=None, metadata={"help": "configuration of a Hub data set"})
-    train_split: str | None = field(default=None, metadata={"help": "split that probes learn from (default: train)"})
-    test_split: str | None = field(
-        default=None, metadata={"help": "split that they are scored on (default: as claimed)"}
-    )
-    image_column: str | None = field(default=None, metadata={"help": "column of images (default: by type)"})
-    label_column: str | None = field(default=None, metadata={"help": "column of labels (default: by type)"})
-    device: str | None = field(default=None, metadata={"help": "such as cpu (default: cuda where available)"})
+    train_split: str | None = field(default=None, metadata={"help": "split to train probes on (default: train)"})
+    test_split: str | None = field(default=None, metadata={"help": "split to score them on (default: as claimed)"})
+    image_column: str | None = field(default=None, metadata={"help": "column of images (default: found by type)"})
+    label_column: str | None = field(default=None, metadata={"help": "column of labels (default: found by type)"})
+    device: str | None = field(default=None, metadata={"help": "such as cpu or cuda (default: cuda if there is a GPU)"})
     output_dir: str = field(
         default=DEFAULT_BOARD, metadata={"help": "folder of the board; the result is added to its verified.json"}
     )
@@ -106,7 +104,7 @@ def main(argv: list[str]) -> None:
         return
     known = {"build": build_board, "serve": serve_board, "deploy": deploy_board, "verify": verify_model}
     if argv[0] not in known:
-        raise ValueError(f"no action {argv[0]!r}: {suggest(argv[0], ACTIONS)}")
+        raise ValueError(f"unknown action {argv[0]!r}: {suggest(argv[0], ACTIONS)}")
     known[argv[0]](argv[1:])
 
 
@@ -145,9 +143,9 @@ def serve_board(argv: list[str]) -> None:
         if error.name != "gradio":
             raise
         raise ValueError("the board's page needs gradio: pip install 'hf_orthossl[leaderboard]'") from error
-    # The default is a folder, never the data set of this name.
+    # The default always means the folder, never a data set of the same name.
     board = Path(DEFAULT_BOARD) if args.board == DEFAULT_BOARD else args.board
-    # Here, as importing it takes seconds.
+    # Imported only when needed, because it takes seconds.
     from ..regularization import PENALTIES
 
     titles = {name: penalty.title for name, penalty in PENALTIES.items()}

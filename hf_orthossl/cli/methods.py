@@ -13,7 +13,7 @@ COLUMNS = ("method", "family", "heads", "target", "queue", "coupled", "recipe", 
 
 
 def catalogue() -> dict:
-    """Return methods and theory losses with their hyper-parameters, regularizers, view recipes, and our backbones."""
+    """Return methods and losses with hyper-parameters, regularizers, view recipes, and this package's backbones."""
     return {
         "methods": [_entry(method) | {"recipe": f"cifar10/{name}.yaml"} for name, method in METHODS.items()],
         "theory_losses": [_entry(method) for method in THEORY_LOSSES.values()],

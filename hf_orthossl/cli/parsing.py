@@ -15,7 +15,7 @@ from ..methods import parse_assignments
 from ..training import OrthoSSLTrainingArguments
 from ..training.run_folder import read_config
 
-# Options of the Trainer that pretraining has no use for, or that must keep their value.
+# Options of the Trainer that do not apply to pretraining, or whose value is fixed.
 WITHOUT_EFFECT = (
     "do_train",
     "do_eval",
@@ -50,7 +50,7 @@ class _Parser(HfArgumentParser):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # argparse takes "-1e-6" for an option, and the user would not learn that γ must not be negative.
+        # argparse mistakes "-1e-6" for an option and would not say that γ must not be negative.
         self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
     @staticmethod
@@ -76,7 +76,7 @@ def parse(
     """Return dataclasses filled from `--config FILE` and the flags, which override the file.
 
     A field with `metadata={"positional": True, "help": …}` is an argument without a flag, on the command line only:
-    `str` takes one, `list[str]` one or more.
+    one value for `str`, one or more for `list[str]`.
 
     Options that take `KEY=VALUE …` are YAML mappings in the file; flags add to them. In the file, a `method:` mapping
     stands for `method` (its `name`) and `method_config` (the rest).
@@ -89,11 +89,11 @@ def parse(
         base (`Path`, *optional*): File to read if the command line names none.
 
     Returns:
-        the dataclasses, and every option that file or flags set to other than its default.
+        The dataclasses, and all options that the file or the flags set to a value other than the default.
 
     Raises:
-        ValueError: unknown key or flag (with the nearest one), a value of the wrong type, a missing argument, or a file
-            that is no mapping.
+        ValueError: A key or flag is unknown (the message suggests the nearest one), a value has the wrong type, an
+            argument is missing, or the file is not a mapping.
     """
     parser = _parser(prog, description, dataclasses)
     options = {action.dest: action for action in parser._actions if action.option_strings}
@@ -113,7 +113,7 @@ def parse(
         argv = _switches_closed(argv, parser)
     known, unknown = parser.parse_known_intermixed_args(argv)
     if unknown and not unknown[0].startswith("-"):
-        raise ValueError(f"{unknown[0]!r} is one argument too many: {parser.usage}")
+        raise ValueError(f"unexpected argument {unknown[0]!r}: {parser.usage}")
     if unknown:
         raise ValueError(f"unknown option {unknown[0]!r}: {suggest(unknown[0].split('=')[0], flags)}")
     for key, mapping in mappings.items():
@@ -152,7 +152,7 @@ def _parser(prog: str, description: str, dataclasses: list[type]) -> _Parser:
     parser.usage = " ".join([prog, *names, "[options]"])
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags override it")
     for group in parser._action_groups:
-        # What this package adds comes before what it inherits.
+        # List the options of this package before those of the Trainer.
         if any(issubclass(kind, OrthoSSLTrainingArguments) for kind in dataclasses):
             group._group_actions.sort(key=lambda action: action.dest not in OWN_OPTIONS)
         for action in group._group_actions:
@@ -184,11 +184,11 @@ def _switches_closed(argv: list[str], parser: _Parser) -> list[str]:
 def _check_form(path: str, key: str, value: Any, option: argparse.Action) -> None:
     """Reject a list or a mapping for an option that takes one value."""
     if isinstance(value, list) and option.nargs not in ("+", "*"):
-        raise ValueError(f"{path}: {key} is the list {value}: it takes one value")
+        raise ValueError(f"{path}: {key} must be a single value, got the list {value}")
     if isinstance(value, dict) and not key.endswith(("_config", "_kwargs")):
-        raise ValueError(f"{path}: {key} is the mapping {value}: it takes one value")
+        raise ValueError(f"{path}: {key} must be a single value, got the mapping {value}")
 
 
 def _as_text(value: Any) -> Any:
-    # argparse converts defaults that are text as it converts flags, and "1e-3" arrives from YAML as text anyway.
+    # argparse converts text defaults in the same way as flags, and YAML reads "1e-3" as text anyway.
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

@@ -1,4 +1,4 @@
-"""`orthossl pretrain`: images in, a trained encoder that anyone can load out."""
+"""`orthossl pretrain`: train an encoder on images, and save it in a folder that anyone can load."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ DESCRIPTION = (
 
 
 def main(argv: list[str], front: Front = "trainer", prog: str = "orthossl pretrain") -> None:
-    """Train, measure, and leave a run folder, as [`~hf_orthossl.pretrain`] does.
+    """Train, measure, and write the run folder, as [`~hf_orthossl.pretrain`] does.
 
     Args:
         argv (`list[str]`): Command-line arguments.
@@ -41,12 +41,12 @@ def read_options(
     """Return the options and those that the user set; with `--resume`, the settings of the run are the defaults.
 
     Raises:
-        ValueError: An option is unknown or cannot be used, or differs from that of the run to resume.
+        ValueError: An option is unknown or cannot be used, or differs from the run to resume.
     """
     quick = scan(argv)
     saved = Path(quick.output_dir or OrthoSSLTrainingArguments.output_dir) / "config.yaml"
     base = saved if quick.resume and saved.is_file() else None
     (data_args, model_args, args), given = parse(prog, DESCRIPTION, list(OPTION_CLASSES), argv, base=base)
-    # A file named with --config may set output_dir, so the run to resume is known only now.
+    # The file of --config may set output_dir, so the run to resume is known only now.
     check_resumed(data_args, model_args, args)
     return data_args, model_args, args, given

@@ -20,8 +20,10 @@ class PublishArguments:
     repo_id: str | None = field(default=None, metadata={"help": "repository to publish to", "metavar": "USER/NAME"})
     private: bool = field(default=False, metadata={"help": "make a new repository private"})
     revision: str | None = field(default=None, metadata={"help": "branch to commit to (default: main)"})
-    license: str | None = field(default=None, metadata={"help": "licence in the card, as in apache-2.0"})
-    dry_run: bool = field(default=False, metadata={"help": "list files and show the card, without any request"})
+    license: str | None = field(default=None, metadata={"help": "licence to state in the card, such as apache-2.0"})
+    dry_run: bool = field(
+        default=False, metadata={"help": "list the files and show the card, without sending anything"}
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> None:
 
 
 def encoder_folder(run: str) -> Path:
-    """Return the encoder folder of a run, or the folder itself if it is an encoder's.
+    """Return the encoder folder of a run, or the folder itself if it is an encoder folder.
 
     Raises:
         FileNotFoundError: The folder does not exist, or contains no encoder.
@@ -71,7 +73,7 @@ def file_table(publication: Publication) -> str:
 
 
 def published(publication: Publication) -> str:
-    """Return the lines that tell where an encoder was published and how to load it."""
+    """Return the lines that state where an encoder was published and how to load it."""
     noted = [publication.note] if publication.note else []
     return "\n".join([*noted, f"published  {publication.url}", *(f"  {line}" for line in publication.loading)])
 

@@ -82,7 +82,7 @@ class SpectraArguments:
         if len(self.models) > len(COLORS):
             raise ValueError(f"models must be at most {len(COLORS)} to have a colour each, got {len(self.models)}")
         places = [Path(name).resolve() for name in self.models]
-        # A run folder's model is the one in its folder `encoder`.
+        # The model of a run folder is in its subfolder `encoder`.
         places = [place.parent if place.name == "encoder" else place for place in places]
         if twice := [name for name, place in zip(self.models, places, strict=True) if places.count(place) > 1]:
             raise ValueError(f"MODEL {twice[-1]!r} is given twice: pass each model once")
@@ -99,7 +99,7 @@ class SpectraArguments:
             get_recipe(self.views)
 
 
-# The numbers of LiDAR's paper.
+# As in LiDAR's paper.
 LIDAR_IMAGES, LIDAR_VIEWS = 1000, 10
 DESCRIPTION = (
     "Measure how many of its directions an encoder uses: spectra of its weights and, with --dataset, of its features. "
@@ -194,11 +194,11 @@ def check(name: str, encoder: Encoder, source: ImageSource | None, args: Spectra
         raise ValueError(f"{name}: {error}") from error
     if not args.views or source is None:
         return
-    # Views without a size of their own have the model's; only the others are checked.
+    # Views without an explicit size have the model's image size; check only the others.
     needed = max(get_recipe(args.views).sizes(0))
     if needed and needed > min(encoder.image_size, source.shorter_side):
         raise ValueError(
-            f"views {args.views!r} makes crops of {needed} px and needs larger images: {name} takes "
+            f"views {args.views!r} makes crops of {needed} px and needs larger images: {name} expects "
             f"{encoder.image_size} px, {source.name} has {source.shorter_side:.0f} px; choose other --views"
         )
 
@@ -260,7 +260,7 @@ def measure(name: str, encoder: Encoder, source: ImageSource | None, args: Spect
     measured = Measured(report, {f"{name}, {short_name(last)}": matrix.matrix().detach()})
     if labels and source is not None and source.label_column:
         own = torch.cat(labels)
-        # The representations after these are of views.
+        # Later calls add the representations of views.
         measured.representations = all_gather_rows(torch.cat(representations)[: len(own)].float())
         measured.labels = all_gather_rows(own)
     return measured
@@ -303,7 +303,7 @@ def views_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArgu
     ):
         part, views = parts[number], []
         for turn in range(-(-LIDAR_VIEWS // len(whole))):
-            # Crops made at decoding differ by the epoch, those made here by the seed.
+            # Crops made during decoding depend on the epoch, the following ones on the seed.
             dataset.set_epoch(turn)
             batch = collate(dataset.__getitems__(part.tolist()))
             images = batch["crops"] if "crops" in batch else batch["pixel_values"]
@@ -316,7 +316,7 @@ def views_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArgu
 def write(measured: Measured, folder: Path, source: ImageSource | None, args: SpectraArguments) -> list[str]:
     """Write the report and the figures of one model into its folder, and return the names to show.
 
-    Figures of an earlier run that this one does not make are removed.
+    Figures of an earlier run that are not made again are removed.
 
     Args:
         measured ([`Measured`]): The model's report and data.

@@ -1,7 +1,7 @@
 """Read images from anywhere, and turn batches of them into the views that self-supervised methods compare.
 
-Public names are imported on first use: recipes are plain data, and listing them must not cost an import of `datasets`
-and torch.
+Public names are imported on first use, because recipes are plain data and listing them must not import `datasets` and
+torch.
 """
 
 from ..lazy import lazy_names

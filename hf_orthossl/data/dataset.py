@@ -19,16 +19,16 @@ from .image_cache import CHOICES, ImageCache, fits_in_memory
 from .sources import ImageSource
 from .unreadable import LIMIT, TooManyUnreadable, Unreadable
 
-# The search for a replacement of an unreadable image may end after this many unreadable images in a row.
+# Stop searching for a replacement of an unreadable image after this many unreadable images in a row.
 _PATIENCE = 32
-# Whole images travel to the device while they have at most this many times the pixels of a view. Larger ones are
-# cropped when they are decoded, which is cheaper than transferring them and cropping them on the device.
+# Whole images are sent to the device if they have at most this many times the pixels of a view. Larger ones are
+# cropped during decoding, which is cheaper than transferring them and cropping them on the device.
 _LARGEST = 4
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a data set's items: whole images, or one random crop per view. Exactly one field is set.
+    """The shape of a data set's items: whole images, or one random crop per view; exactly one field is set.
 
     Args:
         whole (`tuple[int, int]`, *optional*): The height and width of whole images, in pixels.
@@ -48,7 +48,7 @@ class Shape:
             image_size (`int`, *optional*): The side of the encoder's input, in pixels.
 
         Raises:
-            TypeError: `image_size` is no integer.
+            TypeError: `image_size` is not an integer.
             ValueError: The images are smaller than the views, or differ in size and no `image_size` is given.
         """
         if image_size is not None and not isinstance(image_size, int | np.integer):
@@ -99,7 +99,7 @@ class ItemMaker:
         seed (`int`, defaults to 0): Determines the crops that are made during decoding.
 
     Raises:
-        TypeError: `views` is neither a recipe nor the name of one, or `image_size` is no integer.
+        TypeError: `views` is neither a recipe nor the name of one, or `image_size` is not an integer.
         ValueError: The images are smaller than the views, or differ in size and no `image_size` is given.
     """
 
@@ -113,7 +113,7 @@ class ItemMaker:
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that determines the crops, also in workers that run already."""
+        """Set the epoch that determines the crops, also in running workers."""
         self._epoch.fill_(epoch)
 
     def __call__(self, value: Any, label: Any, index: int, epoch: int | None = None) -> dict[str, Any]:
@@ -237,7 +237,7 @@ class ImageDataset(Dataset):
         return [new[place] if place in new else self._cache[row] for place, row in enumerate(rows)]
 
     def _decode(self, positions: Sequence[int], rows: list[int]) -> list[dict[str, Any]]:
-        """Return the items of the given rows, which stand at the given positions, without the cache."""
+        """Return the items of rows at the given positions, without using the cache."""
         if not rows:
             return []
         table = self._rows[rows]
@@ -254,12 +254,12 @@ class ImageDataset(Dataset):
 
     def _make_cache(self, choice: str) -> ImageCache | None:
         if choice not in CHOICES:
-            raise ValueError(f"cache_images is {choice!r}: choose from {', '.join(CHOICES)}")
+            raise ValueError(f"cache_images {choice!r} is unknown: choose from {', '.join(CHOICES)}")
         shape = self._make_item.shape.whole
         if choice == "always" and shape is None:
             raise ValueError(
                 f"cache_images is always, but the images of {self.source.name} are cropped at random when they are "
-                "decoded, differently in every epoch: leave it at auto"
+                "decoded, differently in every epoch: use auto"
             )
         if shape is None or choice == "never" or (choice == "auto" and not fits_in_memory(len(self), shape)):
             return None
@@ -273,9 +273,9 @@ class ImageDataset(Dataset):
         return position if self.indices is None else self.indices[position]
 
     def _replace(self, position: int, first: Unreadable) -> dict[str, Any]:
-        """Return the next readable item after a position, with the unreadable images that it replaces."""
+        """Return the next readable item after a position, and the unreadable images that it replaces."""
         unreadable = [first]
-        # With more unreadable images than this the run will stop anyway, so the search need not continue.
+        # With more unreadable images than this, the run stops anyway.
         patience = min(max(_PATIENCE, int(LIMIT * len(self)) + 1), len(self))
         while len(unreadable) < patience:
             position = (position + 1) % len(self)

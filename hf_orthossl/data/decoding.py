@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
-# Pillow's own limit for an error, repeated here because other libraries disable Pillow's.
+# The limit at which Pillow raises an error; repeated because other libraries disable Pillow's check.
 MAX_PIXELS = 178_956_970
 
-# Formats that a data set may contain, without those that Pillow passes to another program (EPS to Ghostscript).
+# Formats that a data set may contain; excludes those that Pillow passes to another program (EPS to Ghostscript).
 _FORMATS = (
     *("PNG", "JPEG", "MPO", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "PPM"),
     *("JPEG2000", "ICO", "TGA", "PCX", "SGI"),
@@ -47,7 +47,7 @@ def decode_image(value: Any) -> Image.Image:
         `PIL.Image.Image`: The image in mode RGB.
 
     Raises:
-        UnreadableImage: The image is damaged or truncated, is no image, or has more than `MAX_PIXELS` pixels.
+        UnreadableImage: The image is damaged or truncated, is not an image, or has more than `MAX_PIXELS` pixels.
     """
     try:
         image = _open(value)
@@ -64,7 +64,7 @@ def image_size(value: Any) -> tuple[int, int]:
     """Return the height and width in pixels of an upright image, from its header alone if there is one.
 
     Args:
-        value (`Any`): An image as [`decode_image`] takes it.
+        value (`Any`): An image in any form that [`decode_image`] accepts.
 
     Raises:
         UnreadableImage: The header cannot be read.
@@ -143,7 +143,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_uint8(array: np.ndarray) -> np.ndarray:
-    """Scale values to [0, 255] from the range of their type or, if it tells none, from their minimum and maximum."""
+    """Scale values to [0, 255] from the range of their type or, if it has none, from their minimum and maximum."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:

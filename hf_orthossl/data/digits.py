@@ -20,7 +20,7 @@ def digits() -> datasets.DatasetDict:
     Source:
         Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, as distributed with scikit-learn.
     """
-    # Imported here because it takes a second, which other data sets do not need to spend.
+    # Imported only when needed, because it takes a second.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

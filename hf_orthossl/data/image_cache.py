@@ -22,7 +22,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 class ImageCache:
-    """Decoded items of a data set, by the row of the source that they were made of.
+    """Decoded items of a data set, indexed by the row of the source.
 
     Worker processes that are forked, Linux's default until Python 3.13, read and fill the same memory. Spawned
     workers, which start with a copy of the data set, have an empty cache that stores nothing.

@@ -44,10 +44,10 @@ class ImageSource:
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`): The rows. Images are not decoded, so that a damaged
-            one cannot stop whoever reads them.
+            one cannot stop an iteration.
         image_column (`str`): The column of images.
         label_column (`str`, *optional*): The column of classes; `None` for unlabelled images.
-        class_names (`list[str]`, *optional*): The name of each class, in the order of the class indices, where known.
+        class_names (`list[str]`, *optional*): The name of each class, in the order of the class indices, if known.
         num_rows (`int`, *optional*): The number of images; `None` for a stream.
         name (`str`): The name of the data set.
         split (`str`): The split, as requested.
@@ -128,7 +128,7 @@ def load_source(
         [`ImageSource`]: The data set and its columns.
 
     Raises:
-        TypeError: `dataset` is neither a name, a folder nor a data set of `datasets`, or `split` is no string.
+        TypeError: `dataset` is neither a name, a folder nor a data set of `datasets`, or `split` is not a string.
         FileNotFoundError: The folder does not exist.
         ValueError: There are no images, the split or column does not exist, or the Hub does not provide the data set.
 
@@ -142,11 +142,11 @@ def load_source(
     title = str(dataset) if isinstance(dataset, str | Path) else _name_of(dataset)
     splits = _open_splits(dataset, name, streaming)
     if not splits:
-        raise ValueError(f"dataset {title}: there are no images in it")
+        raise ValueError(f"dataset {title} has no images: pass another data set")
     split = split or ("train" if "train" in splits else next(iter(splits)))
     data = _select_split(splits, split, title)
     if isinstance(data, datasets.Dataset) and len(data) == 0:
-        raise ValueError(f"dataset {title}, split {split}: there are no images in it")
+        raise ValueError(f"split {split} of dataset {title} has no images: pass another split")
     features = data.features or _resolve_features(data)
     image_column = _find_image_column(features, image_column, title)
     label_column = _find_label_column(features, label_column, title)
@@ -165,7 +165,7 @@ def available_splits(dataset: Any, name: str | None = None) -> list[str]:
     """Return the names of a data set's splits.
 
     Args:
-        dataset (`str`, `Path` or a data set of `datasets`): The data set, as [`load_source`] takes it.
+        dataset (`str`, `Path` or a data set of `datasets`): The data set, in any form that [`load_source`] accepts.
         name (`str`, *optional*): The configuration of a Hub data set.
 
     Raises:
@@ -211,7 +211,7 @@ def _open_splits(dataset: Any, name: str | None, streaming: bool) -> Splits:
 def _to_stream(data: AnyDataset) -> datasets.IterableDataset:
     if isinstance(data, datasets.IterableDataset):
         return data
-    # Workers divide a stream by its shards, so there must be as many as a machine may have workers.
+    # Workers divide a stream by its shards, so there must be at least as many shards as workers.
     return data.to_iterable_dataset(num_shards=max(min(len(data), 64), 1))
 
 
@@ -235,7 +235,7 @@ def _open_folder(folder: Path, name: str | None, streaming: bool) -> Splits:
     files = [path for path in folder.rglob("*") if path.suffix.lower() in _SHARDS + _TABLES]
     described = any(path.stem == "metadata" for path in files)
     shards = any(path.suffix.lower() in _SHARDS for path in files)
-    # Image files beside shards are the figures of a data card; tables beside image files are annotations.
+    # Image files next to shards are figures of a data card; tables next to image files are annotations.
     if not described and not shards:
         splits = _open_image_folder(folder)
         if splits or not files:
@@ -325,8 +325,8 @@ def _select_split(splits: Splits, split: str, title: str) -> AnyDataset:
             raise ValueError(f"split {name!r} is not in data set {title}: {suggest(name, splits)}")
     if not all(isinstance(splits[name], datasets.Dataset) for name in names):
         raise ValueError(
-            f"split {split!r} slices a stream, which is not possible: choose from {', '.join(splits)}, or load without "
-            "streaming"
+            f"split {split!r} slices a stream, which is not supported: choose from {', '.join(splits)}, or load "
+            "without streaming"
         )
     try:
         parts = datasets.ReadInstruction.from_spec(split).to_absolute({key: len(splits[key]) for key in splits})
@@ -376,7 +376,7 @@ def _find_label_column(features: datasets.Features, requested: str | None, title
         feature = features[_require_column(requested, "label_column", features, title)]
         if not (_is_integer(feature) or _is_text(feature)):
             raise ValueError(
-                f"label_column {requested!r} of data set {title} contains {feature}: classes are integers or text"
+                f"label_column {requested!r} of data set {title} contains {feature}: pass a column of integers or text"
             )
         return requested
     usable = [column for column in _LABEL_COLUMNS if column in features and _is_integer(features[column])]

@@ -24,10 +24,10 @@ _READ = 64
 
 
 class Row(NamedTuple):
-    """An undecoded image of a stream: the epoch, its index in the epoch, and its image and label as the source has."""
+    """A row of a stream: the epoch, the index in the epoch, and the undecoded image and label."""
 
     epoch: int
-    index: int  # type: ignore[assignment]  # hides `tuple.index`, which nobody calls on it
+    index: int  # type: ignore[assignment]  # hides `tuple.index`, which is not used
     image: Any
     label: Any
 
@@ -49,7 +49,7 @@ class StreamingImageDataset(IterableDataset):
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: The source is no stream, its images are smaller than the views, or `image_size` is missing.
+        ValueError: The source is not a stream, its images are smaller than the views, or `image_size` is missing.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class StreamingImageDataset(IterableDataset):
         """Yield items whose `index` is unique within an epoch.
 
         Raises:
-            TooManyUnreadable: The beginning of the stream, or all of it, cannot be read.
+            TooManyUnreadable: All images, or those at the beginning of the stream, cannot be read.
         """
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        # Each item is held back until the next one, so that the images skipped at the very end can be reported in one.
+        # Each item is delayed by one, so that the last can also report the images skipped after it.
         waiting: dict[str, Any] | None = None
         skipped: list[Unreadable] = []
         seen = 0
@@ -108,7 +108,7 @@ class StreamingImageDataset(IterableDataset):
             raise TooManyUnreadable.of(skipped, seen)
 
     def groups(self, processes: int) -> int:
-        """Return the number of groups into which the shard files are dealt: the greatest that divides both numbers."""
+        """Return the number of groups of shard files: the greatest common divisor of files and processes."""
         return math.gcd(self._rows.num_shards, processes)
 
     def blocks(
@@ -116,10 +116,10 @@ class StreamingImageDataset(IterableDataset):
     ) -> Generator[list[Row], None, None]:
         """Yield one process's part of an epoch in blocks of `size` rows; only the last block may be shorter.
 
-        The shard files are dealt to the processes in [`~StreamingImageDataset.groups`]. The processes of a group read
-        the same files and take turns with the blocks: with one group, block j·P + p of the whole stream is block j of
-        process p. If P divides the number of files, no row is read twice. Groups made for another number of processes
-        are first merged, row by row, until their number divides P, so that steps with as many images contain the same
+        The shard files are assigned to the processes in [`~StreamingImageDataset.groups`]. The processes of a group
+        read the same files and take turns with the blocks: with one group, block j·P + p of the whole stream is block
+        j of process p. If P divides the number of files, no row is read twice. Groups made for another number of processes
+        are first merged, row by row, until their number divides P, so that steps of the same size contain the same
         images.
 
         Args:
@@ -129,11 +129,11 @@ class StreamingImageDataset(IterableDataset):
             processes (`int`, defaults to 1): The number of processes P.
             skip (`int`, defaults to 0): The number of rows of the epoch, over all processes, that were used before.
                 They are read but not decoded.
-            groups (`int`, *optional*): The number of groups with which the epoch began, if it began with another number
-                of processes.
+            groups (`int`, *optional*): The number of groups with which the epoch began, if that was on a different
+                number of processes.
 
         Yields:
-            `list[Row]`: Rows whose `index` is unique in the epoch over all processes, whatever is skipped.
+            `list[Row]`: Rows whose `index` is unique in the epoch over all processes, also after skipping.
         """
         groups = groups or self.groups(processes)
         merged = math.gcd(groups, processes)
@@ -182,7 +182,7 @@ class StreamingImageDataset(IterableDataset):
 
 
 class _Start(NamedTuple):
-    """The point at which an epoch was entered.
+    """The position in the data at which an epoch began or was resumed.
 
     Args:
         batch (`int`): The number of the batch in the run.
@@ -206,13 +206,13 @@ class StreamBatches(IterableDataset):
     all processes at once, when one of them has no full batch left; with a single process and `drop_last=False`, the
     last batch may be smaller.
 
-    A run that continues calls [`~StreamBatches.resume`] and then skips the batches that it used before. These are empty
-    and cost nothing, so that the skipping of `accelerate` and of the Trainer suffices.
+    A resumed run calls [`~StreamBatches.resume`] and then skips the batches that it used before, as `accelerate` and
+    the Trainer do. The skipped batches are empty and cost nothing.
 
     Args:
         dataset ([`StreamingImageDataset`]): The stream.
         batch_size (`int`): The number of images per process.
-        drop_last (`bool`, defaults to `True`): Leave out the images that do not fill a batch at the end of an epoch.
+        drop_last (`bool`, defaults to `True`): Drop the images that do not fill a batch at the end of an epoch.
         loader (`dict`): Further arguments of torch's `DataLoader`, such as `num_workers`.
     """
 
@@ -230,11 +230,11 @@ class StreamBatches(IterableDataset):
         }
 
     def resume(self, batches: int, position: dict[str, int]) -> None:
-        """Continue from a position, also from that of a run with another number of processes.
+        """Continue from a position, also if it was saved by a run with another number of processes.
 
-        If a step has as many images over all processes as before, every image still comes once in the epoch, whose
-        shard files stay in the groups with which it began. The next epoch has the groups of the current number of
-        processes.
+        If the number of images per step over all processes is unchanged, every image still occurs once in the epoch,
+        whose shard files stay in the groups with which it began. The next epoch has the groups of the current number
+        of processes.
 
         Args:
             batches (`int`): The number of batches that the caller will skip.
@@ -243,12 +243,12 @@ class StreamBatches(IterableDataset):
         self._starts = [_Start(batches, **position)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield batches as [`collate`] makes them, and empty ones before the point of resumption.
+        """Yield batches in the form of [`collate`], and empty ones before the point of resumption.
 
         Raises:
-            ValueError: The stream has fewer images than one step takes.
+            ValueError: The stream has fewer images than one step needs.
         """
-        # A new iterator enters anew the epochs that an earlier one entered.
+        # A new iterator starts again from where the first one started.
         del self._starts[1:]
         for _ in range(self._starts[0].batch):
             yield {}
@@ -286,7 +286,7 @@ class StreamBatches(IterableDataset):
 
 
 class _Decoder(Dataset):
-    """Decodes in the workers the rows that the main process has read."""
+    """Decode, in the workers, the rows that the main process has read."""
 
     def __init__(self, dataset: StreamingImageDataset):
         self.dataset = dataset

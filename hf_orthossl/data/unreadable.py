@@ -8,14 +8,14 @@ from ..distributed.collectives import all_gather_object, all_reduce_max, rank, w
 
 # A run continues while at most this share of a data set is unreadable.
 LIMIT = 0.01
-# The length of a stream is unknown, so its share is judged only from this many images on.
+# The length of a stream is unknown, so its share is checked only after this many images.
 STREAM_MINIMUM = 100
 
 
 class Unreadable(NamedTuple):
     """An image that was skipped: its row, its name, and the reason."""
 
-    index: int  # type: ignore[assignment]  # hides `tuple.index`, which nobody calls on it
+    index: int  # type: ignore[assignment]  # hides `tuple.index`, which is not used
     name: str
     reason: str
 
@@ -25,8 +25,8 @@ class TooManyUnreadable(ValueError):
 
     Args:
         text (`str`): The message.
-        message (`str`, *optional*): How torch reconstructs an exception that a data loader's worker raised: the whole
-            traceback, whose last line holds the message.
+        message (`str`, *optional*): The whole traceback, from which torch reconstructs an exception raised in a data
+            loader's worker; its last line contains the message.
     """
 
     # torch passes `message` only to exceptions that have an attribute of this name.
@@ -57,13 +57,13 @@ class TooManyUnreadable(ValueError):
 
 
 class UnreadableLog:
-    """A file of the unreadable images of a run, each listed and counted once.
+    """A log file of a run's unreadable images, each listed and counted once.
 
     A file left by an earlier part of the same run is continued. With several processes, each counts the images of all
     of them, so that the limit applies to the whole run, and the main process writes the file.
 
     Args:
-        path (`str` or `Path`): The file, with one line per image; it is created with the first one.
+        path (`str` or `Path`): The file, with one line per image; it is created for the first image.
         total (`int`, *optional*): The number of images in the data set. Without it (for a stream), the images seen
             since the start of this part of the run are counted.
     """
@@ -84,7 +84,7 @@ class UnreadableLog:
         return len(self._images)
 
     def add(self, unreadable: Iterable[tuple[int, str, str]], seen: int = 0) -> None:
-        """Add the unreadable images of a batch; every process must make each call, with its own batch.
+        """Add the unreadable images of a batch; every process must call it for each of its batches.
 
         Args:
             unreadable (iterable of `(index, name, reason)`): The batch's `unreadable`.

@@ -1,4 +1,4 @@
-"""Several processes working on one run: collectives, gathering with gradient, batch norm, sharded weights, launching.
+"""Distributed training: collectives, gathering with gradient, batch norm, sharded weights, launching.
 
 Import from the modules: importing `launch` must not import torch.
 """

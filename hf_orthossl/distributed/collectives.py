@@ -1,7 +1,7 @@
 """Collectives on the CPU: divide work among the processes of one run and combine its results.
 
-Without a process group there is one process, and these functions cost nothing. With one, every process must make each
-call.
+Without a process group there is one process, and these functions cost nothing. With one, every process must call
+them in the same order.
 """
 
 import datetime
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# The main process may compute for hours (a linear probe) while the others wait for it.
+# The main process may compute for hours (a linear probe) while all other processes wait for it.
 TIMEOUT = datetime.timedelta(days=1)
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ def on_main(function: Callable[[], T]) -> T:
         except (OSError, ValueError) as failure:
             error = failure
             kind = next(kind for kind in (FileNotFoundError, OSError, ValueError) if isinstance(error, kind))
-    # As text: errors of the Hub hold a network response, which cannot be pickled.
+    # As text, because errors of the Hub contain a network response, which cannot be pickled.
     value, kind, message = all_gather_object((value, kind, error and str(error)))[0]
     if error is not None:
         raise error
@@ -108,12 +108,12 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 
 def all_reduce_min(value: int) -> int:
-    """Return the smallest of a number over processes."""
+    """Return the minimum of a number over processes."""
     return _all_reduce(value, dist.ReduceOp.MIN)
 
 
 def all_reduce_max(value: int) -> int:
-    """Return the largest of a number over processes."""
+    """Return the maximum of a number over processes."""
     return _all_reduce(value, dist.ReduceOp.MAX)
 
 
@@ -139,7 +139,7 @@ def _all_reduce(value: int, operation: Any) -> int:
 
 
 def _cpu_group() -> Any:
-    """Return the process group for tensors on the CPU: the default one if it can, else an additional one of gloo."""
+    """Return a process group for tensors on the CPU: the default one if it supports them, else a gloo group."""
     world = dist.group.WORLD
     if "cpu:gloo" in dist.get_backend_config(world):
         return world

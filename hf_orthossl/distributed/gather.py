@@ -20,7 +20,7 @@ def all_gather(rows: Tensor) -> Tensor:
 
 
 def all_gather_step(micro_batches: list[Tensor]) -> Tensor:
-    """Return the rows of a whole optimizer step, in the order of one process without accumulation.
+    """Return the rows of a whole optimizer step, in the order of a single process without accumulation.
 
     Micro-batch j of process p holds batch j·P + p of the step, so that micro-batches come before processes.
 

@@ -29,7 +29,7 @@ def is_main_process() -> bool:
 
 
 def silence() -> None:
-    """Leave warnings and progress bars to the main process."""
+    """Silence warnings and progress bars on all processes but the main one."""
     import datasets
     import transformers
 
@@ -75,8 +75,8 @@ def end_processes() -> None:
 def print_error_once(line: str) -> None:
     """Print an error of this process, unless another process of this run has already printed one.
 
-    An error that all processes raise is then printed once, by the first of them, and errors caused by the end of
-    another process are not printed. Without torchrun's store, each process prints its own errors with its rank.
+    An error that all processes raise is then printed only once, and errors caused by the end of another process are
+    not printed. Without torchrun's store, each process prints its own errors with its rank.
     """
     store = _store()
     if store is None:

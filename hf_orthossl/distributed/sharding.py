@@ -1,4 +1,4 @@
-"""Weights that FSDP2 shards over processes: gather one of them, or a whole module on the main process."""
+"""Gather weights that FSDP2 shards over processes: a single one, or a whole module on the main process."""
 
 import sys
 from collections import OrderedDict
@@ -17,8 +17,8 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def block_classes(module: nn.Module) -> list[str]:
     """Return the class names of the innermost blocks of a network, the units that FSDP2 shards.
 
-    A block is an element of a `Sequential` or `ModuleList` with at least two layers of its own: a residual block, a
-    layer of a transformer.
+    A block is an element of a `Sequential` or `ModuleList` that has at least two layers itself: a residual block, a
+    transformer layer.
     """
     blocks: dict[str, nn.Module] = {}
     for container in module.modules():
@@ -60,12 +60,12 @@ def gather_module(module: ModuleT, names: Collection[str] | None = None) -> Modu
 
     Args:
         module (`nn.Module`): The module, outside of its forward pass.
-        names (collection of `str`, *optional*): Names of the parameters to gather, as in `named_parameters`; the others
-            are left on the meta device. All parameters by default.
+        names (collection of `str`, *optional*): Names of the parameters to gather, as in `named_parameters`; all
+            other parameters are left on the meta device. By default all are gathered.
 
     Returns:
         `nn.Module`, *optional*: The module itself if none of its weights is sharded; else a copy without gradients and
-        without FSDP's hooks on the main process, and `None` on the others.
+        without FSDP's hooks on the main process, and `None` on all other processes.
     """
     if not has_sharded_weights(module):
         return module
@@ -90,7 +90,7 @@ def _layers(module: nn.Module) -> int:
 
 
 def _copy(module: nn.Module, weights: Mapping[int, nn.Parameter], copies: dict[int, nn.Module]) -> nn.Module:
-    """Return a copy of a module with other weights, made as `nn.DataParallel` does: FSDP refuses deep copies."""
+    """Return a copy of a module with other weights, as `nn.DataParallel` does; FSDP does not support deep copies."""
     from torch.distributed.fsdp import FSDPModule
 
     if id(module) in copies:

@@ -61,7 +61,7 @@ class _Normalization(torch.autograd.Function):
 
 
 class _Synchronized(_BatchNorm):
-    """Adds synchronized statistics to a batch norm class, which comes after it among the base classes."""
+    """Mixin that adds synchronized statistics to a batch norm class, which must follow it among the base classes."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` of shape `(B, C, …)`, normalized with the statistics of all processes in train mode."""
@@ -132,7 +132,7 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
 
     A batch that is divided among processes is then normalized, forward and backward, as one process would normalize the
     whole batch; the running statistics are those of the whole batch and equal on all processes. In eval mode and on a
-    single process the layers compute what they did before. Parameters, buffers, their names and hooks do not change, so
+    single process the layers compute the same as before. Parameters, buffers, their names and hooks do not change, so
     that the function may be called before or after the optimizer is built, and checkpoints fit either way.
     `nn.SyncBatchNorm` computes the same and is used on GPUs; it does not support CPUs, and its conversion loses the
     activation in timm's `BatchNormAct2d`.
@@ -159,5 +159,5 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
 
 
 def is_synchronized(module: nn.Module) -> bool:
-    """Return whether a layer is a batch norm over the batch of all processes, ours or torch's."""
+    """Return whether a layer is a batch norm over the batch of all processes, this package's or torch's."""
     return isinstance(module, _Synchronized | nn.SyncBatchNorm)

@@ -5,7 +5,7 @@ from .export import export_encoder
 from .loading import load_encoder
 from .small_images import resnet18_cifar, resnet50_cifar, wide_resnet28_2
 
-# Architectures that this package registers with timm. Elsewhere they load by the code in an exported folder.
+# Architectures that this package registers with timm. Without it they load from the code in an exported folder.
 OWN_BACKBONES = (*(entry.__name__ for entry in (resnet18_cifar, resnet50_cifar, wide_resnet28_2)), "linear")
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The interface of every backbone: images in, representations and the outputs of its stages out."""
+"""The interface of all encoders: map images to representations and to the outputs of the stages."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..messages import first_line, suggest
 
-# Networks of more equal blocks than this (ViTs) are read at a quarter, a half, three quarters and all of their depth.
+# Networks with more equal blocks than this (ViTs) have four stages, one after each quarter of their depth.
 MAX_STAGES = 6
 ISOTROPIC_STAGES = 4
 
@@ -15,16 +15,16 @@ ISOTROPIC_STAGES = 4
 class Encoder(nn.Module):
     """A backbone that maps normalized images `(B, 3, H, W)` to representations `(B, D)`.
 
-    [`load_encoder`] makes it. [`~hf_orthossl.encoders.timm_encoder.TimmEncoder`] and
+    Build it with [`load_encoder`]. [`~hf_orthossl.encoders.timm_encoder.TimmEncoder`] and
     [`~hf_orthossl.encoders.transformers_encoder.TransformersEncoder`] document how each library pools.
 
     Args:
-        backbone (`nn.Module`): The library's own module, without a classifier and without an untrained pooler.
+        backbone (`nn.Module`): The library's module, without a classifier and without an untrained pooler.
         name (`str`): The name by which it was loaded.
         image_size (`int`): The height and width of the images that the backbone is built for, in pixels.
         mean (`Sequence[float]`): The mean of each channel of the backbone's training images, on the scale [0, 1].
         std (`Sequence[float]`): The standard deviation of each channel of these images, on the same scale.
-        interpolation (`str`): The interpolation by which images are resized: `"bilinear"`, `"bicubic"`, …
+        interpolation (`str`): The interpolation used to resize images: `"bilinear"`, `"bicubic"`, …
         stage_modules (`Sequence[str]`): The names of the submodules of `backbone` whose outputs are its stages, in
             order.
 
@@ -64,7 +64,7 @@ class Encoder(nn.Module):
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.interpolation = interpolation
-        # Reordering the images does not pay off for a patch embedding alone.
+        # A patch embedding alone is too little work to pay for reordering the images.
         self._channels_last = sum(isinstance(module, nn.Conv2d) for module in backbone.modules()) > 1
         self._stage_modules = list(stage_modules)
         shapes = self._probe()
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the representations `(B, D)` of normalized images `(B, 3, H, W)`."""
-        raise TypeError("Encoder is abstract: call load_encoder, which chooses the library's own subclass")
+        raise TypeError("Encoder is abstract: call load_encoder, which returns a concrete subclass")
 
     def stages(self, images: Tensor) -> dict[str, Tensor]:
         """Return the output of each stage and the representation, from one forward pass.
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
         Returns:
             `dict[str, Tensor]`: With the keys of `stage_names` in order: feature maps `(B, C, H, W)` or tokens
             `(B, N, C)` by the name of the submodule, then `"representation"` `(B, D)`. Networks of more than six equal
-            blocks are read after each quarter of their depth.
+            blocks have a stage after each quarter of their depth.
         """
         outputs: dict[str, Tensor] = {}
         hooks = [
@@ -120,7 +120,7 @@ class Encoder(nn.Module):
         """Return the images in channels-last memory order for convolutions on CUDA, else contiguous.
 
         They stay contiguous on the CPU, where torch's batch norm sums channels-last images less exactly (CONTRIBUTING
-        has the measurements) and oneDNN writes beyond its memory in the gradient of some strided 1×1 convolutions
+        has the measurements) and oneDNN writes out of bounds in the gradient of some strided 1×1 convolutions
         (https://github.com/uxlfoundation/oneDNN/issues/6035).
         """
         channels_last = self._channels_last and images.is_cuda

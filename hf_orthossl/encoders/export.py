@@ -21,7 +21,7 @@ from ..messages import describe, first_line
 from . import linear_backbone, small_images
 from .encoder import Encoder
 
-# Modules of networks that timm lacks: the module and class names by which transformers finds each through `auto_map`.
+# Modules of networks that timm lacks → the module and class names that transformers finds through `auto_map`.
 OWN_CODE: dict[ModuleType, tuple[str, str]] = {
     small_images: ("modeling_small_images", "SmallImagesModel"),
     linear_backbone: ("modeling_linear", "LinearModel"),
@@ -48,8 +48,8 @@ def export_encoder(encoder: Encoder, folder: str | Path, *, metadata: dict | Non
     `AutoImageProcessor`; `encoder.pooling` names the output that is the representation. CIFAR-stem networks and the
     linear encoder carry their own code (`AutoModel.from_pretrained(…, trust_remote_code=True)`).
 
-    The files are written beside `folder` and moved into it once all are complete, so that its earlier content survives
-    a full disk. Other files in `folder` are left unchanged.
+    The files are written to a temporary folder next to `folder` and moved into it once all are complete, so that its
+    earlier content survives a full disk. Other files in `folder` are left unchanged.
 
     Args:
         encoder ([`Encoder`]): The encoder. Its `mean`, `std`, `interpolation` and `image_size` become the
@@ -61,7 +61,7 @@ def export_encoder(encoder: Encoder, folder: str | Path, *, metadata: dict | Non
         `Path`: The folder.
 
     Raises:
-        TypeError: `encoder` is no [`Encoder`], `folder` no path, or `metadata` no JSON object.
+        TypeError: `encoder` is not an [`Encoder`], `folder` is not a path, or `metadata` is not a JSON object.
         ValueError: The weights are sharded over processes.
         OSError: The files cannot be written.
 
@@ -78,12 +78,12 @@ def export_encoder(encoder: Encoder, folder: str | Path, *, metadata: dict | Non
     _require_json(metadata)
     if has_sharded_weights(encoder):
         raise ValueError(
-            "the encoder's weights are sharded over processes: call gather_module(encoder) on all of them, and export "
-            "the result on the main one"
+            "the encoder's weights are sharded over processes: call gather_module(encoder) on all "
+            "processes, and export the result on the main one"
         )
     folder = Path(folder)
     unfinished = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    # As users load it: on the CPU, and contiguous, as safetensors stores it.
+    # Exported on the CPU, where users load it, and contiguous, as safetensors requires.
     backbone = copy.deepcopy(encoder.backbone).to("cpu").to(memory_format=torch.contiguous_format)
     try:
         unfinished.mkdir(parents=True)

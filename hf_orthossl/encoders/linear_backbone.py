@@ -84,7 +84,7 @@ class LinearNet(nn.Module):
 
 
 def linear(pretrained: bool = False, **kwargs: Any) -> LinearNet:
-    """Build one matrix from pixels to representation, with D = 16 unless `num_features` sets it."""
+    """Build the linear encoder, with D = 16 unless `num_features` sets it."""
     return build_model_with_cfg(LinearNet, "linear", pretrained, **kwargs)
 
 

@@ -35,7 +35,7 @@ def load_encoder(
             with `@revision`; a folder with a `config.json` of timm or transformers (also as `"local-dir:…"`); a run
             folder that contains such a folder as `encoder`.
         pretrained (`bool`, defaults to `False`): Load the weights too; otherwise they are initialized at random.
-        image_size (`int`, *optional*): The height and width of the images, in pixels; defaults to the model's own.
+        image_size (`int`, *optional*): The height and width of the images, in pixels; defaults to that of the model.
             Position embeddings are made for this size, or resampled to it. For convolutional networks it is only
             recorded.
         backbone_kwargs: Further arguments of the architecture: those of `timm.create_model` (`patch_size=4`,
@@ -46,7 +46,7 @@ def load_encoder(
         [`Encoder`]: The encoder.
 
     Raises:
-        TypeError: `name` is no string or path, or `pretrained` is no boolean.
+        TypeError: `name` is not a string or path, or `pretrained` is not a boolean.
         ValueError: The name, an argument or the weights cannot be used.
         OSError: The folder or the Hub repository cannot be read.
 
@@ -60,7 +60,7 @@ def load_encoder(
     if not isinstance(pretrained, bool):
         raise TypeError(f"pretrained must be True or False, got {describe(pretrained)}")
     name = str(name)
-    # timm's own name for it
+    # timm's name for image_size
     timm_size = backbone_kwargs.pop("img_size", None)
     if None not in (timm_size, image_size) and timm_size != image_size:
         raise ValueError(f"image_size={image_size} contradicts img_size={timm_size}: pass only one of them")
@@ -102,7 +102,7 @@ def _find_folder(name: str, prefix: str, plain: str, pretrained: bool) -> Path:
         folder = folder / "encoder" if (folder / "encoder" / "config.json").exists() else folder
         if not (folder / "config.json").exists():
             raise FileNotFoundError(
-                f"backbone {name!r}: the folder has neither config.json nor encoder/config.json, pass an encoder's"
+                f"backbone {name!r}: the folder has neither config.json nor encoder/config.json, pass an encoder folder"
             )
         return folder
     if prefix == "local-dir" or plain.startswith(("/", ".", "~")):

@@ -73,7 +73,9 @@ class CifarResNet(ResNet):
 
 
 class PreActivationBlock(nn.Module):
-    """A block of twice BN–ReLU–conv; if the width changes, its shortcut is a 1×1 convolution of the activated input.
+    """A residual block BN–ReLU–conv–BN–ReLU–conv.
+
+    If the width changes, the shortcut is a 1×1 convolution of the activated input.
 
     Args:
         in_chs (`int`): The number of input channels.
@@ -158,7 +160,7 @@ class WideResNet(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one of `num_classes` outputs, or remove it for 0; optionally the pooling."""
+        """Replace the classifier by a new one of `num_classes` outputs (0 removes it), and optionally the pooling."""
         self.num_classes = num_classes
         self.global_pool, self.fc = create_classifier(
             self.num_features,

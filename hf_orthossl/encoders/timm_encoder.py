@@ -12,7 +12,7 @@ from .encoder import Encoder, choose_stages, square_side
 
 
 class TimmEncoder(Encoder):
-    """An [`Encoder`] around a timm model without classifier; its representation is the model's own pooled output."""
+    """An [`Encoder`] around a timm model without classifier; its representation is the model's pooled output."""
 
     library = "timm"
 
@@ -41,7 +41,7 @@ def build_timm_encoder(
         model (`str`): The name for timm: an architecture, with or without tag, or `"local-dir:…"`.
         config (`dict`): `pretrained_cfg` and, for a saved model, `model_args`.
         weights (`Path`, *optional*): The safetensors file to load.
-        image_size (`int`, *optional*): The side of the images in pixels; defaults to the model's own.
+        image_size (`int`, *optional*): The side of the images in pixels; defaults to that of the model.
         backbone_kwargs: Further arguments of `timm.create_model`.
 
     Returns:
@@ -53,7 +53,7 @@ def build_timm_encoder(
     cfg, model_args = config["pretrained_cfg"], config.get("model_args", {})
     own_size = model_args.get("img_size") or (cfg.get("input_size") or (3, 224, 224))[-2:]
     image_size = image_size or square_side(name, own_size)
-    # Networks with position embeddings are built for one size; for the others it is only a recommendation.
+    # Networks with position embeddings are built for one size; for all others it is only a recommendation.
     if cfg.get("fixed_input_size") or "img_size" in model_args:
         backbone_kwargs["img_size"] = image_size
     pool = backbone_kwargs.get("global_pool", model_args.get("global_pool", cfg.get("global_pool")))

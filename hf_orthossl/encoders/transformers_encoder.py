@@ -21,7 +21,7 @@ class TransformersEncoder(Encoder):
     """An [`Encoder`] around a vision model of transformers.
 
     The representation is the model's `pooler_output` if that is a pooling (ResNet, ConvNeXt, Swin) or the normalized
-    class token (DINOv2, CLIP). If it is a tanh layer for classification (ViT, DeiT), that layer is left out and the
+    class token (DINOv2, CLIP). If it is a tanh layer for classification (ViT, DeiT), this layer is removed, and the
     representation is the class token of `last_hidden_state`. Without a class token, it is the mean over positions.
     """
 
@@ -63,14 +63,14 @@ def build_transformers_encoder(
         folder (`Path`): The folder.
         pretrained (`bool`): Whether to load the folder's weights.
         image_size (`int`, *optional*): The side of the images in pixels, to which position embeddings are resampled;
-            defaults to the model's own.
+            defaults to that of the model.
         backbone_kwargs: Entries of the configuration to change.
 
     Returns:
         [`TransformersEncoder`]: The encoder.
 
     Raises:
-        ValueError: The model is no vision model of transformers, an entry is unknown, or the weights do not fit.
+        ValueError: The model is not a vision model of transformers, an entry is unknown, or the weights do not fit.
     """
     config = _read_config(name, folder, backbone_kwargs)
     own_size = getattr(config, "image_size", None)
@@ -110,8 +110,8 @@ def _read_config(name: str, folder: Path, changes: dict) -> PreTrainedConfig:
     content = json.loads((folder / "config.json").read_text())
     if content["model_type"] not in CONFIG_MAPPING:
         raise ValueError(
-            f"backbone {name!r} has model_type {content['model_type']!r}, which transformers does not know, and "
-            "code from its folder is never run: choose a model of transformers"
+            f"backbone {name!r} has model_type {content['model_type']!r}, which transformers does not support, "
+            "and code from its folder is never run: choose a model of transformers"
         )
     config = CONFIG_MAPPING[content["model_type"]].from_dict(content)
     known = config.to_dict()
@@ -130,8 +130,8 @@ def _architecture(name: str, config: PreTrainedConfig) -> type[PreTrainedModel]:
     architecture = MODEL_MAPPING.get(type(config), None)
     if getattr(architecture, "main_input_name", None) != "pixel_values":
         raise ValueError(
-            f"backbone {name!r} is no vision model (its model_type is {config.model_type!r}): choose one whose input "
-            "is pixel_values"
+            f"backbone {name!r} is not a vision model (its model_type is {config.model_type!r}): choose one whose "
+            "input is pixel_values"
         )
     return cast(type[PreTrainedModel], architecture)  # the library's type is a pair of optional classes
 
@@ -144,7 +144,7 @@ def _without_untrained_pooler(architecture: type[PreTrainedModel], config: PreTr
 
 
 def _read_processor(folder: Path) -> dict:
-    """Return the normalization and size of the folder's image processor, by default those of ImageNet at 224 pixels."""
+    """Return the normalization and size from the folder's image processor; defaults are ImageNet's at 224 pixels."""
     path = folder / "preprocessor_config.json"
     saved = json.loads(path.read_text()) if path.exists() else {}
     size = saved.get("crop_size") or saved.get("size") or 224

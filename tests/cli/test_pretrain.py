@@ -192,7 +192,7 @@ def test_resume_continues(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("pretrian", "no command 'pretrian': did you mean 'pretrain'?"),
+        ("pretrian", "unknown command 'pretrian': did you mean 'pretrain'?"),
         ("pretrain --backbone resnet10tt", "resnet10t"),
         ("pretrain --method simlcr", "did you mean 'simclr'?"),
         ("pretrain --views digit", "did you mean 'digits'?"),
@@ -233,9 +233,9 @@ def test_empty_folder(capsys, tmp_path):
         ("method: {name: simclr, temprature: 0.5}", "did you mean 'temperature'?"),
         ("- a\n- b", "must be a mapping"),
         ("a: [", "not valid YAML"),
-        ("per_device_train_batch_size: [32]", "it takes one value"),
-        ("max_steps: {a: 1}", "it takes one value"),
-        ("method: {name: [byol]}", "it takes one value"),
+        ("per_device_train_batch_size: [32]", "must be a single value"),
+        ("max_steps: {a: 1}", "must be a single value"),
+        ("method: {name: [byol]}", "must be a single value"),
     ],
 )
 def test_bad_config_files(text, said, capsys, tmp_path):

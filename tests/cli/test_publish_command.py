@@ -64,7 +64,7 @@ def test_bad_commands_are_one_line(run_folder, hub_here, capsys, monkeypatch, tm
     assert "RUN" in refused("publish --repo_id tester/run", capsys)
     assert "--repo_id is missing" in refused(f"publish {run_folder}", capsys)
     assert "did you mean '--repo_id'" in refused(f"publish {run_folder} --repoid a/b", capsys)
-    assert "one argument too many: orthossl publish RUN" in refused("publish a b --repo_id a/b", capsys)
+    assert "unexpected argument 'b': orthossl publish RUN" in refused("publish a b --repo_id a/b", capsys)
     assert "names no owner" in refused(f"publish {run_folder} --repo_id run", capsys)
     assert "no such folder" in refused(f"publish {tmp_path}/nowhere --repo_id tester/run", capsys)
     assert "has no encoder" in refused(f"publish {tmp_path}/empty --repo_id tester/run", capsys)
@@ -107,7 +107,7 @@ def test_push_to_hub_fails_before_training(hub_here, tmp_path, capsys, monkeypat
 def test_a_last_push_that_fails_leaves_the_run_and_says_what_to_do(run_folder, hub_here):
     hub_here.fail("POST .*commit/", 503, times=1000)
     args = OrthoSSLTrainingArguments(output_dir=str(run_folder), push_to_hub=True, hub_model_id="tester/run")
-    with pytest.raises(OSError, match=f"orthossl publish {run_folder} --repo_id tester/run publishes it"):
+    with pytest.raises(OSError, match=f"publish it with orthossl publish {run_folder} --repo_id tester/run"):
         publish_run(PretrainingRun(run_folder), args)
     hub_here.faults.clear()
     main(["publish", str(run_folder), "--repo_id", "tester/run"])

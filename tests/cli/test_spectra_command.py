@@ -181,7 +181,7 @@ def test_rows_are_spread_over_a_sorted_data_set():
         (["MODEL", "--map", "tsne"], "map must be pca or umap, got 'tsne'"),
         (["MODEL", "--images", "1"], "images must be at least 2, got 1"),
         (["MODEL", "--dataset", "/no/such/data"], "there is no such folder"),
-        (["MODEL", "--dataset", "EMPTY"], "there are no images in it"),
+        (["MODEL", "--dataset", "EMPTY"], "has no images"),
         (["MODEL", "--dataset", "digits", "--split", "tset"], "split 'tset' is not in data set digits"),
         (["MODEL", "--dataset", "digits", "--image_column", "label"], "label"),
         (["MODEL", "--dataset", "digits", "--device", "tpu"], "device 'tpu' cannot be used"),

@@ -108,12 +108,12 @@ def test_crops_made_at_decode_are_not_kept():
     source = source_of(size=(40, 48))
     crops = {"views": RECIPE, "image_size": 8}
     assert ImageDataset(source, **crops, cache_images="auto")._cache is None
-    with pytest.raises(ValueError, match=r"cache_images is always, but the images of .* leave it at auto"):
+    with pytest.raises(ValueError, match=r"cache_images is always, but the images of .* use auto"):
         ImageDataset(source, **crops, cache_images="always")
 
 
 def test_a_wrong_choice_is_refused():
-    with pytest.raises(ValueError, match="cache_images is 'yes': choose from auto, always, never"):
+    with pytest.raises(ValueError, match="cache_images 'yes' is unknown: choose from auto, always, never"):
         dataset("yes")
 
 

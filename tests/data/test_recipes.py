@@ -78,7 +78,7 @@ def test_values_out_of_range_are_refused_by_name(field, value):
 
 
 def test_bad_mappings_are_refused():
-    with pytest.raises(ValueError, match="there is no recipe '5'"):
+    with pytest.raises(ValueError, match="views '5' is unknown"):
         Recipe.from_dict({"views": [{"base": 5}]})
     for bad in ({}, {"views": []}, {"views": {"flip": 1}}, {"views": [3]}, {"views": [{"repeat": 0}]}):
         with pytest.raises(ValueError, match="views"):

@@ -235,7 +235,7 @@ def test_unknown_split_and_columns_name_what_there_is():
         load_source("digits", image_column="imag")
     with pytest.raises(ValueError, match="label_column 'fine' is not in data set digits: choose from image, label"):
         load_source("digits", label_column="fine")
-    with pytest.raises(ValueError, match="classes are integers or text"):
+    with pytest.raises(ValueError, match="pass a column of integers or text"):
         load_source("digits", label_column="image")
     with pytest.raises(ValueError, match=r"train\[:5000\]"):
         load_source("digits", split="train[:99999999%]")

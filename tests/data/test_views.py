@@ -300,7 +300,7 @@ def test_bad_normalization_is_refused():
     ("arguments", "error", "message"),
     [
         ((5, 32, MEAN, STD), TypeError, "views must be a recipe or the name of one, such as 'digits', got 5"),
-        (("digit", 32, MEAN, STD), ValueError, "there is no recipe 'digit' for views: did you mean 'digits'"),
+        (("digit", 32, MEAN, STD), ValueError, "views 'digit' is unknown: did you mean 'digits'"),
         (("digits", "32", MEAN, STD), TypeError, "image_size must be a positive number of pixels, got '32'"),
         (("digits", 0, MEAN, STD), ValueError, "image_size is 0"),
         (("digits", 32, 0.5, STD), TypeError, "mean must be 3 numbers, one per channel, got 0.5"),

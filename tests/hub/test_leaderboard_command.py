@@ -115,7 +115,7 @@ def test_verify_fetches_nothing_that_a_stranger_names(hub, capsys, board_encoder
 @pytest.mark.parametrize(
     ("argv", "match"),
     [
-        (["biuld"], "no action 'biuld'"),
+        (["biuld"], "unknown action 'biuld'"),
         (["build", "--push_to_hub", "board"], "names no owner"),
         (["build", "--outptu_dir", "x"], "--output_dir"),
         (["serve", "--port", "0"], "port must be 1–65535, got 0"),

@@ -110,7 +110,7 @@ def test_a_hub_that_is_away_does_not_end_training(digits, hub_here, tmp_path, ca
     said = [record.message for record in caplog.records if record.name == "hf_orthossl.training.publishing"]
     assert len(said) == 3
     assert all("was not published (the Hub answered 503" in line for line in said)
-    assert f"orthossl publish {tmp_path} --repo_id {REPO} publishes it" in said[-1]
+    assert f"publish it with orthossl publish {tmp_path} --repo_id {REPO}" in said[-1]
     assert (tmp_path / "checkpoint-4").exists()
 
 

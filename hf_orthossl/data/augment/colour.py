@@ -1,4 +1,4 @@
-"""Change the colours and sharpness of a batch of views, each image by its own random amounts, as torchvision does."""
+"""Change colours and sharpness of a batch of views, by different random amounts per image, as torchvision does."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 from .filters import blur
 from .recipes import ViewSpec
 
-# Luma weights of ITU-R 601, as Pillow has them; torchvision rounds the first and last to 0.2989 and 0.1140.
+# Luma weights of ITU-R 601, as in Pillow; torchvision rounds the first and last to 0.2989 and 0.1140.
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -23,7 +23,7 @@ class Step(NamedTuple):
 
     Args:
         operation (`Callable`): Maps images and, if there are any, values to images; it may overwrite the images.
-        gates (`list[bool]`): Whether to change each image, on the host so that nothing waits for the device.
+        gates (`list[bool]`): Whether to change each image; on the host, so that nothing waits for the device.
         values (`Tensor` of shape `(B,)`, *optional*): The amount of the change of each image.
     """
 
@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
 
 def photometric_steps(uniform: Tensor, spec: ViewSpec, device: torch.device) -> list[Step]:
-    """Return jitter, grayscale, blur and solarization, in the order of BYOL and solo-learn, to be called in turn.
+    """Return jitter, grayscale, blur and solarization, in the order of BYOL and solo-learn, as a list of steps.
 
     Args:
         uniform (`Tensor` of shape `(B, 13)`): Independent uniform random numbers in [0, 1), on the CPU.
@@ -115,7 +115,7 @@ def solarize(images: Tensor, threshold: float) -> Tensor:
 
 
 def turn_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Shift the hues of each image by its own share of the colour circle: to HSV and back in closed form, in place.
+    """Shift the hues of each image by a share of the colour circle, in place: to HSV and back in closed form.
 
     Args:
         images (`Tensor` of shape `(B, 3, H, W)`): RGB in [0, 1]; overwritten.

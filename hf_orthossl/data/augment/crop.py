@@ -85,7 +85,7 @@ def resize_taps(
         `tuple[Taps, Taps]`: The maps of the columns and of the rows of whole images.
     """
     support = _SUPPORT[interpolation]
-    # As many as the largest possible box needs, so that a part of a batch sums bit for bit as the whole batch does.
+    # As many as the largest possible box needs, so that a part of a batch gives bit for bit the sums of the whole.
     taps = torch.arange(math.ceil(2 * support * max(max(shape) / size, 1)), device=device)
     first, length = boxes.to(device, non_blocking=True).view(-1, 2, 2, 1, 1).unbind(1)
     place = torch.arange(size, device=device).view(-1, 1).repeat(len(boxes), 2, 1, 1)
@@ -125,7 +125,7 @@ def resized_crops(images: Tensor, boxes: Tensor, columns: Taps, rows: Taps) -> T
 
 
 def _cubic(distance: Tensor) -> Tensor:
-    # Keys' kernel with a = −1/2, as Pillow has it (torch's own bicubic without antialiasing has −3/4).
+    # Keys' kernel with a = −1/2, as in Pillow (torch uses −3/4 for bicubic without antialiasing).
     near = (1.5 * distance - 2.5) * distance * distance + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     return torch.where(distance < 1, near, torch.where(distance < 2, far, 0))

@@ -1,4 +1,4 @@
-"""Separable linear filters for a batch, each image with its own: the basis of resizing, and Gaussian blur."""
+"""Separable linear filters, different for each image of a batch: the basis of resizing, and Gaussian blur."""
 
 import math
 from typing import NamedTuple
@@ -41,13 +41,13 @@ def separable(images: Tensor, columns: Taps, rows: Taps) -> Tensor:
 
 
 def blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Blur each image with a Gaussian of its own σ, reflecting at the edges as torchvision's `gaussian_blur` does.
+    """Blur each image with a Gaussian of a different σ, reflecting at the edges as torchvision's `gaussian_blur`.
 
     Args:
         images (`Tensor` of shape `(B, 3, H, W)`): RGB images.
         sigma (`Tensor` of shape `(B,)`): The σ of each image, in pixels.
-        largest (`float`): The upper bound of σ. The kernel reaches three times as far, where 0.3 % of its weight is
-            left outside, but no further than the image.
+        largest (`float`): The upper bound of σ. The kernel is cut off at three times this value, which
+            omits 0.3 % of its weight, or at the edge of the image.
 
     Returns:
         `Tensor` of shape `(B, 3, H, W)`.
@@ -91,7 +91,7 @@ def _sum_rows(images: Tensor, taps: Taps) -> Tensor:
 
 
 def _transpose(images: Tensor) -> Tensor:
-    """Return `images.mT.contiguous()` by `channel_shuffle` of groups of pixels, in a third of the time."""
+    """Return `images.mT.contiguous()`, computed by `channel_shuffle` of groups of pixels in a third of the time."""
     batch, channels, height, width = images.shape
     pixels = images.view(-1, 1, 1, height * width).permute(0, 3, 1, 2)
     return functional.channel_shuffle(pixels, height).reshape(batch, channels, width, height)

@@ -1,4 +1,4 @@
-"""Describe augmentation as data: a recipe holds one specification per view; published recipes have names."""
+"""Augmentation recipes: one specification per view, and published recipes by name."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -166,7 +166,7 @@ class Recipe:
 
 
 def get_recipe(name: str | Recipe) -> Recipe:
-    """Return the recipe of this name; a recipe is returned as it is.
+    """Return the recipe of this name; a recipe is returned unchanged.
 
     Raises:
         TypeError: `name` is neither a string nor a recipe.
@@ -177,7 +177,7 @@ def get_recipe(name: str | Recipe) -> Recipe:
     if not isinstance(name, str):
         raise TypeError(f"views must be a recipe or the name of one, such as 'digits', got {describe(name)}")
     if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r} for views: {suggest(name, RECIPES)}")
+        raise ValueError(f"views {name!r} is unknown: {suggest(name, RECIPES)}")
     return RECIPES[name]
 
 
@@ -213,7 +213,7 @@ def _published_recipes() -> dict[str, Recipe]:
     swav_local = dataclasses.replace(swav, size=96, scale=(0.05, 0.14))
     small_global = dataclasses.replace(simclr, scale=(0.25, 1.0))
     small_local = dataclasses.replace(small_global, size=16, scale=(0.05, 0.25))
-    # A mirrored or recoloured digit is no longer that digit; a shifted, stretched or faint one is.
+    # Mirroring and recolouring may change the class of a digit; shifting, stretching and fading do not.
     digits = ViewSpec(
         scale=(0.5, 1.0),
         flip=0.0,
@@ -252,7 +252,7 @@ def _published_recipes() -> dict[str, Recipe]:
             (dataclasses.replace(weak, scale=(0.2, 1.0), interpolation="bilinear"),) * 2,
             "Chen et al. 2020 (MoCo v2)",
         ),
-        Recipe("digits", (digits, digits), "ours: changes of handwriting that keep the digit"),
+        Recipe("digits", (digits, digits), "this package: changes of handwriting that preserve the digit"),
         Recipe("multicrop", (swav,) * 2 + (swav_local,) * 6, "Caron et al. 2020 (SwAV): 2×224 and 6×96"),
         Recipe(
             "cifar-multicrop",

@@ -14,7 +14,7 @@ from .crop import crop_boxes, resize_taps, resized_crops
 from .filters import Taps
 from .recipes import Recipe, ViewSpec, get_recipe
 
-# From a slice of the batch to crops of its images, RGB in [0, 1].
+# Maps a slice of the batch to crops of its images, RGB in [0, 1].
 Crop = Callable[[slice], Tensor]
 
 # The last random number decides the flip.
@@ -24,16 +24,16 @@ _PIXELS = 98304
 
 
 class Views:
-    """Makes the views of a recipe, with independent random parameters for every image of the batch.
+    """Make the views of a recipe, with independent random parameters for every image of the batch.
 
-    A call draws all random numbers at once, and equally many whatever the recipe's probabilities are: disabling one
-    operation does not change the others.
+    A call draws all random numbers at once, and their number does not depend on the recipe's probabilities, so that
+    disabling one operation does not change the others.
 
     Args:
         recipe ([`Recipe`] or `str`): The recipe, or its name.
-        image_size (`int`): The side in pixels of views whose size the recipe leaves open.
-        mean (`Sequence[float]`): The mean of each of the three channels, on the scale [0, 1], which is subtracted.
-        std (`Sequence[float]`): The standard deviation of each channel, by which views are divided.
+        image_size (`int`): The side in pixels of views whose size the recipe does not set.
+        mean (`Sequence[float]`): The mean of each channel to subtract, on the scale [0, 1].
+        std (`Sequence[float]`): The standard deviation of each channel to divide by.
 
     Raises:
         TypeError: `recipe` is neither a recipe nor the name of one, or another argument is of the wrong type.
@@ -65,9 +65,9 @@ class Views:
             batch (`Tensor` of shape `(B, 3, H, W)`, or one `(B, 3, s, s)` per view): Images, or crops made during
                 decoding, uint8. Crops are flipped and recoloured only.
             seed (`int`, *optional*): Determines the views, which are the same on every device; the global random state
-                is neither read nor changed. By default a seed is drawn from the global state.
-            first (`int`, defaults to 0): The position of the batch's first image in a larger batch that it is a part
-                of.
+                is not used. By default a seed is drawn from the global state.
+            first (`int`, defaults to 0): The position of the batch's first image in the larger batch that contains
+                it.
             total (`int`, *optional*): The number of images in that larger batch; by default there is no larger one. The
                 parts of a batch get the same views as the whole batch.
 
@@ -75,7 +75,7 @@ class Views:
             `list[Tensor]`: One normalized float32 tensor `(B, 3, s, s)` per view.
 
         Raises:
-            ValueError: The batch has a wrong shape, or lies outside of a batch of `total` images.
+            ValueError: The batch has a wrong shape, or does not lie within `total` images.
         """
         cropped = None if isinstance(batch, Tensor) else batch
         if cropped is not None and len(cropped) != self.recipe.num_views:
@@ -152,7 +152,7 @@ def _channels(name: str, values: Sequence[float]) -> Tensor:
 
 
 def _slices(views: Tensor) -> list[slice]:
-    """Return slices of the batch, on the CPU so small that their pixels stay in the cache between operations."""
+    """Return slices of the batch; on the CPU they are small, so that their pixels stay in the cache."""
     length = max(len(views), 1)
     if views.device.type == "cpu":
         length = max(_PIXELS * torch.get_num_threads() // (views.shape[-2] * views.shape[-1]), 1)
