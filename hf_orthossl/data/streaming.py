@@ -118,9 +118,9 @@ class StreamingImageDataset(IterableDataset):
 
         The shard files are assigned to the processes in [`~StreamingImageDataset.groups`]. The processes of a group
         read the same files and take turns with the blocks: with one group, block j·P + p of the whole stream is block
-        j of process p. If P divides the number of files, no row is read twice. Groups made for another number of processes
-        are first merged, row by row, until their number divides P, so that steps of the same size contain the same
-        images.
+        j of process p. If P divides the number of files, no row is read twice. Groups made for another number of
+        processes are first merged, row by row, until their number divides P, so that steps of the same size contain
+        the same images.
 
         Args:
             epoch (`int`): The epoch, which determines the order.

@@ -1,6 +1,6 @@
-"""Measure encoders: frozen, fine-tuned, on other data sets.
+"""Evaluate encoders: frozen, fine-tuned, on other data sets, and as detectors.
 
-Public names are imported when first used: the leaderboard's page reads [`Result`] without torch, and only fine-tuning
+Public names are imported on first use: the leaderboard's page reads [`Result`] without torch, and only fine-tuning
 needs the trainer of `transformers`.
 """
 

@@ -1,4 +1,4 @@
-"""Representations of a whole data set: extracted once, and cached on disk for every probe after the first."""
+"""Extract the representations of a whole data set once, and cache them on disk for further probes."""
 
 import hashlib
 import json
@@ -46,8 +46,8 @@ def normalized_batches(
     """Yield batches of a data set with `pixel_values` as the encoder expects them: float, normalized, on its device.
 
     Args:
-        encoder ([`Encoder`]): Its `mean`, `std` and device are used.
-        dataset (`ImageDataset`): Yields uint8 images `(3, S, S)` of the encoder's size.
+        encoder ([`Encoder`]): The encoder, whose `mean`, `std` and device are used.
+        dataset (`ImageDataset`): The images: uint8, `(3, S, S)`, of the encoder's size.
         batch_size (`int`, defaults to 256): Images per batch.
         num_workers (`int`, defaults to 0): Number of processes that decode images.
         progress (`str`, *optional*): Title of a progress bar; without it, no bar is shown.
@@ -70,8 +70,8 @@ def extract_features(encoder: Encoder, dataset: Dataset, *, shared: bool = False
     Args:
         encoder ([`Encoder`]): The encoder; its train or eval mode is restored.
         dataset (`ImageDataset`): The images, as for [`normalized_batches`].
-        shared (`bool`, defaults to `False`): Divide the images among the processes of the run. All of them must call,
-            and all of them get all features.
+        shared (`bool`, defaults to `False`): Divide the images among the processes of the run. All of them must call
+            this function, and all receive all features.
         kwargs: Further arguments of [`normalized_batches`].
     """
     if shared and world_size() > 1:
@@ -81,7 +81,7 @@ def extract_features(encoder: Encoder, dataset: Dataset, *, shared: bool = False
         return Features(all_gather_rows(own.representations), all_gather_rows(own.labels))
     was_training = encoder.training
     encoder.eval()
-    # A process may get no images.
+    # The share of a process may be empty.
     representations, labels = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
     try:
         for batch in normalized_batches(encoder, dataset, **kwargs):
@@ -94,15 +94,15 @@ def extract_features(encoder: Encoder, dataset: Dataset, *, shared: bool = False
 
 # Attributes of an encoder, besides its weights, that determine the representation of an image.
 _TRANSFORM = ("image_size", "mean", "std", "interpolation", "pooling")
-# Increased when images are decoded, resized or pooled in another way: older entries of the cache are then not used.
+# To be increased when decoding, resizing or pooling changes, so that older cache entries are not used.
 FORM = 1
 
 
 class FeatureCache:
     """A folder of features, each stored under a key of weights, images and transform.
 
-    An entry that is damaged (truncated, or with a wrong checksum) is computed again. Entries are written to a temporary
-    file that is then renamed.
+    A damaged entry (truncated, or with a wrong checksum) is computed again. Entries are written to a temporary file,
+    which is then renamed.
 
     Args:
         folder (`str` or `Path`, *optional*): The folder; `orthossl/features` in the Hugging Face home by default.
@@ -114,13 +114,13 @@ class FeatureCache:
         self.enabled = enabled
 
     def features(self, encoder: Encoder, dataset: ImageDataset, **kwargs: Any) -> Features:
-        """Return the features of a data set, from the folder if they are in it.
+        """Return the features of a data set, from the cache if they are in it.
 
         Args:
             encoder ([`Encoder`]): The encoder.
             dataset ([`ImageDataset`]): The images.
             kwargs: Further arguments of [`extract_features`], none of which change the features. With `shared=True`,
-                only the main process reads and writes, and all processes get the features.
+                only the main process reads and writes, and all processes receive the features.
 
         Raises:
             OSError: If the folder cannot be written.
@@ -155,7 +155,7 @@ def features_key(encoder: Encoder, dataset: ImageDataset) -> str:
 
 
 def _files(source: ImageSource) -> str | None:
-    """Return a hash of the sizes and times of a folder's image files, whose data set's fingerprint has names only."""
+    """Return a hash of the sizes and times of a folder's image files; the data set's fingerprint covers only names."""
     first = source.dataset[0][source.image_column]
     if not (isinstance(first, dict) and first.get("path") and first.get("bytes") is None):
         return None
@@ -182,9 +182,9 @@ def encoder_key(encoder: Encoder) -> str:
 
 @torch.no_grad()
 def _behaviour(encoder: Encoder) -> list[int]:
-    """Return the coarse representation of one fixed image.
+    """Return the rounded representation of one fixed image.
 
-    It differs where the weights are equal but pooling, attention heads or activations are not.
+    It distinguishes encoders with equal weights but different pooling, attention heads or activations.
     """
     parameter = next(encoder.parameters())
     side = torch.linspace(-2, 2, encoder.image_size, device=parameter.device, dtype=parameter.dtype)
@@ -229,7 +229,7 @@ def _read(path: Path) -> Features | None:
 
 def _write(path: Path, features: Features) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes may write the same entry at once: each writes its own file, and the last one renamed remains.
+    # Two processes may write the same entry at once: each writes a separate file, and the last one renamed remains.
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     tensors = {"representations": features.representations.contiguous(), "labels": features.labels.contiguous()}
     try:
@@ -237,7 +237,7 @@ def _write(path: Path, features: Features) -> None:
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"features cannot be cached in {path.parent} ({error}): free some space, or pass --cache none"
+            f"features cannot be cached in {path.parent} ({error}): free disk space, or pass --cache none"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Fine-tune an encoder with a linear head: settings, learning rates by depth, training and scoring."""
+"""Fine-tune an encoder with a linear head, with a learning rate for each depth, and score it."""
 
 import copy
 import shutil
@@ -29,9 +29,9 @@ class FineTuningArguments(TrainingArguments):
     """The settings of [`finetune_encoder`], in addition to those of `transformers.TrainingArguments`.
 
     Args:
-        output_dir (`str`, defaults to "runs/finetune"): Folder of the best weights until training has ended.
-        layer_decay (`float`, defaults to 0.75): Factor by which the learning rate falls from layer to layer, from the
-            head to the first layer; in (0, 1].
+        output_dir (`str`, defaults to "runs/finetune"): Folder for the best weights during training.
+        layer_decay (`float`, defaults to 0.75): Factor of the learning rate from each layer to the one below it,
+            starting at the head; in (0, 1].
         mixup (`float`, defaults to 0): α of mixup (Zhang et al., ICLR 2018); 0 for none.
         cutmix (`float`, defaults to 0): α of CutMix (Yun et al., ICCV 2019); 0 for none. With both, one of them is
             chosen for each batch, with equal probability.
@@ -58,7 +58,7 @@ class FineTuningArguments(TrainingArguments):
     flip: float | None = field(default=None)
     validation_share: float = field(default=0.1)
     patience: int = field(default=10)
-    # These settings make fine-tuning keep the epoch that is best on validation.
+    # With these settings, fine-tuning uses the epoch with the best validation accuracy.
     eval_strategy: str = field(default="epoch")
     save_strategy: str = field(default="best")
     logging_strategy: str = field(default="epoch")
@@ -75,7 +75,7 @@ class FineTuningArguments(TrainingArguments):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}: α must be 0 or more, as in 0.8")
         if not 0 < self.min_crop <= 1 or not (self.flip is None or 0 <= self.flip <= 1):
-            raise ValueError(f"min_crop is {self.min_crop} and flip {self.flip}: both are shares of at most 1")
+            raise ValueError(f"min_crop is {self.min_crop} and flip {self.flip}: both must lie between 0 and 1")
         if not 0 < self.validation_share < 1:
             raise ValueError(f"validation_share is {self.validation_share}: it must lie between 0 and 1, as in 0.1")
         if self.patience < 1 or self.per_device_train_batch_size < 2:
@@ -91,10 +91,10 @@ def layer_decay_groups(
 ) -> list[dict]:
     """Return the parameter groups of an encoder and its head, with a learning rate for each depth.
 
-    The head and the modules after the last layer learn at `learning_rate`, the last layer at `layer_decay` times that,
-    and so on down to the stem. Layers are the blocks of a ViT and the stages of a convolutional network. Frozen
-    parameters are left out. Parameters with one dimension, and those that timm's `no_weight_decay` names, have no
-    weight decay.
+    The learning rate of the head and of the modules after the last layer is `learning_rate`, that of the last layer is
+    `layer_decay` times as large, and so on down to the stem. Layers are the blocks of a ViT and the stages of a
+    convolutional network. Frozen parameters are left out. Parameters with one dimension, and those that timm's
+    `no_weight_decay` names, have no weight decay.
 
     Source: Clark et al., "ELECTRA", ICLR 2020; for ViTs Bao et al., "BEiT", ICLR 2022.
 
@@ -106,7 +106,7 @@ def layer_decay_groups(
         weight_decay (`float`): Weight decay, at least 0.
 
     Returns:
-        `list[dict]`: Groups of `params`, `lr` and `weight_decay`, as torch optimizers take them.
+        `list[dict]`: Groups of `params`, `lr` and `weight_decay`, as torch optimizers expect them.
 
     Raises:
         ValueError: If `layer_decay` is out of range.
@@ -144,13 +144,13 @@ def layer_numbers(encoder: Encoder) -> tuple[dict[str, int], int]:
     for name, _ in encoder.backbone.named_parameters():
         depth = next((place for place, layer in enumerate(layers, 1) if name.startswith(f"{layer}.")), None)
         reached = max(reached, depth or 0)
-        # Parameters between two layers belong to the lower one.
+        # Parameters between two layers are assigned to the lower one.
         numbers[name] = depth or (reached if reached < len(layers) else len(layers) + 1)
     return numbers, len(layers) + 1
 
 
 def _layers(encoder: Encoder) -> list[str]:
-    """Return the names of the layers, in order. A stage named by a number stands for its whole list of blocks."""
+    """Return the names of the layers, in order. A stage with a numeric name means its whole list of blocks."""
     layers: dict[str, None] = {}
     for stage in encoder.stage_names[:-1]:
         parent, _, own = stage.rpartition(".")
@@ -166,7 +166,7 @@ CHECKPOINTS = ".finetune"
 
 
 class EncoderClassifier(nn.Module):
-    """An encoder with a linear layer on its representations.
+    """An encoder with a linear classifier.
 
     Args:
         encoder ([`Encoder`]): The encoder, which is not copied.
@@ -189,9 +189,9 @@ class FineTuned:
 
     Args:
         model ([`EncoderClassifier`]): The classifier, with the weights of the best epoch.
-        class_names (`list[str]`): Names of its C classes.
+        class_names (`list[str]`): Names of the C classes.
         results (`list[Result]`): Top-1 and top-5 accuracy on the test split.
-        notes (`list[str]`): One sentence for each kind of images left out.
+        notes (`list[str]`): One sentence for each reason for which images were excluded.
     """
 
     model: EncoderClassifier
@@ -216,7 +216,7 @@ def finetune_encoder(
         args ([`FineTuningArguments`], *optional*): The settings.
 
     Raises:
-        ValueError: If labels are missing, the splits do not match, or classes are too small to hold images out.
+        ValueError: If labels are missing, the splits do not match, or no class has enough images for validation.
         FloatingPointError: If the loss is not finite.
     """
     args = args or FineTuningArguments()
@@ -254,12 +254,12 @@ def finetune_encoder(
 
 
 def validation_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split rows into training and validation rows, with the same share of each class; rows labelled −1 are left out.
+    """Split rows into training and validation rows, stratified by class; rows labelled −1 are excluded.
 
     Args:
         labels (`Tensor` of shape `(N,)`): Classes, or −1.
         share (`float`): Share of validation rows, in (0, 1); each class has at least one training row.
-        seed (`int`): Seed of the choice.
+        seed (`int`): Seed of the split.
 
     Returns:
         `tuple[Tensor, Tensor]`: Training rows and validation rows, ascending.
@@ -277,21 +277,21 @@ def validation_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
     rows, validation = np.sort(np.concatenate(train_parts)), np.sort(np.concatenate(validation_parts))
     if len(validation) == 0 or len(rows) < 2:
         raise ValueError(
-            f"{len(rows)} labelled training images are too few to hold some out for validation: fine-tuning needs at "
-            "least two images of a class"
+            f"{len(rows)} labelled training images are too few to hold out some for validation: pass at least two "
+            "images of a class"
         )
     return torch.from_numpy(rows), torch.from_numpy(validation)
 
 
 class _Rows(ImageDataset):
-    """Rows of a source with other labels than the source's."""
+    """Rows of a source with replaced labels."""
 
     def __init__(self, source: ImageSource, labels: Tensor, rows: Tensor, **kwargs: Any):
         super().__init__(source, indices=rows.tolist(), **kwargs)
         self.labels = labels
 
     def __getitems__(self, positions: list[int]) -> list[dict[str, Any]]:
-        # By the item's own row: the image that replaces an unreadable one has another label.
+        # Use the row of the item: an image that replaces an unreadable one has another label.
         return [item | {"labels": int(self.labels[item["index"]])} for item in super().__getitems__(positions)]
 
 
@@ -302,12 +302,12 @@ class _FineTuner(Trainer):
 
     def __init__(self, model: EncoderClassifier, args: FineTuningArguments, *, recipe: Recipe, **kwargs: Any):
         plain = copy.copy(args)
-        # The Trainer's own label smoothing needs a model with a configuration.
+        # The Trainer's label smoothing needs a model with a configuration.
         plain.label_smoothing_factor = 0.0
         super().__init__(model, plain, **kwargs)
         self.classifier = model
         self.smoothing = args.label_smoothing_factor
-        # The Trainer's own callbacks print several lines per epoch, with and without a bar.
+        # The Trainer's default callbacks print several lines per epoch.
         for callback in (ProgressCallback, PrinterCallback):
             self.pop_callback(callback)
         if not args.disable_tqdm:
@@ -320,7 +320,7 @@ class _FineTuner(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader of training batches, without a last batch of one image."""
-        # Batch normalization cannot train on one image. Other batches remain, and so do all of evaluation.
+        # Batch norm cannot be trained on one image. All other batches, and all of evaluation, are used.
         assert isinstance(self.train_dataset, Sized)
         alone = len(self.train_dataset) % self._train_batch_size == 1
         self.args.dataloader_drop_last, before = alone, self.args.dataloader_drop_last
@@ -339,7 +339,7 @@ class _FineTuner(Trainer):
                 layer_decay=self.args.layer_decay,
                 weight_decay=self.args.weight_decay,
             )
-            # Typed for a PreTrainedModel; the Trainer itself passes any module.
+            # Annotated for a PreTrainedModel, although the Trainer passes any module.
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, cast(PreTrainedModel, model or self.model))
             self.optimizer = kind(groups, **settings)
         return self.optimizer
@@ -377,16 +377,16 @@ class _Bar(ProgressCallback):
     """A progress bar over the whole run that shows the validation accuracy, instead of lines and bars per epoch."""
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
-        """Show no bar for validation."""
+        """Suppress the progress bar of validation."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Show the validation accuracy beside the bar."""
+        """Show the validation accuracy next to the progress bar."""
         if self.training_bar is not None and logs and "eval_top1" in logs:
             self.training_bar.set_postfix_str(f"validation top1={logs['eval_top1']:.4f}")
 
 
 def _recipe(train: ImageSource, args: FineTuningArguments) -> Recipe:
-    # A mirrored digit is not a digit.
+    # Mirroring changes the class of digits.
     flip = args.flip if args.flip is not None else 0.0 if train.name == "digits" else 0.5
     return Recipe("finetune", (ViewSpec(scale=(args.min_crop, 1.0), flip=flip, jitter=0.0, grayscale=0.0),))
 

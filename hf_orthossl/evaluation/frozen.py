@@ -1,4 +1,4 @@
-"""Measure a frozen encoder on a data set: kNN and linear probes on features that are extracted once."""
+"""Evaluate a frozen encoder on a data set: kNN and linear probes on features that are extracted once."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class LabelledFeatures:
         class_names (`list[str]`): Names of the C classes.
         dataset (`str`): Name of the data set, as in results.
         split (`str`): Name of the test split, as in results.
-        notes (`list[str]`): One sentence for each kind of images left out.
+        notes (`list[str]`): One sentence for each reason for which images were excluded.
     """
 
     train: Tensor
@@ -93,7 +93,7 @@ class LabelledFeatures:
         )
 
     def corrupted(self, label_noise: float = 0.0, imbalance: float = 1.0, seed: int = 0) -> "LabelledFeatures":
-        """Return the features with worse training labels and unchanged test labels.
+        """Return the features with corrupted training labels and unchanged test labels.
 
         Args:
             label_noise (`float`, defaults to 0): Share of wrong labels, see [`noisy_labels`].
@@ -122,11 +122,11 @@ def labelled_splits(
         name (`str`, *optional*): Configuration of a Hub data set.
         train_split (`str`, *optional*): The training split; "train" by default.
         test_split (`str`, *optional*): The test split; the first of test, validation, valid and val by default.
-        image_column (`str`, *optional*): Column of images; found by type.
-        label_column (`str`, *optional*): Column of labels; found by type.
+        image_column (`str`, *optional*): Column of images; found by type by default.
+        label_column (`str`, *optional*): Column of labels; found by type by default.
 
     Raises:
-        ValueError: If `test_split` is not given and no split has a usual name, or [`load_source`] refuses a split.
+        ValueError: If `test_split` is not given and no split has a usual name, or [`load_source`] rejects a split.
     """
     columns = {"name": name, "image_column": image_column, "label_column": label_column}
     train = load_source(dataset, split=train_split, **columns)
@@ -154,10 +154,10 @@ def knn_results(
     Args:
         features ([`LabelledFeatures`]): Bank and queries.
         k (`int`, defaults to 200): Number of neighbours that vote.
-        temperatures (`Sequence[float | None]`, defaults to (0.07, 0.1, None)): Temperatures of the votes; `None` gives
-            all neighbours equal weights.
-        shared (`bool`, defaults to `False`): Divide the queries among the processes of the run. All of them must call,
-            and all of them get all results.
+        temperatures (`Sequence[float | None]`, defaults to (0.07, 0.1, None)): Temperatures of the votes; with `None`,
+            all neighbours have equal weights.
+        shared (`bool`, defaults to `False`): Divide the queries among the processes of the run. All of them must call
+            this function, and all receive all results.
     """
     similarity, index = nearest_neighbours(features.train, features.test, k=k, shared=shared)
     classes = features.train_labels[index]

@@ -1,4 +1,4 @@
-"""k-nearest-neighbour classification of frozen representations, and a monitor of it during training."""
+"""k-nearest-neighbour classification of frozen representations, once or repeatedly during training."""
 
 import numpy as np
 import torch
@@ -59,11 +59,11 @@ def nearest_neighbours(
 
     Args:
         bank (`Tensor` of shape `(N, D)`): Representations to choose from.
-        queries (`Tensor` of shape `(M, D)`): Representations whose neighbours are wanted.
+        queries (`Tensor` of shape `(M, D)`): Representations whose neighbours to find.
         k (`int`, defaults to 200): Number of neighbours; the whole bank if it is smaller.
         chunk (`int`, defaults to 4096): See [`knn_scores`].
-        shared (`bool`, defaults to `False`): Divide the queries among the processes of the run. All of them must call,
-            with the same bank and queries, and all of them get all neighbours.
+        shared (`bool`, defaults to `False`): Divide the queries among the processes of the run. All of them must call
+            this function with the same bank and queries, and all receive all neighbours.
 
     Returns:
         `tuple[Tensor, Tensor]`: Cosine similarities and positions in the bank, both `(M, min(k, N))`, most similar
@@ -73,7 +73,7 @@ def nearest_neighbours(
         ValueError: If k < 1.
     """
     if k < 1:
-        raise ValueError(f"k is {k}: at least 1 neighbour must vote, as in 200")
+        raise ValueError(f"k is {k}: it must be at least 1, as in 200")
     if shared and world_size() > 1:
         own = shard_range(len(queries))
         part = nearest_neighbours(bank, queries[own.start : own.stop], k=k, chunk=chunk)
@@ -83,7 +83,7 @@ def nearest_neighbours(
     neighbours: list[tuple[Tensor, Tensor]] = []
     for block in F.normalize(queries, dim=1).split(chunk):
         best, index = block.new_empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.long, device=bank.device)
-        # The best k of the best k so far and the best k of the next part are the best k of all.
+        # Merge the best k so far with the best k of the next part.
         for start in range(0, len(bank), chunk):
             entries = bank[start : start + chunk]
             similarity, position = (block @ entries.T).topk(min(k, len(entries)), dim=1)
@@ -126,8 +126,8 @@ def knn_accuracy(
     """Return top-1 and top-5 accuracy of [`knn_scores`], in [0, 1].
 
     Args:
-        bank ([`Features`]): Representations that vote; those without a label (−1) are left out.
-        queries ([`Features`]): Representations to classify; those without a label (−1) are left out.
+        bank ([`Features`]): Representations that vote; those without a label (−1) are excluded.
+        queries ([`Features`]): Representations to classify; those without a label (−1) are excluded.
         num_classes (`int`, *optional*): Number of classes; the largest label plus one by default.
         k (`int`, defaults to 200): See [`knn_scores`].
         temperature (`float`, *optional*, defaults to 0.1): See [`knn_scores`].
@@ -137,7 +137,7 @@ def knn_accuracy(
     """
     known, asked = bank.labels >= 0, queries.labels >= 0
     if not known.any() or not asked.any():
-        raise ValueError("kNN needs labels in both splits: pass --label_column, or leave out the evaluation")
+        raise ValueError("kNN needs labels in both splits: pass --label_column, or omit the evaluation")
     if num_classes is None:
         num_classes = int(max(bank.labels.max(), queries.labels.max())) + 1
     scores = knn_scores(
@@ -154,18 +154,18 @@ def knn_accuracy(
 
 
 class KNNMonitor:
-    """kNN accuracy on the same images at any time of training.
+    """Measure kNN accuracy on the same images throughout training.
 
     Args:
         source ([`ImageSource`]): Labelled images; the bank is drawn from them.
         held_out ([`ImageSource`], *optional*): Source of the queries; without it, a fifth of the bank's images are the
             queries instead.
         image_size (`int`): Side of the encoder's input in pixels.
-        images (`int`, defaults to 2048): Maximum number of images in the bank; there are half as many queries.
-        k (`int`, defaults to 20): Number of neighbours that vote. It is small because a few thousand images have few
-            per class.
+        images (`int`, defaults to 2048): Maximum number of images in the bank; the number of queries is half of it.
+        k (`int`, defaults to 20): Number of neighbours that vote. It is small because a few thousand images have only
+            a few per class.
         temperature (`float`, defaults to 0.07): Temperature of their votes.
-        seed (`int`, defaults to 0): Seed of the choice of images.
+        seed (`int`, defaults to 0): Seed that selects the images.
         progress (`bool`, defaults to `True`): Show a progress bar.
     """
 
@@ -196,12 +196,12 @@ class KNNMonitor:
         self.settings = {"k": k, "temperature": temperature, "bank": len(chosen), "queries": len(queries)}
 
     def features(self, encoder: Encoder, *, shared: bool = False) -> tuple[Features, Features]:
-        """Return the features of bank and queries; their classes are matched by name if both have names.
+        """Return the features of bank and queries, with classes matched by name if both have names.
 
         Args:
             encoder ([`Encoder`]): The encoder.
             shared (`bool`, defaults to `False`): Divide the images among the processes of the run. All of them must
-                call, and all of them get all features.
+                call this method, and all receive all features.
         """
         bank, queries = (
             extract_features(encoder, dataset, shared=shared, progress=f"kNN {name}" if self.progress else None)
@@ -215,7 +215,7 @@ class KNNMonitor:
         return bank, queries
 
     def measure(self, encoder: Encoder, step: int | str, *, shared: bool = False) -> list[Result]:
-        """Return top-1 and top-5 accuracy, labelled with the training step; `shared` as in `features`."""
+        """Return top-1 and top-5 accuracy with the training step; for `shared` see `features`."""
         return self.results(*self.features(encoder, shared=shared), step)
 
     def results(self, bank: Features, queries: Features, step: int | str) -> list[Result]:

@@ -1,4 +1,4 @@
-"""Labels of two splits: their classes matched by name, and training labels made worse on purpose."""
+"""Match the classes of two splits by name, and corrupt training labels to measure robustness."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ def match_classes(
     """Return the labels of both splits as indices into the classes that occur in training.
 
     If both splits name their classes, they are matched by name, never by order. Images without a label, or of a class
-    that does not occur in training, get −1.
+    that does not occur in training, are labelled −1.
 
     Args:
         train (`Tensor` of shape `(N,)`): Class indices of the training split, −1 without a label.
@@ -47,14 +47,14 @@ def match_classes(
         meaning = position
     matched = _translate(test, meaning)
     if not (matched >= 0).any():
-        raise ValueError("the test split has no class in common with the training split: check both splits' labels")
+        raise ValueError("the test split has no class in common with the training split: check the labels of both")
     return _translate(train, position), matched, [_name(index, train_names) for index in present]
 
 
 def match_splits(
     train: ImageSource, test: ImageSource, train_labels: Tensor, test_labels: Tensor
 ) -> tuple[Tensor, Tensor, list[str], list[str]]:
-    """Match the classes of two splits as [`match_classes`] does, and describe the images that are left out.
+    """Match the classes of two splits as [`match_classes`] does, and describe the excluded images.
 
     Args:
         train ([`ImageSource`]): The training split.
@@ -64,15 +64,15 @@ def match_splits(
 
     Returns:
         `tuple[Tensor, Tensor, list[str], list[str]]`: Labels of both splits and names of the classes, as in
-        [`match_classes`], and one sentence for each kind of images left out.
+        [`match_classes`], and one sentence for each reason for which images were excluded.
     """
     matched = match_classes(train_labels, test_labels, train.class_names, test.class_names)
     notes = []
     for source, given, labels in ((train, train_labels, matched[0]), (test, test_labels, matched[1])):
         if missing := int((given < 0).sum()):
-            notes.append(f"{missing} images of {source.split} have no label and were left out.")
+            notes.append(f"{missing} images of {source.split} have no label and were excluded.")
         if foreign := int(((labels < 0) & (given >= 0)).sum()):
-            notes.append(f"{foreign} images of {source.split} are of classes absent from training: left out.")
+            notes.append(f"{foreign} images of {source.split} are of classes absent from training and were excluded.")
     return *matched, notes
 
 
@@ -114,8 +114,8 @@ def noisy_labels(labels: Tensor, num_classes: int, share: float, seed: int = 0) 
     Args:
         labels (`Tensor` of shape `(N,)`): Classes in [0, C), or −1, which does not change.
         num_classes (`int`): Number of classes C ≥ 2.
-        share (`float`): Share of the labelled images that get a wrong label, in [0, 1).
-        seed (`int`, defaults to 0): Seed of the choice of images and labels.
+        share (`float`): Share of the labelled images to relabel wrongly, in [0, 1).
+        seed (`int`, defaults to 0): Seed that selects images and labels.
 
     Raises:
         ValueError: If `share` is out of range.
@@ -139,9 +139,9 @@ def imbalanced_rows(labels: Tensor, ratio: float, seed: int = 0) -> Tensor:
     Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019.
 
     Args:
-        labels (`Tensor` of shape `(N,)`): Classes; rows with −1 are left out.
+        labels (`Tensor` of shape `(N,)`): Classes; rows with −1 are excluded.
         ratio (`float`): Size of the first class over that of the last, at least 1.
-        seed (`int`, defaults to 0): Seed of the choice of images.
+        seed (`int`, defaults to 0): Seed that selects the images.
 
     Returns:
         `Tensor`: Row numbers, ascending.

@@ -10,19 +10,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 PROTOCOLS = ("sgd", "lbfgs")
-# Weights λ of the penalty among which "lbfgs" chooses, for standardized features.
+# Candidate weights λ of the penalty for "lbfgs", with standardized features.
 PENALTIES = tuple(float(value) for value in np.logspace(-6, 0, 7))
 _MOMENTUM = 0.9
 
 
 @dataclass
 class LinearClassifier:
-    """Scores of C classes, `x @ weight + bias` for a representation x.
+    """A linear classifier: scores of C classes, `x @ weight + bias`, for a representation x.
 
     Args:
         weight (`Tensor` of shape `(D, C)`): The weight.
         bias (`Tensor` of shape `(C,)`): The bias.
-        settings (`dict`): The settings of its training.
+        settings (`dict`): The settings of the training.
     """
 
     weight: Tensor
@@ -108,8 +108,8 @@ def lbfgs_probe(
     """Fit a logistic regression with a squared penalty to convergence, by L-BFGS.
 
     It minimizes mean cross-entropy + λ/2·‖W‖² over standardized features; the bias is not penalized. Without `penalty`,
-    a part of the training images is held out to choose λ from [`PENALTIES`] by accuracy (the strongest among equals),
-    and the classifier is then fitted to all training images. The test set is never used.
+    a part of the training images is held out to choose λ from [`PENALTIES`] by accuracy (the largest of the best), and
+    the classifier is then fitted to all training images. The test set is never used.
 
     Args:
         representations (`Tensor` of shape `(N, D)`): Representations of the training images.
@@ -117,7 +117,7 @@ def lbfgs_probe(
         num_classes (`int`): Number of classes C.
         penalty (`float`, *optional*): λ ≥ 0. scikit-learn's C is 1/(λN).
         held_out (`float`, defaults to 0.2): Share of the images held out to choose λ, in (0, 1).
-        seed (`int`, defaults to 0): Seed of the choice of images held out.
+        seed (`int`, defaults to 0): Seed that selects the held-out images.
         progress (`bool`, defaults to `False`): Show a progress bar.
 
     Raises:
@@ -130,7 +130,7 @@ def lbfgs_probe(
         raise ValueError(f"held_out is {held_out}: the share held out must lie between 0 and 1, as in 0.2")
     inputs = representations.double()
     mean, std = inputs.mean(0), inputs.std(0, unbiased=False)
-    # A constant feature carries no information, and must not be divided by 0.
+    # A constant feature has standard deviation 0 and carries no information: do not scale it.
     std = torch.where(std > 1e-12 * std.max().clamp(min=1e-300), std, 1.0)
     inputs = (inputs - mean) / std
     if penalty is None:
@@ -139,7 +139,7 @@ def lbfgs_probe(
         validation, rest = order.split([count, len(order) - count])
         best, weights = -1.0, None
         penalty = PENALTIES[-1]
-        # From strong to weak: each fit starts at the minimum of the one before.
+        # From large to small λ: each fit starts at the minimum of the previous one.
         for value in tqdm(PENALTIES[::-1], desc="choosing λ", disable=not progress, leave=False, dynamic_ncols=True):
             weights = _minimize(inputs[rest], labels[rest], num_classes, value, weights)
             scores = inputs[validation] @ weights[:-1] + weights[-1]
@@ -153,9 +153,9 @@ def lbfgs_probe(
 
 def _check(representations: Tensor, labels: Tensor) -> None:
     if len(representations) != len(labels) or (labels < 0).any():
-        raise ValueError(f"{len(representations)} representations need as many labels, and no label may be −1")
+        raise ValueError(f"labels must contain a class for each of {len(representations)} representations, and no −1")
     if not torch.isfinite(representations).all():
-        raise ValueError("the representations hold NaN or infinity: the encoder has diverged")
+        raise ValueError("the representations contain NaN or infinity: the encoder has diverged")
 
 
 def _minimize(inputs: Tensor, labels: Tensor, classes: int, penalty: float, start: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
-"""The one form of a measured number: in `results.json`, in a card and on the leaderboard.
+"""The format of every measured number: in `results.json`, in model cards and on the leaderboard.
 
-This module imports neither torch nor anything that does: the leaderboard's page uses it too.
+This module does not import torch, because the leaderboard's page uses it too.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from ..files import replace_file
 
-# Name in a result → title in cards and on the board. No other task or metric is ranked.
+# Name in a result → title in cards and on the board. Only these tasks and metrics are ranked.
 TASKS = {
     "knn": "kNN classification",
     "linear": "linear probe",
@@ -25,11 +25,11 @@ METRICS = {
     "mean_per_class": "mean accuracy per class",
     **{name: name for name in ("AP", "AP50", "AP75", "VOC07_AP50", "VOC12_AP50")},
 }
-# Entries of a protocol that record one run of a measurement rather than decide its outcome.
+# Entries of a protocol that describe one run of a measurement and do not affect its outcome.
 PER_RUN = frozenset(
     ("seed", "seeds", "std", "interval", "per_class", "mean_per_class", "validation_top1", "best_epoch", "epochs_run")
 )
-# Names of models and files on one machine: they decide nothing and are never published.
+# Local names of models and files, which do not affect the outcome and are never published.
 PRIVATE = frozenset(("model", "run", "notes"))
 # The number of images behind a result, not the way it was measured.
 COUNTS = frozenset(("train_images", "test_images", "bank", "queries"))
@@ -48,12 +48,13 @@ class Result:
     Args:
         task (`str`): A key of `TASKS`.
         dataset (`str`): Name or Hub id of the data.
-        split (`str`): The part of the data that was measured on.
+        split (`str`): The split of the data that was used.
         metric (`str`): A key of `METRICS`.
         value (`float`): The number; accuracies and average precisions are in [0, 1].
         protocol (`dict`, defaults to `{}`): How it was measured, such as `{"k": 200, "temperature": 0.07}`. `step` is
-            the training step of the weights, "end" (as none at all) for the final ones. Entries named in `PER_RUN`,
-            such as `seed` and `interval` (95 %, `[low, high]`), describe the run only and are not part of `key`.
+            the training step of the weights; without it, or with "end", they are the final ones. Entries named in
+            `PER_RUN`, such as `seed` and `interval` (95 %, `[low, high]`), describe the run only and are not part of
+            `key`.
     """
 
     task: str
@@ -65,7 +66,7 @@ class Result:
 
     @property
     def key(self) -> Key:
-        """Identify what was measured and how, whatever came out: the same in every file and on the board."""
+        """The identity of the measurement without its value: the same in every file and on the board."""
         return self.key_without(frozenset())
 
     def key_without(self, names: frozenset[str]) -> Key:
@@ -76,12 +77,12 @@ class Result:
 
     @property
     def is_final(self) -> bool:
-        """Whether the final weights were measured, not those of a training step before them."""
+        """Whether the final weights were measured, rather than those of an earlier training step."""
         return self.protocol.get("step") in (None, "end")
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the value, where one was measured."""
+        """The 95 % interval of the value, or `None` if none was measured."""
         bounds = self.protocol.get("interval")
         if isinstance(bounds, list | tuple) and len(bounds) == 2 and all(type(v) in (int, float) for v in bounds):
             return float(bounds[0]), float(bounds[1])
@@ -98,10 +99,10 @@ class Result:
 
         Args:
             entry: Any JSON value.
-            where (`str`): The place to name in an error.
+            where (`str`): The location of the entry, for the error message.
 
         Raises:
-            ValueError: The entry is not of this form, a number is not finite, or a text is too long.
+            ValueError: The entry does not have this format, a number is not finite, or a text is too long.
         """
         if not isinstance(entry, dict):
             raise ValueError(f"{where} must be an object, got {type(entry).__name__}")
@@ -117,51 +118,53 @@ class Result:
         protocol = {name: value for name, value in entry.items() if name not in names}
         for name, value in protocol.items():
             if not _is_bounded(name) or not _is_bounded(value):
-                raise ValueError(f"{where}: {name[:80]} must hold finite numbers or at most {MAX_TEXT} letters")
+                raise ValueError(
+                    f"{where}: {name[:80]} must hold finite numbers or text of at most {MAX_TEXT} characters"
+                )
         known = {name: entry[name] for name in names} | {"value": float(entry["value"])}
         return cls(**known, protocol=protocol)
 
 
 def write_results(path: str | Path, results: list[Result]) -> Path:
-    """Write results as a JSON list of flat objects; an earlier file is replaced whole or not at all."""
+    """Write results atomically as a JSON list of flat objects."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return replace_file(path, results_json(results))
 
 
 def results_json(results: list[Result]) -> str:
-    """Return the text of `results.json`."""
+    """Return results as the text of `results.json`."""
     return json.dumps([result.to_dict() for result in results], indent=2) + "\n"
 
 
 def read_results(path: str | Path) -> list[Result]:
-    """Read and check a file of [`write_results`], which may come from anywhere.
+    """Read and validate a file of [`write_results`] from an untrusted source.
 
     Args:
-        path (`str` or `Path`): A JSON list of flat objects, at most 16 MiB; every name that is no field of [`Result`]
-            is an entry of its `protocol`.
+        path (`str` or `Path`): A JSON list of flat objects, at most 16 MiB; every key that is not a field of
+            [`Result`] becomes an entry of its `protocol`.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not of this form, a number is not finite, or a text is longer than 1,000 characters; the
-            message names the entry.
+        ValueError: The file does not have this format, a number is not finite, or a text is longer than 1,000
+            characters; the message names the entry.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: orthossl pretrain and orthossl evaluate write results.json")
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} is larger than the {MAX_BYTES >> 20} MiB that results may have")
+        raise ValueError(f"{path} is too large: results must be at most {MAX_BYTES >> 20} MiB")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(entries, list):
-        raise ValueError(f"{path} must hold a list of results, got {type(entries).__name__}")
+        raise ValueError(f"{path} must contain a list of results, got {type(entries).__name__}")
     return [Result.from_dict(entry, f"{path}, result {number}") for number, entry in enumerate(entries)]
 
 
 def _is_bounded(value: Any, depth: int = 4) -> bool:
-    """Return whether a JSON value is small and finite: Python reads NaN, and 1e999 as infinity."""
+    """Return whether a JSON value is small and finite; Python accepts NaN and reads 1e999 as infinity."""
     if isinstance(value, str):
         return len(value) <= MAX_TEXT
     if isinstance(value, list | dict):
@@ -171,5 +174,5 @@ def _is_bounded(value: Any, depth: int = 4) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number as JSON and YAML agree on it: 20.0 is 20."""
+    """Return a number in the form on which JSON and YAML agree: 20.0 as 20."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

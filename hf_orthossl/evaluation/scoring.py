@@ -13,7 +13,7 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy on a test set; every number but `count` in [0, 1].
+    """Accuracy on a test set; all numbers except `count` are in [0, 1].
 
     Args:
         top1 (`float`): Share of images whose class has the highest score.
@@ -21,7 +21,7 @@ class Accuracy:
         interval (`tuple[float, float]`): 95 % bootstrap interval of `top1` over test images.
         per_class (`dict[str, float]`): Top-1 accuracy of each class that has test images.
         mean_per_class (`float`): Mean of `per_class`, the metric of data sets with uneven classes.
-        count (`int`): Test images scored.
+        count (`int`): Number of test images scored.
     """
 
     top1: float
@@ -37,7 +37,7 @@ def accuracy(scores: Tensor, labels: Tensor, class_names: list[str], seed: int =
 
     Args:
         scores (`Tensor` of shape `(M, C)`): Scores; the highest is the predicted class.
-        labels (`Tensor` of shape `(M,)`): Class indices; images with −1 are left out.
+        labels (`Tensor` of shape `(M,)`): Class indices; images with −1 are excluded.
         class_names (`list[str]`): Names of the C classes.
         seed (`int`, defaults to 0): Seed of the bootstrap.
 
@@ -48,7 +48,7 @@ def accuracy(scores: Tensor, labels: Tensor, class_names: list[str], seed: int =
     if len(labels) == 0:
         raise ValueError("no test image has a label that occurs in training: there is nothing to score")
     if not torch.isfinite(scores).all():
-        raise ValueError("the scores hold NaN or infinity: the encoder or the probe has diverged")
+        raise ValueError("the scores contain NaN or infinity: the encoder or the probe has diverged")
     ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices
     hits = ranked == labels[:, None]
     first = hits[:, 0].double()
@@ -58,7 +58,7 @@ def accuracy(scores: Tensor, labels: Tensor, class_names: list[str], seed: int =
         name: float(good / total) for name, good, total in zip(class_names, right, totals, strict=True) if total > 0
     }
     top1 = float(first.mean())
-    # To resample hits and misses with replacement is to draw from a binomial: no loop is needed.
+    # Resampling hits and misses with replacement is drawing from a binomial, so no loop is needed.
     drawn = np.random.default_rng(seed).binomial(len(labels), top1, RESAMPLES) / len(labels)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Accuracy(
@@ -75,11 +75,11 @@ def accuracy_results(task: str, dataset: str, split: str, measured: Accuracy, ab
     """Return top-1 and top-5 accuracy as results; top-1 includes its interval and the accuracy of each class.
 
     Args:
-        task (`str`): As in [`Result`].
-        dataset (`str`): As in [`Result`].
-        split (`str`): As in [`Result`].
+        task (`str`): See [`Result`].
+        dataset (`str`): See [`Result`].
+        split (`str`): See [`Result`].
         measured ([`Accuracy`]): The accuracy.
-        about (`dict`): The other settings that determine the numbers.
+        about (`dict`): Further settings that determine the numbers.
     """
     about = {**about, "test_images": measured.count}
     top1 = about | {"interval": list(measured.interval), "mean_per_class": measured.mean_per_class}

@@ -6,7 +6,7 @@ from statistics import mean, stdev
 
 from .results import Result
 
-# Settings that distinguish the protocols of one task, and their form in a table.
+# Settings that distinguish the protocols of one task → their format in a table.
 _WORDS = {
     "k": "k {}",
     "temperature": "T {}",
@@ -64,7 +64,7 @@ def _aligned(header: list[str], lines: list[list[str]]) -> str:
 
 
 def protocol(result: Result) -> str:
-    """Return the settings that determine a result, in a few words."""
+    """Return a short description of the settings that determine a result."""
     words = []
     for name, form in _WORDS.items():
         if name in result.protocol:

@@ -1,4 +1,4 @@
-"""The transfer suite: probe one encoder on many data sets, without measuring again what was measured before."""
+"""The transfer suite: probe one encoder on many data sets, and skip those that were already measured."""
 
 import dataclasses
 import hashlib
@@ -29,7 +29,7 @@ class TransferSet:
     Args:
         name (`str`): Short name, such as "cifar10".
         dataset (`str`): Hub id or folder.
-        train_split (`str`, *optional*): The training split; found by its usual name by default.
+        train_split (`str`, *optional*): The training split; "train" by default.
         test_split (`str`, *optional*): The test split; found by its usual names by default.
         image_column (`str`, *optional*): Column of images; found by type by default.
         label_column (`str`, *optional*): Column of labels; found by type by default.
@@ -58,8 +58,8 @@ class TransferSet:
         """Open the training and the test split.
 
         Raises:
-            ValueError: As in [`labelled_splits`].
-            OSError: As in [`labelled_splits`].
+            ValueError: See [`labelled_splits`].
+            OSError: See [`labelled_splits`].
         """
         splits = {"train_split": self.train_split, "test_split": self.test_split}
         columns = {"image_column": self.image_column, "label_column": self.label_column}
@@ -78,7 +78,7 @@ class Transfer:
     Args:
         results (`list[Result]`): Results of the task "transfer", one for each set, probe and seed.
         failures (`dict[str, str]`): The reason of each missing result, by set.
-        notes (`list[str]`): Differences from the standard sets and images left out, one sentence each.
+        notes (`list[str]`): One sentence for each difference from the standard sets and for excluded images.
     """
 
     results: list[Result] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Transfer:
 
 
 def transfer_sets(names: Sequence[str] | None = None, folder: str | Path | None = None) -> list[TransferSet]:
-    """Return the transfer sets of these names.
+    """Return transfer sets by name.
 
     Args:
         names (`Sequence[str]`, *optional*): Names from `transfer_sets.yaml`, Hub ids, folders or "digits"; by default
@@ -132,7 +132,7 @@ def transfer_suite(
     k: int = 200,
     **settings: Any,
 ) -> Transfer:
-    """Probe an encoder on every set, one after the other; a set that fails does not stop the others.
+    """Probe an encoder on every set, one after the other; a set that fails does not stop the suite.
 
     Args:
         encoder ([`Encoder`]): The encoder, frozen.
@@ -144,9 +144,10 @@ def transfer_suite(
         probes (`Sequence[str]`, defaults to ("linear",)): "linear", the paper's; "knn" with T = 0.07.
         seeds (`Sequence[int]`, defaults to (0,)): Seeds of the linear probes, one for each.
         progress (`bool`, defaults to `False`): Show progress bars.
-        say (`Callable`, *optional*): Called with one line about each set when it is done.
+        say (`Callable`, *optional*): Called with a line of text after each set.
         extraction (`Mapping`, *optional*): Further arguments of [`extract_features`], such as `batch_size`. With
-            `shared`, all processes of the run must call; only the main process probes, writes and returns results.
+            `shared`, all processes of the run must call this function; only the main one probes, writes and returns
+            results.
         k (`int`, defaults to 200): Number of neighbours that vote.
         settings: Further arguments of [`linear_results`], such as `protocol` and `epochs`.
 
@@ -165,7 +166,7 @@ def transfer_suite(
         results = [result for result in earlier if result.protocol.get("run") == run]
         outcome_line = f"read from {path}"
         if results:
-            # The same weights may have another name now.
+            # The same weights may have been measured under another name.
             results = [dataclasses.replace(r, protocol=r.protocol | {"model": model}) for r in results]
             earlier = [result for result in earlier if result.protocol.get("run") != run]
         else:
@@ -194,7 +195,7 @@ def transfer_suite(
 
 
 def with_earlier(path: Path, results: list[Result]) -> list[Result]:
-    """Return results together with those transfer results of a file that they do not include."""
+    """Return the results, completed with the transfer results of a file that they do not include."""
     runs = {result.protocol.get("run") for result in results}
     earlier = read_results(path) if path.exists() else []
     return results + [r for r in earlier if r.task == "transfer" and r.protocol.get("run") not in runs]
@@ -222,7 +223,7 @@ def _as_transfer(result: Result, entry: TransferSet, notes: list[str], model: st
 
 
 def _differences(entry: TransferSet, features: LabelledFeatures) -> list[str]:
-    """Describe the differences between a set and the standard one."""
+    """Return one sentence for each difference between a set and the standard one."""
     notes = [f"read from the folder {entry.dataset}, not from the Hub."] if entry.local else []
     counts = {
         "classes": (len(features.class_names), entry.num_classes),

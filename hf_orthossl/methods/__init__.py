@@ -1,4 +1,4 @@
-"""Self-supervised methods, one file each, and the registry that finds them by name."""
+"""Self-supervised methods, one file each, and their registry."""
 
 from .base import (
     METHODS,

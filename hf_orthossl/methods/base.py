@@ -1,4 +1,4 @@
-"""What every SSL method has: a config, the hooks of a training step, and a place in the registry."""
+"""The base class of SSL methods, the hooks of a training step, and the registry."""
 
 import inspect
 from collections import defaultdict
@@ -67,14 +67,14 @@ class Progress:
 
     def generator(self, device: torch.device | str) -> torch.Generator:
         """Return a random generator on `device` that depends on seed and step only."""
-        # torch's CPU generator looks at the low 32 bits of a seed only: both numbers are hashed into them.
+        # torch's CPU generator uses only the low 32 bits of a seed, so both numbers are hashed into them.
         hashed = np.random.SeedSequence((self.seed, self.step)).generate_state(1)[0]
         return torch.Generator(device).manual_seed(int(hashed))
 
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """The training settings that a method was published with for CIFAR; options that the user leaves out follow it.
+    """A method's published training settings for CIFAR, the defaults of options that the user does not set.
 
     Args:
         optim (`str`): "lars", "sgd" or a name of `transformers.TrainingArguments.optim`.
@@ -98,12 +98,12 @@ ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 
 
 class SSLMethod(nn.Module, Generic[ConfigT]):
-    """A self-supervised method: heads on top of an encoder, a loss over views, and state that advances.
+    """A self-supervised method: heads on top of an encoder, a loss over views, and state that advances with the steps.
 
-    A subclass names the class of its hyper-parameters in brackets, sets the attributes below, builds its heads in
-    `__init__`, and returns an [`SSLOutput`] from `forward(encoder, views)`. It moves target networks, queues and
-    centres in [`~SSLMethod.advance`] only, which runs once per optimizer step whatever the gradient accumulation, and
-    not when the step was skipped. A forward pass leaves tensors for it by [`~SSLMethod.stage`].
+    A subclass gives the class of its hyper-parameters in brackets, sets the attributes below, builds its heads in
+    `__init__`, and returns an [`SSLOutput`] from `forward(encoder, views)`. It updates target networks, queues and
+    centres only in [`~SSLMethod.advance`], which runs once per optimizer step regardless of gradient accumulation, and
+    not after a skipped step. A forward pass stores tensors for it with [`~SSLMethod.stage`].
 
     Args:
         encoder ([`Encoder`]): Maps `(B, 3, H, W)` to `(B, encoder.num_features)`. Used to build the heads and not
@@ -116,8 +116,8 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
         family (`str`): "contrastive", "distillation", "decorrelation", "clustering", "theory" or another word.
         source (`str`): The paper, such as "arXiv 2002.05709".
         heads (`str`): The heads in a few words, for tables.
-        recipe ([`TrainingRecipe`]): Optimizer, learning rate and views where the user names none; SimCLR's by default.
-        config_class (`type[MethodConfig]`): The class of `config`: the one in brackets, unless it is set.
+        recipe ([`TrainingRecipe`]): Default optimizer, learning rate and views; SimCLR's by default.
+        config_class (`type[MethodConfig]`): The class of `config`; by default the one in brackets.
         batch_coupled (`bool`, defaults to `True`): Whether an image's loss depends on the other images of its batch. If
             not, n accumulated batches of m images give the update of one batch of n·m, up to the statistics of batch
             norm.
@@ -185,7 +185,7 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
         self._staged: dict[str, list[Tensor]] = defaultdict(list)
 
     def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
-        """Return the loss of one batch; every method defines it.
+        """Return the loss of one batch; subclasses must define it.
 
         Args:
             encoder (`nn.Module`): Maps `(B, 3, H, W)` to `(B, D)`.
@@ -214,11 +214,11 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
             self._staged[name].append(value.detach())
 
     def begin_step(self, progress: Progress) -> None:
-        """Take note of the position of training, before the first forward pass of an optimizer step."""
+        """Record the position of training, before the first forward pass of an optimizer step."""
         self.progress = progress
 
     def before_optimizer_step(self) -> None:
-        """Change the final gradients of a step: methods that freeze a layer drop its gradient here."""
+        """Change the final gradients of a step, for example to freeze a layer."""
 
     def end_step(self, encoder: nn.Module, skipped: bool = False) -> None:
         """Advance the method's state after an optimizer step, unless mixed precision skipped the step."""
@@ -228,15 +228,15 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
-        """Move target networks, queues and centres by one optimizer step; by default there are none.
+        """Update target networks, queues and centres after one optimizer step; by default there are none.
 
         Args:
             encoder (`nn.Module`): The online encoder.
-            staged (`dict[str, list[Tensor]]`): What [`~SSLMethod.stage`] stored, one tensor per micro-batch.
+            staged (`dict[str, list[Tensor]]`): The tensors stored by [`~SSLMethod.stage`], one per micro-batch.
         """
 
     def check_batch(self, batch_size: int, views: int) -> None:
-        """Refuse a batch that this method cannot train on.
+        """Reject a batch that this method cannot train on.
 
         Args:
             batch_size (`int`): Images per optimizer step over all processes and accumulation steps.
@@ -247,14 +247,14 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
         """
         if views < self.views_needed:
             raise ValueError(
-                f"views gives {views} per image and {self.title} needs {self.views_needed}: "
+                f"views has {views} per image, but {self.title} needs {self.views_needed}: "
                 "choose another recipe with --views (orthossl methods lists them)"
             )
         if views > self.views_needed and not self.takes_local_views:
             able = ", ".join(name for name, method in METHODS.items() if method.takes_local_views)
             raise ValueError(
-                f"views gives {views} per image and {self.title} compares {self.views_needed}: choose another recipe "
-                f"with --views, or a method that takes local crops ({able})"
+                f"views has {views} per image, but {self.title} uses {self.views_needed}: choose another recipe "
+                f"with --views, or a method that uses local crops ({able})"
             )
         queue_size = getattr(self.config, "queue_size", 0)
         if self.has_queue and queue_size % batch_size:
@@ -269,17 +269,17 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
 
 
 METHODS: dict[str, type[SSLMethod[Any]]] = {}
-# Losses of the linear theory: without heads, and without a published recipe for training image encoders.
+# Losses of the linear theory, which have no heads and no published recipe for image encoders.
 THEORY_LOSSES: dict[str, type[SSLMethod[Any]]] = {}
 
 MethodT = TypeVar("MethodT", bound=type[SSLMethod[Any]])
 
 
 def register_method(method: MethodT) -> MethodT:
-    """Register a method under its `name`, as a class decorator; `SSLConfig(method=name)` then finds it.
+    """Register a method class under its `name`, for `SSLConfig(method=name)`; usable as a decorator.
 
-    The same class may be registered again, as when a notebook cell is run twice. Losses of family "theory" are listed
-    separately from the methods.
+    The same class may be registered again, for example when a notebook cell is run twice. Losses of family "theory" are
+    listed separately from the methods.
 
     Args:
         method (subclass of [`SSLMethod`]): The class, with a `name` and a class of hyper-parameters.
@@ -289,7 +289,7 @@ def register_method(method: MethodT) -> MethodT:
 
     Raises:
         TypeError: If it is not a subclass of [`SSLMethod`].
-        ValueError: If it has no name, a name that another method has, or no class of hyper-parameters.
+        ValueError: If it has no name, the name of another method, or no class of hyper-parameters.
     """
     if not (inspect.isclass(method) and issubclass(method, SSLMethod)):
         raise TypeError(f"{method!r} cannot be registered as a method: derive a class from hf_orthossl.SSLMethod")
@@ -314,7 +314,7 @@ def register_method(method: MethodT) -> MethodT:
 
 
 def get_method(name: str) -> type[SSLMethod[Any]]:
-    """Return the method class of a name.
+    """Return a method class by name.
 
     Raises:
         ValueError: If no method has this name; the message suggests the nearest one.
@@ -331,7 +331,7 @@ def build_method(name: str, encoder: Encoder, config: Mapping[str, Any] | None =
     Args:
         name (`str`): The name of the method.
         encoder ([`Encoder`]): The encoder.
-        config (`dict[str, Any]`, *optional*): Hyper-parameters that differ from the recipe's.
+        config (`dict[str, Any]`, *optional*): Hyper-parameters that differ from those of the recipe.
 
     Raises:
         ValueError: If the method or a hyper-parameter is unknown, or a value is invalid.

@@ -60,11 +60,11 @@ class BYOL(SSLMethod[BYOLConfig]):
         return self.output(loss, representations[0], embeddings[0], predictions)
 
     def look_up(self, targets: list[Tensor]) -> list[Tensor]:
-        """Return what the predictor has to predict; here the target embeddings `(B, d)` of both views as they are."""
+        """Return the targets of the predictor: in BYOL, the target embeddings `(B, d)` of both views, unchanged."""
         return targets
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
-        """Move the target network."""
+        """Update the target network."""
         tau = cosine_momentum(self.config.momentum, self.config.final_momentum, self.progress.fraction)
         self.target.follow(tau, encoder, self.projector)

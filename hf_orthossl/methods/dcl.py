@@ -53,7 +53,7 @@ class DCL(SimCLR):
         total = first.new_zeros(())
         for queries in (first, second):
             similarity = queries @ both.T / self.config.temperature
-            # Columns of the image itself, in either view.
+            # Mask the columns of the image itself, in both views.
             same = torch.stack([rows, rows + images], dim=1)
             negatives = similarity.scatter(1, same, float("-inf")).logsumexp(dim=1)
             positives = (first * second).sum(dim=1) / self.config.temperature
@@ -61,7 +61,7 @@ class DCL(SimCLR):
         return total / 2
 
     def weights(self, first: Tensor, second: Tensor) -> Tensor | float:
-        """Return the weights `(B,)` of the positive pairs; here all are 1."""
+        """Return the weights `(B,)` of the positive pairs, which are 1 in DCL."""
         return 1.0
 
 

@@ -50,7 +50,7 @@ class DINOHead(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        # Weight normalization with its scale fixed at 1, as in the paper: only the rows' directions are learned.
+        # Weight normalization with a fixed scale of 1, as in the paper: only the rows' directions are learned.
         self.last_layer = nn.Linear(dim, config.prototypes, bias=False)
 
     def forward(self, representation: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class DINO(SSLMethod[DINOConfig]):
 
     @property
     def teacher_temperature(self) -> float:
-        """Temperature T_t at this step: linear over the warm-up epochs, then constant."""
+        """The teacher's temperature T_t at this step: linear over the warm-up epochs, then constant."""
         config = self.config
         if self.progress.epoch >= config.warmup_teacher_epochs:
             return config.teacher_temperature
@@ -119,17 +119,17 @@ class DINO(SSLMethod[DINOConfig]):
         logs = [F.log_softmax(g / self.config.student_temperature, dim=1) for g in student]
         pairs = [(t, s) for t in range(len(targets)) for s in range(len(logs)) if s != t]
         total = sum((targets[t] * logs[s]).sum(dim=1).mean() for t, s in pairs)
-        assert isinstance(total, Tensor)  # there are pairs, as there are two global views
+        assert isinstance(total, Tensor)  # two global views make at least two pairs
         return -total / len(pairs)
 
     def before_optimizer_step(self) -> None:
-        """Drop the gradient of the last layer in the first epochs."""
+        """Drop the gradient of the last layer during the first `freeze_last_layer_epochs`."""
         if self.progress.epoch < self.config.freeze_last_layer_epochs:
             self.head.last_layer.weight.grad = None
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
-        """Move the teacher and the centre."""
+        """Update the teacher and the centre."""
         tau = cosine_momentum(self.config.momentum, self.config.final_momentum, self.progress.fraction)
         self.target.follow(tau, encoder, self.head)
         mean = all_reduce_mean(torch.stack(staged["teacher"]).mean(dim=0))

@@ -1,4 +1,4 @@
-"""The full-batch loss with the memory of a small batch: the encoder's activations are recomputed chunk by chunk."""
+"""Compute the full-batch loss with the memory of a small batch, by recomputing activations chunk by chunk."""
 
 import contextlib
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class ChunkedEncoder(nn.Module):
     def __init__(self, encoder: nn.Module, size: int):
         super().__init__()
         if size < 1:
-            raise ValueError(f"gradient_cache is {size}: it is the number of images in a chunk, 1 or more")
+            raise ValueError(f"gradient_cache is {size}: the number of images in a chunk must be 1 or more")
         self.encoder = encoder
         self.size = size
 
@@ -66,7 +66,7 @@ class ChunkedEncoder(nn.Module):
     def _frozen_running_statistics(self) -> Iterator[None]:
         norms = [module for module in self.encoder.modules() if isinstance(module, _BatchNorm)]
         saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-        # By a momentum of 0, not by switching tracking off: a layer must save the same tensors for its backward pass.
+        # Set the momentum to 0 instead of disabling tracking, so that a layer saves the same tensors for backward.
         for norm in norms:
             norm.momentum, norm.num_batches_tracked = 0.0, None
         try:

@@ -22,8 +22,8 @@ def mlp(
         last_norm (`str`, *optional*): Batch norm after the last layer: "affine", or "plain" without scale and shift.
             No norm by default.
         hidden_bias (`bool`, *optional*): Whether the layers before the last have a bias. By default only layers
-            without a norm do.
-        last_bias (`bool`, *optional*): Whether the last layer has a bias. By default only without a norm.
+            without batch norm do.
+        last_bias (`bool`, *optional*): Whether the last layer has a bias. By default only without batch norm.
         activation (`type[nn.Module]`, defaults to `nn.ReLU`): Activation between the layers, after the norm.
     """
     layers: list[nn.Module] = []
@@ -40,7 +40,7 @@ def mlp(
 
 
 class Prototypes(nn.Module):
-    """K directions on the unit sphere with which embeddings are compared.
+    """K prototypes on the unit sphere, with which embeddings are compared.
 
     Source: SwAV, Caron et al. 2020, section 3.
 
@@ -57,7 +57,7 @@ class Prototypes(nn.Module):
     @torch.no_grad()
     def normalize(self) -> None:
         """Scale every prototype to unit length."""
-        # In place: FSDP gathers from the memory in which it first saw the weight.
+        # In place, because FSDP gathers from the memory in which it first found the weight.
         self.linear.weight.copy_(nn.functional.normalize(self.linear.weight, dim=1))
 
     def forward(self, embedding: Tensor) -> Tensor:

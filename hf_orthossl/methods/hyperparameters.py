@@ -1,4 +1,4 @@
-"""Hyper-parameters of a method: a dataclass whose fields carry their help text and their range."""
+"""Hyper-parameters of a method: a dataclass whose fields have a help text and a range."""
 
 import contextlib
 import dataclasses
@@ -28,8 +28,8 @@ def hyper(
         default (`T`): The recipe's value; its type is the type of the field.
         help (`str`): One line for `orthossl methods` and the documentation.
         above (`float`, *optional*): The value must be above this bound.
-        at_least (`float`, *optional*): The value must be this bound or more.
-        at_most (`float`, *optional*): The value must be this bound or less.
+        at_least (`float`, *optional*): The smallest value allowed.
+        at_most (`float`, *optional*): The largest value allowed.
         one_of (`tuple[T, ...]`, *optional*): The only values allowed.
 
     Returns:
@@ -66,7 +66,7 @@ class MethodConfig:
     @staticmethod
     def _checked(field: dataclasses.Field, value: Any) -> Any:
         kind = type(field.default)
-        # YAML reads "1e-3" (no dot) as text, and a recipe may write 1 for 1.0: both mean the number.
+        # YAML reads "1e-3" (no dot) as text, and a recipe may contain 1 for 1.0: accept both as the number.
         if kind is float and not isinstance(value, bool):
             with contextlib.suppress(TypeError, ValueError):
                 value = float(value)
@@ -97,11 +97,11 @@ class MethodConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                raise ValueError(f"method_config has no {name!r}: {suggest(name, known)}")
+                raise ValueError(f"unknown hyper-parameter {name!r} in method_config: {suggest(name, known)}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all hyper-parameters, defaults included, by name."""
+        """Return all hyper-parameters by name, including defaults."""
         return dataclasses.asdict(self)
 
 

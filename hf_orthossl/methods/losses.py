@@ -1,4 +1,4 @@
-"""What the losses of several methods share: full precision, cosine similarity, NT-Xent, decorrelation terms."""
+"""Functions shared by the losses of several methods: precision, cosine similarity, NT-Xent, decorrelation terms."""
 
 import functools
 from collections.abc import Callable
@@ -31,8 +31,8 @@ def at_least_float32(value: Any) -> Any:
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a loss to compute in float32 or better, with autocast off.
 
-    Half precision is for the networks. A similarity divided by T = 0.1 has lost most of bfloat16's 8 bits, and autocast
-    would convert the product of two float32 matrices back to half precision.
+    Half precision is used for the networks only. A similarity divided by T = 0.1 has lost most of bfloat16's 8 bits,
+    and autocast would convert the product of two float32 matrices back to half precision.
     """
 
     @functools.wraps(function)

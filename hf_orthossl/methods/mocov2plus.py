@@ -52,8 +52,7 @@ class MoCoV2Plus(SSLMethod[MoCoV2PlusConfig]):
 
     Each view has its own queue; L is the mean of [`queue_contrast`] over the two directions. The loss is per sample.
     The key encoder is in train mode, see [`TargetNetwork`]. MoCo shuffles keys between processes, so that a query and
-    its key are normalized in different batches; here, as in solo-learn, batch norm is synchronized instead, and nothing
-    is shuffled.
+    its key are normalized in different batches; this implementation, like solo-learn, synchronizes batch norm instead.
 
     Source: Chen, Fan, Girshick & He, "Improved Baselines with Momentum Contrastive Learning", 2020, arXiv 2003.04297;
     the symmetric form is solo-learn's.
@@ -88,7 +87,7 @@ class MoCoV2Plus(SSLMethod[MoCoV2PlusConfig]):
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
-        """Move the target network and put the keys of the step into the queues."""
+        """Update the target network and add the keys of the step to the queues."""
         tau = cosine_momentum(self.config.momentum, self.config.final_momentum, self.progress.fraction)
         self.target.follow(tau, encoder, self.projector)
         for i in range(2):

@@ -45,7 +45,7 @@ def batch_contrast(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
 
 @register_method
 class MoCoV3(SSLMethod[MoCoV3Config]):
-    """Predict the target embedding of the other view and distinguish it from those of the other images.
+    """Predict the target embedding of the other view and distinguish it from those of all other images.
 
     L = Σ over both view orders of 2T·CE(q·k/T). The loss couples the whole batch over all processes. The target network
     is in train mode, see [`TargetNetwork`].
@@ -85,6 +85,6 @@ class MoCoV3(SSLMethod[MoCoV3Config]):
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
-        """Move the target network."""
+        """Update the target network."""
         tau = cosine_momentum(self.config.momentum, self.config.final_momentum, self.progress.fraction)
         self.target.follow(tau, encoder, self.projector)

@@ -50,6 +50,6 @@ class NNBYOL(BYOL):
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
-        """Move the target network and put the target embeddings of the first views into the queue."""
+        """Update the target network and add the target embeddings of the first views to the queue."""
         super().advance(encoder, staged)
         self.queue.enqueue(all_gather_step(staged["keys"]))

@@ -68,5 +68,5 @@ class NNCLR(SSLMethod[NNCLRConfig]):
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:
-        """Put the embeddings of the second views into the queue."""
+        """Add the embeddings of the second views to the queue."""
         self.queue.enqueue(all_gather_step(staged["keys"]))

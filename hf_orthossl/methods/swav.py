@@ -32,7 +32,7 @@ class SwAVConfig(MethodConfig):
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Return soft assignments that use all prototypes equally over the batch of all processes.
 
-    It computes with logarithms, in float32 or better: exp(s/ε) overflows float16 at s = 0.6 and, with unnormalized
+    Computed with logarithms, in float32 or better: exp(s/ε) overflows float16 at s = 0.6 and, with unnormalized
     scores, any precision.
 
     Source: SwAV, Caron et al. 2020, eq. 3–5.
@@ -40,7 +40,7 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     Args:
         scores (`Tensor` of shape `(B, K)`): Scores of this process's embeddings against the prototypes.
         epsilon (`float`): Smoothness ε > 0.
-        iterations (`int`): Number of rounds; each gives all prototypes, then all images, the same total.
+        iterations (`int`): Number of rounds; each scales all prototypes, then all images, to equal totals.
 
     Returns:
         `Tensor` of shape `(B, K)`: Rows that sum to 1.
@@ -59,7 +59,7 @@ class SwAV(SSLMethod[SwAVConfig]):
 
     L = mean over global views i of mean over views v ≠ i of −Σ_k q_i(k)·log softmax_k(z_v·c_k/T), where q are the
     balanced assignments of [`sinkhorn`]. The prototypes c have unit length, which is restored after every step. The
-    loss couples the whole batch over all processes. Views after the second are local crops, which get no assignments.
+    loss couples the whole batch over all processes. Views after the second are local crops, which have no assignments.
 
     Source: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", NeurIPS 2020,
     eq. 1–5, arXiv 2006.09882.
@@ -99,7 +99,7 @@ class SwAV(SSLMethod[SwAVConfig]):
         return total / 2
 
     def before_optimizer_step(self) -> None:
-        """Drop the gradient of the prototypes in the first epochs."""
+        """Drop the gradient of the prototypes during the first `freeze_prototypes_epochs`."""
         if self.progress.epoch < self.config.freeze_prototypes_epochs:
             self.prototypes.linear.weight.grad = None
 

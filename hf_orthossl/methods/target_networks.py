@@ -1,4 +1,4 @@
-"""State that follows the online network: its moving average, the momentum's schedule, and queues of embeddings."""
+"""Target networks (moving averages of the online network), their momentum schedule, and queues of embeddings."""
 
 import copy
 import math
@@ -15,12 +15,12 @@ class TargetNetwork(nn.Module):
 
     Parameters follow θ_target ← τ·θ_target + (1 − τ)·θ_online and receive no gradient. Buffers are not averaged: as in
     the reference code of BYOL and MoCo v3, the copy stays in train mode with the rest of the model, so that its batch
-    norms normalize by the current batch and keep running statistics of their own.
+    norms normalize by the current batch and maintain separate running statistics.
 
     Source: MoCo, He et al. 2020; BYOL, Grill et al. 2020.
 
     Args:
-        modules (`nn.Module`): Online modules in order of application, such as `(encoder, projector)`.
+        modules (`nn.Module`): Online modules in the order of application, such as `(encoder, projector)`.
     """
 
     def __init__(self, *modules: nn.Module):
@@ -38,7 +38,7 @@ class TargetNetwork(nn.Module):
 
     @torch.no_grad()
     def follow(self, tau: float, *online: nn.Module) -> None:
-        """Move one step towards the online modules.
+        """Move the parameters one step towards those of the online modules.
 
         Args:
             tau (`float`): Momentum τ in [0, 1].
@@ -65,7 +65,7 @@ def cosine_momentum(base: float, final: float, fraction: float) -> float:
 
 
 class EmbeddingQueue(nn.Module):
-    """The latest `size` embeddings, L2-normalized; the oldest are overwritten first.
+    """A queue of the latest `size` embeddings, L2-normalized; the oldest are overwritten first.
 
     The queue starts with random directions. Bank and cursor are persistent buffers, so that a resumed run continues
     with them.
@@ -95,7 +95,7 @@ class EmbeddingQueue(nn.Module):
         size = self.bank.shape[0]
         embeddings = nn.functional.normalize(embeddings.to(self.bank.dtype), dim=1)
         count = embeddings.shape[0]
-        # Indices stay on the device: reading the cursor would make the host wait for it at every step.
+        # Indices stay on the device, because reading the cursor would synchronize with the host at every step.
         slots = (self.cursor + torch.arange(count, device=self.cursor.device)) % size
         self.bank[slots[-size:]] = embeddings[-size:]
         self.cursor.copy_((self.cursor + count) % size)

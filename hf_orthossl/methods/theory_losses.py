@@ -32,7 +32,7 @@ class TheoryLoss(SSLMethod[ConfigT]):
         return self.output(self.loss(first, second), first, first)
 
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the loss of a batch of representations `(B, D)` of two views; every theory loss defines it."""
+        """Return the loss of a batch of representations `(B, D)` of two views; subclasses must define it."""
         raise TypeError(f"{type(self).__name__} does not define loss(first, second)")
 
 
@@ -41,7 +41,7 @@ class InfoNCEConfig(MethodConfig):
     """Hyper-parameters of [`InfoNCE`]; the defaults are SimCLR's."""
 
     similarity: str = hyper(
-        "cosine", "similarity that the logits are computed from", one_of=("cosine", "euclidean", "standardized")
+        "cosine", "similarity from which the logits are computed", one_of=("cosine", "euclidean", "standardized")
     )
     temperature: float = hyper(0.5, "softmax temperature of the loss", above=0)
     alignment: float = hyper(1.0, "weight α of the positive pairs", above=0)
@@ -83,7 +83,7 @@ class InfoNCE(TheoryLoss[InfoNCEConfig]):
     def _similarities(self, queries: Tensor, everything: Tensor) -> Tensor:
         if self.config.similarity == "cosine":
             return normalize(queries) @ normalize(everything).T
-        # The other two do not depend on the mean. Without it, squared norms lose no digits in their difference.
+        # The other two similarities do not depend on the mean. Subtract it, so that differences of squares are exact.
         mean = everything.mean(dim=0)
         queries, everything = queries - mean, everything - mean
         squares = everything.square().sum(dim=1)

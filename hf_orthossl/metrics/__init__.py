@@ -1,6 +1,6 @@
 """Measures of representations as modules of `evaluate`, one folder each.
 
-Each folder is the complete content of a Space of the Hub: `evaluate.load` reads the module from it, and the Space runs
+Each folder is the complete content of a Space on the Hub: `evaluate.load` loads the module from it, and the Space runs
 the same module as its application, which shows the card.
 """
 
@@ -15,7 +15,7 @@ METRICS = ("effective_rank", "rankme", "alpha_req", "knn_accuracy", "voc_ap")
 
 
 def load_metric(name: str, **kwargs: Any) -> evaluate.EvaluationModule:
-    """Load one of [`METRICS`] without the Hub, as `evaluate.load` does with its folder.
+    """Load one of [`METRICS`] from this package instead of the Hub.
 
     Args:
         name (`str`): The name of the metric, such as "rankme".
@@ -37,12 +37,12 @@ def load_metric(name: str, **kwargs: Any) -> evaluate.EvaluationModule:
 
 
 def show_card(module: str) -> None:
-    """Serve the card of a metric as a page, which is all that its Space does.
+    """Serve the card of a metric as a web page, the only function of its Space.
 
     Args:
-        module (`str`): The path of the metric's module, beside which its card `README.md` lies.
+        module (`str`): The path of the metric's module, in the same folder as its card `README.md`.
     """
-    import gradio  # installed in every Space of the Gradio SDK, and needed nowhere else
+    import gradio  # installed in every Space of the Gradio SDK; not needed elsewhere
 
     card = Path(module).with_name("README.md").read_text(encoding="utf-8")
     with gradio.Blocks() as page:

@@ -75,9 +75,9 @@ def test_boxes_are_mended_dropped_and_counted():
     assert train.truth(2)["boxes"].tolist() == [[0, 0, 40, 20]]
     assert train.num_boxes == 3
     assert train.notes == [
-        "1 boxes of train reached outside their image: clipped.",
-        "4 boxes of train have no area within their image: dropped.",
-        "1 images of train have no boxes: kept.",
+        "1 boxes of train extended beyond their image and were clipped.",
+        "4 boxes of train have no area within their image and were dropped.",
+        "1 images of train have no boxes and are used without.",
     ]
 
 
@@ -89,7 +89,7 @@ def test_classes_are_matched_by_name():
     assert train.truth(0)["labels"].tolist() == [1, 0]
     assert test.truth(0)["labels"].tolist() == [1, 0]
     assert test.truth(0)["boxes"].tolist() == [[5, 5, 10, 10], [9, 9, 14, 14]]
-    assert test.notes == ["1 boxes of test are of classes absent from training: left out."]
+    assert test.notes == ["1 boxes of test are of classes absent from training and were excluded."]
 
 
 def test_numbers_and_a_list_of_mappings_do_as_well():
@@ -154,12 +154,12 @@ def test_images_that_cannot_be_read():
     broken = ({"bytes": b"no image", "path": None}, [[0, 0, 5, 5]], [0])
     train, _ = splits(table([GOOD] * 150 + [broken, truncated]))
     assert len(train) == 151
-    assert train.notes == ["1 images of train cannot be read: left out."]
+    assert train.notes == ["1 images of train cannot be read and were excluded."]
     batch = collate_detection([train[149], train[150]])
     assert len(batch.images) == len(batch.targets) == 1
     train.note_unreadable(batch.unreadable)
     train.note_unreadable(batch.unreadable)
-    assert train.notes[-1] == "1 images of train cannot be decoded: left out."
+    assert train.notes[-1] == "1 images of train cannot be decoded and were excluded."
     with pytest.raises(TooManyUnreadable, match=r"row 0 \("):
         splits(table([broken, GOOD]))
     few, _ = splits(table([GOOD, truncated]))

@@ -248,7 +248,7 @@ def test_what_is_no_detector(splits):
         build_detector(encoder, 3, batch_norm="off")
     with pytest.raises(ValueError, match="num_classes is 0"):
         build_detector(encoder, 0)
-    with pytest.raises(ValueError, match="takes images of 160×160 only"):
+    with pytest.raises(ValueError, match="accepts only images of 160×160"):
         build_detector(load_encoder("test_coatnet"), 3)
     with pytest.raises(ValueError, match="one resolution"):
         build_detector(load_encoder("test_vit"), 3)

@@ -59,7 +59,7 @@ def test_it_learns_reports_and_leaves_the_encoder_alone(encoder, splits, tmp_pat
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert tuned.class_names == ["dark", "grey", "light"]
-    assert tuned.notes == ["2 images of train have no label and were left out."]
+    assert tuned.notes == ["2 images of train have no label and were excluded."]
     assert [r.metric for r in tuned.results] == ["top1", "top5"]
     top1 = tuned.results[0]
     assert (top1.task, top1.split, top1.protocol["test_images"]) == ("finetune", "test", 24)

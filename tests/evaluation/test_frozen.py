@@ -84,7 +84,7 @@ def test_labels_are_matched_by_name_and_strange_classes_counted(shades):
     features = LabelledFeatures.extract(Brightness(), train, test)
     assert features.class_names == ["dark", "grey", "light"]
     assert (len(features.train), len(features.test)) == (36, 18)
-    assert features.notes == ["6 images of test are of classes absent from training: left out."]
+    assert features.notes == ["6 images of test are of classes absent from training and were excluded."]
     for results in (
         knn_results(features, k=5),
         linear_results(features, protocol="lbfgs"),

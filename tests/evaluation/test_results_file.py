@@ -27,7 +27,7 @@ def test_a_thousand_classes_are_read(tmp_path):
     [
         ("[", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        (json.dumps(GOOD), "must hold a list"),
+        (json.dumps(GOOD), "must contain a list"),
         (json.dumps([1]), "result 0 must be an object"),
         (json.dumps([GOOD, {**GOOD, "value": "0.5"}]), "result 1: value must be a finite number"),
         (json.dumps([{**GOOD, "value": True}]), "value must be a finite number"),

@@ -17,11 +17,11 @@ _CATEGORY_NAMES = ("category", "categories", "category_id", "label", "labels")
 # Minimum side of a box in pixels. Thinner boxes are in effect empty, and could vanish in float32 when flipped.
 _THINNEST = 0.1
 _WORDS = {
-    "clipped": "{:,} boxes of {} reached outside their image: clipped",
-    "empty": "{:,} boxes of {} have no area within their image: dropped",
-    "nameless": "{:,} boxes of {} have no class: dropped",
-    "without boxes": "{:,} images of {} have no boxes: kept",
-    "unreadable": "{:,} images of {} cannot be read: left out",
+    "clipped": "{:,} boxes of {} extended beyond their image and were clipped",
+    "empty": "{:,} boxes of {} have no area within their image and were dropped",
+    "nameless": "{:,} boxes of {} have no class and were dropped",
+    "without boxes": "{:,} images of {} have no boxes and are used without",
+    "unreadable": "{:,} images of {} cannot be read and were excluded",
 }
 
 
@@ -36,7 +36,7 @@ class Annotations:
         difficult (`list[Tensor]`): VOC's marks `(N,)` of each image, boolean.
         crowd (`list[Tensor]`): COCO's marks `(N,)` of each image, boolean.
         names (`list[str]`): Names of the classes that occur, in the data set's order.
-        counts (`Counter`): Numbers of boxes and images that were clipped, dropped or left out.
+        counts (`Counter`): Numbers of boxes and images that were clipped, dropped or excluded.
     """
 
     rows: list[int] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Annotations:
     counts: Counter = field(default_factory=Counter)
 
     def notes(self, split: str) -> list[str]:
-        """Return one sentence for each kind of boxes or images that were clipped, dropped or left out."""
+        """Return one sentence for each way in which boxes or images were clipped, dropped or excluded."""
         return [f"{words.format(self.counts[kind], split)}." for kind, words in _WORDS.items() if self.counts[kind]]
 
 
@@ -127,8 +127,8 @@ def _check_lengths(objects: dict[str, list], names: tuple[str, ...], source: Ima
     if len(set(lengths.values())) > 1 or any(len(box or ()) != 4 for box in objects["bbox"]):
         counts = ", ".join(f"{count} of {name}" for name, count in lengths.items())
         raise ValueError(
-            f"data set {source.name}, split {source.split}, row {row}: objects has {counts}: each box has 4 numbers "
-            "(x, y, width, height) and one category"
+            f"data set {source.name}, split {source.split}, row {row}: objects has {counts}: each box must have 4 "
+            "numbers (x, y, width, height) and one category"
         )
 
 
@@ -142,7 +142,7 @@ def _corners(boxes: list, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _marks(values: list | None, count: int) -> Tensor:
-    # If marks are missing, wholly or in part, no box is marked.
+    # If any marks are missing, no box is marked.
     usable = values if values is not None and len(values) == count else [False] * count
     return torch.tensor([bool(value) for value in usable], dtype=torch.bool)
 

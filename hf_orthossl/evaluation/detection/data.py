@@ -17,7 +17,7 @@ from ..frozen import HELD_OUT_SPLITS
 from .annotations import Annotations, read_annotations
 from .shapes import shapes
 
-# Maximum of longer over shorter side: the 1333 over 800 pixels of Detectron's recipes.
+# Maximum ratio of longer to shorter side: 1333 to 800 pixels, as in Detectron's recipes.
 LONGEST = 1333 / 800
 LARGEST_SIDE = 800
 
@@ -42,13 +42,13 @@ class DetectionBatch:
 class DetectionDataset(Dataset):
     """Images of one split with their boxes, all resized to the same length of the shorter side.
 
-    In training, images are flipped left to right with probability ½ and boxes of crowds are left out; VOC's difficult
+    In training, images are flipped left to right with probability ½ and boxes of crowds are excluded; VOC's difficult
     boxes are used for training, as in Detectron2. There is no other augmentation.
 
     Args:
         source ([`ImageSource`]): The images.
         annotations ([`Annotations`]): Their boxes.
-        class_names (`Sequence[str]`): Names by label; boxes of other classes are left out.
+        class_names (`Sequence[str]`): Names by label; boxes of other classes are excluded.
         image_size (`int`): Length of the shorter side, in pixels; the longer side has at most 1.67 times that.
         train (`bool`, defaults to `False`): Whether the images are for training.
 
@@ -80,7 +80,9 @@ class DetectionDataset(Dataset):
         labels = [torch.tensor([places.get(name, -1) for name in names]) for names in annotations.classes]
         self._labels = [label.long() for label in labels]
         if foreign := sum(int((label < 0).sum()) for label in self._labels):
-            self._notes.append(f"{foreign:,} boxes of {source.split} are of classes absent from training: left out.")
+            self._notes.append(
+                f"{foreign:,} boxes of {source.split} are of classes absent from training and were excluded."
+            )
 
     def __len__(self) -> int:
         return len(self._annotations.rows)
@@ -118,9 +120,11 @@ class DetectionDataset(Dataset):
 
     @property
     def notes(self) -> list[str]:
-        """One sentence for each kind of boxes or images that were clipped, dropped or left out so far."""
+        """One sentence for each way in which boxes or images have been clipped, dropped or excluded so far."""
         missing = len(self._unreadable)
-        return self._notes + ([f"{missing:,} images of {self.split} cannot be decoded: left out."] if missing else [])
+        return self._notes + (
+            [f"{missing:,} images of {self.split} cannot be decoded and were excluded."] if missing else []
+        )
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]] | Unreadable:
         """Return image and target; for an image that cannot be decoded, return the reason."""
@@ -161,17 +165,17 @@ def detection_splits(
         name (`str`, *optional*): Configuration of a Hub data set.
         train_split (`str`, *optional*): The training split; "train" by default.
         test_split (`str`, *optional*): The test split; the first of test, validation, valid and val by default.
-        image_column (`str`, *optional*): Column of images; found by type.
+        image_column (`str`, *optional*): Column of images; found by type by default.
         image_size (`int`, *optional*): Length of the shorter side, in pixels; by default that of the images, at most
             800.
-        progress (`bool`, defaults to `False`): Show a progress bar while boxes are read.
+        progress (`bool`, defaults to `False`): Show a progress bar while reading boxes.
 
     Returns:
         `tuple[DetectionDataset, DetectionDataset]`: The training and the test split.
 
     Raises:
         ValueError: If a split has no boxes, there is no test split, the splits share no class, or [`load_source`] or
-            [`read_annotations`] refuses a split.
+            [`read_annotations`] rejects a split.
     """
     title = dataset if isinstance(dataset, str) else None
     opened = shapes() if dataset == "shapes" else dataset

@@ -1,4 +1,4 @@
-"""The DETR family of transformers on an encoder, whose weights are loaded into their timm backbone."""
+"""DETR models of transformers on an encoder, whose weights are loaded into their timm backbone."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ class DETR(Detector):
     """A [`Detector`] around a DETR of transformers; images are resized to a square, as in RT-DETR.
 
     Args:
-        network (`PreTrainedModel`): A model that returns `logits` and `pred_boxes` and takes `labels`.
+        network (`PreTrainedModel`): A model that returns `logits` and `pred_boxes` and accepts `labels`.
         num_classes (`int`): See [`Detector`].
         settings (`dict`): See [`Detector`].
         mean (`tuple[float, ...]`): Mean of the encoder's images, on the [0, 1] scale.
@@ -84,7 +84,7 @@ class DETR(Detector):
 
     def _best(self, boxes: Tensor, logits: Tensor, size: Tensor) -> dict[str, Tensor]:
         """Return the pairs of query and class with the highest scores."""
-        # Of these models, only the first DETR has a class for "nothing".
+        # Of these models, only the original DETR has a class for "no object".
         scores = logits.softmax(-1)[:, :-1] if self.network.config.model_type == "detr" else logits.sigmoid()
         count = min(_MOST_DETECTIONS, scores.numel())
         scores, places = scores.flatten().topk(count)
@@ -113,19 +113,19 @@ def detr_detector(
         config: Further entries of `RTDetrV2Config`, such as `decoder_layers=3`.
 
     Raises:
-        ValueError: If the encoder has fewer than three resolutions, or as in [`load_into_backbone`].
+        ValueError: If the encoder has fewer than three resolutions, or [`load_into_backbone`] fails.
     """
     levels = feature_levels(encoder)[-_LEVELS:]
     if len(levels) < _LEVELS:
         raise ValueError(f"backbone {encoder.name!r} has {len(levels)} resolutions: detr needs {_LEVELS}, fpn two")
     strides = [level.stride for level in levels]
     side = -(-image_size // strides[-1]) * strides[-1]
-    # Queries start at positions on the maps, and small images have few.
+    # Queries start at positions on the maps, of which small images have few.
     places = sum((side // stride) ** 2 for stride in strides)
     network = RTDetrV2ForObjectDetection(
         RTDetrV2Config(
             backbone_config=timm_backbone_config(encoder, [level.index for level in levels]),
-            # The freezing of transformers loses the activations of timm's batch norm layers: see Detector.
+            # transformers' freezing loses the activations of timm's batch norm layers; Detector freezes them instead.
             freeze_backbone_batch_norms=False,
             encoder_in_channels=[level.channels for level in levels],
             feat_strides=strides,
@@ -145,7 +145,7 @@ def timm_backbone_config(encoder: Encoder, indices: list[int]) -> TimmBackboneCo
 
     Args:
         encoder ([`Encoder`]): A convolutional encoder of timm.
-        indices (`list[int]`): Feature maps to return, as timm counts them.
+        indices (`list[int]`): Indices of the feature maps to return, as in timm.
     """
     pretrained_cfg: Any = encoder.backbone.pretrained_cfg  # timm's
     # The signature of `TimmBackboneConfig` does not name the setter `out_indices`.
@@ -168,12 +168,12 @@ def load_into_backbone(network: nn.Module, encoder: Encoder) -> nn.Module:
     Raises:
         ValueError: If there is no such backbone, or its weights do not fit the encoder's architecture.
     """
-    # Some families unwrap the TimmBackbone, but every module that timm makes for features has a FeatureInfo.
+    # Some models unwrap the TimmBackbone, but every feature extractor of timm has a FeatureInfo.
     bodies = [module for module in network.modules() if isinstance(getattr(module, "feature_info", None), FeatureInfo)]
     if len(bodies) != 1:
         raise ValueError(f"network has {len(bodies)} timm backbones: it must have one, from a TimmBackboneConfig")
     (body,) = bodies
-    # timm's wrapper for features joins the names of nested modules that it takes out of their parent.
+    # timm's feature wrapper flattens nested modules and joins their names.
     weights = {name.replace(".", "_"): tensor for name, tensor in encoder.backbone.state_dict().items()}
     for name, tensor in body.state_dict(keep_vars=True).items():
         source = weights.get(name.removeprefix("model.").replace(".", "_"))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH = 4.2
-# With more boxes, class names would cover the image: then colours and the legend show the classes.
+# With more boxes, class names would cover the image; only colours and the legend then show the classes.
 _NAMED_BOXES = 6
 
 
@@ -68,7 +68,7 @@ def draw_detections(
 
 
 def chosen_images(count: int, total: int) -> Sequence[int]:
-    """Return up to `count` of `total` positions, evenly spread."""
+    """Return up to `count` of `total` positions, evenly spaced."""
     return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
 
 
@@ -81,14 +81,14 @@ def _draw_boxes(axes: "Axes", boxes: dict[str, Tensor], names: list[str]) -> Non
         if "difficult" in boxes and boxes["difficult"][number]:
             line = ":"
         corner, sides = (box[0] - 0.5, box[1] - 0.5), (box[2] - box[0], box[3] - box[1])
-        # On a wider white line, so that the box is visible on a background of its own colour.
+        # Draw a wider white line below, so that the box is visible on a background of the same colour.
         axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor="white", linewidth=3))
         axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=color, linestyle=line, linewidth=1.8))
         words = [names[label]] if len(boxes["labels"]) <= _NAMED_BOXES else []
         words += [f"{float(scores[number]):.2f}"] if scores is not None else []
         if words:
             plate = {"facecolor": "white", "edgecolor": color, "linewidth": 0.8, "alpha": 0.9, "pad": 1}
-            below = box[1] < 12  # at the upper edge there is no room above
+            below = box[1] < 12  # no room above the box at the upper edge
             axes.text(
                 *(box[0], box[1] + (1 if below else -1)),
                 " ".join(words),

@@ -21,7 +21,7 @@ from .models import BATCH_NORM, HEADS, Detector
 OPTIMIZERS = ("adamw", "sgd")
 # The learning rate of the NeurIPS 2024 paper: 0.01 for 9 images.
 _SGD_LEARNING_RATE_PER_IMAGE = 0.01 / 9
-# Detectron's schedule for VOC: drops after 18,000 and 22,000 of 24,000 steps, and 100 steps of warm-up.
+# Detectron's schedule for VOC: decay after 18,000 and 22,000 of 24,000 steps, and 100 steps of warm-up.
 _DROPS = (3 / 4, 11 / 12)
 _WARMUP = 100
 _LARGEST_GRADIENT = {"sgd": 10.0, "adamw": 0.1}
@@ -96,21 +96,21 @@ def finetune_detector(
     num_workers: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Train a whole detector, including its encoder.
+    """Fine-tune a whole detector, including its encoder.
 
     The learning rate rises over the first tenth of the steps, at most 100 steps, and is divided by 10 after 3/4 and
     11/12 of the steps.
 
     Args:
         detector ([`Detector`]): Trained in place, on its device, and left in eval mode.
-        train ([`DetectionDataset`]): Images with boxes; it may have fewer classes than the head, not more.
+        train ([`DetectionDataset`]): Images with boxes; it must not have more classes than the head.
         steps (`int`, defaults to 200): Number of optimizer steps.
         batch_size (`int`, defaults to 8): Number of images per step; 9 in the NeurIPS 2024 paper.
         optimizer (`str`, defaults to "adamw"): "adamw", which needs fewer steps, or the paper's "sgd" with momentum
             0.9. The weight decay is 1e-4.
-        learning_rate (`float`, *optional*): By default the detector's own for "adamw", and the paper's 0.01 per 9
-            images for "sgd".
-        seed (`int`, defaults to 0): Seed of order, flips and sampled proposals; the global generator does not change.
+        learning_rate (`float`, *optional*): By default the detector's `learning_rate` for "adamw", and the paper's 0.01
+            per 9 images for "sgd".
+        seed (`int`, defaults to 0): Seed of order, flips and sampled proposals; the global generator is not used.
         num_workers (`int`, defaults to 0): Number of processes that decode images.
         progress (`bool`, defaults to `False`): Show a progress bar.
 
@@ -206,7 +206,7 @@ def detect(
         ValueError: If more than 1 % of the images cannot be read.
     """
     detector.eval()
-    # Its own generator, because even a loader that does not shuffle draws a seed for its workers.
+    # A separate generator, because even a loader that does not shuffle draws a seed for its workers.
     loader = DataLoader(
         dataset, batch_size, collate_fn=collate_detection, num_workers=num_workers, generator=torch.Generator()
     )
@@ -266,7 +266,7 @@ def detection_results(
         seed (`int`, defaults to 0): Seed of the head's initial weights and of training.
         num_workers (`int`, defaults to 0): Number of processes that decode images.
         progress (`bool`, defaults to `False`): Show progress bars.
-        figures (`str` or `Path`, *optional*): Folder for drawings of test images; without it, none are made.
+        figures (`str` or `Path`, *optional*): Folder for drawings of test images; without it, none are drawn.
         num_figures (`int`, defaults to 8): Number of drawings.
         training: Further arguments of [`finetune_detector`].
 
@@ -274,7 +274,7 @@ def detection_results(
         `list[Result]`: Results of task "detection": COCO's "AP", "AP50" and "AP75", and "VOC07_AP50" and "VOC12_AP50".
 
     Raises:
-        ValueError: If the [detection] extra is not installed, or an argument is refused by one of the steps.
+        ValueError: If the [detection] extra is not installed, or one of the steps rejects an argument.
     """
     require_extra()
     with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""Average precision of detections: COCO's, by pycocotools, and both versions of Pascal VOC's."""
+"""Average precision of detections: COCO's, computed by pycocotools, and both versions of Pascal VOC's."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -26,8 +26,8 @@ def detection_scores(predictions: _Boxes, truths: _Boxes, num_classes: int) -> d
     """Return COCO's AP, AP50 and AP75 and Pascal VOC's AP50 of 2007 and 2012, each in [0, 1].
 
     Args:
-        predictions (sequence of `dict`): As in [`coco_average_precision`].
-        truths (sequence of `dict`): As in [`voc_average_precision`].
+        predictions (sequence of `dict`): See [`coco_average_precision`].
+        truths (sequence of `dict`): See [`voc_average_precision`].
         num_classes (`int`): Number of classes C; labels are 0 to C − 1.
     """
     voc = {
@@ -39,9 +39,9 @@ def detection_scores(predictions: _Boxes, truths: _Boxes, num_classes: int) -> d
 def coco_average_precision(predictions: _Boxes, truths: _Boxes) -> dict[str, float]:
     """Return COCO's AP (mean over IoU 0.50 to 0.95), AP50 and AP75, by torchmetrics and pycocotools.
 
-    There are 101 points of recall; the 100 best detections of each image count; classes without true boxes are left
-    out. Boxes of crowds may be detected any number of times; difficult boxes, which COCO does not have, count like all
-    others.
+    Precision is averaged over 101 points of recall and uses the 100 best detections of each image; classes without
+    true boxes are excluded. Boxes of crowds may be detected any number of times; difficult boxes, which COCO does not
+    have, count like all others.
 
     Args:
         predictions (sequence of `dict`): For each image `boxes` `(N, 4)` (corners, in pixels), `scores` `(N,)` and
@@ -55,7 +55,7 @@ def coco_average_precision(predictions: _Boxes, truths: _Boxes) -> dict[str, flo
     from torchmetrics.detection import MeanAveragePrecision
 
     _check(predictions, truths)
-    # The defaults of torchmetrics are float32, and a recall of exactly 0.3 does not reach 0.30000001.
+    # The default thresholds of torchmetrics are float32, in which a recall of exactly 0.3 is below 0.30000001.
     thresholds = {
         "rec_thresholds": np.linspace(0, 1, 101).tolist(),
         "iou_thresholds": np.linspace(0.5, 0.95, 10).tolist(),
@@ -76,16 +76,16 @@ def voc_average_precision(
 ) -> tuple[float, dict[int, float]]:
     """Return Pascal VOC's mean average precision and that of each class, in [0, 1].
 
-    Detections are judged in order of score. A detection that overlaps most with a difficult box is ignored; one that
-    overlaps most with a box already detected, or with no box by at least the threshold, is wrong. Difficult boxes need
-    not be detected, and neither do boxes of crowds, which VOC does not have. Classes with no other boxes are left out.
-    Overlaps are those of continuous boxes, which for whole pixels equals the devkit's "+ 1".
+    Detections are evaluated in descending order of score. A detection that overlaps most with a difficult box is
+    ignored; one that overlaps most with a box already detected, or with no box by at least the threshold, is wrong.
+    Difficult boxes need not be detected, and neither do boxes of crowds, which VOC does not have. Classes with no other
+    boxes are excluded. Overlaps are those of continuous boxes, which for whole pixels equals the devkit's "+ 1".
 
     Source: Everingham et al. (2010), section 4.2, and its devkits: in 2007 the mean of the best precision at recalls of
     at least 0, 0.1, …, 1; from 2010 on the area under the envelope of the precision.
 
     Args:
-        predictions (sequence of `dict`): As in [`coco_average_precision`].
+        predictions (sequence of `dict`): See [`coco_average_precision`].
         truths (sequence of `dict`): For each image `boxes` `(M, 4)`, `labels` `(M,)` and optionally `difficult` and
             `crowd` `(M,)`.
         num_classes (`int`): Number of classes C; labels are 0 to C − 1.
@@ -118,7 +118,7 @@ def voc_average_precision(
 
 
 def _judged(predictions: _Boxes, truths: _Boxes, label: int, threshold: float) -> tuple[Tensor, int]:
-    """Return whether each detection of a class is right, by falling score without ignored ones, and the true boxes."""
+    """Return whether each detection of a class is correct, by descending score, and the number of true boxes."""
     scores, verdicts, total = [], [], 0
     for predicted, truth in zip(predictions, truths, strict=True):
         own = truth["labels"] == label
@@ -144,7 +144,7 @@ def _judged(predictions: _Boxes, truths: _Boxes, label: int, threshold: float) -
 
 
 def _eleven_points(hits: Tensor, envelope: Tensor, total: int) -> float:
-    # In integers: 3 of 10 must reach a recall of 0.3, but 3 · 0.1 in floating point is larger.
+    # Compare integers: 3 of 10 must reach a recall of 0.3, but 3 · 0.1 in floating point is larger.
     reached = [(10 * hits >= point * total).nonzero() for point in range(11)]
     return sum(float(envelope[ranks[0, 0]]) for ranks in reached if len(ranks)) / 11
 
@@ -160,7 +160,7 @@ def _marks(part: dict[str, Any], name: str) -> Tensor:
 def _check(predictions: _Boxes, truths: _Boxes) -> None:
     if len(predictions) != len(truths):
         raise ValueError(
-            f"predictions has {len(predictions)} images and truths {len(truths)}: pass one of each for every image"
+            f"predictions has {len(predictions)} images and truths {len(truths)}: pass one element per image in both"
         )
     if not any(len(part["boxes"]) for part in truths):
         raise ValueError("truths has no boxes: average precision needs at least one")

@@ -118,17 +118,17 @@ def feature_levels(encoder: Encoder) -> list[Level]:
     """Return the deepest feature map of each resolution, from stride 2 on, finest first.
 
     Raises:
-        ValueError: If the encoder is not timm's, has fewer than two resolutions (as plain ViTs), or takes images of one
-            size only.
+        ValueError: If the encoder is not timm's, has fewer than two resolutions (as plain ViTs), or accepts only
+            images of one size.
     """
     backbone: Any = encoder.backbone  # forward_intermediates is timm's
     if encoder.library != "timm" or not hasattr(backbone, "forward_intermediates"):
         raise ValueError(
-            f"backbone {encoder.name!r} does not give feature maps by timm's forward_intermediates: detection takes "
-            "timm's convolutional backbones, such as resnet18"
+            f"backbone {encoder.name!r} does not support timm's forward_intermediates: detection needs a convolutional "
+            "backbone of timm, such as resnet18"
         )
-    # The shape differs from the encoder's own, so that encoders that support no other shape fail. As a multiple of the
-    # largest stride it gives exact strides.
+    # A shape other than the encoder's, so that encoders that support no other shape fail. It is a multiple of the
+    # largest stride, so that the strides are exact.
     height = -(-encoder.image_size // _WHOLE_STEPS) * _WHOLE_STEPS
     side = 2 * height
     weights = next(backbone.parameters())
@@ -140,7 +140,7 @@ def feature_levels(encoder: Encoder) -> list[Level]:
         shapes = [tuple(level.shape) for level in maps]
     except Exception as error:  # the error for an unsupported size depends on the architecture
         raise ValueError(
-            f"backbone {encoder.name!r} takes images of {encoder.image_size}×{encoder.image_size} only: detection "
+            f"backbone {encoder.name!r} accepts only images of {encoder.image_size}×{encoder.image_size}: detection "
             "needs a convolutional backbone, such as resnet18"
         ) from error
     finally:
@@ -159,11 +159,11 @@ def feature_levels(encoder: Encoder) -> list[Level]:
 
 
 def split_last_stage(trunk: Trunk, encoder: Encoder, before: Level, last: Level) -> nn.Sequential:
-    """Move the modules after one level, up to the last level, from the trunk into a stage.
+    """Move the modules between two levels from the trunk into a separate stage.
 
     Args:
         trunk ([`Trunk`]): The trunk, which loses these modules.
-        encoder ([`Encoder`]): Its encoder, for its name.
+        encoder ([`Encoder`]): The encoder, named in errors.
         before (`Level`): The level before the stage.
         last (`Level`): The last level.
 

@@ -15,7 +15,7 @@ from .models import Detector, Trunk, feature_levels, split_last_stage
 
 _RATIOS = (0.5, 1.0, 2.0)
 _FPN_LEVELS = 4
-# Every proposal passes through C4's whole last stage: hence the 300 of Ren et al. (2015) instead of 1,000.
+# Every proposal passes through C4's whole last stage, so use the 300 of Ren et al. (2015) instead of 1,000.
 _C4_PROPOSALS = 300
 
 
@@ -72,10 +72,10 @@ class _FPNTrunk(nn.Module):
 def c4_detector(
     encoder: Encoder, num_classes: int, *, image_size: int, freeze_batch_norm: bool, roi_samples: int
 ) -> RCNN:
-    """Build Faster R-CNN C4: anchors on the second last stage (res4), whose 14×14 regions pass through the last (res5).
+    """Build Faster R-CNN C4: anchors on the last stage but one (res4); its 14×14 regions pass through the last (res5).
 
-    Class and box are predicted from the mean of each region. The one difference from Detectron2 is torchvision's region
-    pooling, which is not shifted by half a pixel.
+    Class and box are predicted from the mean of each region. The only difference from Detectron2 is torchvision's
+    region pooling, which is not shifted by half a pixel.
 
     Source: Ren et al. (2015), in the form of Detectron's R50-C4, which the NeurIPS 2024 paper and MoCo fine-tune.
 
@@ -106,7 +106,7 @@ def c4_detector(
 def fpn_detector(
     encoder: Encoder, num_classes: int, *, image_size: int, freeze_batch_norm: bool, roi_samples: int, channels: int
 ) -> RCNN:
-    """Build Faster R-CNN with a feature pyramid over the last four resolutions and one pooled from them.
+    """Build Faster R-CNN with a feature pyramid over the last four resolutions and one pooled from the last.
 
     Anchors are eight strides wide.
 

@@ -1,4 +1,4 @@
-"""The built-in detection data set: shapes on a textured background, drawn by this module without a network."""
+"""The built-in detection data set: shapes on a textured background, drawn by this module and not downloaded."""
 
 import functools
 import io
@@ -60,7 +60,7 @@ def _row(number: int, rng: np.random.Generator) -> dict:
         mask = _mask(CLASSES[category], rng)
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-        if taken[box].any():  # each place is tried once: crowded images have fewer shapes
+        if taken[box].any():  # each place is tried once, so crowded images have fewer shapes
             continue
         taken[box] = True
         # Far from the mean of the background in every channel, so that contrast never vanishes.

@@ -21,7 +21,7 @@ Args:
     num_classes (int, optional): the number C of classes, with labels 0 to C - 1; by default the largest label of the
         references plus one.
     year (int, defaults to 2012): 2007 for the 11-point average, 2012 for the area under the curve.
-    iou_threshold (float, defaults to 0.5): the least intersection over union of a correct detection.
+    iou_threshold (float, defaults to 0.5): the minimum intersection over union of a correct detection.
 
 Returns:
     `ap` (float, in [0, 1]) and `per_class` (dict of class to float).
