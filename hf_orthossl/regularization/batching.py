@@ -1,4 +1,4 @@
-"""Evaluate the penalty of many weights: equal shapes together, random vectors drawn at once, shared over processes."""
+"""Evaluate the penalties of many weights: batch equal shapes, draw random vectors at once, divide the work."""
 
 import heapq
 from collections import defaultdict
@@ -16,8 +16,8 @@ from .penalties import Penalty
 from .selection import WeightMatrix
 from .sharded import RowShard, is_row_sharded, with_known_gradient
 
-# Parameters of equal matrix shape are copied together up to this many elements. On the CPU that pays for tiny matrices
-# alone (measured from 2^14 to 2^20); on an accelerator launches cost more than copies of small matrices.
+# Parameters of equal matrix shape are stacked up to this many elements. On the CPU this pays off only for tiny matrices
+# (measured from 2^14 to 2^20); on an accelerator, launches cost more than copies of small matrices.
 _TOGETHER = {"cpu": 1 << 14, "cuda": 1 << 22}
 
 
@@ -25,7 +25,7 @@ class Group(NamedTuple):
     """Penalties that were evaluated together.
 
     Attributes:
-        places (`list[int]`): The places of the matrices among all selected ones.
+        places (`list[int]`): The indices of the matrices among all selected ones.
         values (`torch.Tensor` of shape `(len(places),)`): Their penalties.
     """
 
@@ -39,7 +39,8 @@ def random_vectors(
     """Draw the random vectors of all matrices at once.
 
     Returns:
-        `list[torch.Tensor]`: Of shape `(k, smaller side)` for each matrix; `None` for a penalty without random vectors.
+        `list[torch.Tensor]`: For each matrix a tensor of shape `(k, smaller side)`; `None` for a penalty without random
+        vectors.
     """
     k = penalty.num_vectors
     if not k:
@@ -56,12 +57,12 @@ def evaluate(
     weights: dict[int, Tensor],
     vectors: Sequence[Tensor] | None,
 ) -> Iterator[Group]:
-    """Evaluate one group of matrices after the other, as they are asked for.
+    """Evaluate groups of matrices lazily, one after the other.
 
     Args:
         penalty ([`Penalty`]): The penalty.
         matrices (sequence of [`WeightMatrix`]): All selected matrices.
-        weights (`dict[int, torch.Tensor]`): The parameters to evaluate, by the place of their first matrix.
+        weights (`dict[int, torch.Tensor]`): The parameters to evaluate, by the index of their first matrix.
         vectors (sequence of `torch.Tensor`, *optional*): The vectors of all matrices, from [`random_vectors`].
     """
     places = {i: list(range(i, i + matrices[i].count)) for i in weights}
@@ -79,17 +80,17 @@ def evaluate(
 
 
 def shares(costs: Sequence[int], processes: int) -> list[list[int]]:
-    """Split items among processes, dearest first, each to the process with the least load so far.
+    """Divide items among processes, most expensive first, each to the process with the smallest load so far.
 
-    The split is the same on every process, so that nothing is communicated. The dearest share costs at most 4/3 of
-    that of the best split (Graham, "Bounds on Multiprocessing Timing Anomalies", SIAM J. Appl. Math. 17, 1969).
+    The split is the same on every process, so that nothing is communicated. The largest load is at most 4/3 of
+    that of an optimal split (Graham, "Bounds on Multiprocessing Timing Anomalies", SIAM J. Appl. Math. 17, 1969).
 
     Args:
         costs (sequence of `int`): The cost of each item, ≥ 0.
         processes (`int`): The number of processes, ≥ 1.
 
     Returns:
-        `list[list[int]]`: The items of each process, in ascending order; empty where there are too few.
+        `list[list[int]]`: The items of each process, in ascending order; empty if there are too few.
     """
     split: list[list[int]] = [[] for _ in range(processes)]
     loads = [(0, process) for process in range(processes)]
@@ -101,14 +102,14 @@ def shares(costs: Sequence[int], processes: int) -> list[list[int]]:
 
 
 def touch(weights: Sequence[Tensor], zeros: Sequence[bool]) -> Tensor:
-    """Return a scalar 0 that depends on weights without changing their gradients, for those of other processes.
+    """Return a scalar 0 that depends on weights without changing their gradients, for weights of other processes.
 
-    DDP waits for every parameter to take part in the backward pass; no gradient at all, which costs nothing, will do.
-    FSDP reduces what has a gradient, and every process must have the same.
+    DDP waits for every parameter to take part in the backward pass, for which no gradient suffices and costs nothing.
+    FSDP reduces the parameters that have a gradient, which must be the same on every process.
 
     Args:
-        weights (sequence of `torch.Tensor`): At least one.
-        zeros (sequence of `bool`): For each weight, whether it gets a gradient of zeros rather than none.
+        weights (sequence of `torch.Tensor`): One or more weights.
+        zeros (sequence of `bool`): For each weight, whether it receives a gradient of zeros instead of none.
     """
     return _Touch.apply(zeros, *weights)
 
@@ -130,7 +131,7 @@ class _Touch(Function):
 
 
 def _evaluate_shards(penalty: Penalty, shards: Sequence[RowShard], drawn: Sequence[Tensor] | None) -> list[Tensor]:
-    """Return the values of sharded parameters, differentiable; all processes of their meshes call it."""
+    """Return the values of sharded parameters, differentiable; call it on all processes of their meshes."""
     families = defaultdict(list)
     for i, shard in enumerate(shards):
         families[shard.mesh, shard.mesh_dim, shard.dtype, shard.weight.device].append(i)
@@ -158,16 +159,16 @@ def _agreed(shards: Sequence[RowShard], drawn: Sequence[Tensor]) -> list[Tensor]
 def _batches(
     matrices: Sequence[WeightMatrix], weights: dict[int, Tensor], places: dict[int, list[int]]
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield places of matrices with these matrices, of shape `(len(places), input, output)`."""
+    """Yield indices of matrices together with the matrices, of shape `(len(places), input, output)`."""
     waiting: dict[tuple, tuple[list[int], list[Tensor]]] = {}
     for position, weight in weights.items():
         matrix = matrices[position]
         stack = matrix.layout(full_tensor(weight), matrix.count)
         limit = _TOGETHER.get(stack.device.type, _TOGETHER["cuda"])
-        if 2 * stack.numel() > limit:  # no room for a second one
+        if 2 * stack.numel() > limit:  # a second one would exceed the limit
             yield places[position], stack
             continue
-        # Gathered weights are not shared out as others are.
+        # Gathered weights are not divided among processes.
         key = (stack.shape[1:], stack.dtype, stack.device, is_sharded(weight))
         batch, stacks = waiting.setdefault(key, ([], []))
         if len(batch) * stack[0].numel() + stack.numel() > limit:

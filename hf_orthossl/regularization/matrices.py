@@ -1,11 +1,11 @@
-"""Read matrices of shape `(..., input, output)` as penalties do: the smaller side as rows, in full precision."""
+"""Matrix helpers of the penalties: read `(..., input, output)` with the smaller side as rows, in full precision."""
 
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-# Rows of a block of the half Gram matrix on the CPU: narrower blocks starve the matrix product, wider ones save less.
+# Rows per block of the half Gram matrix on the CPU: narrower blocks slow down the product, wider ones save less.
 _BLOCK = 64
 
 
@@ -17,8 +17,8 @@ def check_matrices(W: Tensor) -> None:
 
 
 def refuse_second_derivative() -> None:
-    """Raise `RuntimeError` in a backward pass that is itself to be differentiated."""
-    # Autograd would take the saved intermediates for constants and give a wrong second derivative without a word.
+    """Raise `RuntimeError` in a backward pass with `create_graph=True`."""
+    # Autograd would treat the saved intermediates as constants and silently return a wrong second derivative.
     if torch.is_grad_enabled():
         raise RuntimeError("this penalty has no second derivative: differentiate without create_graph=True")
 
@@ -52,7 +52,8 @@ def gram_minus_identity(X: Tensor) -> Tensor:
     """Return `XXᵀ − I`, of shape `(..., n, n)` for `X` of shape `(..., n, m)`."""
     n = X.shape[-2]
     if X.device.type == "cpu" and n > _BLOCK:
-        # G is symmetric: block rows from the diagonal on, mirrored. Too small for an accelerator.
+        # G is symmetric: compute block rows from the diagonal on and mirror them. On an accelerator this does not pay
+        # off.
         E = X.new_empty(*X.shape[:-1], n)
         for i in range(0, n, _BLOCK):
             j = min(i + _BLOCK, n)
@@ -67,7 +68,7 @@ def gram_minus_identity(X: Tensor) -> Tensor:
 class Products(Protocol):
     """Products with one or several matrices `X`; vectors are rows, `k` at a time, of shape `(..., k, length)`.
 
-    Rows, since batched products with a single column are fifteen times slower on the CPU.
+    They are rows because batched products with a single column are fifteen times slower on the CPU.
     """
 
     def image(self, v: Tensor) -> Tensor:

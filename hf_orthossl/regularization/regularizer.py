@@ -22,17 +22,17 @@ _REDUCTIONS = ("sum", "mean")
 class OrthogonalityRegularizer:
     """The orthogonality penalty of a module's weight matrices, to be added to any loss.
 
-    It holds no parameters and is no `nn.Module`: weights are fetched from `module` at every call, so that the module
-    may be moved, cast, sharded or loaded without rebuilding it; copying it together with the module (`copy.deepcopy` of
-    an object that holds both) keeps them together.
+    It has no parameters and is not an `nn.Module`: weights are fetched from `module` at every call, so that the module
+    may be moved, cast, sharded or loaded without rebuilding the regularizer. `copy.deepcopy` of an object that contains
+    both yields a regularizer of the copied module.
 
     Args:
-        module (`torch.nn.Module`): The module whose weights are regularized; in SSL the encoder alone.
+        module (`torch.nn.Module`): The module whose weights are regularized; in SSL only the encoder.
         kind (`str`, defaults to `"so"`): The name of a penalty, see `PENALTIES`: `"so"`, `"srip"`, `"dso"`, `"mc"`,
             `"sketched_so"`, `"scaled_so"`, or one of your own, see [`register_penalty`].
         include (`str` or list of `str`, *optional*): Shell patterns of parameter names to select, see
             [`select_matrices`].
-        exclude (`str` or list of `str`, *optional*): Shell patterns of parameter names to leave out.
+        exclude (`str` or list of `str`, *optional*): Shell patterns of parameter names to exclude.
         reduction (`str`, defaults to `"sum"`): `"sum"` over the matrices, as in the paper, or `"mean"`.
         depthwise (`bool`, defaults to `False`): Regularize depthwise kernels too.
         split_fused (`bool`, defaults to `True`): Read fused attention layers as one matrix per projection.
@@ -43,9 +43,9 @@ class OrthogonalityRegularizer:
         penalty ([`Penalty`]): The penalty of one matrix.
 
     Raises:
-        TypeError: `module` is no `torch.nn.Module`.
-        ValueError: `kind`, `reduction` or an option is unknown, a penalty cannot work (see [`Penalty.check`]), or
-            [`select_matrices`] refuses the selection.
+        TypeError: `module` is not a `torch.nn.Module`.
+        ValueError: `kind`, `reduction` or an option is unknown, a penalty is invalid (see [`Penalty.check`]), or
+            [`select_matrices`] rejects the selection.
 
     Example:
         ```python
@@ -90,14 +90,14 @@ class OrthogonalityRegularizer:
         return [matrix.name for matrix in self.matrices]
 
     def __call__(self, generator: torch.Generator | None = None, *, process: int = 0, processes: int = 1) -> Tensor:
-        """Return the penalty now, or this process's share of it.
+        """Return the current penalty, or this process's share of it.
 
-        Where each process of a data-parallel group passes its rank and their number, it computes some of the matrices
-        only and returns them times `processes`: the mean of the values over processes is the penalty, and the mean of
-        the gradients, which DDP and FSDP take, is its gradient. Nothing is communicated.
+        If each process of a data-parallel group passes its rank and their number, it evaluates only some of the
+        matrices and returns their penalty times `processes`: the mean of the values over processes is the penalty, and
+        the mean of the gradients, which DDP and FSDP compute, is its gradient. Nothing is communicated.
 
-        With sharded weights (`DTensor`, of FSDP2) each process returns the whole penalty and gets the gradient of its
-        own entries, whatever `processes` is. All processes must call it; they communicate in the forward pass only.
+        With sharded weights (`DTensor`, of FSDP2) each process returns the whole penalty and receives the gradient of
+        its shard, whatever `processes` is. All processes must call it; they communicate in the forward pass only.
         Compute it after the layers, so that it is differentiated before them: FSDP passes a layer's gradients on only
         once.
 
@@ -129,17 +129,17 @@ class OrthogonalityRegularizer:
     ) -> Tensor:
         """Add `weight` times the penalty's gradient to the `.grad` of the weights, without a loss to differentiate.
 
-        It does what `(weight * penalty()).backward()` does, but one matrix, or batch of tiny ones, after the other: it
-        keeps what the gradient of one at a time needs, so that less memory is used. No hooks of the weights are called.
+        It is equivalent to `(weight * penalty()).backward()`, but processes one matrix, or one batch of small matrices,
+        at a time, which uses less memory. Hooks of the weights are not called.
 
         Args:
             weight (`float`, defaults to 1.0): The factor of the gradient, such as γ.
-            generator (`torch.Generator`, *optional*): As in a call.
-            process (`int`, defaults to 0): As in a call; weights that other processes compute get no gradient.
-            processes (`int`, defaults to 1): As in a call.
+            generator (`torch.Generator`, *optional*): See `__call__`.
+            process (`int`, defaults to 0): See `__call__`; weights of other processes receive no gradient.
+            processes (`int`, defaults to 1): See `__call__`.
 
         Returns:
-            `torch.Tensor` of shape `()`: What a call returns, detached.
+            `torch.Tensor` of shape `()`: The value of `__call__`, detached.
 
         Raises:
             ValueError: `process` is not from 0 to `processes` − 1.
@@ -154,14 +154,14 @@ class OrthogonalityRegularizer:
 
     @torch.no_grad()
     def values(self) -> dict[str, float]:
-        """Return the penalty of each matrix now, by name; the states of torch's generators stay as they are."""
+        """Return the current penalty of each matrix, by name; the states of torch's generators do not change."""
         values: dict[int, float] = {}
         for group in self._groups(self._weights(), torch.Generator().manual_seed(0)):
             values |= zip(group.places, group.values.tolist(), strict=True)
         return {name: values[i] for i, name in enumerate(self.names)}
 
     def describe(self) -> str:
-        """Return a table of what is regularized: name, shape `input × output`, kind of layer, and penalty now."""
+        """Return a table of the regularized matrices: name, shape `input × output`, kind of layer, current penalty."""
         values = self.values()
         table = [("name", "input × output", "group", self.kind)]
         table += [(m.name, f"{m.shape[0]} × {m.shape[1]}", m.group, f"{values[m.name]:.6g}") for m in self.matrices]
@@ -174,13 +174,13 @@ class OrthogonalityRegularizer:
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
     def _weights(self) -> dict[int, Tensor]:
-        """Return parameters by the place of their first matrix, each fetched once: a computed one may change."""
+        """Return parameters by the index of their first matrix, each fetched once, since a computed one may change."""
         return {i: matrix.parameter for i, matrix in enumerate(self.matrices) if not matrix.index}
 
     def _shares(
         self, weights: dict[int, Tensor], process: int, processes: int
     ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Return the weights that this process evaluates, and those that other processes do."""
+        """Return the weights that this process evaluates, and those that other processes evaluate."""
         if not 0 <= process < processes:
             raise ValueError(f"process is {process}: it must be from 0 to {processes - 1}, with processes={processes}")
         whole = [i for i, weight in weights.items() if not is_sharded(weight)]
@@ -203,7 +203,7 @@ class OrthogonalityRegularizer:
 
 
 def check_options(kind: str, options: Iterable[str]) -> None:
-    """Refuse options that [`OrthogonalityRegularizer`] does not take for a penalty.
+    """Reject options that [`OrthogonalityRegularizer`] does not accept for a penalty.
 
     Args:
         kind (`str`): The name of a penalty.
@@ -213,7 +213,7 @@ def check_options(kind: str, options: Iterable[str]) -> None:
         ValueError: The penalty or an option is unknown.
     """
     known = get_penalty(kind).options()
-    # What comes after module and kind, but for the penalty's own options.
+    # The parameters after module and kind, except for the options of the penalty.
     known += [*inspect.signature(OrthogonalityRegularizer).parameters][2:-1]
     for name in options:
         if name not in known:
@@ -225,18 +225,18 @@ def _add_gradient(penalty: Tensor) -> None:
     if not penalty.requires_grad:
         return
     leaves = _leaves(penalty)
-    # Not backward(): under DDP that would set off hooks that expect a forward pass.
+    # Not backward(), which under DDP would trigger hooks that expect a forward pass.
     for leaf, gradient in zip(leaves, torch.autograd.grad(penalty, leaves), strict=True):
         if leaf.grad is not None:
             leaf.grad.add_(gradient)
         else:
-            # In the parameter's own memory order, as autograd leaves it: optimizers are slower on others.
+            # In the memory order of the parameter, as autograd stores it: optimizers are slower on other orders.
             same = gradient.stride() == leaf.stride()
             leaf.grad = gradient if same else torch.empty_like(leaf).copy_(gradient)
 
 
 def _leaves(tensor: Tensor) -> list[Tensor]:
-    """Return the parameters that a tensor was computed from, also those behind a weight that is itself computed."""
+    """Return the parameters that a tensor was computed from, including those of parametrized weights."""
     leaves: list[Tensor] = []
     seen, waiting = set(), [tensor.grad_fn]
     while waiting:
@@ -251,7 +251,7 @@ def _leaves(tensor: Tensor) -> list[Tensor]:
 
 
 def _total(parts: list[tuple[float, Tensor]]) -> Tensor:
-    """Return the sum of tensors' entries times their factors, in few kernels; 0 where other processes have them all."""
+    """Return the sum of tensors' entries times their factors, in few kernels; 0 if this process has no tensors."""
     alike = defaultdict(list)
     for factor, values in parts:
         alike[factor].append(values.to(parts[0][1].device))

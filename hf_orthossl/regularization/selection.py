@@ -1,4 +1,4 @@
-"""Select the weights of a module that are regularized, and read each of them as matrices `(input, output)`."""
+"""Select the weights of a module to regularize, and read each of them as matrices `(input, output)`."""
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,26 +14,26 @@ from ..distributed.sharding import full_tensor
 
 Layout = Callable[[Tensor, int], Tensor]
 
-# Fused attention projections that are known to hold whole q, then k, then v. Other fused layers (GPT-NeoX's
-# `query_key_value`, CodeGen's `qkv_proj`) interleave the heads and stay one matrix.
+# Fused attention projections that contain all of q, then k, then v. Other fused layers (GPT-NeoX's
+# `query_key_value`, CodeGen's `qkv_proj`) interleave the heads and are one matrix.
 _FUSED = {"qkv": "qkv", "Wqkv": "qkv", "c_attn": "qkv", "kv": "kv"}
 
 
 @dataclass(frozen=True, eq=False)
 class WeightMatrix:
-    """One weight of a module, as a matrix of shape `(input, output)`.
+    """A weight of a module, as a matrix of shape `(input, output)`.
 
     The parameter is fetched from its module at every use, so that it may be replaced (FSDP) or computed
     (`torch.nn.utils.parametrize`).
 
     Attributes:
-        name (`str`): The qualified name of the parameter, with the part in brackets where it holds several matrices:
+        name (`str`): The qualified name of the parameter, with the part in brackets if it contains several matrices:
             `blocks.0.attn.qkv.weight[q]`, `conv2.weight[g3]`.
         module (`torch.nn.Module`): The layer that owns the parameter.
         attribute (`str`): The name of the parameter within `module`.
         group (`str`): The kind of layer: `Linear`, `Conv2d`, `qkv`, `depthwise`, …
         shape (`tuple[int, int]`): `(input, output)`; for a convolution `(C_in/groups · k_h · k_w, C_out/groups)`.
-        index (`int`): The place of this matrix among those of the parameter.
+        index (`int`): The index of this matrix among those of the parameter.
         count (`int`): The number of matrices in the parameter.
         layout (`Callable`): Maps the parameter and `count` to a tensor of shape `(count, input, output)`.
     """
@@ -49,7 +49,7 @@ class WeightMatrix:
 
     @property
     def parameter(self) -> Tensor:
-        """The parameter as its module has it now: a whole tensor, or a `DTensor` sharded over processes."""
+        """The current parameter of the module: a whole tensor, or a `DTensor` sharded over processes."""
         return getattr(self.module, self.attribute)
 
     def stack(self) -> Tensor:
@@ -82,19 +82,20 @@ def select_matrices(
         module (`torch.nn.Module`): Any module.
         include (`str` or list of `str`, *optional*): Shell patterns (`*`, `?`, `[…]`) of qualified parameter names,
             such as `layer1.*.conv?.weight`; only matching weights are selected.
-        exclude (`str` or list of `str`, *optional*): Patterns of weights to leave out, also of those that `include`
-            selects.
+        exclude (`str` or list of `str`, *optional*): Patterns of weights to exclude, even if `include` matches
+            them.
         depthwise (`bool`, defaults to `False`): Select grouped convolutions with one output per group too. Such a
-            matrix has a single column: its length can be regularized, but it has no directions to set apart.
+            matrix has a single column, whose length can be regularized, but which has no other column to be orthogonal
+            to.
         split_fused (`bool`, defaults to `True`): Read fused attention layers (`qkv`, `Wqkv`, `kv`, GPT-2's `c_attn`,
             `in_proj_weight`) as one matrix per projection instead of one for all. Layers that interleave heads, or have
-            projections of unequal size, stay one matrix.
+            projections of unequal size, are read as one matrix.
 
     Returns:
-        `list[WeightMatrix]`: At least one.
+        `list[WeightMatrix]`: One or more matrices.
 
     Raises:
-        TypeError: `module` is no `torch.nn.Module`.
+        TypeError: `module` is not a `torch.nn.Module`.
         ValueError: Nothing is selected, a pattern matches nothing, or a selected weight is not initialized yet (lazy
             modules) or not floating-point (quantized ones).
 
@@ -135,8 +136,8 @@ class Block:
     """Consecutive rows of `R`, one of a parameter's matrices, where `R` is `Wᵀ` if `output_first`, else `W`.
 
     Attributes:
-        index (`int`): The place of the matrix among those of the parameter.
-        start (`int`): The place of the first row in `R`.
+        index (`int`): The index of the matrix among those of the parameter.
+        start (`int`): The index of the first row in `R`.
         rows (`torch.Tensor` of shape `(rows, columns of R)`): The rows, differentiable with respect to the part.
     """
 
@@ -146,7 +147,7 @@ class Block:
 
 
 def blocks(layout: Layout, part: Tensor, count: int, shape: tuple[int, int], start: int, length: int) -> list[Block]:
-    """Return the rows of matrices that a part of a parameter holds.
+    """Return the rows of matrices that are in a part of a parameter.
 
     Args:
         layout (`Callable`): [`output_first`], [`input_first`] or [`transposed_convolution`].
@@ -157,7 +158,7 @@ def blocks(layout: Layout, part: Tensor, count: int, shape: tuple[int, int], sta
         length (`int`): The number of entries of the whole parameter along its first dimension.
 
     Returns:
-        `list[Block]`: At most one for each matrix; one without rows for an empty part.
+        `list[Block]`: At most one block for each matrix; a block without rows for an empty part.
     """
     if not len(part):
         return [Block(0, 0, part.reshape(0, shape[0] if layout is output_first else shape[1]))]
@@ -175,7 +176,7 @@ def blocks(layout: Layout, part: Tensor, count: int, shape: tuple[int, int], sta
 
 @dataclass
 class _Candidate:
-    """A parameter that may be selected, and the labels of the matrices it holds."""
+    """A parameter that may be selected, and the labels of its matrices."""
 
     name: str
     module: nn.Module
@@ -192,7 +193,7 @@ class _Candidate:
             )
         if not weight.is_floating_point():
             raise ValueError(f"{self.name} is {weight.dtype}, not floating-point: pass exclude={self.name!r}")
-        # Of the shape alone: reshaping a sharded weight may communicate, or fail.
+        # Use only the shape, because reshaping a sharded weight may communicate, or fail.
         _, inputs, outputs = self.layout(torch.empty(weight.shape, device="meta"), len(self.labels)).shape
         for index, label in enumerate(self.labels):
             name = f"{self.name}[{label}]" if label else self.name
@@ -208,7 +209,7 @@ def _candidates(root: nn.Module, depthwise: bool, split_fused: bool) -> Iterator
     for path, module in modules.items():
         parent = modules.get(path.rpartition(".")[0])
         for candidate in _of_layer(path, module, parent):
-            # A parametrized weight is computed anew at each access; only registered ones can be shared.
+            # A parametrized weight is recomputed at each access; only registered parameters can be shared.
             weight = module._parameters.get(candidate.attribute)
             if weight is not None:
                 if id(weight) in seen or (not is_lazy(weight) and weight.numel() == 0):
@@ -255,7 +256,7 @@ def _of_convolution(name: str, path: str, module: _ConvNd, parent: nn.Module | N
 
 
 def _fused_parts(path: str, module: nn.Module, parent: nn.Module | None, inputs: int, outputs: int) -> str:
-    """Return `"qkv"` or `"kv"` if the layer holds these as whole blocks of equal size, else `""`."""
+    """Return `"qkv"` or `"kv"` if the layer contains these as contiguous blocks of equal size, else `""`."""
     name = path.rpartition(".")[2]
     parts = _FUSED.get(name, "")
     if name == "c_attn":
@@ -263,7 +264,8 @@ def _fused_parts(path: str, module: nn.Module, parent: nn.Module | None, inputs:
         if not _is_transformers_conv1d(module):
             return ""
         parts = "kv" if outputs == 2 * inputs else parts
-    # timm's head-first attention interleaves heads; its modules with an own key size have unequal or interleaved parts.
+    # timm's head-first attention interleaves heads; its modules with a separate key size have unequal or interleaved
+    # parts.
     if not parts or getattr(parent, "head_first", False) or hasattr(parent, "key_dim"):
         return ""
     # Grouped-query attention has fewer keys than queries; equal parts are whole multiples of the input in practice.
@@ -271,7 +273,7 @@ def _fused_parts(path: str, module: nn.Module, parent: nn.Module | None, inputs:
 
 
 def _is_transformers_conv1d(module: nn.Module) -> bool:
-    # By name, since this package must not import transformers; its weight is (input, output), of nf outputs.
+    # Compared by name, so as not to import transformers; the weight is (input, output), with nf outputs.
     return any(c.__name__ == "Conv1D" for c in type(module).__mro__) and hasattr(module, "nf")
 
 

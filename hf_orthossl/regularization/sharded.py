@@ -1,8 +1,8 @@
-"""Read weights whose rows are sharded over processes (`DTensor`, as FSDP2 makes them), and multiply by them.
+"""Read weights whose rows are sharded over processes (FSDP2's `DTensor`), and multiply by them.
 
-Every process gets the whole value of a penalty, and the gradient of its own rows. All communication is in the forward
-pass, which works the gradient out at once: the backward pass meets no collective of FSDP's, and nothing larger than
-this process's rows is kept for it.
+Every process receives the whole value of a penalty, and the gradient of its rows. All communication is in the forward
+pass, which also computes the gradient: the backward pass does not interfere with FSDP's collectives, and stores nothing
+larger than this process's rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ class ShardedValue(NamedTuple):
 
 
 class RowShard:
-    """This process's entries of one parameter, as rows of its matrices `R`: `Wᵀ`, or `W` where inputs come first.
+    """This process's entries of one parameter, as rows of its matrices `R`: `Wᵀ`, or `W` if inputs come first.
 
     Args:
         matrix ([`WeightMatrix`]): Any of the parameter's matrices.
@@ -52,7 +52,7 @@ class RowShard:
         self.matrix, self.weight = matrix, weight
         self.mesh, self.mesh_dim = weight.device_mesh, mesh_dim
         self.group = self.mesh.get_group(mesh_dim)
-        # As torch.chunk splits: the last processes may hold fewer entries, or none.
+        # As in torch.chunk, the last processes may hold fewer entries, or none.
         length, local = len(weight), weight.to_local()
         each = -(-length // self.mesh.size(mesh_dim))
         self.start = min(self.mesh.get_local_rank(mesh_dim) * each, length)
@@ -73,11 +73,11 @@ class RowShard:
 
 
 class ShardedProducts:
-    """Products with the matrices of several sharded parameters: one sum over processes for all of them.
+    """Products with the matrices of several sharded parameters, with one reduction over processes for all of them.
 
-    `X`, the smaller side as rows, is `R` or `Rᵀ`. Vectors are rows, `k` at a time; those of all matrices follow each
-    other in one tensor of shape `(k, sum of lengths)`. Vectors with as many entries as `X` has rows are whole; of
-    images of `Rᵀ` a process holds its own entries.
+    `X`, the smaller side as rows, is `R` or `Rᵀ`. Vectors are rows, `k` at a time; those of all matrices are
+    concatenated in one tensor of shape `(k, sum of lengths)`. Vectors with as many entries as `X` has rows are whole;
+    of images of `Rᵀ`, each process holds a shard.
 
     Args:
         shards (sequence of [`RowShard`]): The parameters, of one group of processes.
@@ -101,7 +101,7 @@ class ShardedProducts:
                 start = 0 if block is None else block.start
                 self.rows.append(R.to(shard.dtype))
                 self.places.append(slice(start, start + len(R)))
-                # As penalties read a matrix: X is W unless it has more inputs than outputs.
+                # As in the penalties, X is W unless it has more inputs than outputs.
                 self.across.append((inputs <= outputs) == shard.transposed)
                 self.sizes.append(min(shard.matrix.shape))
         each = zip(self.rows, self.across, strict=True)
@@ -141,12 +141,12 @@ class ShardedProducts:
 
 
 def is_row_sharded(weight: "DTensor") -> bool:
-    """Return whether a `DTensor` is sharded along its first dimension over one dimension of its mesh, and only so."""
+    """Return whether a `DTensor` is sharded only along its first dimension, over one dimension of its mesh."""
     return len(_sharding_dimensions(weight)) == 1
 
 
 def sum_over(group: dist.ProcessGroup, tensors: list[Tensor]) -> list[Tensor]:
-    """Return the sums of tensors over processes, with one message for all of them."""
+    """Return the sums of tensors over processes, with a single all-reduce."""
     if not tensors:
         return []
     flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -156,7 +156,7 @@ def sum_over(group: dist.ProcessGroup, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def join_vectors(vectors: Sequence[Tensor]) -> Tensor:
-    """Return the vectors of several parameters as [`ShardedProducts`] takes them, of shape `(k, sum of lengths)`.
+    """Concatenate the vectors of several parameters for [`ShardedProducts`], to shape `(k, sum of lengths)`.
 
     Args:
         vectors (sequence of `torch.Tensor` of shape `(count, k, length)`): One for each parameter.
@@ -177,7 +177,7 @@ def split_by_parameter(
 
 
 def with_known_gradient(shard: RowShard, result: ShardedValue) -> Tensor:
-    """Return the values of a sharded parameter, with their known gradients attached to this process's rows."""
+    """Return the values of a sharded parameter, with the known gradients attached to this process's rows."""
     indices = [block.index for block in shard.blocks]
     return _KnownGradient.apply(result.values, indices, result.gradients, *(block.rows for block in shard.blocks))
 
@@ -199,7 +199,7 @@ class _KnownGradient(Function):
 
 
 def _sharding_dimensions(weight: "DTensor") -> list[int]:
-    """Return the dimensions of the mesh that shard the weight's first dimension; none if another is sharded too."""
+    """Return the mesh dimensions that shard the weight's first dimension; empty if another one is sharded too."""
     dimensions = [i for i, placement in enumerate(weight.placements) if not placement.is_replicate()]
-    # Not so the placement of FSDP on top of tensor parallelism, which deals the entries in another order.
+    # This excludes FSDP on top of tensor parallelism, which distributes the entries in another order.
     return dimensions if all(weight.placements[i].is_shard(0) for i in dimensions) else []

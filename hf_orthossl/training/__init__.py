@@ -1,4 +1,4 @@
-"""Training: one optimizer step shared by two fronts, a `transformers.Trainer` and an accelerate loop."""
+"""Training: one optimizer step, shared by a `transformers.Trainer` and an accelerate loop."""
 
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks import KNNCallback, LinearProbeCallback, OrthogonalityCallback, SpectraCallback

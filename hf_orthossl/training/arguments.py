@@ -17,7 +17,7 @@ from ..methods import TrainingRecipe
 
 logger = get_logger(__name__)
 
-# Values of `optim` that `transformers` does not know; `None` means the one of the recipe.
+# Values of `optim` that `transformers` does not support; `None` means the one of the recipe.
 OWN_OPTIMIZERS = (None, "lars", "adam")
 # What to do with a step whose loss or gradients are not finite.
 POLICIES = ("stop", "skip")
@@ -29,7 +29,7 @@ def steps_between(value: float, max_steps: int) -> int:
 
 
 def is_due(step: int, before: int, every: float, max_steps: int) -> bool:
-    """Return whether an event every `every` steps is due since step `before`; at the end of the run it is."""
+    """Return whether an event every `every` steps is due since step `before`; it always is at the end of the run."""
     interval = steps_between(every, max_steps)
     return step > before and (step >= max_steps or step // interval != before // interval)
 
@@ -56,42 +56,42 @@ def check_threshold(name: str, share: float) -> None:
 
 @dataclass
 class OrthoSSLTrainingArguments(TrainingArguments):
-    """Settings of both fronts, [`OrthoSSLTrainer`] and [`pretrain_loop`].
+    """Settings of [`OrthoSSLTrainer`] and [`pretrain_loop`].
 
     An option that is `None` follows the recipe that the method was published with. Everything else is
-    `transformers.TrainingArguments` with other defaults: batches of 256, of which a last, smaller one is dropped, 30
-    epochs, a cosine schedule, no gradient clipping, the two newest checkpoints kept, and a timeout of a day between
-    processes, as the main one may measure for long. One process trains on one GPU, however many there are.
+    `transformers.TrainingArguments` with other defaults: batches of 256, the last, smaller one dropped, 30 epochs, a
+    cosine schedule, no gradient clipping, only the two newest checkpoints, and a timeout of one day between processes,
+    since measurements on the main one may take long. One process trains on one GPU, even if there are several.
 
     Args:
         output_dir (`str`, defaults to "runs/default"): Folder of the run.
         views (`str`, *optional*): Augmentation recipe. By default "digits" for the digits, "imagenet" from 96 pixels
-            on, and else that of the method.
+            on, and otherwise that of the method.
         optim (`str`, *optional*): "lars", "sgd", "adam", or a name of `TrainingArguments.optim`; the method's by
             default.
         learning_rate (`float`, *optional*): Peak learning rate, used as given. By default the method's, scaled by
             images per step over the batch size its recipe refers to.
-        weight_decay (`float`, *optional*): The method's by default.
+        weight_decay (`float`, *optional*): Weight decay; the method's by default.
         momentum (`float`, defaults to 0.9): Momentum of "lars" and "sgd", in [0, 1).
         warmup_steps (`float`, *optional*): Steps of linear warm-up, or a share of the run if below 1; the method's by
             default.
-        sync_batchnorm (`bool`, defaults to `True`): Whether batch norm takes the statistics of all processes' batches.
-            Without effect on one process.
-        cache_images (`str`, defaults to "auto"): Whether decoded images are kept in memory: "auto" (images of at most
-            96 pixels that fill at most a quarter of the free memory), "always", or "never". Streams are never kept.
+        sync_batchnorm (`bool`, defaults to `True`): Whether batch norm uses the statistics of all processes' batches.
+            It has no effect on a single process.
+        cache_images (`str`, defaults to "auto"): Whether to cache decoded images in memory: "auto" (images of at most
+            96 pixels that fill at most a quarter of the free memory), "always", or "never". Streams are never cached.
         gradient_cache (`int`, *optional*): Images per chunk in which the encoder processes each batch: the loss of the
             whole batch with the memory of a chunk, for a third more time in the encoder, whose batch norm sees one
             chunk at a time. See [`~methods.gradient_cache.ChunkedEncoder`].
         spectra_steps (`float`, defaults to 0.1): Steps between two measurements of the weights' spectra, or a share of
             the run if below 1; 0 for none. They are part of the log entries.
-        spectra_threshold (`float`, defaults to 0.1): Warn when a layer's effective rank falls below this share of the
-            most it can be; 0 for no warnings.
+        spectra_threshold (`float`, defaults to 0.1): Warn when a layer's effective rank falls below this share of its
+            maximum; 0 for no warnings.
         knn_steps, linear_probe_steps (`float`, defaults to 0): Steps between two measurements of kNN and linear-probe
             accuracy on labelled training images, or a share of the run if below 1; 0 for none.
         on_nonfinite (`str`, defaults to "stop"): What to do when loss or gradients are not finite: "stop" the run, or
-            "skip" the optimizer step, count it, and stop after 10 in a row.
-        resume (`bool`, defaults to `False`): Continue from the newest checkpoint in `output_dir` that is whole.
-        overwrite_output (`bool`, defaults to `False`): Replace the run that `output_dir` holds.
+            "skip" the optimizer step, count it, and stop after 10 consecutive ones.
+        resume (`bool`, defaults to `False`): Continue from the newest valid checkpoint in `output_dir`.
+        overwrite_output (`bool`, defaults to `False`): Replace the run in `output_dir`.
     """
 
     # Heading in --help.
@@ -121,22 +121,22 @@ class OrthoSSLTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning rate schedule"})
     per_device_train_batch_size: int = field(default=256, metadata={"help": "images per process and step"})
     num_train_epochs: float = field(default=30.0, metadata={"help": "passes over the data"})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "gradient clipping; 0 for none"})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "maximum gradient norm; 0 for no clipping"})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "drop the last, smaller batch"})
     logging_steps: float = field(default=10, metadata={"help": "steps between two log entries"})
-    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
-    # Batches carry image columns that the model's forward does not name, and a NaN must stop the run, not be averaged.
+    save_total_limit: int | None = field(default=2, metadata={"help": "number of checkpoints to keep"})
+    # Batches have columns that the model's forward does not accept, and a NaN must stop the run, not be averaged.
     remove_unused_columns: bool = field(default=False, metadata={"help": "must stay False: the views need the columns"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "must stay False: a NaN stops the run"})
-    # Every method reaches all its parameters at every step.
+    # Every method uses all its parameters at every step.
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "set it for a backbone with parameters that a forward pass does not use"}
     )
-    # Queues, centres and synchronized statistics are equal on all processes as it is: to send rank 0's at every forward
-    # pass would cost a queue's bytes and change nothing. Statistics of batch norm that is not synchronized stay a
-    # process's own, and those of the main process are saved, as they would be if it sent them.
+    # Queues, centres and synchronized statistics are already equal on all processes, so broadcasting them at every
+    # forward pass would only cost time. Statistics of batch norm that is not synchronized remain local, and those of
+    # the main process are saved, as they would be with broadcasting.
     ddp_broadcast_buffers: bool | None = field(
-        default=False, metadata={"help": "send the main process's buffers to all at every forward pass"}
+        default=False, metadata={"help": "broadcast the main process's buffers at every forward pass"}
     )
     ddp_timeout: int = field(
         default=int(TIMEOUT.total_seconds()), metadata={"help": "seconds that processes wait for each other"}
@@ -149,7 +149,9 @@ class OrthoSSLTrainingArguments(TrainingArguments):
     )
     gradient_cache: int | None = field(
         default=None,
-        metadata={"help": "images per chunk: the whole batch's loss at the memory of a chunk (default: no chunks)"},
+        metadata={
+            "help": "images per chunk, for the loss of the whole batch with the memory of a chunk (default: off)"
+        },
     )
     spectra_steps: float = field(
         default=0.1,
@@ -163,13 +165,13 @@ class OrthoSSLTrainingArguments(TrainingArguments):
         metadata={"help": "steps between two kNN measurements on labelled training images, or share of the run"},
     )
     linear_probe_steps: float = field(
-        default=0.0, metadata={"help": "the same for a linear probe on frozen representations"}
+        default=0.0, metadata={"help": "steps between two linear probes on frozen representations, or share of the run"}
     )
     on_nonfinite: str = field(
-        default="stop", metadata={"help": "loss or gradients that are not finite: stop the run, or skip the step"}
+        default="stop", metadata={"help": "if loss or gradients are not finite: stop the run, or skip the step"}
     )
-    resume: bool = field(default=False, metadata={"help": "continue from the newest whole checkpoint in output_dir"})
-    overwrite_output: bool = field(default=False, metadata={"help": "replace the run that output_dir holds"})
+    resume: bool = field(default=False, metadata={"help": "continue from the newest valid checkpoint in output_dir"})
+    overwrite_output: bool = field(default=False, metadata={"help": "replace the run in output_dir"})
 
     def __post_init__(self):
         if not 0 <= self.momentum < 1:
@@ -188,16 +190,16 @@ class OrthoSSLTrainingArguments(TrainingArguments):
             raise ValueError(f"on_nonfinite is {self.on_nonfinite!r}: choose from {', '.join(POLICIES)}")
         if self.gradient_cache is not None and self.gradient_cache < 1:
             raise ValueError(
-                f"gradient_cache is {self.gradient_cache}: it is the number of images in a chunk, 1 or more"
+                f"gradient_cache is {self.gradient_cache}: the number of images in a chunk must be 1 or more"
             )
         if self.save_only_model:
             raise ValueError(
-                "save_only_model omits from checkpoints what resume needs: leave it out; output_dir/encoder holds the "
-                "model alone"
+                "save_only_model removes from checkpoints the state that resume needs: omit it; output_dir/encoder "
+                "contains only the model"
             )
         if self.resume_from_checkpoint is not None:
             raise ValueError(
-                f"resume_from_checkpoint is {self.resume_from_checkpoint!r}: pass --resume, which takes the newest "
+                f"resume_from_checkpoint is {self.resume_from_checkpoint!r}: pass --resume, which uses the newest "
                 "checkpoint in output_dir"
             )
         for name in ("spectra_steps", "knn_steps", "linear_probe_steps"):
@@ -205,18 +207,18 @@ class OrthoSSLTrainingArguments(TrainingArguments):
         check_threshold("spectra_threshold", self.spectra_threshold)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             if not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
-                # Otherwise accelerate takes each of several CPU processes for the only one.
+                # Otherwise accelerate does not recognize several CPU processes as one run.
                 self.use_cpu = True
             if self.use_cpu:
                 # The parent class would create the process group without the timeout.
                 PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
-        # The parent class knows neither these values nor `None`: it gets a placeholder while it checks the rest.
+        # The parent class rejects these values and `None`, so pass a placeholder while it checks the rest.
         ours = self.optim, self.warmup_steps
         self.optim = "sgd" if self.optim in OWN_OPTIMIZERS else self.optim
         self.warmup_steps = self.warmup_steps or 0
         super().__post_init__()
         if self.n_gpu > 1:
-            # The Trainer would wrap the model in nn.DataParallel, and both fronts take n_gpu times the batch.
+            # The Trainer would wrap the model in nn.DataParallel, and the batch would be n_gpu times as large.
             logger.warning_once(
                 f"one process trains on one of the {self.n_gpu} GPUs of this machine: start it with `accelerate "
                 "launch` to use all"

@@ -1,9 +1,9 @@
-"""Checkpoints: written aside, renamed when whole, and verified before anything is read from them.
+"""Checkpoints: written to a staging folder, renamed when complete, and verified before they are read.
 
-What is trusted: the files of a run folder, which this package wrote. The checksums of the manifest detect damage, not
-forgery: do not resume from a folder of unknown origin. Weights are safetensors, our own records JSON, and the rest
-(torch, the Trainer and accelerate) is read with `weights_only=True`. Only the formats of FSDP and DeepSpeed contain
-pickles.
+Security: the files of a run folder, which this package wrote, are trusted. The checksums of the manifest detect damage,
+not forgery: do not resume from a folder of unknown origin. Weights are safetensors, records of this package are JSON,
+and the files of torch, the Trainer and accelerate are read with `weights_only=True`. Only the formats of FSDP and
+DeepSpeed contain pickles.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STAGING = ".saving"
-# Suffix of a checkpoint that was found damaged.
+# Suffix of a damaged checkpoint.
 DAMAGED = ".damaged"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, whole or not, newest first."""
+    """Return the checkpoints in a folder, valid or not, newest first."""
     named = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
     paths = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if named.fullmatch(path.name) and path.is_dir()]
     return sorted(paths, key=steps_done, reverse=True)
@@ -44,17 +44,17 @@ def steps_done(checkpoint: Path) -> int:
 
 
 def newest_checkpoint(folder: Path, marker: str) -> Path:
-    """Return the newest checkpoint that is whole, to resume from; call it on the main process.
+    """Return the newest valid checkpoint, to resume from; call it on the main process.
 
-    A warning names newer ones that are damaged with the reason, and they are kept as `checkpoint-<step>.damaged`. A
-    checkpoint that a killed process left half-written is removed; one that was complete but not yet renamed is renamed.
+    Newer checkpoints that are damaged are renamed to `checkpoint-<step>.damaged`, with a warning that gives the reason.
+    A checkpoint that a killed process left incomplete is removed; one that was complete but not yet renamed is renamed.
 
     Args:
         folder (`Path`): Run folder.
-        marker (`str`): File that the checkpoints of this front hold: `trainer_state.json` or `loop_state.json`.
+        marker (`str`): File that identifies the checkpoints: `trainer_state.json` or `loop_state.json`.
 
     Raises:
-        FileNotFoundError: There is none, or the other front wrote it.
+        FileNotFoundError: There is none, or it was written by the other training loop.
     """
     _recover(folder)
     damaged: dict[Path, str] = {}
@@ -67,16 +67,17 @@ def newest_checkpoint(folder: Path, marker: str) -> Path:
         reasons = ", ".join(f"{path.name} is damaged ({reason})" for path, reason in damaged.items())
         raise FileNotFoundError(
             f"output_dir {folder} has no {'valid ' if damaged else ''}checkpoint to resume from: "
-            f"{reasons + '; ' if damaged else ''}run without --resume, with --overwrite_output to replace what is there"
+            f"{reasons + '; ' if damaged else ''}run without --resume, and with --overwrite_output to replace the folder"
         )
     if not (checkpoint / marker).exists():
         raise FileNotFoundError(
-            f"{checkpoint} has no {marker}: it was written by the other front; resume it with the command that started "
-            "it (orthossl pretrain or scripts/pretrain.py)"
+            f"{checkpoint} has no {marker}: it was written by another training loop; resume it with the command that "
+            "started it (orthossl pretrain or scripts/pretrain.py)"
         )
     for path, reason in damaged.items():
         warn_above_bars(
-            logger, f"{path.name} is damaged ({reason}), kept as {path.name}{DAMAGED}: resuming from {checkpoint.name}"
+            logger,
+            f"{path.name} is damaged ({reason}), renamed to {path.name}{DAMAGED}: resuming from {checkpoint.name}",
         )
         shutil.rmtree(folder / f"{path.name}{DAMAGED}", ignore_errors=True)
         path.rename(folder / f"{path.name}{DAMAGED}")
@@ -113,8 +114,8 @@ def staged(folder: Path, step: int, write: bool = True) -> Iterator[Path]:
             does.
 
     Raises:
-        OSError: A process could not write. All of them raise, the staging folder is removed, and earlier checkpoints
-            are untouched.
+        OSError: A process could not write. All processes raise it, the staging folder is removed, and earlier
+            checkpoints are unchanged.
     """
     staging, target = folder / STAGING, folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
     try:
@@ -138,18 +139,18 @@ def _all_or_none(target: Path) -> Iterator[None]:
     failure = None
     try:
         yield
-    # Whatever the error, the other processes wait for the outcome.
+    # Report any error, because all other processes wait for the outcome.
     except BaseException as error:
         failure = error
     if all_reduce_min(int(failure is None)):
         return
-    # torch.save reports a full disk as RuntimeError, safetensors as an error of its own.
+    # torch.save reports a full disk as RuntimeError, safetensors as a SafetensorError.
     if not isinstance(failure, OSError | RuntimeError | SafetensorError | None):
         raise failure
     reason = "another process could not write" if failure is None else first_line(failure)
     raise OSError(
         f"could not save checkpoint {target} ({reason}): earlier checkpoints are intact; "
-        "free some space and continue with --resume"
+        "free disk space and continue with --resume"
     ) from failure
 
 
@@ -157,7 +158,7 @@ def _put_in_place(checkpoint: Path, target: Path) -> None:
     """Seal a checkpoint and give it its final name."""
     seal(checkpoint)
     if target.exists():
-        # It belongs to an earlier run, or is damaged. `_recover` handles a kill before the next rename.
+        # The existing one belongs to an earlier run, or is damaged. `_recover` handles a kill before the next rename.
         target.rename(checkpoint.parent / "replaced")
     checkpoint.rename(target)
     sync_folder(target.parent)
@@ -172,7 +173,7 @@ def _recover(folder: Path) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest (size and SHA-256 of every file of a checkpoint), and flush all files to the disk.
+    """Write the manifest (size and SHA-256 of every file of a checkpoint), and flush all files to disk.
 
     The manifest is written last: a checkpoint that has one was complete.
 
@@ -191,7 +192,7 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path, *, thorough: bool = True) -> str | None:
-    """Return what is wrong with a checkpoint, in a few words; `None` if every file is as it was when sealed.
+    """Return a short description of the damage of a checkpoint; `None` if every file is as it was when sealed.
 
     Args:
         folder (`Path`): The checkpoint.

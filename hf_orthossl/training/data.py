@@ -1,4 +1,4 @@
-"""The training data of a run, the same for both fronts: data set, batches, steps, and the position for resuming."""
+"""The training data of a run, for both the Trainer and the loop: data set, batches, steps, and the position."""
 
 import copy
 import math
@@ -27,7 +27,7 @@ from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .interruption import outlast_interruption
 
-# Images of a stream among which the next one is drawn; the default of `datasets`.
+# Size of a stream's shuffle buffer, in images; the default of `datasets`.
 STREAM_SHUFFLE = 1000
 
 
@@ -37,13 +37,13 @@ class TrainingData:
     Args:
         data: Name or folder of a data set, Hugging Face data set, [`ImageSource`], or a torch data set whose items
             [`~data.collate`] can batch.
-        model ([`SSLModel`]): The model to train; its encoder determines the image size, its method the views.
+        model ([`SSLModel`]): The model to train; its encoder determines the image size, and its method the views.
         args ([`OrthoSSLTrainingArguments`]): Settings of the run, with the recipe's values; not changed.
 
     Attributes:
         args ([`OrthoSSLTrainingArguments`]): The settings, with `views` chosen.
         dataset (`Dataset`): The torch data set.
-        source ([`ImageSource`], *optional*): Where the images come from, if known.
+        source ([`ImageSource`], *optional*): The source of the images, if known.
         views ([`Views`]): The augmentations, normalizing as the encoder expects.
 
     Raises:
@@ -89,7 +89,7 @@ class TrainingData:
         count, batch = self.num_images, args.train_batch_size * args.world_size
         if args.dataloader_drop_last and count is not None and count < batch:
             raise ValueError(
-                f"the data set has {count} images and a step takes {batch}: lower --per_device_train_batch_size"
+                f"the data set has {count} images, but a step needs {batch}: lower --per_device_train_batch_size"
             )
 
     @property
@@ -130,7 +130,7 @@ class TrainingData:
         if steps < done:
             ends = f"max_steps is {steps}" if args.max_steps > 0 else f"num_train_epochs is {args.num_train_epochs:g}"
             raise ValueError(
-                f"{ends} and the run in {args.output_dir} has done {done} steps: resume it with --max_steps {done} or "
+                f"{ends}, but the run in {args.output_dir} has done {done} steps: resume it with --max_steps {done} or "
                 "more"
             )
         return steps
@@ -139,13 +139,13 @@ class TrainingData:
         """Return the batches of this process, on its device, from the beginning; [`resume`] refers to the last one.
 
         All processes take the same number of steps. Batch j of process p is batch j·P + p of a single process with the
-        same batch size; for streams, see [`~data.StreamBatches`]. The last, incomplete step of an epoch is left out.
+        same batch size; for streams, see [`~data.StreamBatches`]. The last, incomplete step of an epoch is dropped.
         With `dataloader_drop_last=False`, several processes fill it up with images from the beginning of the epoch,
-        except in streams, which leave it out.
+        except in streams, where it is dropped.
         """
         loader = build_dataloader(self.dataset, self.args)
         if isinstance(loader.dataset, StreamBatches):
-            # Each process reads its own share already: the batches only have to be moved to the device.
+            # Each process already reads only its share, so the batches only have to be moved to the device.
             self._loader = prepare_data_loader(
                 loader,
                 accelerator.device,
@@ -160,7 +160,7 @@ class TrainingData:
         return self._loader
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the images and the crops that the data set itself makes, by the number of the epoch."""
+        """Set the epoch, which determines the order of the images and the crops made during decoding."""
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
@@ -168,7 +168,7 @@ class TrainingData:
         """Return the position in a stream after `steps` optimizer steps, as JSON values.
 
         Returns:
-            `dict[str, int]`: Empty unless the data are a stream: the position then follows from the step.
+            `dict[str, int]`: Empty unless the data are a stream; otherwise the step determines the position.
         """
         stream = self._stream
         return {} if stream is None else stream.position(steps * self.args.gradient_accumulation_steps)
@@ -176,7 +176,7 @@ class TrainingData:
     def resume(self, steps: int, position: dict[str, int]) -> None:
         """Continue the batches of [`loader`] after `steps` optimizer steps.
 
-        The front still has to skip the earlier batches, which then come empty and at no cost.
+        The caller still has to skip the earlier batches, which are empty and cost nothing.
 
         Args:
             steps (`int`): Optimizer steps that the run has taken.
@@ -197,19 +197,20 @@ class TrainingData:
 
 
 def default_views(model: SSLModel, source: ImageSource | None) -> str:
-    """Return the augmentation recipe for users who name none: that of digits, of large images, or of the method."""
+    """Return the default augmentation recipe: that of the digits, of large images, or of the method."""
     if source is not None and source.name == "digits":
         return "digits"
     return "imagenet" if model.encoder.image_size >= 96 else model.method.recipe.views
 
 
 def build_dataloader(dataset: Dataset, args: OrthoSSLTrainingArguments) -> DataLoader:
-    """Return batches whose order follows from seed and epoch alone, before they are shared between processes."""
+    """Return batches whose order depends only on seed and epoch, before they are distributed over processes."""
     workers: dict[str, Any] = {
         "num_workers": args.dataloader_num_workers,
         "pin_memory": args.dataloader_pin_memory and torch.cuda.is_available(),
         "prefetch_factor": args.dataloader_prefetch_factor,
-        # A generator of its own: a loader draws a number whenever it is read, and a resumed run reads it once more.
+        # A separate generator, because a loader draws a number each time it is read, which a resumed run does once
+        # more.
         "generator": torch.Generator(),
         "worker_init_fn": outlast_interruption,
     }

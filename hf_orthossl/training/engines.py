@@ -1,4 +1,4 @@
-"""Prepare a run and its model for the engines of accelerate, DDP and FSDP2; the same for both fronts."""
+"""Prepare a run and its model for accelerate's engines, DDP and FSDP2, for both the Trainer and the loop."""
 
 import warnings
 from itertools import chain
@@ -37,11 +37,11 @@ def engine_settings(args: OrthoSSLTrainingArguments) -> dict[str, Any]:
 
 
 def prepare_model(model: SSLModel, accelerator: Accelerator, args: OrthoSSLTrainingArguments) -> None:
-    """Change a model in place to the one that this run trains, on all processes, before the engine wraps it.
+    """Configure a model in place for a run, on all processes, before the engine wraps it.
 
     The encoder processes batches in chunks of `gradient_cache` images, if set. With several processes, batch norm is
-    synchronized if `sync_batchnorm` is set, and all processes start from the weights and buffers of the main one: DDP
-    copies the weights only, FSDP neither.
+    synchronized if `sync_batchnorm` is set, and all processes start from the weights and buffers of the main one,
+    because DDP copies only the weights and FSDP neither.
 
     Args:
         model ([`SSLModel`]): The model of this process.
@@ -57,7 +57,7 @@ def prepare_model(model: SSLModel, accelerator: Accelerator, args: OrthoSSLTrain
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and not sharded:
         raise ValueError(
-            f"fsdp is set and accelerate supports it on GPUs only, not on {accelerator.device.type}: train with "
+            f"fsdp is set, but accelerate supports it only on GPUs, not on {accelerator.device.type}: train with "
             "scripts/accelerate_configs/two_cpu_processes.yaml"
         )
     if sharded and not accelerator.is_fsdp2:
@@ -69,12 +69,12 @@ def prepare_model(model: SSLModel, accelerator: Accelerator, args: OrthoSSLTrain
         synchronize_batchnorm(model)
     for tensor in chain(model.parameters() if sharded else (), model.buffers()):
         tensor.data.copy_(broadcast(tensor.detach().to(accelerator.device)))
-    # accelerate passes the argument under a name that torch is about to remove.
+    # accelerate uses a name of the argument that torch has deprecated.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
 
 
 def check_engine(checkpoint: Path, accelerator: Accelerator) -> None:
-    """Refuse to resume with FSDP a checkpoint saved without it, and the reverse.
+    """Reject a checkpoint that was saved with FSDP if the run is without it, and vice versa.
 
     Raises:
         ValueError: The checkpoint belongs to the other kind of engine.
@@ -83,6 +83,6 @@ def check_engine(checkpoint: Path, accelerator: Accelerator) -> None:
     if saved != now:
         kinds = {True: "with FSDP", False: "without FSDP"}
         raise ValueError(
-            f"{checkpoint} was saved {kinds[saved]} and this run is {kinds[now]}: resume it {kinds[saved]}, on any "
+            f"{checkpoint} was saved {kinds[saved]}, but this run is {kinds[now]}: resume it {kinds[saved]}, on any "
             "number of processes"
         )

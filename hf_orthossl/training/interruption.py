@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while a model trains: the step is finished, a checkpoint saved, and the run ends."""
+"""Handle SIGTERM and Ctrl-C during training: finish the step, save a checkpoint, and end the run."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from typing import Any
 
 from ..distributed.collectives import all_reduce_max, rank
 
-# Seconds for which a worker of a data loader still serves the current step after SIGTERM.
+# Seconds for which a data loader worker continues to serve the current step after SIGTERM.
 GRACE = 60
 
 
@@ -22,10 +22,10 @@ class Interrupted(SystemExit):
 
 
 class Interruption:
-    """A context in which SIGTERM and SIGINT are only recorded, so that all processes act on them after a step.
+    """A context that only records SIGTERM and SIGINT, so that all processes act on them together after a step.
 
-    A second Ctrl-C raises `KeyboardInterrupt` at once. Signals that were ignored before are still ignored. Outside the
-    main thread, the only one that may handle signals, nothing changes. The earlier handlers are restored at the end.
+    A second Ctrl-C raises `KeyboardInterrupt` at once. Signals that were ignored remain ignored. Outside the
+    main thread, the only one that may handle signals, nothing changes. The previous handlers are restored at the end.
 
     Example:
         ```python
@@ -49,7 +49,7 @@ class Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 before = signal.getsignal(number)
-                # None: a handler that was not installed from Python must not be replaced.
+                # `None` means that the handler was not installed from Python and cannot be restored.
                 if before not in (None, signal.SIG_IGN):
                     self._before[number] = before
                     signal.signal(number, self._note)
@@ -63,12 +63,12 @@ class Interruption:
         self._before.clear()
 
     def agreed(self) -> int:
-        """Return the number of a signal that any process received, else 0; every process calls it after each step."""
+        """Return the number of a signal that any process received, else 0; call it on every process after each step."""
         self.received = all_reduce_max(self.received)
         return self.received
 
     def stop(self, step: int, checkpoint: Path) -> None:
-        """End the run; on leaving the context, below the progress bars, a line says how to continue it.
+        """End the run; when the context exits, a line below the progress bars states how to continue it.
 
         Raises:
             Interrupted: Always.
@@ -83,7 +83,7 @@ class Interruption:
             if self._interrupts == 2:
                 raise KeyboardInterrupt
             if rank() == 0 and os.getpid() == self._process:
-                # Not `print`: the signal may have interrupted another one.
+                # Not `print`, because the signal may have interrupted a call of it.
                 os.write(2, b"\nending after this step, with a checkpoint; Ctrl-C again ends at once\n")
         self.received = self.received or number
 

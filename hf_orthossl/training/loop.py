@@ -1,4 +1,4 @@
-"""The accelerate front: the whole training loop and its checkpoints, to be read and changed."""
+"""Pretraining with an accelerate loop: the whole loop and its checkpoints, meant to be read and modified."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ from .publishing import EncoderOutput
 from .resume import begin_run, load_position, save_position, seed_if_processes_changed
 from .step import SSLStep, build_step
 
-# File that distinguishes the checkpoints of this front from the Trainer's.
+# File that distinguishes the checkpoints of this loop from the Trainer's.
 STATE = "loop_state.json"
 SCHEDULER = "scheduler.pt"
 
@@ -42,18 +42,19 @@ def pretrain_loop(
     *,
     write_encoder: bool = True,
 ) -> SSLModel:
-    """Pretrain an [`SSLModel`] with accelerate, with whatever `accelerate launch` has set up.
+    """Pretrain an [`SSLModel`] with accelerate, in the configuration of `accelerate launch`.
 
-    It reads the same arguments and writes the same run folder as [`OrthoSSLTrainer`]; from the same seed both give the
-    same losses and weights. With `push_to_hub=True` the encoder is published at every save, unless `hub_strategy` is
-    "end", and at the end. SIGTERM and Ctrl-C end the run after the current step, with a checkpoint to `resume` from.
+    It reads the same arguments and writes the same run folder as [`OrthoSSLTrainer`]; from the same seed both
+    produce the same losses and weights. With `push_to_hub=True` the encoder is published at every save, unless
+    `hub_strategy` is "end", and at the end. SIGTERM and Ctrl-C end the run after the current step, with a checkpoint to
+    `resume` from.
 
     Args:
         model ([`SSLModel`]): The model to train, in place.
         train_dataset: Name or folder of a data set, Hugging Face data set, `ImageSource`, `ImageDataset`, or a
-            [`TrainingData`], whose `args` then take the place of `args`.
-        args ([`OrthoSSLTrainingArguments`], *optional*): Settings of the run, not changed; what is `None` follows the
-            recipe of the method.
+            [`TrainingData`], whose `args` then replace `args`.
+        args ([`OrthoSSLTrainingArguments`], *optional*): Settings of the run, not changed; options that are `None`
+            follow the recipe of the method.
         write_encoder (`bool`, defaults to `True`): Whether to write `output_dir/encoder` at the end, with its card, and
             publish it. Nothing is written with `save_strategy="no"`.
 
@@ -93,11 +94,11 @@ def pretrain_loop(
 
     prepare_model(model, accelerator, args)
     if args.torch_compile:
-        # In place: accelerate's plugin would rename what checkpoints hold.
+        # In place, because accelerate's plugin would rename the weights in checkpoints.
         model.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
     optimizer = build_optimizer(model, args)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    # Not prepared: accelerate would step it once per process.
+    # Not prepared, because accelerate would step it once per process.
     scheduler = get_scheduler(
         args.lr_scheduler_type,
         optimizer,
@@ -109,7 +110,7 @@ def pretrain_loop(
     step = build_step(model, data)
     state = LoopState(accelerator, scheduler, step, data)
     done = state.load() if args.resume else 0
-    # Before anything is written: a resumed run cannot end before the steps that it has taken.
+    # Before anything is written, check that the run does not end before the steps that it has taken.
     data.planned_steps(done)
     callbacks = [SpectraCallback(args.spectra_steps, threshold=args.spectra_threshold), *build_probes(model, data)]
     history = trim_history(args.output_dir, done) if accelerator.is_main_process else []
@@ -159,7 +160,7 @@ def pretrain_loop(
                 due = _save_is_due(args, done, max_steps, epoch_ends=index + 1 == epoch_batches)
                 if interruption.agreed() or due:
                     saved = state.save(done)
-                    # Asked again: a signal may have arrived while the checkpoint was written.
+                    # Check again: a signal may have arrived while the checkpoint was written.
                     if interruption.agreed():
                         _finish_trackers(accelerator)
                         interruption.stop(done, saved)
@@ -176,13 +177,14 @@ def pretrain_loop(
 
 
 class LoopState:
-    """Save and restore everything that a run of the accelerate front consists of.
+    """Save and restore the complete state of a run of the loop.
 
     Args:
-        accelerator (`Accelerator`): Has prepared model and optimizer; saves them, the generators and the scaler.
+        accelerator (`Accelerator`): The accelerator that prepared model and optimizer; it saves them, the random
+            number generators and the scaler.
         scheduler (`LRScheduler`): The learning rate schedule, not prepared.
-        step ([`SSLStep`]): Its averages that are not yet logged are part of the state.
-        data ([`TrainingData`]): Its position is part of the state.
+        step ([`SSLStep`]): The step, whose averages that are not yet logged are part of the state.
+        data ([`TrainingData`]): The data, whose position is part of the state.
     """
 
     def __init__(self, accelerator: Accelerator, scheduler: LRScheduler, step: SSLStep, data: TrainingData):
@@ -190,7 +192,7 @@ class LoopState:
         self.args = data.args
 
     def save(self, done: int) -> Path:
-        """Write `checkpoint-<done>` and remove those beyond `save_total_limit`; every process calls it.
+        """Write `checkpoint-<done>` and remove those beyond `save_total_limit`; call it on every process.
 
         Returns:
             `Path`: The checkpoint.
@@ -204,7 +206,7 @@ class LoopState:
             self.accelerator.save_state(str(checkpoint))
             save_position(checkpoint, self.data, self.step, done)
             if main:
-                # Not registered with accelerate, which would unpickle the file.
+                # Not registered with accelerate, because it would unpickle the file.
                 torch.save(self.scheduler.state_dict(), checkpoint / SCHEDULER)
                 (checkpoint / STATE).write_text(json.dumps({"step": done}))
         checkpoint = folder / checkpoint.name
@@ -222,7 +224,7 @@ class LoopState:
         check_engine(checkpoint, self.accelerator)
         load_position(checkpoint, self.data, self.step)
         self.accelerator.load_state(str(checkpoint))
-        # Checkpoints are made between optimizer steps, whatever the accumulation then and now.
+        # Checkpoints are made between optimizer steps, regardless of accumulation before and now.
         self.accelerator.step = 0
         self.scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER, weights_only=True))
         seed_if_processes_changed(checkpoint, self.args)
@@ -236,7 +238,7 @@ def _finish_trackers(accelerator: Accelerator) -> None:
 
 
 def _save_is_due(args: OrthoSSLTrainingArguments, done: int, max_steps: int, epoch_ends: bool) -> bool:
-    """Return whether to save, by the Trainer's rule: at each interval or epoch, and at the end unless nothing is."""
+    """Return whether to save, by the Trainer's rule: at each interval or epoch, and at the end unless disabled."""
     if args.save_strategy == "no":
         return False
     due = epoch_ends if args.save_strategy == "epoch" else done % steps_between(args.save_steps, max_steps) == 0

@@ -1,4 +1,4 @@
-"""The optimizer of a run, the same for both fronts."""
+"""Build the optimizer of a run, for both the Trainer and the loop."""
 
 from typing import Any, cast
 
@@ -16,16 +16,16 @@ LARS_OPTIONS = ["trust_coeff", "trust_clip", "nesterov", "dampening", "eps"]
 
 
 def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.optim.Optimizer:
-    """Return LARS, SGD with momentum or Adam as the SSL frameworks use them, or any optimizer of the Trainer.
+    """Return LARS, SGD with momentum or Adam as in SSL frameworks, or any optimizer of the Trainer.
 
     Weight decay and the layer-wise scaling of LARS exclude parameters with one dimension (norms, biases), as in
     solo-learn. SGD and Adam decay every parameter through its gradient, as in the recipes of solo-learn and LightlySSL.
 
     Args:
-        model (`nn.Module`): The model, whose parameters that require a gradient are optimized.
-        args ([`OrthoSSLTrainingArguments`]): With `optim`, `learning_rate` and `weight_decay` set. `optim_args` applies
-            to LARS as well: `trust_coeff=0.001,trust_clip=False` is LARS as in the ImageNet runs of the BYOL and SimCLR
-            papers.
+        model (`nn.Module`): The model; its parameters that require a gradient are optimized.
+        args ([`OrthoSSLTrainingArguments`]): The settings, with `optim`, `learning_rate` and `weight_decay`.
+            `optim_args` applies to LARS as well: `trust_coeff=0.001,trust_clip=False` is LARS as in the ImageNet runs
+            of the BYOL and SimCLR papers.
 
     Raises:
         ValueError: `optim_args` names an option that LARS does not have.

@@ -1,4 +1,4 @@
-"""The encoder folder that a run leaves: how it was trained, when it is written, and `push_to_hub` of both fronts."""
+"""Write the encoder folder of a run with a record of its training, and publish it with `push_to_hub`."""
 
 import logging
 from concurrent.futures import Future
@@ -32,11 +32,11 @@ def training_record(
         step (`int`, *optional*): Optimizer steps taken so far; all steps of the run by default.
 
     Returns:
-        `dict`: `front`, `views`, `epochs` (passes over the data; left out for a stream), `steps` (taken),
+        `dict`: `front`, `views`, `epochs` (passes over the data; omitted for a stream), `steps` (taken),
         `planned_steps` (of a run that has not ended), `images_per_step`, `processes`, `optim`, `learning_rate` (peak),
         `lr_scheduler_type`, `weight_decay`, `momentum` (if the optimizer has one), `warmup_steps`, `penalty_every`
         (steps between two penalties, if above 1), `precision`, `seed` and `pretrained` (whether it started from
-        published weights; left out if unknown).
+        published weights; omitted if unknown).
     """
     args, planned = data.args, data.planned_steps()
     steps = planned if step is None else step
@@ -68,7 +68,7 @@ def check_push(args: OrthoSSLTrainingArguments) -> None:
     """Check before training whether the encoder can be published; do nothing without `push_to_hub`.
 
     Raises:
-        ValueError: `hub_model_id` is missing or malformed, or its repository cannot take the encoder, see
+        ValueError: `hub_model_id` is missing or malformed, or its repository cannot receive the encoder, see
             [`~hub.publish.check_destination`].
         OSError: There is no valid token, or the Hub does not answer.
     """
@@ -80,13 +80,13 @@ def check_push(args: OrthoSSLTrainingArguments) -> None:
 
 
 class EncoderOutput:
-    """Write the encoder folder of a run, and publish it if `push_to_hub` says so.
+    """Write the encoder folder of a run, and publish it if `push_to_hub` is set.
 
-    The main process writes and publishes; call each method on all processes, as each may hold a part of the weights.
+    The main process writes and publishes. Call each method on all processes, since each may hold a part of the weights.
 
     Args:
         model ([`SSLModel`]): The model in training.
-        data ([`TrainingData`]): Its data; their `source`, if known, is named in the card. Of their `args`,
+        data ([`TrainingData`]): The data of the run; the card names their `source`, if known. In their `args`,
             `push_to_hub`, `hub_model_id`, `hub_token`, `hub_private_repo`, `hub_revision`, `hub_strategy` ("end": not
             at saves) and `hub_always_push` determine what is published.
         front (`str`): "Trainer" or "accelerate loop", for the card.
@@ -95,7 +95,7 @@ class EncoderOutput:
     def __init__(self, model: SSLModel, data: TrainingData, *, front: str):
         self.model, self.data, self.args, self.front = model, data, data.args, front
         self.pending: Future | None = None
-        # The step whose encoder the folder holds, and the one whose encoder is on the Hub.
+        # The step of the encoder in the folder, and of that on the Hub.
         self.written: int | None = None
         self.pushed: int | None = None
 
@@ -115,7 +115,7 @@ class EncoderOutput:
         if encoder is None:
             return
         if self.pending is not None and not self.pending.done() and not self.args.hub_always_push:
-            logger.warning("Step %d was not published, as the push of an earlier step is still running.", step)
+            logger.warning("Step %d was not published because the push of an earlier step is still running.", step)
             return
         self.wait()
         try:
@@ -128,7 +128,7 @@ class EncoderOutput:
     def at_end(self, step: int) -> None:
         """Write the encoder of the last step, and publish it if the Hub does not have it; a failed push is only logged.
 
-        With `save_strategy="no"`, which saves nothing, the folder is written only to be published.
+        With `save_strategy="no"`, the folder is written only if it is published.
 
         Raises:
             OSError: The folder cannot be written.
@@ -146,12 +146,12 @@ class EncoderOutput:
             self._send(self._folder, "End of training")
         except (OSError, ValueError) as error:
             logger.warning(
-                "The encoder was not published (%s): orthossl publish %s --repo_id %s publishes it.",
+                "The encoder was not published (%s): publish it with orthossl publish %s --repo_id %s",
                 error, self.args.output_dir, self.args.hub_model_id,
             )  # fmt: skip
 
     def wait(self) -> None:
-        """Wait until the push in the background has ended."""
+        """Wait for the push in the background to end."""
         if self.pending is not None:
             self.pending.result()
 
@@ -192,5 +192,5 @@ class EncoderOutput:
 
 
 def _warn(error: Exception) -> None:
-    # Hours of training must not end because the Hub is unavailable; the encoder is published again at the end.
-    logger.warning("The encoder was not published (%s); training goes on.", error)
+    # A failed push must not end the training; the encoder is pushed again at the end.
+    logger.warning("The encoder was not published (%s); training continues.", error)

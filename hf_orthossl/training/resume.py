@@ -1,4 +1,4 @@
-"""Begin a run or resume one: the checkpoint to continue from, and what it says of the processes that wrote it."""
+"""Begin or resume a run: choose the checkpoint, and restore position and averages on any number of processes."""
 
 import copy
 import json
@@ -17,22 +17,22 @@ from .data import TrainingData
 from .publishing import check_push
 from .step import SSLStep
 
-# File of a checkpoint that holds the number of processes, the images per step, and the position in the data.
+# File in a checkpoint with the number of processes, the images per step, and the position in the data.
 SHAPE = "run_shape.json"
 
 
 def begin_run(model: SSLModel, train_dataset: Any, args: OrthoSSLTrainingArguments | None, marker: str) -> TrainingData:
-    """Check the arguments of a run and open its data; both fronts begin with it, on every process.
+    """Check the arguments of a run and open its data; the Trainer and the loop call it first, on every process.
 
     Args:
         model ([`SSLModel`]): The model to train.
-        train_dataset: What [`TrainingData`] takes, or a [`TrainingData`], which is returned as it is: whoever made it
-            has called [`settled_arguments`].
+        train_dataset: Any data that [`TrainingData`] accepts, or a [`TrainingData`] made with the result of
+            [`settled_arguments`], which is returned unchanged.
         args ([`OrthoSSLTrainingArguments`], *optional*): Settings of the run; not changed.
-        marker (`str`): File that the checkpoints of this front hold.
+        marker (`str`): File that identifies checkpoints of the training loop in use.
 
     Returns:
-        [`TrainingData`]: The data, whose `args` are the settings of the run with nothing left open.
+        [`TrainingData`]: The data, whose `args` are the complete settings of the run.
 
     Raises:
         ValueError: `train_dataset` is `None`, or an argument cannot be used.
@@ -50,26 +50,26 @@ def settled_arguments(args: OrthoSSLTrainingArguments, marker: str) -> OrthoSSLT
     """Check that the encoder can be published, and return the arguments with the checkpoint to resume from.
 
     The number of processes may differ from that of the run so far. The order and views of the images follow from seed,
-    epoch and step, so the batch is adapted to keep the images of an optimizer step, and none is repeated or left out.
-    Call it on every process.
+    epoch and step, so the batch size is adapted to keep the number of images per optimizer step, and no image is
+    repeated or missed. Call it on every process.
 
     Args:
         args ([`OrthoSSLTrainingArguments`]): Settings of the run; not changed.
-        marker (`str`): File that the checkpoints of this front hold.
+        marker (`str`): File that identifies checkpoints of the training loop in use.
 
     Returns:
         [`OrthoSSLTrainingArguments`]: The same arguments without `resume`; else a copy with `resume_from_checkpoint`
-        set and perhaps another `per_device_train_batch_size`, which a printed line then names.
+        set and, if needed, an adapted `per_device_train_batch_size`, which is printed.
 
     Raises:
-        FileNotFoundError: No checkpoint is whole, or the other front wrote it.
+        FileNotFoundError: There is no valid checkpoint, or another training loop wrote it.
         ValueError: The images of a step cannot be divided equally, or [`check_push`] rejects the repository.
         OSError: The Hub cannot be reached or rejects the token.
     """
     on_main(lambda: check_push(args))
     if not args.resume:
         return args
-    # One process checks and cleans up.
+    # Only the main process checks and cleans up.
     checkpoint = on_main(lambda: newest_checkpoint(Path(args.output_dir), marker))
     shape = _read_shape(checkpoint)
     args = copy.copy(args)
@@ -79,7 +79,7 @@ def settled_arguments(args: OrthoSSLTrainingArguments, marker: str) -> OrthoSSLT
         return args
     if images % parts or images // parts < 2:
         raise ValueError(
-            f"the run in {args.output_dir} takes {images} images per optimizer step, which {parts} batches (processes "
+            f"the run in {args.output_dir} has {images} images per optimizer step, which {parts} batches (processes "
             "× --gradient_accumulation_steps) cannot divide equally with at least 2 each: resume it on a number of "
             f"processes that divides {images}, or with another --gradient_accumulation_steps"
         )
@@ -95,16 +95,16 @@ def settled_arguments(args: OrthoSSLTrainingArguments, marker: str) -> OrthoSSLT
 def chosen_checkpoint(
     args: OrthoSSLTrainingArguments, chosen: str | os.PathLike | bool | None, marker: str
 ) -> Path | None:
-    """Return the checkpoint that `train(resume_from_checkpoint=chosen)` is to resume from, or `None`.
+    """Return the checkpoint to resume from for `train(resume_from_checkpoint=chosen)`, or `None`.
 
     Args:
         args ([`OrthoSSLTrainingArguments`]): Arguments of the run, from [`settled_arguments`].
-        chosen (`str`, `PathLike` or `bool`, *optional*): A checkpoint; `True` for the newest that is whole, as with
+        chosen (`str`, `PathLike` or `bool`, *optional*): A checkpoint; `True` for the newest valid one, as with
             `args.resume`.
-        marker (`str`): File that the checkpoints of this front hold.
+        marker (`str`): File that identifies checkpoints of the training loop in use.
 
     Raises:
-        FileNotFoundError: No checkpoint is whole, or the other front wrote it.
+        FileNotFoundError: There is no valid checkpoint, or another training loop wrote it.
         ValueError: The checkpoint is damaged, or its run has another number of images per step.
     """
     if chosen is None and args.resume:
@@ -115,25 +115,27 @@ def chosen_checkpoint(
         checkpoint = Path(chosen)
         reason = damage(checkpoint)
         if reason:
-            raise ValueError(f"checkpoint {chosen} is damaged ({reason}): pass resume=True, which takes a whole one")
+            raise ValueError(
+                f"checkpoint {chosen} is damaged ({reason}): pass resume=True, which uses the newest valid one"
+            )
     else:
         checkpoint = on_main(lambda: newest_checkpoint(Path(args.output_dir), marker))
     images = _read_shape(checkpoint)["images_per_step"]
     if images != args.images_per_step:
         raise ValueError(
-            f"the run of {checkpoint} takes {images} images per optimizer step, not {args.images_per_step}: pass "
-            "resume=True with the arguments, which adapts the batch"
+            f"the run of {checkpoint} has {images} images per optimizer step, not {args.images_per_step}: pass "
+            "resume=True in the arguments, which adapts the batch size"
         )
     return checkpoint
 
 
 def save_position(checkpoint: Path, data: TrainingData, step: SSLStep, done: int) -> None:
-    """Write into a checkpoint what [`load_position`] and [`settled_arguments`] read; every process calls it.
+    """Write the position, for [`load_position`] and [`settled_arguments`], into a checkpoint, on every process.
 
     Args:
         checkpoint (`Path`): The checkpoint that is being written.
-        data ([`TrainingData`]): Its steps per epoch and its position are saved.
-        step ([`SSLStep`]): Its averages that are not yet logged are saved, one file per process.
+        data ([`TrainingData`]): The data, whose steps per epoch and position are saved.
+        step ([`SSLStep`]): The step, whose averages that are not yet logged are saved, one file per process.
         done (`int`): Optimizer steps taken.
     """
     checkpoint.mkdir(exist_ok=True)
@@ -150,7 +152,7 @@ def save_position(checkpoint: Path, data: TrainingData, step: SSLStep, done: int
 
 
 def load_position(checkpoint: Path, data: TrainingData, step: SSLStep) -> None:
-    """Restore the position of `data` and the averages of `step`, on the same or another number of processes.
+    """Restore the position of `data` and the averages of `step`, on the same or a different number of processes.
 
     Raises:
         ValueError: An epoch has another number of optimizer steps than before, so that positions do not correspond.
@@ -172,7 +174,8 @@ def load_position(checkpoint: Path, data: TrainingData, step: SSLStep) -> None:
 def seed_if_processes_changed(checkpoint: Path, args: OrthoSSLTrainingArguments) -> bool:
     """Seed all random number generators from seed, process and step if the number of processes has changed.
 
-    The saved states belong to processes that saw other images. With the same number of processes nothing happens.
+    The saved generator states belong to processes that saw other images. With the same number of processes nothing
+    happens.
 
     Returns:
         `bool`: Whether the generators were seeded.

@@ -1,4 +1,4 @@
-"""The folder of a run: its settings, who wrote it, and how another run takes its place."""
+"""The folder of a run: read its settings, recognize what this package wrote, and replace an earlier run."""
 
 import contextlib
 import re
@@ -15,11 +15,11 @@ from ..files import replace_file
 from .arguments import OrthoSSLTrainingArguments
 from .checkpoints import DAMAGED, STAGING, checkpoints
 
-# Where an earlier run is kept until the one that replaces it has taken a step, and its name while it is removed.
+# Where an earlier run is stored until its replacement has taken a step, and its name while it is removed.
 OVERWRITTEN, REMOVING = ".overwritten", ".overwritten.removing"
-# What a run writes into its folder, and all that --overwrite_output may remove. The first identifies our runs.
+# The files of a run, the only ones that --overwrite_output may remove. The first identifies a run.
 RUN_FILES = ("config.yaml", "encoder", "history.jsonl", "results.json", "unreadable_images.txt")
-# First line of a run's config.yaml; distinguishes our files from a user's files of the same names.
+# First line of a run's config.yaml; distinguishes it from a user's file of the same name.
 MARK = "# Settings of an orthossl run; `orthossl pretrain --config` starts it again.\n"
 
 
@@ -32,7 +32,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         path (`str` or `Path`): The file.
 
     Returns:
-        `dict`: Option → value; numbers such as 1e-3, which YAML 1.1 takes for text, are numbers.
+        `dict`: Option → value; values such as 1e-3, which YAML 1.1 reads as text, become numbers.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -67,10 +67,10 @@ _Loader.add_implicit_resolver(
 
 
 def check_folder(folder: Path, args: OrthoSSLTrainingArguments) -> None:
-    """Reject a folder that holds another run, unless `resume` or `overwrite_output` says what to do with it.
+    """Reject a folder that contains another run, unless `resume` or `overwrite_output` is set.
 
     Raises:
-        ValueError: The folder is a file, holds another run, or holds files that are not of a run.
+        ValueError: The folder is a file, or contains another run or files that do not belong to a run.
     """
     if args.resume and args.overwrite_output:
         raise ValueError("resume and overwrite_output exclude each other: pass one of them")
@@ -93,14 +93,14 @@ def check_folder(folder: Path, args: OrthoSSLTrainingArguments) -> None:
 
 
 def begin_folder(folder: Path, args: OrthoSSLTrainingArguments, settings: dict[str, Any]) -> None:
-    """Write the settings of a run that begins; those of a resumed run are kept."""
+    """Write the settings of a new run; those of a resumed run are not changed."""
     if not args.resume:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "config.yaml", MARK + yaml.safe_dump(settings, sort_keys=False), durable=True)
 
 
 def holds_run(folder: Path) -> bool:
-    """Return whether a folder holds something that a run produced; settings alone belong to a run that never began."""
+    """Return whether a folder contains output of a run; settings alone do not count."""
     produced = (name for name in RUN_FILES if name != "config.yaml")
     return any((folder / name).exists() for name in produced) or bool(checkpoints(folder))
 
@@ -113,13 +113,13 @@ def is_run(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def overwriting(folder: Path) -> Iterator[None]:
-    """Keep the run in a folder until the run that replaces it has taken an optimizer step.
+    """Set the run in a folder aside until the run that replaces it has taken an optimizer step.
 
-    Then the earlier run is removed, and nothing else. If the new run fails before, the earlier one is restored; after a
+    Only then is the earlier run removed. If the new run fails before, the earlier one is restored; after a
     kill, [`put_back`] restores it.
 
     Args:
-        folder (`Path`): Run folder; call it on the main process.
+        folder (`Path`): Run folder. Call this function on the main process.
     """
     earlier = folder / OVERWRITTEN
     earlier.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def overwriting(folder: Path) -> Iterator[None]:
 
 
 def put_back(folder: Path) -> None:
-    """Restore a run that [`overwriting`] kept and that nothing has replaced, if there is one."""
+    """Restore a run that [`overwriting`] set aside and that was not replaced, if there is one."""
     earlier = folder / OVERWRITTEN
     if not earlier.is_dir():
         return

@@ -1,4 +1,4 @@
-"""One optimizer step, the same for both fronts: views, losses, averages for the log, and a check for finite values."""
+"""One optimizer step, shared by the Trainer and the loop: views, losses, averages for the log, a check for NaN."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -17,19 +17,19 @@ from .data import TrainingData
 
 logger = logging.getLogger(__name__)
 
-# Skipped steps in a row after which the run stops.
+# Number of consecutive skipped steps after which the run stops.
 PATIENCE = 10
 
 
 class SSLStep:
-    """Turn batches into losses, and advance once per optimizer step everything that must advance once.
+    """Compute the losses of batches, and advance the model's state once per optimizer step.
 
-    A front calls `begin`, then `loss` for every micro-batch, then, once the gradients are final, `before_optimizer`,
-    and after the optimizer `end`. `drain` returns the averages collected for the log.
+    A training loop calls `begin`, then `loss` for every micro-batch, then `before_optimizer` once the gradients are
+    final, and `end` after the optimizer. `drain` returns the averages collected for the log.
 
     Args:
         model ([`SSLModel`]): The bare model, not its distributed wrapper.
-        views ([`Views`]): Makes views on the device the batch is on.
+        views ([`Views`]): Makes views on the device of the batch.
         seed (`int`): Seed of the run. Together with the step and the position of an image in the step it determines
             every view, however the step is divided into processes and micro-batches: micro-batch j of process p is
             batch j·P + p of the step, as accelerate's data loaders distribute them.
@@ -76,14 +76,14 @@ class SSLStep:
             model (`nn.Module`): The model as wrapped by the engine.
             batch (`dict`): A batch from [`collate`], on the training device.
             last (`bool`): Whether the optimizer steps after this micro-batch; only then is the penalty computed.
-            accumulation (`int`): Micro-batches in this optimizer step, by which the front divides the loss.
+            accumulation (`int`): Micro-batches in this optimizer step, by which the training loop divides the loss.
         """
         if self.unreadable is not None:
             self.unreadable.add(batch["unreadable"], seen=len(batch["labels"]))
         views = self._make_views(batch, accumulation)
         output = model(views, penalty_weight=accumulation if last else 0)
         self.guard.watch(output.loss, output.parts)
-        # The loss of a step is the mean over its micro-batches, of which only the last includes the penalty.
+        # The loss of a step is the mean over its micro-batches, and only the last of them includes the penalty.
         self._waiting.append(("loss", output.loss.detach() / accumulation, int(last)))
         self._waiting += [(name, value, 1) for name, value in output.parts.items()]
         return output.loss
@@ -95,8 +95,8 @@ class SSLStep:
             scaled (`bool`, defaults to `False`): Whether an fp16 scaler checks the gradients.
 
         Raises:
-            FloatingPointError: Loss or gradients are not finite, and `on_nonfinite` is "stop" or 10 steps in a row
-                were skipped; the message names the step and the part.
+            FloatingPointError: Loss or gradients are not finite, and `on_nonfinite` is "stop" or 10 consecutive
+                steps were skipped; the message names the step and the part.
         """
         self._rejected = self.guard.rejects(self.model.method.progress.step, scaled=scaled)
         self.model.before_optimizer_step()
@@ -115,20 +115,20 @@ class SSLStep:
     def drain(self) -> dict[str, float]:
         """Return the averages of loss and parts since the last call over all processes; call it on all of them.
 
-        Skipped steps are left out. With `on_nonfinite="skip"`, `skipped_steps` counts them since the run began.
+        Skipped steps are excluded. With `on_nonfinite="skip"`, `skipped_steps` counts them since the run began.
         """
         count = {"skipped_steps": self.guard.skipped} if self.guard.policy == "skip" else {}
         return self._averages.drain() | count
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what this process has collected and counted, as JSON values."""
+        """Return the sums and counts of this process, as JSON values."""
         return {
             "averages": self._averages.state_dict(),
             "skipped": [self.guard.skipped, self.guard.in_a_row],
         }
 
     def load_state_dicts(self, states: Sequence[dict[str, Any]]) -> None:
-        """Restore the state of this process, or the states of all processes if their number has changed."""
+        """Restore the state of this process, or combine those of all processes if their number has changed."""
         self._averages.load_state_dicts([state["averages"] for state in states])
         self.guard.skipped, self.guard.in_a_row = states[0]["skipped"]
 
@@ -146,7 +146,7 @@ class SSLStep:
         )
 
     def _view_seed(self) -> int:
-        # The zeros keep the seeds of published runs, which were derived from four numbers.
+        # The zeros preserve the seeds of published runs, which were derived from four numbers.
         parts = (self.seed, self.model.method.progress.step, 0, 0)
         return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -166,7 +166,7 @@ def build_step(model: SSLModel, data: TrainingData) -> SSLStep:
 
 
 class Averages:
-    """Averages of scalars by name over steps and processes since the last log entry; a checkpoint can hold them."""
+    """Average scalars by name over steps and processes since the last log entry; can be saved in a checkpoint."""
 
     def __init__(self):
         self._sums: dict[str, Tensor] = {}
@@ -178,8 +178,8 @@ class Averages:
         Args:
             name (`str`): Name of the scalar.
             value (`Tensor`): The scalar, which is detached.
-            count (`int`, defaults to 1): How much it adds to the divisor of the mean; 0 for all but one of the parts of
-                a scalar that is added in parts.
+            count (`int`, defaults to 1): The contribution to the divisor of the mean; 0 for all but one part of a
+                scalar that is added in parts.
         """
         value = value.detach().float()
         if name in self._sums:
@@ -210,10 +210,10 @@ class Averages:
 class NonfiniteGuard:
     """Decide, together with all processes, whether an optimizer step may be taken.
 
-    With "skip", a step is left out if the loss of a micro-batch or a gradient is not finite: optimizer, target
-    networks, queues and centres stay as they were, and so do all buffers, including the running statistics of batch
-    norm, which the forward pass has already changed. Schedules and data advance. Losses that are large but finite are
-    a matter of `max_grad_norm`.
+    With "skip", a step is skipped if the loss of a micro-batch or a gradient is not finite: optimizer, target networks,
+    queues and centres do not change, and buffers that the forward pass has already changed, such as the running
+    statistics of batch norm, are restored. Schedules and data advance. Large but finite losses are not skipped; limit
+    their effect with `max_grad_norm`.
 
     Args:
         model (`nn.Module`): The model in training.
@@ -243,15 +243,15 @@ class NonfiniteGuard:
 
         Args:
             step (`int`): Optimizer steps taken.
-            scaled (`bool`, defaults to `False`): Whether an fp16 scaler checks the gradients: it skips steps that
-                overflow itself, as part of its search for a scale.
+            scaled (`bool`, defaults to `False`): Whether an fp16 scaler checks the gradients; it skips overflowing
+                steps as part of its search for a scale.
 
         Raises:
-            FloatingPointError: On every process: the policy is "stop", or `PATIENCE` steps in a row were skipped.
+            FloatingPointError: On every process, if the policy is "stop" or `PATIENCE` consecutive steps were skipped.
         """
         finite = torch.isfinite(torch.stack([parts["total"].float() for parts in self._parts])).all()
         if not scaled:
-            # Each process checks its own shards: a norm over all of them would need communication.
+            # Each process checks only its shards: a norm over all of them would need communication.
             gradients = [_local(p.grad) for p in self.model.parameters() if p.grad is not None]
             finite = finite & torch.isfinite(torch.nn.utils.get_total_norm(gradients)).to(finite.device)
         if all_reduce_min(int(finite)):
@@ -261,7 +261,7 @@ class NonfiniteGuard:
         if self.policy == "stop":
             raise FloatingPointError(self._error_text(step))
         if self.in_a_row == PATIENCE:
-            raise FloatingPointError(f"{PATIENCE} optimizer steps in a row were skipped: {self._error_text(step)}")
+            raise FloatingPointError(f"{PATIENCE} consecutive optimizer steps were skipped: {self._error_text(step)}")
         for buffer, before in zip(self.model.buffers(), self._buffers, strict=True):
             buffer.copy_(before)
         if not scaled:

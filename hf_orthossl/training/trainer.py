@@ -1,4 +1,4 @@
-"""The `transformers.Trainer` front."""
+"""Pretraining with `transformers.Trainer`."""
 
 import json
 import math
@@ -27,7 +27,7 @@ from .publishing import EncoderOutput
 from .resume import begin_run, chosen_checkpoint, load_position, save_position, seed_if_processes_changed
 from .step import build_step
 
-# File that distinguishes the checkpoints of this front from the loop's.
+# File that distinguishes the checkpoints of the Trainer from the loop's.
 STATE = "trainer_state.json"
 
 
@@ -39,17 +39,17 @@ class OrthoSSLTrainer(Trainer):
     `embedding_std`. SIGTERM and Ctrl-C end training after the current step, with a checkpoint to `resume` from and a
     `SystemExit`.
 
-    A run leaves `history.jsonl`, checkpoints and, unless `save_strategy` is "no", the folder `encoder` with weights,
-    spectra and card, loadable without this package. With `push_to_hub=True` that folder goes to `hub_model_id`: at
+    A run writes `history.jsonl`, checkpoints and, unless `save_strategy` is "no", the folder `encoder` with weights,
+    spectra and card, loadable without this package. With `push_to_hub=True` that folder is pushed to `hub_model_id`: at
     every save unless `hub_strategy` is "end", at the end, and at [`~OrthoSSLTrainer.push_to_hub`]. Checkpoints and
     arguments are never published.
 
     Args:
         model ([`SSLModel`]): The model to train.
-        args ([`OrthoSSLTrainingArguments`], *optional*): Settings of the run, not changed; what is `None` follows the
-            recipe of the method.
+        args ([`OrthoSSLTrainingArguments`], *optional*): Settings of the run, not changed; options that are `None`
+            follow the recipe of the method.
         train_dataset: Name or folder of a data set, Hugging Face data set, `ImageSource`, `ImageDataset`, or a
-            [`TrainingData`], whose `args` then take the place of `args`.
+            [`TrainingData`], whose `args` then replace `args`.
         write_encoder (`bool`, defaults to `True`): Whether [`~OrthoSSLTrainer.train`] writes `output_dir/encoder` at
             the end, and publishes it.
         kwargs: Further arguments of `transformers.Trainer`.
@@ -76,10 +76,10 @@ class OrthoSSLTrainer(Trainer):
         **kwargs: Any,
     ):
         if kwargs.get("eval_dataset") is not None:
-            raise ValueError("eval_dataset is not used, as there is nothing to evaluate without labels: leave it out")
+            raise ValueError("eval_dataset is not used, because pretraining has no labels to evaluate with: omit it")
         self.data = begin_run(model, train_dataset, args, STATE)
         args = self.data.args
-        # The Trainer's own sum of losses, from which it makes a summary, must not include a skipped step.
+        # The Trainer's sum of losses, which it uses for the summary, must not include a skipped step.
         args.logging_nan_inf_filter = args.on_nonfinite == "skip"
         super().__init__(model=model, args=args, train_dataset=self.data.dataset, **kwargs)
         prepare_model(model, self.accelerator, args)
@@ -116,11 +116,11 @@ class OrthoSSLTrainer(Trainer):
 
         Args:
             resume_from_checkpoint (`str`, `PathLike` or `bool`, *optional*): A checkpoint to resume from, or `True` for
-                the newest that is whole; by default as `args.resume` says.
+                the newest valid one; by default as set by `args.resume`.
             kwargs: Further arguments of `Trainer.train`.
 
         Returns:
-            `TrainOutput`: Steps, mean loss and metrics. A run that has ended already takes no further step.
+            `TrainOutput`: Steps, mean loss and metrics. A run that has already ended takes no further step.
 
         Raises:
             FloatingPointError: The loss is not finite, see `on_nonfinite`.
@@ -132,7 +132,7 @@ class OrthoSSLTrainer(Trainer):
             check_engine(checkpoint, self.accelerator)
             done = json.loads((checkpoint / STATE).read_text())["global_step"]
             if self.data.planned_steps(done) == done:
-                # The Trainer would take one more step.
+                # The Trainer would otherwise take one more step.
                 self._load_from_checkpoint(str(checkpoint))
                 self.state.global_step = done
                 self._finish(done)
@@ -142,7 +142,7 @@ class OrthoSSLTrainer(Trainer):
             try:
                 output = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
             except Interrupted:
-                # The integrations write what they have collected.
+                # Let the integrations write what they have collected.
                 self.callback_handler.on_train_end(self.args, self.state, self.control)
                 self.output.wait()
                 raise
@@ -159,7 +159,7 @@ class OrthoSSLTrainer(Trainer):
         private: bool | None = None,
         license: str | None = None,
     ) -> Publication | None:
-        """Publish the encoder to `hub_model_id` as it is now, with card and spectra, in one commit.
+        """Publish the current encoder to `hub_model_id`, with card and spectra, in one commit.
 
         Call it on all processes; the main one publishes.
 
@@ -172,7 +172,7 @@ class OrthoSSLTrainer(Trainer):
             license (`str`, *optional*): Licence for the card, such as "apache-2.0".
 
         Returns:
-            [`~hub.Publication`]: What was published; `None` on other processes than the main one.
+            [`~hub.Publication`]: What was published; `None` on all processes but the main one.
 
         Raises:
             ValueError: See [`~hub.publish_encoder`].
@@ -187,7 +187,7 @@ class OrthoSSLTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Return the batches of this process, from the position of the checkpoint when `train` resumes a run."""
         loader = self.data.loader(self.accelerator)
-        # Once: a loader requested later starts at the beginning, and does not reset the averages of the step.
+        # Only once: a loader requested later starts at the beginning and does not reset the averages of the step.
         checkpoint, self._resuming = self._resuming, None
         if checkpoint:
             load_position(checkpoint, self.data, self.step)
@@ -209,13 +209,13 @@ class OrthoSSLTrainer(Trainer):
         )
 
     def floating_point_ops(self, inputs) -> int:
-        """Return 0: the Trainer's estimate counts text tokens."""
+        """Return 0, because the Trainer's estimate counts text tokens."""
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log an entry, with the averages of the loss and its parts."""
         if "loss" in logs:
-            # Our averages count the steps since the last entry, also if the run was resumed in between.
+            # These averages cover all steps since the last entry, even if the run was resumed in between.
             logs = {k: v for k, v in logs.items() if k != "loss" and math.isfinite(v)}
             logs = self.step.drain() | logs
         super().log(logs, start_time)
@@ -255,7 +255,7 @@ class OrthoSSLTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Do nothing: checkpoints are not published, and the encoder is once the checkpoint has its final name."""
+        """Do nothing: checkpoints are not published; the encoder is, once the checkpoint has its final name."""
 
     def _finish_current_push(self) -> None:
         self.output.wait()
@@ -268,7 +268,7 @@ class StepCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        """Choose the order of the images."""
+        """Set the epoch, which determines the order of the images."""
         self.trainer.data.set_epoch(int(state.epoch or 0))
 
     def on_step_begin(self, args, state, control, **kwargs):

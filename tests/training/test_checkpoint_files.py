@@ -136,9 +136,9 @@ def test_the_newest_whole_one_is_taken_and_the_others_named(five, caplog):
         file.write(b"W")
     assert newest_checkpoint(five, "loop_state.json") == five / "checkpoint-3"
     assert [record.getMessage() for record in caplog.records] == [
-        "checkpoint-11 is damaged (manifest.json is missing), kept as checkpoint-11.damaged: "
+        "checkpoint-11 is damaged (manifest.json is missing), renamed to checkpoint-11.damaged: "
         "resuming from checkpoint-3",
-        "checkpoint-10 is damaged (model.safetensors: checksum differs), kept as checkpoint-10.damaged: "
+        "checkpoint-10 is damaged (model.safetensors: checksum differs), renamed to checkpoint-10.damaged: "
         "resuming from checkpoint-3",
     ]
     assert newest_checkpoint(five, "loop_state.json") == five / "checkpoint-3"

@@ -110,5 +110,5 @@ def test_resuming_a_sharded_run_changes_nothing(front, two_processes, tmp_path):
     (resumed, _, _), _ = two_processes.run(fit_here, ("fsdp2", front, tmp_path), settings | {"resume": True})
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
-    with pytest.raises(ValueError, match="was saved with FSDP and this run is without FSDP"):
+    with pytest.raises(ValueError, match="was saved with FSDP, but this run is without FSDP"):
         fit("one", front, tmp_path, **settings, resume=True)

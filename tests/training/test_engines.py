@@ -327,5 +327,5 @@ def test_engines_that_do_not_fit_are_refused(monkeypatch, tmp_path):
     (tmp_path / "pytorch_model_fsdp_0").mkdir()
     check_engine(tmp_path, engine)
     engine.distributed_type = DistributedType.MULTI_GPU
-    with pytest.raises(ValueError, match="saved with FSDP and this run is without FSDP"):
+    with pytest.raises(ValueError, match="saved with FSDP, but this run is without FSDP"):
         check_engine(tmp_path, engine)

@@ -119,7 +119,7 @@ def test_resume_needs_a_checkpoint_of_the_same_front(front, digits, tmp_path):
         FRONTS[front](make_model(), digits, make_args(tmp_path, resume=True))
     other = next(name for name in FRONTS if name != front)
     FRONTS[other](make_model(), digits, make_args(tmp_path, max_steps=1))
-    with pytest.raises(FileNotFoundError, match="written by the other front"):
+    with pytest.raises(FileNotFoundError, match="written by another training loop"):
         FRONTS[front](make_model(), digits, make_args(tmp_path, resume=True))
 
 
@@ -273,7 +273,7 @@ def test_multi_crop(method, tmp_path):
     [
         ({"per_device_train_batch_size": 1}, "per_device_train_batch_size is 1: batch normalization"),
         ({"momentum": 1.0}, "momentum is 1.0"),
-        ({"per_device_train_batch_size": 128}, "has 84 images and a step takes 128: lower"),
+        ({"per_device_train_batch_size": 128}, "has 84 images, but a step needs 128: lower"),
         ({"views": "digit"}, "did you mean 'digits'"),
         ({"views": "cifar-multicrop"}, r"views has 8 per image, but BYOL uses 2: .*\(dino, swav\)"),
         ({"resume_from_checkpoint": "x"}, "pass --resume"),

@@ -82,7 +82,7 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(front, tmp_path):
     steps = set(range(1, 1 + PATIENCE - 1)) | set(range(11, 40))
     settings = {"on_nonfinite": "skip", "max_steps": 40, "save_steps": 100, "gradient_accumulation_steps": 1}
     model = spoil(tiny_model(), steps, micro_batch=0)
-    said = f"{PATIENCE} optimizer steps in a row were skipped: the loss is not finite at step 20 .part: ssl.: lower"
+    said = f"{PATIENCE} consecutive optimizer steps were skipped: the loss is not finite at step 20 .part: ssl.: lower"
     with pytest.raises(FloatingPointError, match=said):
         train(front, tmp_path, model, **settings)
 

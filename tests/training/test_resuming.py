@@ -51,7 +51,9 @@ def test_a_finished_run_knows_its_steps(copied):
 def test_a_run_cannot_end_before_the_steps_it_has_done(front, tmp_path):
     train(front, tmp_path, max_steps=2)
     log = history(tmp_path)
-    with pytest.raises(ValueError, match=r"max_steps is 1 and the run in .* has done 2 steps: .*--max_steps 2 or more"):
+    with pytest.raises(
+        ValueError, match=r"max_steps is 1, but the run in .* has done 2 steps: .*--max_steps 2 or more"
+    ):
         train(front, tmp_path, max_steps=1, resume=True)
     with pytest.raises(ValueError, match=r"num_train_epochs is 0.2 and the run"):
         train(front, tmp_path, max_steps=-1, num_train_epochs=0.2, resume=True)
@@ -67,7 +69,7 @@ def test_a_checkpoint_may_be_named_by_a_path(copied):
 
 def test_a_named_checkpoint_must_have_as_many_images_per_step(copied):
     other = trainer(copied, max_steps=8, per_device_train_batch_size=8)
-    with pytest.raises(ValueError, match="checkpoint-2 takes 32 images per optimizer step, not 16"):
+    with pytest.raises(ValueError, match="checkpoint-2 has 32 images per optimizer step, not 16"):
         other.train(resume_from_checkpoint=str(copied / "checkpoint-2"))
 
 

@@ -100,7 +100,7 @@ def test_without_stages_a_handful_of_matrices_is_measured():
         ({"every": float("inf")}, "every is inf"),
         ({"threshold": 1.0}, r"threshold is 1.0: it must lie in \[0, 1\)"),
         ({"threshold": -0.1}, "threshold is -0.1"),
-        ({"layers": ["representation"]}, "layers need images"),
+        ({"layers": ["representation"]}, "layers is given without images"),
         ({"name": "spectra/head"}, "name is 'spectra/head': it must be a word without '/'"),
     ],
 )

@@ -1,6 +1,6 @@
 """Penalties: the registry, and one file for each penalty.
 
-Every module of this folder is imported here, so that adding a penalty is adding a file.
+All modules of this folder are imported, so that a new file registers a new penalty.
 """
 
 import importlib

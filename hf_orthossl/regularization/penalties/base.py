@@ -1,4 +1,4 @@
-"""Define what a penalty is, and the registry that finds one by its name."""
+"""The base class of penalties, and their registry."""
 
 import inspect
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ PenaltyClass = TypeVar("PenaltyClass", bound="type[Penalty]")
 
 
 class Penalty:
-    """A measure of how far weight matrices are from orthonormal, to be trained towards 0.
+    """A measure of the distance of weight matrices from orthonormality, to be minimized.
 
     A subclass sets `name`, `title` and `default_gamma`, and defines [`value`]. Everything else has a default that works
     for any penalty, on one process and on many, with whole weights and with sharded ones. Options of a penalty, such as
@@ -47,7 +47,7 @@ class Penalty:
     Attributes:
         name (`str`): The name in configurations and on the command line.
         title (`str`): The name in cards, on the leaderboard and in help texts.
-        default_gamma (`float`): The weight γ where none is given, > 0.
+        default_gamma (`float`): The default weight γ, > 0.
         num_vectors (`int`): The number k of random vectors that [`value`] needs for each matrix; 0 for none.
     """
 
@@ -59,12 +59,12 @@ class Penalty:
     def value(self, W: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Return the penalty of each matrix, differentiable with respect to `W`.
 
-        A penalty that knows its gradient in closed form returns the value of a `torch.autograd.Function`.
+        A penalty with a closed-form gradient returns the value of a `torch.autograd.Function`.
 
         Args:
-            W (`torch.Tensor` of shape `(..., input, output)`): The matrices, in the weights' own dtype.
+            W (`torch.Tensor` of shape `(..., input, output)`): The matrices, in the dtype of the weights.
             vectors (`torch.Tensor` of shape `(..., num_vectors, min(input, output))`, *optional*): Random vectors,
-                constants to the gradient; `None` for a penalty without random vectors.
+                treated as constants by the gradient; `None` for a penalty without random vectors.
 
         Returns:
             `torch.Tensor` of shape `(...)`: One number for each matrix, in float32, or float64 for float64 weights.
@@ -76,7 +76,7 @@ class Penalty:
         return torch.randn(count, generator=generator, device=device)
 
     def cost(self, shape: tuple[int, int]) -> int:
-        """Return the multiply-adds of one matrix and its gradient, up to a factor, to balance the load of processes.
+        """Return the cost of one matrix with its gradient, in multiply-adds up to a factor, to balance processes.
 
         Args:
             shape (`tuple[int, int]`): `(input, output)`. The default is the cost of a Gram matrix.
@@ -87,8 +87,8 @@ class Penalty:
     def sharded(self, shards: Sequence[RowShard], vectors: Sequence[Tensor] | None = None) -> list[ShardedValue]:
         """Return values and gradients of parameters whose rows are sharded over processes.
 
-        All processes call it with the same parameters. It may communicate; autograd and autocast are off. The default
-        gathers one parameter at a time.
+        All processes must call it with the same parameters. It may communicate; autograd and autocast are off. By
+        default, one parameter at a time is gathered.
 
         Args:
             shards (sequence of [`RowShard`]): The parameters, of one dtype and device mesh.
@@ -112,7 +112,7 @@ class Penalty:
         return results
 
     def __call__(self, W: Tensor, vectors: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Return the penalty of each matrix; random vectors are drawn where none are given.
+        """Return the penalty of each matrix; random vectors are drawn if none are given.
 
         Args:
             W (`torch.Tensor` of shape `(..., input, output)`): The matrices.
@@ -123,7 +123,7 @@ class Penalty:
             `torch.Tensor` of shape `(...)`.
 
         Raises:
-            ValueError: `W` has fewer than two dimensions, or `vectors` has another shape.
+            ValueError: `W` has fewer than two dimensions, or `vectors` has the wrong shape.
         """
         check_matrices(W)
         shape = (*W.shape[:-2], self.num_vectors, min(W.shape[-2:]))
@@ -137,13 +137,13 @@ class Penalty:
         return self.value(W, vectors)
 
     def check(self) -> None:
-        """Evaluate two small matrices, so that a penalty that cannot work is refused before training starts.
+        """Evaluate two small matrices, to reject an invalid penalty before training starts.
 
         Raises:
-            ValueError: [`value`] returns another shape than one number for each matrix, or no gradient.
+            ValueError: [`value`] does not return one number for each matrix, or has no gradient.
         """
         kind = type(self).__name__
-        # `from_pretrained` builds models on the meta device, where there is nothing to evaluate.
+        # `from_pretrained` builds models on the meta device, where nothing can be evaluated.
         with torch.enable_grad(), torch.device("cpu"):
             W = torch.eye(3, 2).repeat(2, 1, 1).add(0.25).requires_grad_()
             values = self(W, generator=torch.Generator().manual_seed(0))
@@ -166,10 +166,10 @@ class Penalty:
 
 
 def register_penalty(cls: PenaltyClass) -> PenaltyClass:
-    """Register a penalty under its `name`; a decorator of subclasses of [`Penalty`].
+    """Register a penalty class under its `name`; usable as a decorator.
 
     Raises:
-        TypeError: The class is no subclass of [`Penalty`].
+        TypeError: The class is not a subclass of [`Penalty`].
         ValueError: It has no name, title or default γ, its name is taken, or an option has no default.
     """
     if not (isinstance(cls, type) and issubclass(cls, Penalty)):
@@ -177,13 +177,13 @@ def register_penalty(cls: PenaltyClass) -> PenaltyClass:
     if not cls.name or cls.name == "none" or not isinstance(cls.name, str):
         raise ValueError(f'penalty {cls.__name__} has no name: set name = "…" in the class, other than "none"')
     if not cls.title:
-        raise ValueError(f'penalty {cls.__name__} has no title: set title = "…", as cards shall show it')
+        raise ValueError(f'penalty {cls.__name__} has no title: set title = "…", the name to show in cards')
     if not cls.default_gamma > 0:
         raise ValueError(
             f"penalty {cls.__name__} has no default γ: set default_gamma to a number above 0, such as 1e-6"
         )
     taken = PENALTIES.get(cls.name)
-    # A notebook's cell that is run again defines the same class anew.
+    # Running a notebook cell again redefines the same class.
     if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(
             f"penalty {cls.__name__}: the name {cls.name!r} is taken by {taken.__module__}.{taken.__qualname__}: "
@@ -197,7 +197,7 @@ def register_penalty(cls: PenaltyClass) -> PenaltyClass:
 
 
 def get_penalty(name: str) -> type[Penalty]:
-    """Return the penalty class of a name.
+    """Return a penalty class by name.
 
     Raises:
         ValueError: No penalty has this name.

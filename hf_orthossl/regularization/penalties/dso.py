@@ -14,7 +14,7 @@ class DSO(SO):
     """Double soft orthogonality, `‖WᵀW − I‖_F² + ‖WWᵀ − I‖_F²`, which is at least `|input − output|`.
 
     It is computed as `2·SO(W) + |input − output|`. Proof: `‖AAᵀ − I_n‖_F² = tr(AAᵀAAᵀ) − 2·tr(AAᵀ) + n`, and both
-    traces are the same for `A = W` and `A = Wᵀ` (a trace is cyclic), so the two terms differ by `input − output` alone,
+    traces are the same for `A = W` and `A = Wᵀ` (a trace is cyclic), so the two terms differ only by `input − output`,
     and the larger side has the larger term. The gradient is therefore exactly twice that of SO.
 
     Source: Bansal et al., NeurIPS 2018.

@@ -12,9 +12,9 @@ class MC(Penalty):
     """Mutual coherence, `‖G − I‖_∞ = max_ij |G_ij − δ_ij|`: the largest entry, not the largest row sum.
 
     Bansal et al. derive it from the mutual coherence `max_{i≠j} |⟨w_i, w_j⟩| / (‖w_i‖‖w_j‖)`, which only the entry-wise
-    maximum bounds, and take the plain subgradient rather than a smoothed norm. So does this: the gradient is that of
-    one largest entry, and touches the two columns that it is the product of. Where several entries are equally large,
-    the gradient of any one of them is a subgradient.
+    maximum bounds, and use the plain subgradient instead of a smoothed norm. This class does the same: the gradient is
+    that of one largest entry, and is nonzero only for the two columns whose product it is. If several entries are
+    equally large, the gradient of any of them is a subgradient.
 
     Source: Bansal et al., NeurIPS 2018.
     """

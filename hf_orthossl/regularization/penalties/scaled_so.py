@@ -11,9 +11,9 @@ from .base import Penalty, get_penalty, register_penalty
 class ScaledSO(Penalty):
     """Soft orthogonality up to a factor, `n²·‖G‖_F² / tr(G)² − n`, for the smaller side `n`.
 
-    It is ≥ 0, and 0 exactly when all eigenvalues of `G` are equal, whatever their value: it asks a matrix to use all of
-    its directions alike and leaves its scale to the loss, to weight decay and to normalization layers, which make the
-    scale of most weights meaningless. It does not change when `W` is multiplied by a number. A zero matrix, whose
+    It is ≥ 0, and 0 exactly when all eigenvalues of `G` are equal, whatever their value: it makes a matrix use all its
+    directions equally and leaves the scale to the loss, to weight decay and to normalization layers, which make the
+    scale of most weights meaningless. It is invariant to the scale of `W`. A zero matrix, whose
     eigenvalues are equal, has penalty and gradient 0.
 
     With `Y = √n·W / ‖W‖_F`, whose eigenvalues have mean 1, it is `‖YYᵀ − I‖_F²`, the SO of `Y`: `tr(YYᵀ) = n`, so that
@@ -34,7 +34,7 @@ class ScaledSO(Penalty):
         """Return `n²·‖G‖_F² / tr(G)² − n` of each matrix."""
         with full_precision(W):
             X = rows(W).to(compute_dtype(W))
-            # The largest entry first: squares of tiny or huge entries would leave the range of float32. It is a
+            # Divide by the largest entry: squares of tiny or huge entries would leave the range of float32. It is a
             # constant to the gradient, since the penalty does not depend on the scale.
             largest = X.detach().abs().amax((-2, -1), keepdim=True)
             X = X / torch.where(largest > 0, largest, 1.0)

@@ -24,13 +24,14 @@ class SketchedSO(Penalty):
     """An unbiased estimate of SO, `‖(G − I)Z‖_F² / k`, with `k` columns of `Z` of random signs.
 
     As `E[zzᵀ] = I`, `E‖(G − I)z‖² = ‖G − I‖_F²` (Hutchinson's estimator of the trace of `(G − I)²`), and the mean of
-    its gradient is that of SO. With `A = (G − I)²` the variance is `2(‖A‖_F² − Σ A_ii²) / k`: signs have the least of
-    all vectors of independent entries. `G` is never formed, so that value and gradient cost `5k` products of a vector
-    with `W`, where the exact ones cost `2·min(input, output)`.
+    its gradient is that of SO. With `A = (G − I)²` the variance is `2(‖A‖_F² − Σ A_ii²) / k`: random signs minimize it
+    among vectors of independent entries. `G` is never formed, so that value and gradient cost `5k` products of a vector
+    with `W`, instead of the `2·min(input, output)` of the exact ones.
 
     The gradient, in closed form, has rank `2k`: a single one is far from that of SO, and only the mean over many steps
-    is close to it. Plain gradient descent takes that mean; Adam divides by the size of the noise as well, so that the
-    same γ acts more weakly than with exact SO, the more so the fewer probes. A second derivative raises `RuntimeError`.
+    is close to it. Plain gradient descent averages over steps; Adam also divides by the size of the noise, so that the
+    same γ has a weaker effect than with exact SO, especially with few probes. A second derivative raises
+    `RuntimeError`.
 
     Args:
         probes (`int`, defaults to 16): The number `k` of random vectors, ≥ 1.

@@ -26,7 +26,7 @@ class SO(Penalty):
 
     It is ≥ 0, and 0 exactly when the smaller side is orthonormal. The gradient is the closed form `4·W(WᵀW − I)`
     (input > output) or `4·(WWᵀ − I)W`: one Gram matrix in the forward pass and one product in the backward pass, where
-    autograd needs one and two. The Gram matrix is kept in between. A second derivative raises `RuntimeError`.
+    autograd needs two. The Gram matrix is stored in between. A second derivative raises `RuntimeError`.
 
     Source: Bansal, Chen, Wang, "Can We Gain More from Orthogonality Regularizations in Training Deep CNNs?", NeurIPS
     2018; on the smaller side, and γ for ResNet-18, He, Du, Ma, NeurIPS 2024.
@@ -41,17 +41,17 @@ class SO(Penalty):
         return _SoftOrthogonality.apply(W)
 
     def sharded(self, shards: Sequence[RowShard], vectors: Sequence[Tensor] | None = None) -> list[ShardedValue]:
-        """Return values and gradients by whichever needs fewer elements to travel: Gram matrices, or the weights."""
+        """Return values and gradients by communicating either Gram matrices or weights, whichever are smaller."""
         parts, gradients = [], []
         for shard in shards:
-            # Elements that travel: two n × n for the sum of Gram matrices, m × n for the whole.
+            # Elements to communicate: two n × n for the sum of Gram matrices, m × n for the whole weight.
             evaluate = _by_sum if 2 * shard.columns < shard.rows else _by_gathering
             part, gradient = evaluate(shard)
             parts.append(part)
             gradients.append(gradient)
         results = []
         for shard, squares, gradient in zip(shards, sum_over(shards[0].group, parts), gradients, strict=True):
-            # ‖RRᵀ − I‖² and ‖RᵀR − I‖² have one gradient and differ by rows − columns.
+            # ‖RRᵀ − I‖² and ‖RᵀR − I‖² have the same gradient and differ by rows − columns.
             values = (squares - max(0, shard.rows - shard.columns)).to(shard.dtype)
             results.append(ShardedValue(values, gradient))
         return results
@@ -72,7 +72,7 @@ class _SoftOrthogonality(Function):
         with full_precision(W):
             X = rows(W).to(E.dtype)
             factor = (4 * grad)[..., None, None]
-            if X.shape[-1] <= 2 * X.shape[-2]:  # little more than the Gram matrix, and no copy of it
+            if X.shape[-1] <= 2 * X.shape[-2]:  # little larger than the Gram matrix, and saves copying it
                 return like(W, product_like(X, E, X).mul_(factor))
             return like(W, product_like(X, E * factor, X))
 

@@ -27,12 +27,12 @@ class SRIP(Penalty):
     the paper's u and v are `x_1` and `x_2`. It is a lower bound of `σ_max` that grows towards it with `n`. It is not
     squared (Bansal et al.'s code squares it). `G` is never formed: every product is two matrix–vector products.
 
-    The gradient is that of the estimate, as autograd through all `n` products gives it (the paper's code detaches none
-    of them), with the random vector as a constant. It is computed in closed form, as one product of rank `2n`. A matrix
-    that is orthonormal to the last bit has penalty and gradient 0. A second derivative raises `RuntimeError`.
+    The gradient is that of the estimate, as autograd computes it through all `n` products (the paper's code detaches
+    none of them), with the random vector as a constant. It is computed in closed form, as one product of rank `2n`. An
+    exactly orthonormal matrix has penalty and gradient 0. A second derivative raises `RuntimeError`.
 
     Args:
-        iterations (`int`, defaults to 2): The number `n` of products with `G − I`, ≥ 1; the paper takes 2.
+        iterations (`int`, defaults to 2): The number `n` of products with `G − I`, ≥ 1; 2 in the paper.
 
     Raises:
         ValueError: `iterations` < 1.
@@ -88,7 +88,7 @@ class _PowerIteration(Function):
 
 
 def _iterate(X: Products, start: Tensor, iterations: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Go `n` times from `v` to `(XXᵀ − I)v`, normalized.
+    """Multiply a vector `n` times by `XXᵀ − I`, and normalize it each time.
 
     Returns:
         The `n + 1` unit vectors, the `n` images `Xᵀv` of all but the last, and the `n` lengths before normalization,
@@ -112,7 +112,7 @@ def _gradient_factors(
 
     Args:
         X ([`Products`]): The matrices.
-        units (sequence of `torch.Tensor`): From [`_iterate`], as are `images` and `norms`.
+        units (sequence of `torch.Tensor`): Unit vectors from [`_iterate`], like `images` and `norms`.
         images (sequence of `torch.Tensor`): See `units`.
         norms (sequence of `torch.Tensor`): See `units`.
     """
@@ -123,7 +123,7 @@ def _gradient_factors(
     adjoint = units[n]
     for k in range(n, 0, -1):
         z = X.image(adjoint)
-        # d‖…‖ through A = XXᵀ − I: (a bᵀ + b aᵀ) X, with Xᵀa and Xᵀb at hand.
+        # d‖…‖ through A = XXᵀ − I: (a bᵀ + b aᵀ) X, with Xᵀa and Xᵀb already computed.
         left += [adjoint, units[k - 1]]
         right += [images[k - 1], z]
         if k > 1:

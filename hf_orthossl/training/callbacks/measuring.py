@@ -21,8 +21,8 @@ class MeasuringCallback(ReportingCallback):
     """Measure a module at regular intervals while a `transformers.Trainer`, or your own loop, trains it.
 
     The scalars, under `<name>/`, go into the first log entry after each `every` steps and into the last one, on the
-    main process. Training is not changed: no random number is drawn, and a measurement that fails is reported in a
-    warning and left out. Weights sharded by FSDP2 are gathered on the main process, one at a time, while it measures.
+    main process. Training is not affected: no random number is drawn, and a measurement that fails is skipped with
+    a warning. Weights sharded by FSDP2 are gathered on the main process, one at a time, while it measures.
     DeepSpeed ZeRO-3 is not supported. Subclasses implement `_measure`.
 
     Args:
@@ -30,7 +30,7 @@ class MeasuringCallback(ReportingCallback):
         every (`float`): Steps between two measurements, or a share of the run if below 1; 0 for none.
         module (`nn.Module`, *optional*): The module to measure; by default the encoder of an [`SSLModel`], else the
             whole model.
-        subject (`str`, *optional*): What warnings call the measured quantity; `name` by default.
+        subject (`str`, *optional*): Name of the measured quantity in warnings; `name` by default.
 
     Raises:
         ValueError: `every` is out of range.
@@ -74,7 +74,7 @@ class MeasuringCallback(ReportingCallback):
         """Return the scalars to log after `step` optimizer steps.
 
         Returns:
-            `dict[str, float]`: Empty if no measurement is due, and on other processes than the main one.
+            `dict[str, float]`: Empty if no measurement is due, and on all processes but the main one.
         """
         if self._measured_module is None or not is_due(step, self.measured, self.every, max_steps):
             return {}
@@ -88,7 +88,7 @@ class MeasuringCallback(ReportingCallback):
             with torch.random.fork_rng(devices=devices):
                 scalars = self._measure(module, step)
         except Exception as error:
-            # A failed measurement, even for lack of memory, must not end a run.
+            # A failed measurement, even out of memory, must not end a run.
             warn_above_bars(logger, f"{self.subject} at step {step} cannot be measured: {error_text(error)}")
             return {}
         return {f"{self.name}/{key}": value for key, value in scalars.items()}

@@ -12,13 +12,15 @@ from .reporting import ReportingCallback
 class OrthogonalityCallback(ReportingCallback):
     """Add γ·Σ OR(W) to the training of any plain `transformers.Trainer`, without subclassing it.
 
-    The gradient of the penalty is written before the first backward pass of each optimizer step. It therefore counts
-    once whatever the gradient accumulation, is clipped with the rest and scaled as fp16 requires. The value, with γ
+    The gradient of the penalty is written before the first backward pass of each optimizer step. It therefore
+    counts once regardless of gradient accumulation, and is clipped and scaled for fp16 together with the other
+    gradients. The value, with γ
     applied, is logged as `orthogonality`, as the mean over the steps that computed it. DeepSpeed, which does not expose
     its gradients, is not supported.
 
-    Several processes train as one does: under FSDP2 each gets the gradient of its own entries; under DDP each computes
-    the whole gradient or, with `ddp_find_unused_parameters=False`, that of a share of the matrices.
+    The result does not depend on the number of processes: under FSDP2 each process computes the gradient of its shard;
+    under DDP each computes the whole gradient or, with `ddp_find_unused_parameters=False`, that of a share of the
+    matrices.
 
     Args:
         kind (`str`, defaults to "so"): The name of a penalty, see `PENALTIES`.
@@ -70,7 +72,7 @@ class OrthogonalityCallback(ReportingCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         """Select the matrices of the model that is about to be trained."""
         super().on_train_begin(args, state, control, **kwargs)
-        # At each call of `train`: the callback may be used again for another model.
+        # At each call of `train`, since the callback may be reused for another model.
         self._regularized = model if self.module is None else self.module
         self.regularizer = OrthogonalityRegularizer(self._regularized, self.kind, **self.kwargs)
         # DDP with `find_unused_parameters` does not average every gradient, so each process needs the whole one.

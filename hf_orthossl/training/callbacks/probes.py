@@ -1,4 +1,4 @@
-"""kNN and linear probes while an encoder trains: how well its representations predict labels that training ignores."""
+"""Measure the kNN and linear-probe accuracy of an encoder during training, with labels that training does not use."""
 
 from typing import ClassVar, cast
 
@@ -17,14 +17,14 @@ class ProbeCallback(MeasuringCallback):
 
     Use [`KNNCallback`] or [`LinearProbeCallback`]. The scalars are `top1` and `top5`, in [0, 1], with the prefix of the
     probe, in the first log entry after each `every` steps and in the last one, measured on the main process. Training
-    is not changed: no gradient, running statistic or random number is touched. Weights sharded by FSDP2 are gathered on
-    the main process, which holds the whole encoder while it measures.
+    is not affected: gradients, running statistics and random numbers do not change. Weights sharded by FSDP2 are
+    gathered on the main process, which holds the whole encoder while it measures.
 
     Args:
-        monitor ([`~evaluation.KNNMonitor`]): The labelled images to learn from and to predict.
+        monitor ([`~evaluation.KNNMonitor`]): The labelled images of bank and queries.
         every (`float`, defaults to 0.1): Steps between two measurements, or a share of the run if below 1; 0 for none.
-        encoder (`nn.Module`, *optional*): The encoder to measure, with attributes `mean` and `std` as encoders have
-            them; by default the encoder of an [`SSLModel`], else the whole model.
+        encoder (`nn.Module`, *optional*): The encoder to measure, with the attributes `mean` and `std` of an
+            [`Encoder`]; by default the encoder of an [`SSLModel`], else the whole model.
 
     Raises:
         ValueError: `every` is out of range.
@@ -42,7 +42,7 @@ class ProbeCallback(MeasuringCallback):
             return self.accuracy(*self.monitor.features(cast(Encoder, module)))
 
     def accuracy(self, bank: Features, queries: Features) -> dict[str, float]:
-        """Return `top1` and `top5` on `queries` of the probe that learned from `bank`."""
+        """Return `top1` and `top5` on `queries` of a probe trained on `bank`."""
         raise TypeError("ProbeCallback is abstract: use KNNCallback or LinearProbeCallback")
 
 
@@ -67,12 +67,12 @@ class KNNCallback(ProbeCallback):
 class LinearProbeCallback(ProbeCallback):
     """Classify by logistic regression on representations, with the prefix `linear_probe/`; see [`ProbeCallback`].
 
-    The probe is fitted from scratch each time, on the features of that moment, so that it depends on the encoder alone.
+    The probe is fitted from scratch at each measurement, so that the accuracy depends only on the current encoder.
 
     Args:
-        monitor ([`~evaluation.KNNMonitor`]): As in [`ProbeCallback`].
-        every (`float`, defaults to 0.1): As in [`ProbeCallback`].
-        encoder (`nn.Module`, *optional*): As in [`ProbeCallback`].
+        monitor ([`~evaluation.KNNMonitor`]): See [`ProbeCallback`].
+        every (`float`, defaults to 0.1): See [`ProbeCallback`].
+        encoder (`nn.Module`, *optional*): See [`ProbeCallback`].
         penalty (`float`, defaults to 1e-3): λ ≥ 0 of [`~evaluation.lbfgs_probe`].
 
     Raises:
@@ -97,7 +97,7 @@ class LinearProbeCallback(ProbeCallback):
         """
         labelled = bank.labels >= 0
         if not labelled.any():
-            raise ValueError("a linear probe learns from labels and the monitor has none: pass labelled images")
+            raise ValueError("a linear probe needs labels, and the monitor has none: pass labelled images")
         classes = int(max(bank.labels.max(), queries.labels.max())) + 1
         classifier = lbfgs_probe(bank.representations[labelled], bank.labels[labelled], classes, penalty=self.penalty)
         names = [str(number) for number in range(classes)]
@@ -106,12 +106,12 @@ class LinearProbeCallback(ProbeCallback):
 
 
 def build_probes(model: SSLModel, data: TrainingData) -> list[ProbeCallback]:
-    """Return the probes that `knn_steps` and `linear_probe_steps` ask for.
+    """Return the callbacks requested by `knn_steps` and `linear_probe_steps`.
 
-    They use up to 2,048 labelled training images, of which a fifth is predicted from the others.
+    They use up to 2,048 labelled training images, of which a fifth are the queries.
 
     Raises:
-        ValueError: the data have no labels, or are a stream.
+        ValueError: The data have no labels, or are a stream.
     """
     kinds: dict[str, type[ProbeCallback]] = {"knn_steps": KNNCallback, "linear_probe_steps": LinearProbeCallback}
     intervals = {name: getattr(data.args, name) for name in kinds if getattr(data.args, name)}

@@ -1,4 +1,4 @@
-"""What training reports: scalars added to log entries, the history file, and the progress bar."""
+"""Report training progress: scalars in log entries, the history file, and the progress bar."""
 
 import json
 import logging
@@ -14,17 +14,17 @@ from ...messages import warn_once
 
 logger = logging.getLogger(__name__)
 
-# The values shown beside the progress bar, in this order; the history file holds everything that is logged.
+# The values shown next to the progress bar, in this order; the history file contains everything that is logged.
 SHOWN = ("loss", "ssl", "orthogonality", "embedding_std")
 
 
 class ReportingCallback(TrainerCallback):
     """Add scalars to the log entries of any `transformers.Trainer`.
 
-    A Trainer calls the integrations that `report_to` names (TensorBoard, …) before the callbacks that it is given, so
-    that they do not see what these callbacks add. [`~ReportingCallback.attach`] puts a callback before them. Given as
-    `Trainer(callbacks=[…])`, a callback works as well, but its scalars reach `trainer.state.log_history` and the
-    printed log only. [`OrthoSSLTrainer`] attaches its callbacks itself.
+    A Trainer calls the integrations that `report_to` names (TensorBoard, …) before the user's callbacks, so that
+    they do not see what those callbacks add. [`~ReportingCallback.attach`] puts a callback before them. A
+    callback passed as `Trainer(callbacks=[…])` works as well, but its scalars reach only `trainer.state.log_history`
+    and the printed log. [`OrthoSSLTrainer`] attaches its callbacks automatically.
 
     Subclasses implement [`~ReportingCallback.scalars`].
     """
@@ -35,7 +35,7 @@ class ReportingCallback(TrainerCallback):
         """Add this callback to a trainer, before the integrations that report its log entries.
 
         Args:
-            trainer (`Trainer`): The trainer; the callback is moved if it has it already.
+            trainer (`Trainer`): The trainer; if it already has the callback, the callback is moved.
 
         Returns:
             This callback.
@@ -93,16 +93,16 @@ class HistoryCallback(TrainerCallback):
 
 
 class LossBar(ProgressCallback):
-    """The Trainer's progress bar, with the parts of the loss beside it instead of a printed line per log entry."""
+    """The Trainer's progress bar, which shows the parts of the loss instead of printing a line per log entry."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Show the parts of the loss beside the bar."""
+        """Show the parts of the loss next to the bar."""
         if self.training_bar is not None and "loss" in logs:
             self.training_bar.set_postfix_str(bar_text(logs))
 
 
 def bar_text(logs: Mapping[str, float]) -> str:
-    """Return the parts of the loss in a log entry as the progress bar shows them."""
+    """Format the parts of the loss in a log entry for the progress bar."""
     return ", ".join(f"{name}={logs[name]:.4g}" for name in SHOWN if name in logs)
 
 
@@ -115,7 +115,7 @@ def append_history(folder: str | Path, entry: Mapping[str, Any]) -> None:
 
 
 def read_history(folder: str | Path) -> list[dict[str, Any]]:
-    """Return the log entries in `<folder>/history.jsonl`; a last line that was cut off is left out."""
+    """Return the log entries in `<folder>/history.jsonl`; a truncated last line is ignored."""
     path = Path(folder) / "history.jsonl"
     if not path.exists():
         return []
@@ -123,7 +123,7 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def trim_history(folder: str | Path, step: int) -> list[dict[str, Any]]:
-    """Remove the log entries after `step`, which a resumed run writes again, and return the others."""
+    """Remove the log entries after `step`, which a resumed run writes again, and return the remaining ones."""
     path = Path(folder) / "history.jsonl"
     if not path.exists():
         return []

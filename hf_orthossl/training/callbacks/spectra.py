@@ -1,4 +1,4 @@
-"""Spectra of weights and features while a model trains, and a warning when they collapse."""
+"""Measure spectra of weights and features during training, and warn when they collapse."""
 
 import glob
 import logging
@@ -18,7 +18,7 @@ from .measuring import MeasuringCallback, error_text
 
 logger = logging.getLogger(__name__)
 
-# Failures in a row after which features are no longer measured.
+# Number of consecutive failures after which features are no longer measured.
 FAILURES = 3
 
 
@@ -28,7 +28,7 @@ class SpectraCallback(MeasuringCallback):
     By default only the last weight matrix of each stage is measured, which takes a fraction of a second. The scalars
     are those of [`SpectralReport.summary`] with the prefix `<name>/`, in the first log entry after each `every` steps
     and in the last one; the weights are those at the time of the entry, measured on the main process. Training is not
-    changed: a measurement that fails is reported in a warning and left out. Weights sharded by FSDP2 are gathered on
+    affected: a measurement that fails is skipped with a warning. Weights sharded by FSDP2 are gathered on
     the main process, one at a time, while it measures. DeepSpeed ZeRO-3 is not supported.
 
     Args:
@@ -38,13 +38,13 @@ class SpectraCallback(MeasuringCallback):
         images (`Tensor` or iterable, *optional*): Normalized images `(N, 3, H, W)`, or batches of them such as those
             of a `DataLoader`, read again at each measurement; their features are measured too. The rank of features
             is at most N − 1, so pass more images than the features have dimensions.
-        include (`str` or sequence of `str`, *optional*): Patterns of weights to measure, as in `select_matrices`; by
+        include (`str` or sequence of `str`, *optional*): Patterns of weights to measure, see `select_matrices`; by
             default the last weight of each stage.
-        layers (sequence of `str`, *optional*): Layers whose features to measure, as in `spectral_report`; by default
+        layers (sequence of `str`, *optional*): Layers whose features to measure, see `spectral_report`; by default
             the representation.
         threshold (`float`, defaults to 0.1): Warn once when the effective rank of a layer falls below this share of
             its maximum, and again only after it has recovered; in [0, 1), 0 for no warnings.
-        name (`str`, defaults to "spectra"): Prefix of the scalars; several such callbacks need different names.
+        name (`str`, defaults to "spectra"): Prefix of the scalars; it must differ between several such callbacks.
 
     Raises:
         ValueError: `every` or `threshold` is out of range, `layers` is given without `images`, `name` is empty or
@@ -70,7 +70,7 @@ class SpectraCallback(MeasuringCallback):
     ):
         check_threshold("threshold", threshold)
         if layers is not None and images is None:
-            raise ValueError("layers need images: pass images, or choose weights with include")
+            raise ValueError("layers is given without images: pass images, or select weights with include")
         if not name or "/" in name:
             raise ValueError(f"name is {name!r}: it must be a word without '/', as in 'spectra'")
         super().__init__(name, every, module)
@@ -105,7 +105,7 @@ class SpectraCallback(MeasuringCallback):
             chosen = [matrix.name for matrix in matrices]
         self._weights = {name.partition("[")[0] for name in chosen}
         if not self._weights <= {name for name, _ in module.named_parameters()}:
-            # Parametrized weights are computed from parameters with other names.
+            # The parameters of parametrized weights have other names.
             self._weights = None
         if self.images is not None:
             _check_images(self.images)
@@ -125,13 +125,13 @@ class SpectraCallback(MeasuringCallback):
         return report.summary()
 
     def _report(self, module: nn.Module, step: int) -> SpectralReport:
-        """Return the spectra of weights and features, or of weights alone if features cannot be measured."""
+        """Return the spectra of weights and features, or only those of weights if features cannot be measured."""
         if self.images is None or self._failures == FAILURES:
             return spectral_report(module, include=self._patterns)
         try:
             report = spectral_report(module, self.images, include=self._patterns, layers=self.layers)
         except Exception as error:
-            # Raises as well if the weights are the cause.
+            # This raises too if the weights are the cause.
             report = spectral_report(module, include=self._patterns)
             self._failures += 1
             last = f"; after {FAILURES} failures they are no longer measured" if self._failures == FAILURES else ""
@@ -158,7 +158,7 @@ class SpectraCallback(MeasuringCallback):
 
 
 def _check_images(images: Tensor | Iterable) -> None:
-    """Reject what cannot be images, without reading a batch."""
+    """Reject values that cannot be images, without reading a batch."""
     if isinstance(images, Tensor):
         if images.ndim != 4 or not images.is_floating_point() or len(images) < 2:
             raise ValueError(
