@@ -67,7 +67,7 @@ def newest_checkpoint(folder: Path, marker: str) -> Path:
         reasons = ", ".join(f"{path.name} is damaged ({reason})" for path, reason in damaged.items())
         raise FileNotFoundError(
             f"output_dir {folder} has no {'valid ' if damaged else ''}checkpoint to resume from: "
-            f"{reasons + '; ' if damaged else ''}run without --resume, and with --overwrite_output to replace the folder"
+            f"{reasons + '; ' if damaged else ''}run without --resume, with --overwrite_output to replace the folder"
         )
     if not (checkpoint / marker).exists():
         raise FileNotFoundError(

@@ -132,7 +132,7 @@ def test_bad_arguments(settings, said, tmp_path):
 
 def test_the_images_of_a_step_must_be_shared_out_equally(tmp_path):
     train("loop", tmp_path, max_steps=2)
-    with pytest.raises(ValueError, match=r"takes 32 images per optimizer step, and 3 batches .* cannot share them"):
+    with pytest.raises(ValueError, match=r"has 32 images per optimizer step, which 3 batches .* cannot divide equally"):
         train("loop", tmp_path, resume=True, gradient_accumulation_steps=3)
     # 84 images in batches of 32 are an epoch of 2 steps, not of 3.
     with pytest.raises(ValueError, match="had 3 optimizer steps and would now have 2: resume"):
