@@ -1,6 +1,6 @@
 """Encoder folders, their cards, publishing on the Hugging Face Hub, and the leaderboard.
 
-Public names are imported when first used: the leaderboard's page needs neither torch nor the code that trains.
+Public names are imported on first use: the leaderboard's page needs neither torch nor the training code.
 """
 
 from ..lazy import lazy_names

@@ -13,12 +13,12 @@ from .publish import FILES, refuse_tokens
 
 @dataclass(frozen=True)
 class PublishedResults:
-    """Outcome of [`publish_results`].
+    """The outcome of [`publish_results`].
 
     Args:
         url (`str`): The repository.
         commit (`str`): Id of the commit.
-        results (`list[Result]`): All results that the repository now has, as read back from it.
+        results (`list[Result]`): All results in the repository, read back from it.
     """
 
     url: str
@@ -30,8 +30,8 @@ def publish_results(model: str, results: list[Result], *, token: str | None = No
     """Add results to an encoder's Hub repository, and read them back.
 
     `results.json`, the card with its `model-index` and tables, and `.eval_results/` are replaced in one commit. Earlier
-    results stay unless the same was measured again, and so does the owner's text in the card. Local folders are named
-    by their last part.
+    results are kept unless they were measured again, and so is the owner's text in the card. Of the paths of local
+    folders, only the last part is published.
 
     Args:
         model (`str`): Hub id "user/name", optionally with `@branch`.
@@ -40,8 +40,8 @@ def publish_results(model: str, results: list[Result], *, token: str | None = No
             `HF_TOKEN`.
 
     Raises:
-        ValueError: `model` is not a Hub id, or the repository holds something that orthossl did not publish.
-        OSError: There is no token or no such repository, or the Hub does not answer, or refuses.
+        ValueError: `model` is not a Hub id, or the repository contains files that orthossl did not publish.
+        OSError: There is no token or no such repository, or the Hub does not answer or rejects the results.
     """
     repo, found = results_repo(model, token)
     added = [public_result(result) for result in results]
@@ -61,7 +61,7 @@ def publish_results(model: str, results: list[Result], *, token: str | None = No
         repo.download({RESULTS}, commit, folder)
         there = read_results(folder / RESULTS)
     if there != merged:
-        raise OSError(f"{repo.url} does not hold the results that were published to it: look at its commits")
+        raise OSError(f"{repo.url} does not contain the results that were published to it: check its commits")
     return PublishedResults(repo.url, commit, there)
 
 
@@ -69,17 +69,17 @@ def results_repo(model: str, token: str | None = None) -> tuple[HubRepo, RepoSta
     """Return the repository of a published encoder, checked before anything is measured.
 
     Raises:
-        ValueError: As in [`publish_results`].
-        OSError: As in [`publish_results`].
+        ValueError: See [`publish_results`].
+        OSError: See [`publish_results`].
     """
     repo_id = hub_id(model)
     if repo_id is None:
         raise ValueError(
-            f"results of {model!r} cannot be pushed: it is not a Hub id user/name; publish it with orthossl publish "
-            "first"
+            f"results of {model!r} cannot be pushed, because it is not a Hub id user/name: publish it with orthossl "
+            "publish first"
         )
     repo = HubRepo(repo_id, require_token(token), model.partition("@")[2] or None)
     found = repo.read_state()
     if found is None or not found.has_revision:
-        raise OSError(f"there is no {repo.url} to push results to: publish the encoder with orthossl publish first")
+        raise OSError(f"{repo.url} does not exist: publish the encoder with orthossl publish first")
     return repo, found

@@ -1,4 +1,4 @@
-"""The Hub's client: names of repositories, errors of the Hub in plain words, and one repository with its commits."""
+"""Access to the Hub: repository names, readable errors, and a repository with its commits."""
 
 import hashlib
 import json
@@ -28,13 +28,13 @@ T = TypeVar("T")
 RETRY_AFTER = (1.0, 4.0)
 # HTTP status codes after which a retry may succeed.
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-# Files that a repository may hold before anything was published to it.
+# Files that a repository may contain before anything is published to it.
 BARE = {".gitattributes", ".gitignore", "LICENSE", "README.md"}
 _SCHEMES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
 def hub_id(name: str) -> str | None:
-    """Return the Hub id `owner/name` that a name stands for, without scheme and revision.
+    """Return the Hub id `owner/name` of a model or data set, without scheme and revision.
 
     Args:
         name (`str`): Name of a model or data set, as `hf-hub:owner/name@revision` or `owner/name`.
@@ -54,7 +54,7 @@ def hub_id(name: str) -> str | None:
 
 
 def public_name(name: str) -> str:
-    """Return the name under which a model or data set is published: a local folder loses its path.
+    """Return the name under which to publish a model or data set: a Hub id, or a local folder without its path.
 
     Args:
         name (`str`): A Hub id, the name of a timm model, or the path of a folder.
@@ -77,7 +77,7 @@ def check_repo_id(repo_id: str | None, argument: str = "repo_id") -> None:
         argument (`str`, defaults to `"repo_id"`): Name of the argument, for the error message.
 
     Raises:
-        ValueError: `repo_id` is missing or has another form.
+        ValueError: `repo_id` is missing or malformed.
     """
     if not repo_id:
         raise ValueError(f"{argument} is missing: pass one of the form user/name")
@@ -86,23 +86,23 @@ def check_repo_id(repo_id: str | None, argument: str = "repo_id") -> None:
     except HFValidationError as error:
         raise ValueError(f"{argument} {repo_id!r} is not valid: {error}") from error
     if repo_id.count("/") != 1:
-        raise ValueError(f"{argument} {repo_id!r} names no owner: pass one of the form user/name")
+        raise ValueError(f"{argument} {repo_id!r} has no owner: pass one of the form user/name")
 
 
 def require_token(token: str | None = None) -> str:
-    """Return an access token: `token`, or the one that is stored on this machine.
+    """Return an access token: `token`, or the one stored on this machine.
 
     Raises:
         OSError: There is no token.
     """
     token = token or get_token()
     if not token:
-        raise OSError("publishing needs an access token and there is none: run `hf auth login`, or set HF_TOKEN")
+        raise OSError("publishing needs an access token, but none was found: run `hf auth login`, or set HF_TOKEN")
     return token
 
 
 def hub_error(error: BaseException | None) -> Exception | None:
-    """Return the error of the Hub or of the connection to it that caused `error`.
+    """Return the error of the Hub, or of the connection to it, that caused `error`.
 
     The client wraps such errors, so the chain of causes is followed.
 
@@ -111,7 +111,7 @@ def hub_error(error: BaseException | None) -> Exception | None:
     """
     while error is not None:
         from_http_client = type(error).__module__.split(".")[0] in ("httpx", "httpx2")
-        # An answer that is not JSON comes from a proxy.
+        # A response that is not JSON comes from a proxy.
         known = HfHubHTTPError | LocalEntryNotFoundError | ConnectionError | TimeoutError | json.JSONDecodeError
         if isinstance(error, Exception) and (from_http_client or isinstance(error, known)):
             return error
@@ -146,7 +146,7 @@ class RepoState:
 
 
 class HubRepo:
-    """One repository on the Hub, with retries, and with errors of one line that say what to do.
+    """A repository on the Hub, with retries and one-line errors that state the remedy.
 
     Args:
         repo_id (`str`): "user/name".
@@ -168,7 +168,7 @@ class HubRepo:
         """Check that the Hub accepts the token.
 
         Raises:
-            OSError: It does not, or it does not answer.
+            OSError: The Hub rejects the token, or does not answer.
         """
         self._request(self.api.whoami)
 
@@ -179,8 +179,8 @@ class HubRepo:
             [`RepoState`] or `None`: The commit; `None` if there is no such repository.
 
         Raises:
-            ValueError: The repository holds files that this package did not publish.
-            OSError: The Hub does not answer, or refuses the request.
+            ValueError: The repository contains files that this package did not publish.
+            OSError: The Hub does not answer, or rejects the request.
         """
         try:
             info, has_revision = self._request(self._model_info)
@@ -190,8 +190,8 @@ class HubRepo:
         config = self._json("config.json", info.sha) if "config.json" in files else {}
         if not is_ours(config) and not files <= BARE:
             raise ValueError(
-                f"{self.url} holds files that orthossl did not publish (its config.json has no orthossl block): choose "
-                "another repo_id"
+                f"{self.url} contains files that orthossl did not publish (its config.json has no orthossl block): "
+                "choose another repo_id"
             )
         card = self.text("README.md", info.sha) if "README.md" in files else None
         return RepoState(info.sha, files, config, card, bool(info.private), has_revision)
@@ -228,7 +228,7 @@ class HubRepo:
 
         Args:
             private (`bool`, *optional*): Visibility of a new repository; `None` for the user's default.
-            sdk (`str`, *optional*): What a Space runs on, such as "gradio"; a Space needs it.
+            sdk (`str`, *optional*): The SDK of a Space, such as "gradio"; required for a Space.
         """
         self._request(
             lambda: self.api.create_repo(
@@ -243,10 +243,10 @@ class HubRepo:
         self._request(lambda: self.api.create_branch(self.repo_id, branch=branch, exist_ok=True))
 
     def commit(self, contents: Mapping[str, bytes | Path], stale: set[str], parent: str | None, message: str) -> str:
-        """Add files and delete others in one commit.
+        """Add and delete files in one commit.
 
         Args:
-            contents (mapping of `str` to `bytes` or `Path`): Path in the repository → content, or the file that has it.
+            contents (mapping of `str` to `bytes` or `Path`): Path in the repository → content, or the file to upload.
             stale (`set[str]`): Paths to delete.
             parent (`str`, *optional*): Id of the commit on top of which to commit.
             message (`str`): Title of the commit.
@@ -255,8 +255,8 @@ class HubRepo:
             `str`: Id of the commit.
 
         Raises:
-            ValueError: The Hub refuses the card's metadata.
-            OSError: The Hub does not answer, refuses the request, or has a newer commit than `parent`; nothing was
+            ValueError: The Hub rejects the card's metadata.
+            OSError: The Hub does not answer, rejects the request, or has a newer commit than `parent`; nothing was
                 changed.
         """
         for wait in (*RETRY_AFTER, None):
@@ -278,7 +278,7 @@ class HubRepo:
                 error = hub_error(raised)
                 if error is None:
                     raise
-                # The commit may have been made although its answer was lost.
+                # The commit may have been made although the response was lost.
                 commit = self._commit_made(contents, stale, error)
                 if commit:
                     return commit
@@ -293,11 +293,11 @@ class HubRepo:
         return Path(file).read_bytes().decode("utf-8", errors="replace")
 
     def _commit_made(self, contents: Mapping[str, bytes | Path], stale: set[str], error: Exception) -> str | None:
-        """Return the id of the newest commit if it is the one whose answer was lost, else `None`."""
+        """Return the id of the newest commit if it is the one whose response was lost, else `None`."""
         if not _is_transient(error) and status_of(error) not in (409, 412):
             return None
         try:
-            # Any: the client's return type includes kinds of repository without files, which are not asked for.
+            # `Any`, because the client's return type includes kinds of repositories without files, which do not occur.
             info: Any = self._request(
                 lambda: self.api.repo_info(
                     self.repo_id, revision=self.revision, repo_type=self.kind, files_metadata=True, timeout=30
@@ -305,8 +305,8 @@ class HubRepo:
             )
         except OSError as unknown:
             raise OSError(
-                f"the Hub stopped answering ({self._explained(error)}), and whether {self.url} was published is not "
-                "known: publish again later, which changes nothing if it was"
+                f"the Hub stopped answering ({self._explained(error)}), so it is unknown whether {self.url} was "
+                "published: publish again later, which changes nothing if it was"
             ) from unknown
         digests = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings or ()}
         same = all(digests.get(path) in _digests(content) for path, content in contents.items())
@@ -326,7 +326,7 @@ class HubRepo:
             return {}
 
     def _request(self, call: Callable[[], T]) -> T:
-        """Return the call's result, after retries if the Hub fails for a moment; explain the error of the last one."""
+        """Return the result of a call, with retries after temporary failures; explain the last error."""
         for wait in (*RETRY_AFTER, None):
             try:
                 return call()
@@ -342,26 +342,26 @@ class HubRepo:
         raise AssertionError("unreachable: the last try returns or raises")
 
     def _explained(self, error: Exception) -> OSError | ValueError:
-        """Return the error of one line that says what went wrong and what to do."""
+        """Return a one-line error that states what went wrong and how to fix it."""
         status = status_of(error)
         if isinstance(error, OfflineModeIsEnabled):
             return OSError("HF_HUB_OFFLINE is set, so nothing can be published: unset it")
         if isinstance(error, BadRequestError):
-            return ValueError(f"the Hub refused {self.repo_id} (400): {error.server_message or error}")
+            return ValueError(f"the Hub rejected {self.repo_id} (400): {error.server_message or error}")
         known = {
             401: "the Hub does not accept the token (401): log in with `hf auth login`, or set HF_TOKEN to a valid one",
-            403: f"the token may not write to {self.repo_id} (403): use one with write access, or another repo_id",
+            403: f"the token has no write access to {self.repo_id} (403): use one that has, or another repo_id",
             404: f"the Hub finds no {self.repo_id} that this token may write to (404): check repo_id and token",
             409: f"{self.url} changed while publishing (409): nothing was published; publish again",
             412: f"{self.url} changed while publishing (412): nothing was published; publish again",
-            429: "the Hub asks for fewer requests (429): nothing was published; publish again in a few minutes",
+            429: "too many requests to the Hub (429): nothing was published; publish again in a few minutes",
         }
         if status in known:
             return OSError(known[status])
         if status is not None:
-            return OSError(f"the Hub answered {status} again and again: nothing was published; publish again later")
+            return OSError(f"the Hub repeatedly answered {status}: nothing was published; publish again later")
         return OSError(
-            f"the connection to {self.api.endpoint} broke off ({type(error).__name__}): nothing was published; publish "
+            f"the connection to {self.api.endpoint} failed ({type(error).__name__}): nothing was published; publish "
             "again"
         )
 

@@ -1,4 +1,4 @@
-"""The encoder folder of a run: weights, card and spectra, which anyone loads without this package."""
+"""Write the encoder folder of a run: weights, card and spectra, loadable without this package."""
 
 import warnings
 from collections.abc import Sequence
@@ -31,28 +31,29 @@ def write_encoder_folder(
 ) -> Path:
     """Write the encoder of a trained model with its origin, results, spectra and card.
 
-    The folder has `config.json`, `model.safetensors` and other files that loading needs, `results.json`,
+    The folder contains `config.json`, `model.safetensors` and other files needed for loading, `results.json`,
     `spectra.json`, `spectra.safetensors`, `spectra.png`, and the card, `README.md`.
 
     Args:
         model ([`SSLModel`]): The trained model; only its encoder is exported.
         folder (`str` or `Path`): Folder to write. Its files are replaced; the owner's text in the card is kept.
-        source ([`ImageSource`], *optional*): Training data, whose images also give the feature spectra. A local folder
-            is recorded without its path.
-        results (sequence of [`Result`], *optional*): Results for the card; local folders lose their path.
+        source ([`ImageSource`], *optional*): Training data, whose images are also used for the feature spectra. A local
+            folder is recorded without its path.
+        results (sequence of [`Result`], *optional*): Results for the card; local folders are recorded without their
+            path.
         training (`dict`, *optional*): Settings of the training as [`training_record`] returns them, JSON values;
-            `"pretrained"` tells whether the initial weights were published ones.
-        spectra_images (`int`, defaults to 1024): Number of images for the feature spectra at most; for a stream, none
-            are measured.
-        encoder ([`Encoder`], *optional*): The encoder with whole weights, from [`~distributed.sharding.gather_module`],
-            if the model's are sharded.
+            `"pretrained"` states whether the initial weights were published ones.
+        spectra_images (`int`, defaults to 1024): Maximum number of images for the feature spectra; none are measured
+            for a stream.
+        encoder ([`Encoder`], *optional*): The encoder with gathered weights, from
+            [`~distributed.sharding.gather_module`], if the model's are sharded.
 
     Returns:
         `Path`: The folder.
 
     Raises:
         ValueError: The weights are sharded and `encoder` is missing.
-        OSError: The folder cannot be written; an earlier encoder in it stays intact.
+        OSError: The folder cannot be written; an earlier encoder in it remains intact.
 
     Example:
         >>> write_encoder_folder(model, "runs/mine/encoder", source=load_source("digits"))
@@ -83,7 +84,7 @@ def spectra_rows(num_rows: int, images: int = 1024) -> list[int]:
 
     Args:
         num_rows (`int`): Size of the data set.
-        images (`int`, defaults to 1024): Number of rows at most.
+        images (`int`, defaults to 1024): Maximum number of rows.
     """
     return list(range(0, num_rows, max(num_rows // images, 1)))[:images]
 
@@ -121,13 +122,13 @@ def _base_model(backbone: str, encoder: Encoder) -> str | None:
 
 
 def _write_card(folder: Path) -> None:
-    """Render the card; if the owner left broken markers in it, warn and keep it: an error would cost the run."""
+    """Render the card; if the owner's markers are broken, warn and keep the card, so as not to fail the run."""
     path = folder / CARD
     try:
-        # As bytes: reading as text would change the owner's line breaks.
+        # Read as bytes, because reading as text would change the owner's line breaks.
         previous = path.read_bytes().decode("utf-8") if path.is_file() else None
         card = render_card(folder, previous=previous)
     except ValueError as error:
-        warnings.warn(f"{path} was left as it is: {error}", stacklevel=3)
+        warnings.warn(f"{path} was not updated: {error}", stacklevel=3)
         return
     path.write_bytes(card.encode("utf-8"))

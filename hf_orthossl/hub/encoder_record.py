@@ -1,4 +1,4 @@
-"""The origin of an encoder, as its `config.json` records it, and the Python calls that load the encoder."""
+"""The origin of an encoder, recorded in its `config.json`, and the Python calls that load the encoder."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ _MAX_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class EncoderRecord:
-    """The origin of an encoder and how to use it: the `orthossl` block of its `config.json`.
+    """The origin and the use of an encoder: the `orthossl` block of its `config.json`.
 
     Args:
         backbone (`str`): Name of the architecture: a timm name, a Hub id, or the last part of a folder's path.
@@ -29,8 +29,9 @@ class EncoderRecord:
         image_size (`int`): Height and width of the input images, in pixels.
         mean (`list[float]`): Mean of each of the three channels, for normalizing images in [0, 1].
         std (`list[float]`): Standard deviation of each channel.
-        pooling (`str`): How the output of `AutoModel` becomes the representation: "pooler_output", "cls" or "mean".
-        method (`str`): The SSL method, as `orthossl methods` names it.
+        pooling (`str`): The part of the output of `AutoModel` that is the representation: "pooler_output", "cls" or
+            "mean".
+        method (`str`): The name of the SSL method, see `orthossl methods`.
         method_config (`dict`, *optional*): Hyper-parameters of the method.
         regularizer (`str`, *optional*): The name of a penalty; `None` without one.
         regularizer_config (`dict`, *optional*): Other arguments of the penalty.
@@ -39,13 +40,14 @@ class EncoderRecord:
         dataset (`str`, *optional*): Training data: a Hub id, or the name of a folder.
         split (`str`, *optional*): Split of the data set.
         num_images (`int`, *optional*): Number of images in the split; `None` for a stream.
-        base_model (`str`, *optional*): Hub id of the initial weights; `None` if they were random or are not known.
+        base_model (`str`, *optional*): Hub id of the initial weights; `None` if they were random or are unknown.
         training (`dict`, *optional*): Settings of the training, as [`training_record`] returns them; JSON values.
         version (`str`, *optional*): Version of this package.
         commit (`str`, *optional*): Commit of this package's checkout, ending in `-dirty` if files were changed.
-        library (`str`, defaults to `"timm"`): Library that loads the encoder, "timm" or "transformers"; not in the
-            block.
-        remote_code (`bool`, defaults to `False`): Whether code in the folder defines it; not in the block.
+        library (`str`, defaults to `"timm"`): Library that loads the encoder, "timm" or "transformers"; not part
+            of the block.
+        remote_code (`bool`, defaults to `False`): Whether code in the folder defines the architecture;
+            not part of the block.
     """
 
     backbone: str
@@ -68,13 +70,13 @@ class EncoderRecord:
     training: dict = field(default_factory=dict)
     version: str | None = None
     commit: str | None = None
-    # From the rest of config.json.
+    # Determined from the rest of config.json.
     library: str = "timm"
     remote_code: bool = False
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """Read and check the record of an encoder folder; the file is untrusted.
+        """Read and validate the record of an encoder folder; the file is untrusted.
 
         Raises:
             FileNotFoundError: There is no `config.json`.
@@ -112,8 +114,8 @@ class EncoderRecord:
 
     @property
     def known_method(self) -> "type[SSLMethod] | None":
-        """The class of the method; `None` if this version does not know its name."""
-        # Imported here because it needs torch, which reading a record does not.
+        """The class of the method; `None` if this version does not have it."""
+        # Imported only when needed, because it imports torch, which reading a record does not need.
         from ..methods import get_method
 
         try:
@@ -123,12 +125,12 @@ class EncoderRecord:
 
     @property
     def title(self) -> str:
-        """The method's name as its authors write it."""
+        """The method's title, as its authors write it."""
         return self.known_method.title if self.known_method else self.method
 
     @property
     def short_name(self) -> str:
-        """Backbone, method and penalty in one word, such as "resnet18-byol-so"."""
+        """Backbone, method and penalty joined by hyphens, such as "resnet18-byol-so"."""
         parts = [self.backbone.rpartition("/")[2], self.method, self.regularizer]
         return "-".join(part for part in parts if part)
 
@@ -139,7 +141,7 @@ def is_ours(config) -> bool:
 
 
 class Loadable(Protocol):
-    """An encoder with what [`loading_calls`] needs: its library, and whether it needs code from its repository."""
+    """The attributes that [`loading_calls`] needs: the library, and whether code of the repository is needed."""
 
     @property
     def library(self) -> str:
@@ -176,8 +178,9 @@ def loading_calls(
         is_folder (`bool`, defaults to `False`): Whether `location` is a folder.
 
     Returns:
-        `dict`: `timm_call`, `None` if timm does not know the architecture; `auto_call`, with transformers; `location`,
-        the arguments that name the location; `trust`, the argument that allows code of the repository, or nothing.
+        `dict`: `timm_call`, `None` if timm does not have the architecture; `auto_call`, with transformers; `location`,
+        the arguments that name the location; `trust`, the argument that allows code of the repository, or an empty
+        string.
     """
     source = f"local-dir:{location}" if is_folder else f"hf-hub:{location}" + (f"@{revision}" if revision else "")
     native_timm = encoder.library == "timm" and not encoder.remote_code
@@ -199,7 +202,7 @@ def package_commit() -> str | None:
     """
 
     def git(*arguments: str) -> str:
-        # Optional locks could make another git command in this checkout fail.
+        # Optional locks could make a concurrent git command in this checkout fail.
         environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
         command, folder = ["git", *arguments], Path(__file__).parents[1]
         return subprocess.run(
@@ -207,7 +210,7 @@ def package_commit() -> str | None:
         ).stdout
 
     try:
-        # An environment inside another repository is not a checkout of this package.
+        # A virtual environment inside another repository is not a checkout of this package.
         git("ls-files", "--error-unmatch", "__init__.py")
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip() or None
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):

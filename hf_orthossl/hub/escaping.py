@@ -1,14 +1,14 @@
-"""Text of unknown origin, made safe for Markdown, HTML, YAML and Python."""
+"""Escape untrusted text for Markdown, HTML, YAML and Python."""
 
 import re
 import unicodedata
 from typing import Any
 
 LONGEST = 300
-# As entities these cannot form structure; a backslash before the others is known to all dialects of Markdown.
+# As entities these have no special meaning; all dialects of Markdown support a backslash before the others.
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "~": "&#126;", "$": "&#36;"}
 _ENTITIES |= {mark: f"\\{mark}" for mark in "\\`*[]"}
-# Renderers turn these into links, even where they are written as entities; an empty comment in between prevents it.
+# Renderers turn these into links, even if they are written as entities; an empty comment in between prevents it.
 _AUTOLINKS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)|(?<=mailto)(?=:)", re.IGNORECASE)
 _APART = "<!-- -->"
 
@@ -22,15 +22,16 @@ class Safe(str):
 def clean(value: Any, longest: int = LONGEST) -> str:
     """Return a value as one line of printable text.
 
-    Runs of white space become one space, control characters become `�`, and text that is too long ends in an ellipsis.
+    Runs of white space become one space, control characters become `�`, and text that is too long is truncated with an
+    ellipsis.
 
     Args:
         value (`Any`): Any value; a float is written with up to six digits.
-        longest (`int`, defaults to 300): Length of the result at most, in characters.
+        longest (`int`, defaults to 300): Maximum length of the result, in characters.
     """
     if isinstance(value, float):
         return f"{value:.6g}"
-    # A file may hold megabytes: cut before the work.
+    # A file may contain megabytes, so truncate first.
     text = " ".join(str(value)[: 10 * longest].split())
     text = "".join("�" if unicodedata.category(character)[0] == "C" else character for character in text)
     return text if len(text) <= longest else text[: longest - 1] + "…"
@@ -41,7 +42,7 @@ def escape(value: Any) -> Safe:
     if isinstance(value, Safe):
         return value
     text = "".join(_ENTITIES.get(character, character) for character in clean(value))
-    # Within a word an underscore has no meaning in Markdown, and names contain many.
+    # An underscore within a word has no meaning in Markdown, and names contain many.
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
     return Safe(_AUTOLINKS.sub(_APART, text))
 

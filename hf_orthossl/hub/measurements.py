@@ -1,6 +1,6 @@
-"""Results as a card and the Hub show them: seeds averaged, the protocol in words.
+"""Format results for cards and the Hub: average seeds, and describe the protocol in words.
 
-The words are made here, from [`Result`], and nothing reads them back.
+The text is generated from [`Result`] and never parsed.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from .client import hub_id, public_name
 from .escaping import clean
 
 RESULTS = "results.json"
-# The Hub's name of a metric, where it has one.
+# The Hub's name of a metric, if it has one.
 HUB_METRICS = {"top1": "accuracy"}
 # The Hub's client drops nulls from `model-index`; a plain vote of neighbours has the temperature `None`.
 HUB_NONE = "none"
@@ -30,14 +30,14 @@ _NOT_IN_WORDS = PER_RUN | PRIVATE | {"step", "set"}
 
 @dataclass(frozen=True)
 class CardRow:
-    """One row of a card's table of results, in words.
+    """A row of a card's table of results, as text.
 
     Args:
         task_name, dataset, split, metric_name (`str`): What was measured.
         value (`float`): The number, the mean over seeds if there are several.
         spread (`str`): "± 0.003 (3 seeds)", "(0.910 to 0.940)" for a 95 % interval, or empty.
         when (`str`): "before training", "after training", "after 100 steps", or empty.
-        protocol (`str`): Such as "k = 20, temperature = 0.07".
+        protocol (`str`): The protocol, such as "k = 20, temperature = 0.07".
     """
 
     task_name: str
@@ -51,7 +51,7 @@ class CardRow:
 
 
 def public_result(result: Result) -> Result:
-    """Return a result that may be published: folders keep their own name only, see [`public_name`]."""
+    """Return a result that may be published, with folders reduced to their name, see [`public_name`]."""
     protocol = {name: value for name, value in result.protocol.items() if name not in PRIVATE}
     if isinstance(protocol.get("set"), str):
         protocol["set"] = public_name(protocol["set"])
@@ -59,23 +59,23 @@ def public_result(result: Result) -> Result:
 
 
 def merge_results(earlier: list[Result], later: list[Result]) -> list[Result]:
-    """Return all results, without those of `earlier` that `later` measured again, whatever came out."""
+    """Return all results, without those of `earlier` that were measured again in `later`."""
     measured = {(result.key, result.protocol.get("seed")) for result in later}
     return [result for result in earlier if (result.key, result.protocol.get("seed")) not in measured] + later
 
 
 def load_results(folder: str | Path) -> list[Result]:
-    """Read the results of an encoder folder, seeds averaged; none without `results.json`.
+    """Read the results of an encoder folder, averaged over seeds; empty without `results.json`.
 
     Raises:
-        ValueError: The file is not of this form.
+        ValueError: The file does not have this format.
     """
     path = Path(folder) / RESULTS
     return average_seeds(read_results(path)) if path.is_file() else []
 
 
 def average_seeds(results: Iterable[Result]) -> list[Result]:
-    """Return results in order, those that differ in nothing but their seed as one.
+    """Return results in order, with those that differ only in their seed averaged.
 
     The mean of several seeds has the entries `seeds`, their number, and `std`, their standard deviation.
     """
@@ -109,13 +109,13 @@ def protocol_text(result: Result) -> str:
         if name == "temperature" and value is None:
             words.append("plain vote")
         elif name not in _NOT_IN_WORDS and isinstance(value, str | int | float):
-            # Results of others may hold anything; these texts go into YAML and tables.
+            # Untrusted results may contain any text, which is written into YAML and tables.
             words.append(clean(value, 300) if name == "protocol" else f"{clean(name, 30)} = {clean(value, 60)}")
     return ", ".join(words)
 
 
 def spread_text(result: Result) -> str:
-    """Return how far chance may have moved a result: over seeds, or its 95 % interval; empty if neither is known."""
+    """Return the uncertainty of a result: over seeds, or its 95 % interval; empty if neither is known."""
     seeds, std, interval = result.protocol.get("seeds"), result.protocol.get("std"), result.interval
     if isinstance(seeds, int) and isinstance(std, float):
         return f"± {std:.3f} ({seeds} seeds)"
@@ -123,7 +123,7 @@ def spread_text(result: Result) -> str:
 
 
 def when_text(result: Result) -> str:
-    """Return when in training the weights were measured; empty for published weights."""
+    """Return when during training the weights were measured; empty for published weights."""
     step = result.protocol.get("step")
     known = {None: "", "end": "after training", 0: "before training"}
     return known.get(step if isinstance(step, str | int | None) else "", f"after {clean(step, 20)} steps")
@@ -169,19 +169,20 @@ def model_index_entry(result: Result) -> EvalResult:
 def eval_result_files(folder: str | Path, *, repo_id: str, results: list[Result] | None = None) -> dict[str, str]:
     """Render the results of an encoder folder as `.eval_results/*.yaml`, from which the Hub fills its leaderboards.
 
-    Only results of the published weights on data with a Hub id `owner/name` have such a file, as the form names the
-    data by that id. Results on `digits` and on local folders are in `results.json`, the card and its `model-index`.
+    Only results of the published weights on data with a Hub id `owner/name` have such a file, since the format
+    identifies the data by that id. Results on `digits` and on local folders are in `results.json`, the card and its
+    `model-index`.
 
     Args:
         folder (`str` or `Path`): Encoder folder; without `results.json` there are no files.
-        repo_id (`str`): Where the encoder is published; named as the source of the numbers.
-        results (`list[Result]`, *optional*): Used instead of the folder's.
+        repo_id (`str`): Repository of the encoder, named as the source of the numbers.
+        results (`list[Result]`, *optional*): Results to use instead of those in the folder.
 
     Returns:
         `dict[str, str]`: Text by path in the repository, one file for each data set and task.
 
     Raises:
-        ValueError: `results.json` is not of this form.
+        ValueError: `results.json` does not have this format.
     """
     entries: dict[str, dict[str, EvalResultEntry]] = defaultdict(dict)
     for result in load_results(folder) if results is None else average_seeds(results):
@@ -189,7 +190,7 @@ def eval_result_files(folder: str | Path, *, repo_id: str, results: list[Result]
         if dataset is None or not result.is_final:
             continue
         file = entries[f".eval_results/{_slug(dataset)}-{_slug(result.task)}.yaml"]
-        # One id for each protocol: the first one has the plain name.
+        # One id for each protocol; the first one has the plain name.
         plain, with_protocol = task_ids(result)
         task = with_protocol if plain in file else plain
         file[task] = EvalResultEntry(
@@ -223,7 +224,7 @@ def _mean(group: list[Result]) -> Result:
     if len(group) == 1:
         return group[0]
     values = [result.value for result in group]
-    # The interval of one seed says nothing about their mean.
+    # The interval of one seed does not apply to their mean.
     protocol = {name: value for name, value in group[0].protocol.items() if name not in PER_RUN}
     return dataclasses.replace(
         group[0], value=mean(values), protocol=protocol | {"seeds": len(values), "std": stdev(values)}

@@ -1,4 +1,4 @@
-"""Publishing an encoder folder on the Hub: card, weights and spectra in one commit, and no other files."""
+"""Publish an encoder folder on the Hub: card, weights and spectra in one commit, and no other files."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from .encoder_record import EncoderRecord, loading_calls
 from .measurements import RESULTS, eval_result_files, merge_results, names_source, public_result
 
 CARD = "README.md"
-# The only files that are published, besides card, pictures in it, evaluation results, and code that config.json names.
+# The only files to publish, besides the card, its pictures, evaluation results, and the code named in config.json.
 FILES = (
     "config.json",
     "model.safetensors",
@@ -33,7 +33,7 @@ FILES = (
 )
 FIGURES = ("spectra.png", "filters.png", "representations.png")
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}")
-# A picture in Markdown or HTML, by its name alone: files of other folders do not belong to the encoder.
+# A picture in Markdown or HTML, by name without a path: files of other folders do not belong to the encoder.
 _PICTURE = re.compile(r"""(?:\]\(|src=["'])(?:\./)?([\w-][\w.-]*\.(?:png|jpe?g|gif|webp))(?=[\s"')])""", re.IGNORECASE)
 # An identifier of the Hub, and a name of a git branch that needs no quoting.
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]{0,40}")
@@ -42,14 +42,15 @@ _REVISION = re.compile(r"(?!.*(?:\.\.|//|/\.|\.lock(?:/|$)))\w[\w./-]{0,199}(?<!
 
 @dataclass(frozen=True)
 class Publication:
-    """What was published, or what a dry run would publish.
+    """The outcome of publishing, or of a dry run.
 
     Args:
         repo_id (`str`): "user/name".
         files (`dict[str, int]`): Path in the repository → size in bytes.
         card (`str`): Text of the card, `README.md`.
         loading (`list[str]`): Lines of Python that load the encoder.
-        note (`str`, *optional*): A sentence that says which owner's text was kept, if folder and repository differ.
+        note (`str`, *optional*): A sentence that states which text of the owner was kept, if folder and repository
+            differ.
         url (`str`, *optional*): Address of the repository; `None` after a dry run.
         commit (`str`, *optional*): Id of the commit; `None` after a dry run.
     """
@@ -76,10 +77,10 @@ def publish_encoder(
 ) -> Publication:
     """Publish an encoder folder on the Hub in one commit.
 
-    The commit has weights, configuration, spectra, figures, results, the code that loading needs, a card rendered for
-    `repo_id` with its pictures, and `.eval_results/`. No other file of the folder is published, and no file that
-    contains an access token. The repository keeps what its owner wrote into the card, and its results for the same
-    weights.
+    The commit contains weights, configuration, spectra, figures, results, the code that loading needs, a card rendered
+    for `repo_id` with its pictures, and `.eval_results/`. No other file of the folder is published, and no file that
+    contains an access token. The text that the owner wrote into the repository's card is kept, and so are its results
+    for the same weights.
 
     Args:
         folder (`str` or `Path`): Folder that [`write_encoder_folder`] wrote.
@@ -89,16 +90,17 @@ def publish_encoder(
         token (`str`, *optional*): Access token with write permission; defaults to the one of `hf auth login` or
             `HF_TOKEN`.
         license (`str`, *optional*): Identifier of a licence for the card, such as "apache-2.0".
-        dry_run (`bool`, defaults to `False`): Only return what would be published, without any request.
+        dry_run (`bool`, defaults to `False`): Only return what would be published, without sending requests.
         commit_message (`str`, *optional*): Title of the commit; defaults to one with this package's version.
 
     Returns:
         [`Publication`]: The published files, the card and the lines that load the encoder.
 
     Raises:
-        ValueError: `repo_id`, `revision` or `license` is malformed, the folder is not an encoder's, a file contains an
-            access token, or the repository holds other files, is public although `private=True`, or has a broken card.
-        OSError: There is no token, or the Hub does not answer, or refuses the request; the repository is unchanged.
+        ValueError: `repo_id`, `revision` or `license` is malformed, the folder is not an encoder folder, a file
+            contains an access token, or the repository contains other files, is public although `private=True`, or has
+            a broken card.
+        OSError: There is no token, or the Hub does not answer or rejects the request; the repository is unchanged.
 
     Example:
         >>> publication = publish_encoder("runs/default/encoder", "user/resnet10t-simclr-so", license="apache-2.0")
@@ -119,7 +121,11 @@ def publish_encoder(
     folders_text = _owners_text(_local_card(folder))
     if dry_run:
         refuse_tokens(contents, get_token())
-        note = "If the repository has a card, its owner's text is kept instead of this one's" if folders_text else None
+        note = (
+            "If the repository has a card, the owner's text in it is kept instead of that in this card"
+            if folders_text
+            else None
+        )
         return Publication(repo_id, _sizes(contents), card, loading, note)
 
     token = require_token(token)
@@ -133,7 +139,7 @@ def publish_encoder(
     if not state.has_revision:
         repo.create_branch()
         state = _existing(repo)
-    # Results of the same weights may have been published since.
+    # Results of the same weights may have been published in the meantime.
     if {RESULTS, "model.safetensors"} <= state.files and repo.holds_weights(folder / "model.safetensors", state.sha):
         results = merge_results(results, _published_results(repo, state.sha))
     card, contents = _contents(folder, config, repo_id, revision, license, state.card, results)
@@ -149,7 +155,7 @@ def publish_encoder(
 def check_destination(
     repo_id: str | None, token: str | None = None, revision: str | None = None, private: bool | None = None
 ) -> None:
-    """Check, before a long run, that its encoder can be published.
+    """Check before a long run that its encoder can be published.
 
     Args:
         repo_id (`str`, *optional*): "user/name".
@@ -158,12 +164,12 @@ def check_destination(
         private (`bool`, *optional*): Whether the repository must be private.
 
     Raises:
-        ValueError: `repo_id` is missing, `repo_id` or `revision` is malformed, or the repository holds other files, is
-            public although `private=True`, or has a card whose markers or metadata are broken.
+        ValueError: `repo_id` is missing, `repo_id` or `revision` is malformed, or the repository contains other files,
+            is public although `private=True`, or has a card whose markers or metadata are broken.
         OSError: There is no valid token, or the Hub does not answer.
     """
     check_repo_id(repo_id)
-    assert repo_id is not None  # or check_repo_id would have raised
+    assert repo_id is not None  # otherwise check_repo_id would have raised
     _check_revision(revision)
     repo = HubRepo(repo_id, require_token(token), revision)
     repo.check_token()
@@ -173,7 +179,7 @@ def check_destination(
 
 
 def loading_lines(record: EncoderRecord, repo_id: str, revision: str | None = None) -> list[str]:
-    """Return the lines of Python with which anyone loads a published encoder, as in its card."""
+    """Return lines of Python that load a published encoder, as in its card."""
     calls = loading_calls(record, repo_id, revision)
     if calls["timm_call"]:
         return ["import timm", f"encoder = {calls['timm_call']}"]
@@ -200,7 +206,7 @@ def read_encoder_config(folder: Path) -> dict[str, Any]:
 
 
 def code_files(config: dict[str, Any]) -> set[str]:
-    """Return the names of the modules beside `config.json` that define the architecture."""
+    """Return the file names of the modules next to `config.json` that define the architecture."""
     classes = config.get("auto_map") or {}
     return {f"{name.split('.')[0]}.py" for name in classes.values() if re.fullmatch(r"\w+\.\w+", str(name))}
 
@@ -214,7 +220,7 @@ def published_files(folder: Path, config: dict[str, Any], card: str) -> dict[str
         card (`str`): Text of the card, whose pictures are published too.
 
     Returns:
-        `dict[str, bytes | Path]`: Path in the repository → content, or the local file that has it.
+        `dict[str, bytes | Path]`: Path in the repository → content, or the local file to upload.
     """
     names = {*FILES, *FIGURES, *code_files(config), *_PICTURE.findall(card)}
     return {name: folder / name for name in sorted(names) if (folder / name).is_file()}
@@ -224,11 +230,11 @@ def refuse_tokens(contents: Mapping[str, bytes | Path], token: str | None = None
     """Check that no file contains an access token.
 
     Args:
-        contents (mapping of `str` to `bytes` or `Path`): Path in the repository → content, or the file that has it.
-        token (`str`, *optional*): A token to look for, besides text that has the form of one.
+        contents (mapping of `str` to `bytes` or `Path`): Path in the repository → content, or the file to upload.
+        token (`str`, *optional*): A token to look for, in addition to any text of the form of a token.
 
     Raises:
-        ValueError: A file contains one.
+        ValueError: A file contains an access token.
     """
     for name, content in contents.items():
         text = content if isinstance(content, bytes) else _readable_part(content)
@@ -236,21 +242,21 @@ def refuse_tokens(contents: Mapping[str, bytes | Path], token: str | None = None
         if match or (token and token.encode() in text):
             shown = f" ({match[0][:6].decode()}…)" if match else ""
             raise ValueError(
-                f"{name} holds an access token{shown}: remove it; nothing was published. If others have seen the file, "
-                "revoke the token"
+                f"{name} contains an access token{shown}: remove it; nothing was published. If others have seen the "
+                "file, revoke the token"
             )
 
 
 def _existing(repo: HubRepo) -> RepoState:
     state = repo.read_state()
     if state is None:
-        raise OSError(f"{repo.url} was created and cannot be seen: check the token's permissions")
+        raise OSError(f"{repo.url} was created, but cannot be read: check the token's permissions")
     return state
 
 
 def _check_revision(revision: str | None) -> None:
     if revision is not None and not _REVISION.fullmatch(revision):
-        raise ValueError(f"revision {revision!r} is not a valid name of a branch: pass one such as v2")
+        raise ValueError(f"revision {revision!r} is not a valid branch name: pass one such as v2")
 
 
 def _check_state(repo: HubRepo, state: RepoState, private: bool | None) -> None:
@@ -279,7 +285,7 @@ def _published_results(repo: HubRepo, sha: str) -> list[Result]:
 
 def _local_card(folder: Path) -> str | None:
     path = folder / CARD
-    # As bytes: reading as text would change the owner's line breaks.
+    # Read as bytes, because reading as text would change the owner's line breaks.
     return path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else None
 
 
@@ -300,7 +306,7 @@ def _contents(
     hub_card: str | None,
     results: list[Result],
 ) -> tuple[str, dict[str, bytes | Path]]:
-    """Return the card, and all files to publish: path in the repository → content, or the local file that has it."""
+    """Return the card, and all files to publish: path in the repository → content, or the local file to upload."""
     previous = _local_card(folder) if hub_card is None else hub_card
     card = render_card(folder, repo_id=repo_id, revision=revision, license=license, previous=previous, results=results)
     contents = published_files(folder, config, card)
@@ -313,7 +319,7 @@ def _contents(
 
 
 def _stale(repo: HubRepo, state: RepoState, contents: Mapping[str, bytes | Path]) -> set[str]:
-    """Return the paths that an earlier encoder published and that this one does not have."""
+    """Return the paths of an earlier encoder in the repository that the new one does not have."""
     others = state.files - set(contents)
     evaluated = {path for path in others if path.startswith(".eval_results/")}
     ours = {path for path in evaluated if names_source(repo.text(path, state.sha), repo.url)}
@@ -331,6 +337,6 @@ def _sizes(contents: Mapping[str, bytes | Path]) -> dict[str, int]:
 def _readable_part(path: Path) -> bytes:
     if path.suffix != ".safetensors":
         return path.read_bytes()
-    # Numbers follow the header; only the header contains text.
+    # In safetensors only the header, which comes first, contains text.
     with path.open("rb") as file:
         return file.read(int.from_bytes(file.read(8), "little"))

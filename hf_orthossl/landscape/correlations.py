@@ -11,11 +11,11 @@ from .covariances import check_views, contrasts
 
 FOLDS = 10
 RESAMPLES = 500
-# 95 % of a normal distribution.
+# 95 % quantile of a normal distribution, two-sided.
 _QUANTILES = (0.025, 0.975)
 # Directions in which the variance of views is below this share of the largest are dropped.
 _TOLERANCE = 1e-9
-# Bounds the filter of a direction that only a few images have when these are held out; in whitened coordinates.
+# In whitened coordinates; bounds the filter of a direction that occurs in few images when these are held out.
 _RIDGE = 1e-2
 
 
@@ -27,9 +27,9 @@ class CanonicalCorrelations:
         values (`Tensor`): k corrected for the number of images, shape `(r,)`, descending, in [0, 1].
         low (`Tensor`): Lower ends of the 95 % intervals, shape `(r,)`.
         high (`Tensor`): Upper ends of the 95 % intervals, shape `(r,)`.
-        sample (`Tensor`): k of the same directions in the sample, shape `(r,)`, which spread too wide: the large ones
+        sample (`Tensor`): k of the same directions in the sample, shape `(r,)`, which spread too widely: the large ones
             are too large, and some of the small ones negative.
-        filters (`Tensor`): Rows that read the directions, wΣwᵀ = 1, shape `(r, p)`.
+        filters (`Tensor`): Rows w that extract the directions, wΣwᵀ = 1, shape `(r, p)`.
         Sigma (`Tensor`): Unbiased covariance of views, shape `(p, p)`.
     """
 
@@ -52,7 +52,7 @@ class CanonicalCorrelations:
 
 
 class _Moments:
-    """Sums over images from which B and Σ follow; the sums of disjoint sets of images are additive."""
+    """Sums over images that determine B and Σ; the sums of disjoint sets of images are additive."""
 
     def __init__(self, views: Tensor, draws: int):
         means, between, within = (part.double() for part in contrasts(views, draws))
@@ -85,8 +85,8 @@ def canonical_correlations(
 ) -> CanonicalCorrelations:
     """Estimate k of B and Σ, corrected for the number of images, with 95 % intervals.
 
-    The sample's k are the extremes over all directions, so they spread too wide, the more so the larger p / n; the k of
-    a direction found in one part of the images and measured in another spreads too little. The estimate is their
+    The sample's k are extremes over all directions and spread too widely, increasingly with p / n; the k of directions
+    that are found in one part of the images and measured in another spread too little. The estimate is their
     average, which is right to first order in 1 / n if the k are distinct. The interval is a bootstrap over images with
     fixed directions (to first order, eigenvalues do not depend on their change), widened by the gap between the two.
     Plain percentiles of bootstrapped k would lie above the sample's, which already lie above the truth.
@@ -94,7 +94,7 @@ def canonical_correlations(
     Args:
         views (`Tensor` or array): Shape `(n, v, p)`, p well below n: reduce larger views to their leading principal
             directions first.
-        draws (`int`, defaults to 1): How often the recipe was drawn, as in [`StreamingViewCovariance`].
+        draws (`int`, defaults to 1): Number of draws of the recipe per image, see [`StreamingViewCovariance`].
         folds (`int`, defaults to 10): The number of parts that are held out in turn, at least 2.
         resamples (`int`, defaults to 500): The number of bootstrap samples of images.
         seed (`int`, defaults to 0): The seed of folds and bootstrap.
@@ -164,12 +164,12 @@ def _held_out(everything: _Moments, moments: list[_Moments]) -> Tensor:
 
 
 def _bootstrap(views: Tensor, draws: int, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how far resampling the images moves k in fixed directions: distances `(r,)` to the two quantiles.
+    """Return the bootstrap distances `(r,)` of k in fixed directions to its lower and upper quantile.
 
     Args:
         views (`Tensor`): Views along the directions, shape `(n, v, r)`.
-        draws (`int`): How often the recipe was drawn.
-        counts (`Tensor`): How often each image is in each sample, shape `(resamples, n)`.
+        draws (`int`): Number of draws of the recipe per image.
+        counts (`Tensor`): Number of occurrences of each image in each sample, shape `(resamples, n)`.
     """
     means, between, within = contrasts(views, draws)
     between, within = between.square().sum(1), within.square().sum(1)

@@ -1,4 +1,4 @@
-"""B_eff and Σ, diagonalized together, and the checks that two given matrices are covariances of the same views."""
+"""Diagonalize B_eff and Σ together, and check that two matrices are covariances of the same views."""
 
 from functools import cached_property
 
@@ -16,7 +16,7 @@ class CovariancePair:
         views (`Tensor`): Σ of shape `(D, D)`, positive semi-definite.
         tol (`float`): Eigenvalues of Σ below `tol` times the largest count as 0.
         known (`tuple[Tensor, Tensor]`, *optional*): Correlations `(rank,)`, descending, and filters `(rank, D)`, if
-            they are known already.
+            already known.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ def check_spans(pair: CovariancePair, slack: float) -> None:
     """Check that Σ and B are positive semi-definite and that B does not exceed Σ, up to `slack`.
 
     Raises:
-        ValueError: One of the three does not hold.
+        ValueError: One of these conditions does not hold.
     """
     variances, axes = pair.spectrum
     if pair.lowest_variance < -slack * float(variances[-1]):

@@ -1,4 +1,4 @@
-"""Covariances of augmented views, split without bias into what augmentation leaves and what it changes."""
+"""Unbiased covariances of augmented views, split into the part that augmentation preserves and that it changes."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from ..arguments import ArrayLike, as_int, as_tensor
 from ..messages import describe
 from ..spectra.covariance import MAX_DIM, StreamingCovariance
 
-# Variance, relative to the squared mean, that float32 rounding alone causes.
+# Variance, relative to the squared mean, that is caused by float32 rounding.
 _CONSTANT = 1e-12
 # Makes the views of a batch of images, `(images, seed) -> [(B, 3, H, W), …]`.
 ViewMaker = Callable[[Tensor, int], Sequence[Tensor]]
@@ -19,11 +19,11 @@ ViewMaker = Callable[[Tensor, int], Sequence[Tensor]]
 
 @dataclass
 class ViewCovariances:
-    """Σ = B + C, estimated without bias from views of images.
+    """Unbiased estimate of Σ = B + C from views of images.
 
     Attributes:
         B (`Tensor`): Covariance of two views of one image, shape `(D, D)`: what survives augmentation. Being unbiased,
-            the estimate has negative eigenvalues where the truth is near zero; [`~ViewCovariances.positive`] removes
+            the estimate has negative eigenvalues if the true ones are near zero; [`~ViewCovariances.positive`] removes
             them.
         Sigma (`Tensor`): Covariance of views, shape `(D, D)`.
         mean (`Tensor`): Mean of views, shape `(D,)`.
@@ -63,7 +63,7 @@ class ViewCovariances:
         still holds. Directions of little variance move towards the mean k.
 
         Source:
-            Ledoit & Wolf (Journal of Multivariate Analysis 2004), section 3, with images for observations.
+            Ledoit & Wolf (Journal of Multivariate Analysis 2004), section 3, with images as observations.
         """
 
         def shrink(matrix: Tensor) -> Tensor:
@@ -76,18 +76,18 @@ class ViewCovariances:
 
 
 class StreamingViewCovariance:
-    """B and Σ of a stream of views: memory O(D²) whatever the number of images, float64.
+    """Accumulate B and Σ of a stream of views: memory O(D²) for any number of images, float64.
 
     With m the mean of an image's v views, Cov(m) has the expectation B + C/v. So B̂ = Ŝ_m − Ĉ/v and Σ̂ = B̂ + Ĉ, where
     Ŝ_m is divided by n − 1 and the within-image Ĉ by v − 1: both unbiased for any n ≥ 2, v ≥ 2.
 
-    If a recipe makes views of several kinds, a training pair holds two different ones. Then B̂ = Ŝ_m − Ĉ_kinds/T,
+    If a recipe makes views of several kinds, a training pair consists of two different ones. Then B̂ = Ŝ_m − Ĉ_kinds/T,
     with Ĉ_kinds the covariance of the T kinds' means within an image, which averages over such pairs only.
 
     Args:
         dim (`int`): D.
-        draws (`int`, defaults to 1): How often the recipe was drawn for each image. Views come draw after draw; with 1
-            all views of an image are of different kinds, or all of one (which needs no other formula).
+        draws (`int`, defaults to 1): Number of draws of the recipe per image. Views are ordered by draw; with 1 all
+            views of an image are of different kinds, or all of the same (which needs no other formula).
 
     Raises:
         ValueError: `dim` is above 8,192, or `draws` below 1.
@@ -116,7 +116,7 @@ class StreamingViewCovariance:
 
         Raises:
             TypeError: `views` is not an array of numbers.
-            ValueError: The shape is another one, v is below 2, or `views` holds NaN or infinity.
+            ValueError: The shape is wrong, v is below 2, or `views` contains NaN or infinity.
         """
         batch = check_views(views, self.draws)
         if batch.shape[2] != self.dim or self.num_views not in (0, batch.shape[1]):
@@ -163,9 +163,9 @@ def view_covariances(batches: Iterable[ArrayLike], draws: int = 1) -> ViewCovari
     """Return B̂, Ĉ and Σ̂ of batches of views, in one pass with memory O(D²).
 
     Args:
-        batches (iterable of `Tensor` or array): Batches of views `(B, v, D)`, as [`StreamingViewCovariance.update`]
-            takes them.
-        draws (`int`, defaults to 1): How often the recipe was drawn, as in [`StreamingViewCovariance`].
+        batches (iterable of `Tensor` or array): Batches of views `(B, v, D)`, see
+            [`StreamingViewCovariance.update`].
+        draws (`int`, defaults to 1): Number of draws of the recipe per image, see [`StreamingViewCovariance`].
 
     Raises:
         TypeError: A batch is not an array of numbers.
@@ -201,7 +201,7 @@ def view_batches(
     Args:
         images (`Tensor`, array or iterable): Images `(n, 3, H, W)`, or batches of them.
         views (`Callable`): `views(images, seed)` returns T tensors `(B, 3, h, w)`, as [`~hf_orthossl.data.Views`] does.
-        draws (`int`, defaults to 1): Calls per batch, each with its own seed derived from `seed`.
+        draws (`int`, defaults to 1): Calls per batch, each with a different seed derived from `seed`.
         features (`Callable`, *optional*): Maps a view to features `(B, D)`; defaults to its pixels.
         seed (`int`, defaults to 0): The same seed gives the same views.
         batch_size (`int`, defaults to 256): Images per batch, if `images` is one array.
@@ -278,8 +278,8 @@ def check_views(views: ArrayLike, draws: int) -> Tensor:
         raise ValueError(f"views has shape {tuple(batch.shape)}: pass (B, v, D) with at least one image")
     if batch.shape[1] < 2 or batch.shape[1] % draws or batch.shape[1] // draws < 2:
         raise ValueError(
-            f"views must hold 2 views or more of each image per draw, got {batch.shape[1]} in {draws} draws: one view "
-            "does not show what augmentation changes"
+            f"views must contain at least 2 views of each image per draw, got {batch.shape[1]} in {draws} draws: one "
+            "view does not show what augmentation changes"
         )
     if not torch.isfinite(batch).all():
         raise ValueError("views holds NaN or infinity: check the images, and the encoder's weights if there is one")
@@ -294,7 +294,7 @@ def check_dimension(dim: int) -> None:
     """
     if dim > MAX_DIM:
         raise ValueError(
-            f"views have D = {dim:,} dimensions and a covariance takes D² numbers: at most {MAX_DIM:,} fit; pass a "
+            f"views have D = {dim:,} dimensions, but a covariance of D² numbers fits up to {MAX_DIM:,}: pass a "
             f"smaller image_size (up to {int((MAX_DIM / 3) ** 0.5)}), or an encoder with fewer features"
         )
 

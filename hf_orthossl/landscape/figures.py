@@ -1,4 +1,4 @@
-"""Figures of a forecast: correlations, the predicted spectrum, and the directions as images."""
+"""Plot a forecast: correlations, the predicted spectrum, and the directions as images."""
 
 from os import PathLike
 from pathlib import Path
@@ -58,7 +58,7 @@ def plot_directions(
     """Draw the most endangered and the safest directions: as patterns, and as the images at their ends.
 
     Args:
-        forecast ([`Forecast`]): The forecast; one that was read from a file has no patterns.
+        forecast ([`Forecast`]): The forecast; patterns are not saved, so one read from a file has none.
         path (`str` or path): The file to write; its suffix chooses the format.
         images (`Tensor` or array, *optional*): The images that were forecast, shape `(n, 3, H, W)`, uint8.
         shape (`tuple[int, int, int]`, *optional*): The shape `(3, H, W)` of a view, if the directions are of pixels.
@@ -75,7 +75,9 @@ def plot_directions(
     """
     patterns = forecast.patterns if shape is not None else None
     if patterns is None and images is None:
-        raise ValueError("there is nothing to draw: pass images, or the shape of views that were compared by pixels")
+        raise ValueError(
+            "the forecast has no patterns to draw: pass images, or the shape of views that were compared by pixels"
+        )
     pictures = None if images is None else as_tensor("images", images, 4, shape="(n, 3, H, W)").cpu()
     groups = [("Most endangered", forecast.endangered), ("Safest", forecast.safest)]
     rows = max(len(group) for _, group in groups)

@@ -1,4 +1,4 @@
-"""Forecast from images and augmentations which directions a linear encoder keeps, before training it."""
+"""Forecast, before training, which directions a linear encoder keeps for given images and augmentations."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from .landscape import LinearLandscape
 from .minimum import Minimum
 from .objective import Objective
 
-# The most principal directions of views in which k is estimated, and the images needed for each of them.
+# Maximum number of principal directions of views in which k is estimated, and the images needed for each of them.
 MAX_DIM = 256
 _IMAGES_PER_DIRECTION = 5
 _BATCH = 256
@@ -30,7 +30,7 @@ _OVERSAMPLED, _ITERATIONS = 32, 6
 _SHOWN = 8
 _EXAMPLES = 3
 
-# Wraps batches to show how many have been read, as `tqdm` does: `(batches, title) -> batches`.
+# Wraps batches in a progress bar, like `tqdm`: `(batches, title) -> batches`.
 Progress = Callable[[Iterable[ArrayLike], str], Iterable[ArrayLike]]
 
 
@@ -54,32 +54,33 @@ def forecast(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Forecast:
-    """Predict what a linear encoder keeps of these images under these augmentations, before training it.
+    """Predict which directions a linear encoder keeps of images under augmentations, before training.
 
     Estimates B and Σ of the views, reduces them to the leading principal directions (at most a fifth as many as there
     are images), corrects the canonical correlations for the number of images, and finds the minimum of the chosen loss.
-    Features are assumed to be centred, as a bias or batch normalization makes them.
+    Features are assumed to be centred, for example by a bias or batch norm.
 
     Args:
         images (`Tensor`, array or iterable): Images `(n, 3, H, W)`, n ≥ 4, or batches of them that can be read several
             times, such as a list.
         views (`Callable`): `views(images, seed)` returns T tensors `(B, 3, h, w)`, as [`~hf_orthossl.data.Views`] does.
         loss (`str`, defaults to `"quartic"`): A loss of [`Objective`].
-        alpha (`float`, defaults to 1.0): The weight of the alignment, as in [`Objective`].
-        temperature (`float`, defaults to 1.0): The temperature, as in [`Objective`].
-        weight_decay (`float`, defaults to 0.0): The weight decay, as in [`Objective`].
-        gamma (`float`, defaults to 0.0): The weight of the orthogonality penalty, as in [`Objective`].
+        alpha (`float`, defaults to 1.0): The weight of the alignment, see [`Objective`].
+        temperature (`float`, defaults to 1.0): The temperature, see [`Objective`].
+        weight_decay (`float`, defaults to 0.0): The weight decay, see [`Objective`].
+        gamma (`float`, defaults to 0.0): The weight of the orthogonality penalty, see [`Objective`].
         dim (`int`, *optional*): The number of outputs of the encoder, at most D; defaults to the number of directions.
         views_per_image (`int`, defaults to 4): v, a multiple of T, at least 2.
-        same_kind (`bool`, defaults to `False`): Whether all views of a call are made alike, so that any two make a
-            pair. Otherwise pairs hold two different ones, which is correct in both cases but uses fewer pairs.
+        same_kind (`bool`, defaults to `False`): Whether all views of a call are of the same kind, so that any two
+            form a pair. Otherwise pairs consist of two different kinds, which is correct in both cases but uses fewer
+            pairs.
         variants (mapping of `str` to `Callable`, *optional*): Further pipelines of T views, by the augmentation that
             they leave out.
         labels (`Tensor` or array, *optional*): Class numbers from 0, −1 if unknown, shape `(n,)`. With them the
-            forecast says which classes keep a direction.
+            forecast states which classes keep a direction.
         class_names (sequence of `str`, *optional*): The names of the classes, defaults to their numbers.
         features (`Callable`, *optional*): Maps a view to features `(B, D)`; defaults to its pixels.
-        max_dim (`int`, defaults to 256): The most directions to reduce to.
+        max_dim (`int`, defaults to 256): Maximum number of directions to reduce to.
         seed (`int`, defaults to 0): The seed of views, folds and bootstrap.
         progress (`Callable`, *optional*): `progress(batches, title)` returns the batches and shows how many were read.
 
@@ -87,7 +88,7 @@ def forecast(
         [`Forecast`]: The numbers, with `summary()`, `plot(path)` and `save(path)`.
 
     Raises:
-        TypeError: An argument is not of its type.
+        TypeError: An argument has the wrong type.
         ValueError: A setting is out of range, there are too few views or images, views do not vary or are not finite,
             or D is too large.
 
@@ -126,7 +127,7 @@ def forecast(
     unlimited = minimum if dim is None or dim >= landscape.rank else _minimum(landscape, objective, None)
     ends = [_landscape(correlations, k) for k in (correlations.low, correlations.high)]
     bounds = [None if gamma else _minimum(end, objective, dim).surviving for end in ends]
-    # Numerical minima take a minute each: augmentations are compared without the penalty.
+    # Numerical minima take a minute each, so compare augmentations without the penalty.
     plain = replace(objective, gamma=0.0)
 
     def left_out(name: str, estimated: CanonicalCorrelations) -> LeftOut:
@@ -173,7 +174,7 @@ def forecast(
 
 
 class _Classes:
-    """The labelled images and their classes, if these are two at least with more than two images each on average."""
+    """Labelled images and their classes: at least two, with more than two images each on average."""
 
     def __init__(self, known: Tensor, index: Tensor, counts: Tensor, names: list[str]) -> None:
         self.known, self.index, self.counts, self.names = known, index, counts, names
@@ -200,7 +201,7 @@ class _Classes:
         return landscape.label_signal(means, self._shares, minimum.alive, images=len(self.index))
 
     def fates(self, landscape: LinearLandscape, points: Tensor, minimum: Minimum) -> list[ClassFate]:
-        """Return what becomes of the direction of each class; `points` `(n, p)` are the images' mean views."""
+        """Return whether each class keeps its direction; `points` `(n, p)` are the images' mean views."""
         means = self._means(points)
         directions = landscape.class_directions(means, self._shares, minimum.alive, images=len(self.index))
         rows = zip(
@@ -244,7 +245,7 @@ def _repeatable(images: ArrayLike | Iterable[ArrayLike]) -> Iterable[ArrayLike]:
 
 
 def _calls(batches: Iterable[ArrayLike], views: ViewMaker, views_per_image: int) -> int:
-    """Return how often the pipeline is drawn for each image."""
+    """Return the number of draws of the pipeline per image."""
     if not callable(views):
         raise TypeError(f"views must be callable as views(images, seed), got {describe(views)}: pass Views(…)")
     views_per_image = as_int("views_per_image", views_per_image, at_least=2)
@@ -263,7 +264,7 @@ def _leading(covariance: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return the `size` largest eigenvalues, as far as they are resolved, and their eigenvectors as columns.
 
     Subspace iteration (Halko, Martinsson & Tropp, SIAM Review 2011, algorithm 4.4) takes a fraction of the time of a
-    full decomposition. The last directions are mixed with the following ones, which is as good a basis.
+    full decomposition. The last directions are mixed with the following ones, which is an equally good basis.
     """
     if 4 * size > len(covariance):
         values, vectors = (part.flip(-1) for part in torch.linalg.eigh(covariance))
@@ -283,7 +284,7 @@ def _landscape(correlations: CanonicalCorrelations, values: Tensor) -> LinearLan
 
 
 def _minimum(landscape: LinearLandscape, objective: Objective, dim: int | None) -> Minimum:
-    # The landscape has as many dimensions as directions were estimated, which may be fewer than outputs.
+    # The landscape has one dimension per estimated direction, which may be fewer than the outputs.
     return landscape.minimum(**asdict(objective), dim=None if dim is None else min(dim, landscape.dimension))
 
 
@@ -305,9 +306,9 @@ def _endangered(directions: list[Direction]) -> list[Direction]:
 
 
 def _gamma_to_revive(landscape: LinearLandscape, objective: Objective, minimum: Minimum) -> float | None:
-    """Return γ above which all directions survive; `None` if no γ decides.
+    """Return γ above which all directions survive; `None` if there is none.
 
-    For InfoNCE it is that of the loss's quartic part, since its own is a search of minutes.
+    For InfoNCE it is computed for the loss's quartic part, since the exact one needs a search of minutes.
     """
     if objective.loss == "normalized":
         return None

@@ -1,4 +1,4 @@
-"""A forecast of what training will keep: its numbers, its file and its summary in plain words."""
+"""The report of a forecast: its numbers, its file and its summary as text."""
 
 import dataclasses
 import json
@@ -21,9 +21,9 @@ _LOSSES = {
     "normalized": "InfoNCE on normalized features",
 }
 _SETTINGS = {"temperature": "temperature", "alpha": "alignment weight α", "weight_decay": "weight decay", "gamma": "γ"}
-# Directions that collapse with k = 0 exactly are revived by any penalty: a smaller γ is not worth a number.
+# Any penalty revives directions with k = 0, so do not state a smaller γ.
 _ANY_GAMMA = 1e-8
-# The most classes that the summary names.
+# Maximum number of classes named in the summary.
 _NAMED = 5
 
 
@@ -52,7 +52,7 @@ class Direction:
 
 @dataclass
 class LeftOut:
-    """The forecast without one augmentation, other settings equal.
+    """The forecast without one augmentation, with all other settings equal.
 
     Attributes:
         without (`str`): The augmentation, empty for the whole pipeline.
@@ -99,7 +99,7 @@ class Forecast:
         correlations (`list[float]`): k, descending.
         low (`list[float]`): Lower ends of the 95 % intervals of k.
         high (`list[float]`): Upper ends of the 95 % intervals of k.
-        negative (`int`): How many k of the unbiased sample were below 0; they count as 0.
+        negative (`int`): Number of k of the unbiased sample that were below 0; they count as 0.
         eigenvalues (`list[float]`): Predicted eigenvalues of the representation's covariance, descending, 0 if
             collapsed.
         surviving (`int`): The number of positive eigenvalues.
@@ -121,8 +121,8 @@ class Forecast:
         label_signal (`dict`, *optional*): `lost`, `kind` and `verdict` of [`LabelSignal`], if there are labels.
         classes (`list[ClassFate]`, *optional*): Which classes keep a direction, if there are labels.
         measured (`list[float]`, *optional*): Normalized eigenvalues of a trained representation.
-        metadata (`dict`): What was forecast, as JSON values.
-        notes (`list[str]`): What a reader should know.
+        metadata (`dict`): Description of the data, as JSON values.
+        notes (`list[str]`): Remarks for the reader.
         patterns (`Tensor`, *optional*): `endangered`, then `safest` as inputs, shape `(m, D)`; not saved.
     """
 
@@ -167,7 +167,7 @@ class Forecast:
             `Path`: The file.
 
         Raises:
-            ValueError: `metadata` holds values that JSON does not have.
+            ValueError: `metadata` contains values that are not JSON.
         """
         path = Path(path)
         content: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
@@ -177,13 +177,13 @@ class Forecast:
         try:
             text = json.dumps(content, indent=1, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"metadata must hold JSON values only, no NaN or infinity: {error}") from error
+            raise ValueError(f"metadata must contain only JSON values, no NaN or infinity: {error}") from error
         path.parent.mkdir(parents=True, exist_ok=True)
         return replace_file(path, text + "\n")
 
     @classmethod
     def load(cls, path: str | PathLike) -> "Forecast":
-        """Read a forecast that [`~Forecast.save`] wrote. The content is checked, since the file is untrusted.
+        """Read and validate a forecast that [`~Forecast.save`] wrote; the file is untrusted.
 
         Args:
             path (`str` or path): The file to read.
@@ -196,7 +196,7 @@ class Forecast:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: pass the forecast.json that orthossl forecast wrote")
         if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"{path} is larger than the {_MAX_BYTES >> 20} MiB that a forecast may have")
+            raise ValueError(f"{path} is too large: a forecast must be at most {_MAX_BYTES >> 20} MiB")
         try:
             content = json.loads(path.read_text())
         except (ValueError, RecursionError) as error:
@@ -259,7 +259,7 @@ class Forecast:
         competition = any(one.surviving < self.left_out_base.surviving for one in self.left_out)
         if self.settings["loss"] == "normalized" and competition:
             text = (
-                "directions of normalized features compete: a change that raises the strongest k can cost weaker ones"
+                "directions of normalized features compete: a change that raises the strongest k can lose weaker ones"
             )
             rows.append(("note", text))
         rows += [("note", text) for text in self.notes]
@@ -321,7 +321,7 @@ def _collapsed(forecast: Forecast) -> str:
 
 
 def _classes(classes: list[ClassFate]) -> str:
-    """Return which classes lose their direction, the largest first, and how many cannot be judged."""
+    """Return which classes lose their direction, largest first, and how many are undecided."""
     lost = sorted((one for one in classes if one.survives is False), key=lambda one: -one.share)
     unknown = sum(one.survives is None for one in classes)
     survivors = len(classes) - len(lost) - unknown

@@ -1,4 +1,4 @@
-"""Which classes keep a direction: what class shares do to a self-supervised encoder, against a supervised one."""
+"""Predict which classes keep a direction under class imbalance, compared with supervised learning."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,9 @@ class ClassDirections:
             shape `(classes,)`, in [0, 1]. If B is the variance between classes, this is k = b/(b + c), with b the
             variance between classes along the filter and c that of the noise: it saturates at 1, so that a rare class
             keeps its direction while p·‖μ_c − μ‖² is far above the noise.
-        supervised (`Tensor`): Variance of the least-squares fit of each class indicator, shape `(classes,)`: what
-            supervision gives the class. It scales with the share p. 0 if the class does not differ from the rest.
+        supervised (`Tensor`): Variance of the least-squares fit of each class indicator, shape `(classes,)`: the
+            signal of the class under supervision. It scales with the share p. 0 if the class does not differ from the
+            rest.
         captured (`Tensor`): Share in [0, 1] of the filter's variance in surviving directions, shape `(classes,)`.
         survives (`Tensor`): Mask of the classes that keep their direction: at least half of it is captured.
     """
@@ -51,8 +52,8 @@ def class_directions(
         class_means (`Tensor` or array): Mean view μ_c of each class, shape `(classes, D)`, at least two classes.
         shares (`Tensor` or array): Share p of each class, shape `(classes,)`; scaled to a sum of 1.
         alive (`Tensor` or array): Mask of the surviving directions, shape `(rank,)`, as in `Minimum.alive`.
-        images (`int`, *optional*): The number of images behind the means. The mean of few images differs from the rest
-            by chance: the amount that is expected is subtracted from each direction.
+        images (`int`, *optional*): The number of images from which the means were computed. Means of few images differ
+            by chance: the expected amount is subtracted from each direction.
 
     Returns:
         [`ClassDirections`]: One entry for each class.

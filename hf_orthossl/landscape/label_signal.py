@@ -1,4 +1,4 @@
-"""Whether a collapse affects the labels: the share of label signal in the directions that collapse."""
+"""Measure whether a collapse affects the labels: the share of label signal in collapsed directions."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..arguments import ArrayLike, as_int, as_tensor
 
-# A probe hardly notices the loss of less signal than the first share; it must notice more than the second.
+# Losing less signal than the first share hardly affects a probe; losing more than the second must affect it.
 _BENIGN, _HARMFUL = 0.05, 0.25
 
 
@@ -20,7 +20,7 @@ class LabelSignal:
         lost (`float`): The share of their sum that lies in collapsed directions, in [0, 1].
         kind (`str`): `"none"` (nothing collapses), `"benign"` (lost ≤ 0.05), `"partly harmful"` or `"harmful"`
             (lost > 0.25).
-        verdict (`str`): The same in one sentence.
+        verdict (`str`): The same as a sentence.
     """
 
     per_direction: Tensor
@@ -44,8 +44,9 @@ def label_signal(
         class_means (`Tensor` or array): Mean view of each class, shape `(classes, D)`, at least two classes.
         shares (`Tensor` or array): Share of each class, shape `(classes,)`; scaled to a sum of 1.
         alive (`Tensor` or array): Mask of the surviving directions, shape `(rank,)`, as in `Minimum.alive`.
-        images (`int`, *optional*): The number of images behind the means, more than the number of classes. Means of few
-            images differ by chance: the amount that an analysis of variance expects is subtracted from each direction.
+        images (`int`, *optional*): The number of images from which the means were computed, more than the number of
+            classes. Means of few images differ by chance: the amount that an analysis of variance expects is subtracted
+            from each direction.
 
     Returns:
         [`LabelSignal`]: Signal per direction, the share that is lost, and a verdict.

@@ -37,15 +37,15 @@ class LinearLandscape:
         B (`Tensor` or array): Covariance Cov(E[x | image]) of what survives augmentation, shape `(D, D)`: the
             symmetrized covariance between two views.
         Sigma (`Tensor` or array): Covariance Cov(x) of views, shape `(D, D)`.
-        mean (`Tensor` or array, *optional*): E[x] of shape `(D,)`, defaults to 0. It has an effect without a bias only.
+        mean (`Tensor` or array, *optional*): E[x] of shape `(D,)`, defaults to 0. It has an effect only without a bias.
         tol (`float`, defaults to 1e-9): Directions in which the variance of views is below `tol` times the largest are
             dropped.
-        slack (`float`, defaults to 1e-6): How far canonical correlations may lie outside [0, 1], and how asymmetric the
-            matrices may be relative to their largest entry, before it is an error and not rounding; they are clipped.
+        slack (`float`, defaults to 1e-6): Tolerance for rounding: how far canonical correlations, which are clipped,
+            may lie outside [0, 1], and how asymmetric the matrices may be relative to their largest entry.
 
     Attributes:
         canonical_correlations (`Tensor`): k, shape `(rank,)`, descending, in [0, 1].
-        filters (`Tensor`): w of shape `(rank, D)`, wΣwᵀ = 1: the encoder rows that read the directions.
+        filters (`Tensor`): w of shape `(rank, D)`, wΣwᵀ = 1: the encoder rows that extract the directions.
 
     Raises:
         TypeError: An argument is not an array of numbers.
@@ -56,7 +56,7 @@ class LinearLandscape:
         "What shapes the loss landscape of self-supervised learning?" (Ziyin et al., ICLR 2023, arXiv 2210.00638).
 
     Example:
-        Three directions of unit variance, of which augmentation leaves 90, 50 and 10 %:
+        Three directions of unit variance, of which augmentation preserves 90, 50 and 10 %:
 
         >>> landscape = LinearLandscape(np.diag([0.9, 0.5, 0.1]), np.eye(3))
         >>> minimum = landscape.minimum("spectral", alpha=1.5)
@@ -140,11 +140,11 @@ class LinearLandscape:
         return landscape_loss(objective, matrix, self.B, self.Sigma, self.mean, bias)
 
     def minimum(self, loss: str = "quartic", *, dim: int | None = None, **settings: Any) -> Minimum:
-        """Return the global minimum, and with it the spectrum that the representation will have.
+        """Return the global minimum, which determines the spectrum of the representation.
 
-        Without the penalty it is a closed form. With `gamma > 0` it is one if there are outputs for all directions that
-        want to survive, and either B_eff and Σ commute or all directions survive; otherwise it is the best of several
-        L-BFGS runs.
+        Without the penalty there is a closed form. With `gamma > 0` there is one if the outputs suffice for all
+        directions that can survive, and either B_eff and Σ commute or all directions survive; otherwise the minimum is
+        the best of several L-BFGS runs.
 
         Args:
             loss (`str`, defaults to `"quartic"`): A loss of [`Objective`].
@@ -176,13 +176,13 @@ class LinearLandscape:
     ) -> Iterator[StationaryPoint]:
         """Yield the points at which the gradient vanishes, lowest loss first.
 
-        There is one for each set of at most `dim` surviving directions: the first is the minimum, the others are the
-        saddles between which training can stall.
+        There is one for each set of at most `dim` surviving directions: the first is the minimum, all others are
+        saddles, at which training can stall.
 
         Args:
             loss (`str`, defaults to `"quartic"`): A loss of [`Objective`]; not `"normalized"`, and no `gamma`.
             dim (`int`, *optional*): The number of outputs of the encoder, at least 1, defaults to D.
-            limit (`int`, *optional*, defaults to 100): The most points to yield; `None` for all of up to 2^D.
+            limit (`int`, *optional*, defaults to 100): Maximum number of points to yield; `None` for all of up to 2^D.
             **settings (`float` or `str`): Its settings, as in [`Objective`].
 
         Yields:
@@ -225,7 +225,7 @@ class LinearLandscape:
         return hessian_at_origin(objective, self._pair(objective)[0])
 
     def collapse_threshold(self, setting: str, loss: str = "quartic", **settings: Any) -> CollapseThreshold:
-        """Return the value of one setting from which each direction collapses, with the others fixed.
+        """Return the value of one setting from which each direction collapses, with all other settings fixed.
 
         Args:
             setting (`str`): `"alpha"`, `"weight_decay"` or, with `loss="normalized"`, `"temperature"`.
@@ -254,7 +254,7 @@ class LinearLandscape:
         three correct digits.
 
         Args:
-            direction (`int`, *optional*): Index of a canonical direction; without it, all of them shall survive.
+            direction (`int`, *optional*): Index of a canonical direction; by default, all of them must survive.
             loss (`str`, defaults to `"quartic"`): A loss of [`Objective`]; not `"normalized"`.
             **settings (`float` or `str`): Its settings, as in [`Objective`].
 
@@ -335,7 +335,7 @@ class LinearLandscape:
         return self.dimension if dim is None else as_int("dim", dim, at_least=1)
 
     def _pair(self, objective: Objective) -> tuple[CovariancePair, bool]:
-        """Return B_eff and Σ as the loss sees them, and whether the canonical directions are theirs as well."""
+        """Return B_eff and Σ of the loss, and whether they have the same canonical directions as B and Σ."""
         mean = self.mean if objective.uses_dot_products and objective.bias == "none" else torch.zeros_like(self.mean)
         decay = objective.weight_decay / (2 * objective.slope)
         if not decay and not bool(mean.any()):

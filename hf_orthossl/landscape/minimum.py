@@ -17,8 +17,8 @@ class Minimum:
     Attributes:
         objective ([`Objective`]): The loss that is minimized.
         eigenvalues (`Tensor`): Eigenvalues of the representation's covariance WΣWᵀ, shape `(dim,)`, descending, 0 for
-            outputs that have collapsed. With `"normalized"` their scale is free: without the penalty they sum to 1,
-            otherwise the penalty sets it.
+            outputs that have collapsed. With `"normalized"` their scale is arbitrary: without the penalty they sum to
+            1, otherwise the penalty determines it.
         weights (`Tensor`): One minimizer W of shape `(dim, D)`; any rotation QW is another.
         offset (`Tensor`): The bias that belongs to `weights`, shape `(dim,)`: f = Wx + offset.
         value (`float`): The loss at the minimum.
@@ -79,7 +79,7 @@ def _simplex_shift(point: Tensor) -> Tensor:
 
 
 def eigenvalues_at_minimum(objective: Objective, correlations: Tensor) -> Tensor:
-    """Return the eigenvalue of M along each direction, given an output of the encoder for each of them.
+    """Return the eigenvalue of M along each direction, if the encoder has an output for each of them.
 
     Args:
         objective ([`Objective`]): The loss; its penalty is ignored.
@@ -133,7 +133,7 @@ def find_minimum(
 
     Args:
         objective ([`Objective`]): The loss.
-        pair ([`CovariancePair`]): B_eff and Σ as the loss sees them.
+        pair ([`CovariancePair`]): B_eff and Σ of the loss.
         dim (`int`): The number of outputs.
         mean (`Tensor`): E[x], shape `(D,)`.
         patterns (`Tensor`): The canonical directions of B and Σ, shape `(rank, D)`.
@@ -149,7 +149,7 @@ def find_minimum(
     weights[:count] = eigenvalues.sqrt()[:, None] * pair.filters[:count]
     centre = patterns.new_zeros(dim)
     if constant:
-        # A constant output is a direction in which all views agree: k = 1.
+        # In a constant output all views agree, so k = 1.
         one = leading.new_ones(1)
         eigenvalue = eigenvalues_at_minimum(objective, one)
         centre[count] = float(eigenvalue.sqrt())
@@ -171,7 +171,7 @@ def find_minimum(
 def spectrum_and_axes(weights: Tensor, patterns: Tensor, surviving: int) -> tuple[Tensor, Tensor]:
     """Return the positive eigenvalues of the representation's covariance, and its axes among canonical directions."""
     _, lengths, axes = torch.linalg.svd(weights @ patterns.T, full_matrices=False)
-    # An output that reads a constant input is not 0, but its variance is.
+    # The output for a constant input is not 0, but its variance is.
     surviving = min(surviving, int((lengths**2 > 1e-13 * lengths.max() ** 2).sum()))
     return lengths[:surviving] ** 2, axes[:surviving]
 

@@ -1,4 +1,4 @@
-"""Which self-supervised loss is trained, with its constants, and its value at any weights of a linear encoder."""
+"""The self-supervised losses of the theory: their constants, and their values for a linear encoder."""
 
 from dataclasses import dataclass
 
@@ -25,8 +25,8 @@ class Objective:
       for any data. Its batch form averages `f·f⁺` over the positive pairs and `(f·f′)²` over the pairs of two images.
     - `"infonce"`: SimCLR's loss with logits `−‖f − f′‖² / (2T)` instead of cosines. Exact for Gaussian views, where it
       is `Tr[WCWᵀ]/T − ½·Σ(log(1 + m/T) + (m/T)/(1 + m/T))` over the eigenvalues m of M, plus log(number of negatives),
-      which does not move the minimum.
-    - `"normalized"`: SimCLR's loss with logits `z·z′ / T`, where T is the temperature as every library writes it. Mean
+      which does not affect the minimum.
+    - `"normalized"`: SimCLR's loss with logits `z·z′ / T`, where T is the usual temperature. Mean
       field: z = f/√E‖f‖² replaces z = f/‖f‖, so that M has trace 1 and the loss is `−Tr[WBWᵀ]/T + Tr[M²]/(2T²)`. Exact
       for centred Gaussian views divided by their root mean square length. For cosines it is an approximation: against
       minimizing the cosine loss on 600 Gaussian images, the predicted eigenvalues (relative to their sum) had R²
@@ -48,8 +48,8 @@ class Objective:
         kappa (`float`, *optional*): κ above 0, of `"quartic"` only, where it defaults to ½.
 
     Raises:
-        TypeError: A setting is not of its type.
-        ValueError: A setting is out of its range, or the theory has no derivation for the combination.
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is out of range, or the theory has no derivation for the combination.
 
     Source:
         "What shapes the loss landscape of self-supervised learning?" (Ziyin et al., ICLR 2023); the spectral loss is
@@ -116,7 +116,7 @@ class Objective:
         return {"spectral": 1.0, "normalized": 0.5, "infonce": 0.75}[self.loss] / self.temperature**2
 
     def convex_part(self, eigenvalues: Tensor) -> Tensor:
-        """Return ψ(m) of each eigenvalue m of M: what the loss adds to its linear part in M; ψ(0) = ψ′(0) = 0."""
+        """Return ψ(m) of each eigenvalue m of M: the nonlinear part of the loss in M; ψ(0) = ψ′(0) = 0."""
         if self.loss != "infonce":
             return self.curvature * eigenvalues**2
         m = eigenvalues / self.temperature

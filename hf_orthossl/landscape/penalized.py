@@ -12,7 +12,7 @@ from .objective import Objective, gaussian_uniformity
 
 _STARTS = 4
 _STEPS = 3000
-# With more weights than this a run takes minutes, so that only the first, informed start is run.
+# With more weights than this a run takes minutes, so only the first, informed start is used.
 _LARGE = 2**16
 # Squared singular values, relative to the natural scale: those of collapsed outputs end near 1e-16.
 _DEAD = 1e-9
@@ -41,8 +41,8 @@ def minimize_with_penalty(objective: Objective, pair: CovariancePair, dim: int) 
     """Minimize −c·Tr[B_eff P] + Σψ(eigenvalues of Σ^½PΣ^½) + γ‖WWᵀ − I‖² over W, where P = WᵀW.
 
     Except for the scale-free `"normalized"` loss, this is convex in P up to the constant γ·(dim − D), so that only the
-    bound on the rank of P can trap a search. If that bound is active, one output may read a mixture of two directions
-    even if B_eff and Σ commute.
+    bound on the rank of P can cause local minima. If that bound is active, one output may read a mixture of two
+    directions even if B_eff and Σ commute.
     """
     commuting = _in_common_axes(objective, pair, dim)
     if commuting is not None:
@@ -60,12 +60,12 @@ def smallest_reviving_gamma(
 
     Args:
         objective ([`Objective`]): The loss; its γ is ignored.
-        pair ([`CovariancePair`]): B_eff and Σ as the loss sees them.
+        pair ([`CovariancePair`]): B_eff and Σ of the loss.
         patterns (`Tensor`): The canonical directions, shape `(rank, D)`.
         direction (`int`, *optional*): The index of one direction; `None` for all.
 
     Raises:
-        ValueError: The loss has no derivation with the penalty, or needs none.
+        ValueError: The loss has no derivation with the penalty, or needs no penalty.
     """
     if objective.loss == "normalized":
         raise ValueError("no penalty is needed with loss='normalized': lower the temperature to revive a direction")
@@ -119,13 +119,13 @@ def _common_axes(pair: CovariancePair) -> Tensor | None:
     size = float(torch.linalg.matrix_norm(effective) * torch.linalg.matrix_norm(views))
     if float((product - product.T).abs().max()) > 1e-10 * size:
         return None
-    # A sum with an irregular weight separates directions that either matrix alone does not.
+    # A sum with an irregular weight separates directions that each matrix alone does not.
     weight = 0.618 * float(views.abs().max()) / max(float(effective.abs().max()), 1e-300)
     return torch.linalg.eigh(views + weight * effective)[1]
 
 
 def _in_common_axes(objective: Objective, pair: CovariancePair, dim: int) -> PenalizedMinimum | None:
-    """Return one squared singular value p per common axis, if there are outputs for all that are positive."""
+    """Return a squared singular value p per common axis, if there are outputs for all positive ones, else `None`."""
     if objective.loss == "normalized":
         return None
     axes = _common_axes(pair)
@@ -205,7 +205,7 @@ def _minimize_numerically(objective: Objective, pair: CovariancePair, dim: int) 
     def loss(scaled: Tensor) -> Tensor:
         return _penalized_loss(objective, scaled * units, pull, variances) / natural**2
 
-    # Without a bound on the rank and with a scale there is one basin.
+    # Without a bound on the rank, and unless the loss is scale-free, there is a single basin.
     one_basin = rows == len(axes) and objective.loss != "normalized"
     starts = 1 if one_basin or rows * len(axes) > _LARGE else _STARTS
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Stationary points, the Hessian at the origin, and the values of a setting at which directions collapse."""
+"""Stationary points, the Hessian at the origin, and the collapse thresholds of a setting."""
 
 import heapq
 import math
@@ -56,7 +56,7 @@ class CollapseThreshold:
 
     Attributes:
         setting (`str`): `"alpha"`, `"weight_decay"` or `"temperature"`.
-        values (`Tensor`): Shape `(rank,)`, descending, infinite if no value does it: a direction has collapsed if the
+        values (`Tensor`): Shape `(rank,)`, descending, infinite if no value causes it: a direction has collapsed if the
             setting is at least this. For `alpha` and `temperature` in the order of the canonical directions; weight
             decay mixes directions, and its i-th value is the one from which at most i of them survive.
         complete (`float`): The value at which the last direction collapses.
@@ -154,8 +154,8 @@ def _ordered(
 def _index(correlations: list[float], subset: tuple[int, ...], dim: int) -> int:
     """Return the number of downward directions at a stationary point.
 
-    An idle output can start to read any of the missing directions; a busy one can turn from its direction to a missing
-    one with a larger correlation, where it curves the loss by their difference.
+    An unused output can start to represent any of the missing directions; a used one can rotate from its direction to a
+    missing one with a larger correlation, along which the curvature of the loss is their difference.
     """
     missing = [k for i, k in enumerate(correlations) if i not in subset]
     rotations = sum(k > correlations[i] for i in subset for k in missing)
@@ -170,7 +170,7 @@ def _subsets(values: list[float], most: int) -> Iterator[tuple[float, tuple[int,
     while heap:
         value, subset = heapq.heappop(heap)
         yield value, subset
-        # Any subset is reached from the first of its size by moving one member to the next place at a time.
+        # Any subset is reached from the first of its size by moving one member to the next position at a time.
         for place, member in enumerate(subset):
             moved = (*subset[:place], member + 1, *subset[place + 1 :])
             if member + 1 < len(values) and member + 1 not in subset and moved not in seen:

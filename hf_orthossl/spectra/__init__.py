@@ -1,6 +1,6 @@
-"""Spectra of weights and features: collapse, measured.
+"""Measure dimensional collapse: spectra of weights and features.
 
-Public names are imported when first used: a page that shows spectra needs no torch.
+Public names are imported on first use: a page that shows spectra does not need torch.
 """
 
 from ..lazy import lazy_names

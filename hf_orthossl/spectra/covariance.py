@@ -1,4 +1,4 @@
-"""Covariance of any number of feature vectors, accumulated batch by batch."""
+"""Accumulate the covariance of any number of feature vectors, batch by batch."""
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class _Streaming:
 
         Raises:
             TypeError: `features` is not an array of numbers.
-            ValueError: `features` has another shape.
+            ValueError: `features` has the wrong shape.
         """
         rows = as_tensor("features", features, 2, shape=f"(n, {self.dim})", finite=False)
         if rows.shape[1] != self.dim:
@@ -45,13 +45,13 @@ class _Streaming:
         self._add(len(rows), mean, rows - mean)
 
     def merge(self, other: "_Streaming") -> None:
-        """Add everything that another object of the same kind and dimension saw, such as another process's share.
+        """Merge another accumulator of the same kind and dimension, such as that of another process.
 
         Args:
             other (same class): The object to add.
 
         Raises:
-            ValueError: The two are of different kinds or dimensions.
+            ValueError: The two have different classes or dimensions.
         """
         if type(other) is not type(self) or other._sum.shape != self._sum.shape:
             raise ValueError(f"other must be a {type(self).__name__} of dimension {self.dim}, like this one")
@@ -63,7 +63,7 @@ class _Streaming:
         self._add(other.count, mean, mean.new_empty(0, self.dim))
 
     def combine(self) -> None:
-        """Add what the other processes of the run saw. All of them must call; afterwards each has the whole."""
+        """Merge the accumulators of all processes into each of them; call it on all processes."""
         if world_size() == 1:
             return
         counts, traces = zip(*all_gather_object((self.count, self.trace)), strict=True)
@@ -73,7 +73,7 @@ class _Streaming:
         if self.count:
             weights = weights.to(self.device)[:, None]
             self.mean = (weights * means).sum(0) / self.count
-            # The update below for several parts at once: S = sum of S_p + n_p (m_p - m)(m_p - m)^T.
+            # The update of `_add` for several parts at once: S = sum of S_p + n_p (m_p - m)(m_p - m)^T.
             rows = weights.sqrt() * (means - self.mean)
             self.trace += float(rows.square().sum())
             self._accumulate(rows)
@@ -107,10 +107,10 @@ class _Streaming:
 
 
 class StreamingCovariance(_Streaming):
-    """Exact covariance of a stream of `(n, D)` batches: memory O(D²) whatever the number of samples, float64.
+    """Exact covariance of a stream of `(n, D)` batches: memory O(D²) for any number of samples, float64.
 
     Batches are centred on their own mean and merged (Chan, Golub, LeVeque 1979), so that nothing cancels and the
-    result does not depend on how the samples were cut into batches or processes. Up to D samples, the samples
+    result does not depend on how the samples are divided into batches or processes. Up to D samples, the samples
     themselves are stored, and eigenvalues come from the smaller matrix of their products.
 
     Args:
@@ -136,13 +136,13 @@ class StreamingCovariance(_Streaming):
         self._rows: list[Tensor] | None = []
 
     def merge(self, other: "_Streaming") -> None:
-        """Add everything that another [`StreamingCovariance`] of the same dimension saw.
+        """Merge another [`StreamingCovariance`] of the same dimension.
 
         Args:
             other ([`StreamingCovariance`]): The object to add.
 
         Raises:
-            ValueError: `other` is of another kind or dimension.
+            ValueError: `other` has another class or dimension.
         """
         if isinstance(other, StreamingCovariance):
             self._multiply_out()
@@ -171,7 +171,7 @@ class StreamingCovariance(_Streaming):
             self._multiply(rows)
 
     def _multiply(self, rows: Tensor) -> None:
-        # Blocks of rows, from the diagonal rightwards: the scatter matrix is symmetric, so that half of it suffices.
+        # Compute blocks of rows from the diagonal on: the scatter matrix is symmetric, so half of it suffices.
         for start in range(0, self.dim, _BLOCK):
             block = self._sum[start : start + _BLOCK, start:]
             block.addmm_(rows[:, start : start + _BLOCK].T, rows[:, start:])
@@ -222,8 +222,8 @@ class SketchedCovariance(_Streaming):
 
     Stores the scatter matrix times a fixed random `(D, 2 top_k)` matrix, memory O(D · top_k), and computes the
     eigenvalues from the Nyström approximation. They are exact if the samples span no more than `2 top_k` dimensions,
-    and too low otherwise, the more so the later and the flatter the spectrum: for eigenvalues j^(-2) the first is
-    0.1 % and the last one returned a quarter too low, for j^(-1) 3 % and a third.
+    and too low otherwise; the error grows with the rank and with the flatness of the spectrum: for eigenvalues j^(-2)
+    the first is 0.1 % too low and the last one returned 25 %, for j^(-1) 3 % and 33 %.
 
     Args:
         dim (`int`): D, at least `2 top_k`.
@@ -245,7 +245,7 @@ class SketchedCovariance(_Streaming):
             raise ValueError(f"top_k must be at least 1 and at most dim / 2 = {dim // 2}, got {top_k}")
         super().__init__(dim, 2 * top_k, device)
         self.top_k = top_k
-        # The same matrix in every process, so that shares can be merged.
+        # The same matrix on every process, so that accumulators can be merged.
         generator = torch.Generator().manual_seed(0)
         test = torch.randn(dim, 2 * top_k, generator=generator, dtype=torch.float64)
         self._test = torch.linalg.qr(test).Q.to(self.device)
@@ -272,7 +272,7 @@ class SketchedCovariance(_Streaming):
         norm = torch.linalg.matrix_norm(sketch)
         if norm == 0:
             return torch.zeros(self.top_k, dtype=torch.float64)
-        # A shift of the size of rounding makes the small core matrix positive definite; it is subtracted again.
+        # A shift of the size of rounding makes the small core matrix positive definite; it is subtracted afterwards.
         shift = self.dim**0.5 * torch.finfo(torch.float64).eps * norm
         sketch = sketch + shift * self._test
         core = self._test.T @ sketch

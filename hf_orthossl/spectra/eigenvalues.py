@@ -28,11 +28,11 @@ def symmetric_eigenvalues(matrix: Tensor) -> Tensor:
 def covariance_eigenvalues(matrix: ArrayLike) -> Tensor:
     """Return the eigenvalues of the `D x D` covariance of a matrix's rows, descending.
 
-    The covariance is centred and divided by N − 1. The smaller of the `D x D` and `N x N` sides is decomposed, which
-    share their non-zero eigenvalues.
+    The covariance is centred and divided by N − 1. The smaller of the `D x D` and `N x N` Gram matrices is decomposed,
+    which share their non-zero eigenvalues.
 
     Args:
-        matrix (`Tensor` or array): Shape `(N, D)`, one observation per row. A single row has no variance: all zeros.
+        matrix (`Tensor` or array): Shape `(N, D)`, one observation per row. The covariance of a single row is zero.
 
     Returns:
         `Tensor`: Shape `(D,)`, float64.
@@ -67,7 +67,7 @@ def normalized_eigenvalues(matrix: ArrayLike) -> Tensor:
     the number of dimensions.
 
     Args:
-        matrix (`Tensor` or array): Shape `(N, D)`. A constant matrix (all rows equal) gives all zeros.
+        matrix (`Tensor` or array): Shape `(N, D)`. For a constant matrix (all rows equal), all are 0.
 
     Returns:
         `Tensor`: Shape `(D,)`, float64, descending.
@@ -85,7 +85,7 @@ def normalized_eigenvalues(matrix: ArrayLike) -> Tensor:
 def singular_values(matrix: ArrayLike) -> Tensor:
     """Return the singular values of a matrix (not centred), descending.
 
-    They are square roots of the eigenvalues of the smaller Gram matrix. Squaring costs the small ones their digits, so
+    They are square roots of the eigenvalues of the smaller Gram matrix. Squaring loses the digits of the small ones, so
     that a value below `sqrt(max(N, D) * 2.2e-16)` times the largest (about the rounding of float32 weights) is returned
     as 0.
 
@@ -110,7 +110,7 @@ def singular_values(matrix: ArrayLike) -> Tensor:
 
 
 def tolerance(eigenvalues: Tensor, size: int) -> float:
-    """Return how large rounding can make an eigenvalue that is zero: `size * 2.2e-16` times the largest one."""
+    """Return the size of zero eigenvalues after rounding: `size * 2.2e-16` times the largest one."""
     return float(eigenvalues.max()) * size * EPS
 
 

@@ -1,4 +1,4 @@
-"""Figures of spectral reports (the paper's log-log panels), of filter correlations, and maps of representations."""
+"""Plot spectral reports (the paper's log-log panels), filter correlations, and maps of representations."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .report import SpectralReport
 
-# Okabe & Ito (2008), distinct to colour-blind readers; without their yellow, which is invisible on paper.
+# Okabe & Ito (2008), distinct to colour-blind readers; without yellow, which is invisible on paper.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 DPI = 150
 _COLUMNS = 4
@@ -40,16 +40,16 @@ def plot_spectra(reports: "SpectralReport | Mapping[str, SpectralReport]", path:
     drawn. Stages of different architectures are matched by position.
 
     Args:
-        reports ([`SpectralReport`] or mapping of `str` to [`SpectralReport`]): One report, or up to seven by the name
-            to show.
-        path (`str` or path): The file to write; its suffix chooses the format.
+        reports ([`SpectralReport`] or mapping of `str` to [`SpectralReport`]): One report, or up to seven, keyed by
+            the names to show.
+        path (`str` or path): The file to write; its suffix determines the format.
 
     Returns:
         `Path`: The file.
 
     Raises:
         TypeError: `reports` is neither a report nor a mapping of reports.
-        ValueError: There are no or more than seven reports, they hold no spectra, or the format is unknown.
+        ValueError: There are no reports or more than seven, they contain no spectra, or the format is unknown.
 
     Source:
         He, Du, Ma (NeurIPS 2024), figures of weights, hidden features and representations.
@@ -67,7 +67,7 @@ def plot_spectra(reports: "SpectralReport | Mapping[str, SpectralReport]", path:
     ]
     sections = [(title, panels) for title, panels in sections if panels]
     if not sections:
-        raise ValueError("reports hold no spectra to draw")
+        raise ValueError("reports contain no spectra to draw")
 
     rows = [-(-len(panels) // _COLUMNS) for _, panels in sections]
     panel = _PANEL_HEIGHT + _LABEL * len(runs)
@@ -81,7 +81,7 @@ def plot_spectra(reports: "SpectralReport | Mapping[str, SpectralReport]", path:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Return a figure of `width x height` inches that arranges itself and is independent of pyplot's global state."""
+    """Return a figure of `width x height` inches with constrained layout, independent of pyplot's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
@@ -139,11 +139,11 @@ def _draw_section(part: "SubFigure", title: str, panels: list[tuple[str, _Curves
     for number, (axes, (name, curves)) in enumerate(zip(grid.flat, panels, strict=False)):
         axes.set_title(name, fontsize=8)
         for place, (run, spectrum) in enumerate(curves):
-            # Later curves are thinner, so that equal ones (the same input) remain visible beneath.
+            # Later curves are thinner, so that equal ones (the same input) remain visible below them.
             _draw_curve(axes, spectrum, COLORS[run], width=1.3 + 1.3 * (len(curves) - 1 - place) / len(curves))
         axes.set_xscale("log")
         axes.set_yscale("log")
-        # A flat spectrum should look flat. The labels are in the lowest part of the panel, below all curves.
+        # Let a flat spectrum look flat. The labels are at the bottom of the panel, below all curves.
         lowest, labels = min(axes.get_ylim()[0], 1e-2), _LABEL * (len(curves) + 1.5) / height
         axes.set_ylim(bottom=lowest ** (1 / (1 - labels)), top=2)
         axes.tick_params(labelsize=7)
@@ -182,7 +182,7 @@ def _add_key(figure: "Figure", names: Sequence[str]) -> None:
 
 
 _MARKERS = "osv^DPX*<>"
-# More classes than this do not fit in a legend.
+# Maximum number of classes in a legend.
 _MAX_LEGEND = 20
 
 
@@ -193,8 +193,8 @@ def filter_correlation(matrix: ArrayLike) -> Tensor:
         matrix (`Tensor` or array): Shape `(input, output)`, as in `select_matrices`.
 
     Returns:
-        `Tensor`: Shape `(output, output)`, float64, in [0, 1], ones on the diagonal. A constant filter, which has no
-        correlation, has 0 with every other.
+        `Tensor`: Shape `(output, output)`, float64, in [0, 1], ones on the diagonal. The correlations
+        of a constant filter, which are undefined, are 0.
 
     Raises:
         TypeError: `matrix` is not an array of numbers.
@@ -209,7 +209,7 @@ def filter_correlation(matrix: ArrayLike) -> Tensor:
     scale = columns.norm(dim=0)
     columns = columns - columns.mean(0)
     norms = columns.norm(dim=0)
-    # A constant filter is rounding noise after centring.
+    # A constant filter is only rounding noise after centring.
     columns = torch.where(norms > 1e-12 * scale, columns / norms, 0)
     return (columns.T @ columns).abs().clamp(max=1).fill_diagonal_(1)
 
@@ -223,8 +223,8 @@ def plot_filter_correlation(
     blocks. Colours range from 0 to the largest correlation of two different filters in all maps; the diagonal is 1.
 
     Args:
-        matrices (`Tensor`, array or mapping of `str` to these): Weights `(input, output)` with at least two outputs,
-            one matrix or several by the name to show.
+        matrices (`Tensor`, array or mapping of `str` to these): Weights `(input, output)` with at least two outputs:
+            one matrix, or several keyed by the names to show.
         path (`str` or path): The file to write; its suffix chooses the format.
         clusters (`int`, defaults to 8): The number of groups; at most one less than the number of filters is used.
 
@@ -250,7 +250,7 @@ def plot_filter_correlation(
     off = {name: m[~np.eye(len(m), dtype=bool)] for name, m in maps.items()}
     empty = [name for name, values in off.items() if len(values) == 0]
     if empty:
-        raise ValueError(f"matrix {empty[0]!r} has a single output: there is nothing to correlate")
+        raise ValueError(f"matrix {empty[0]!r} has a single output: pass matrices with at least two")
     largest = max(values.max() for values in off.values())
     figure = new_figure(7.6, 3.5 * len(maps) + 0.2)
     grid = figure.subplots(len(maps), 2, squeeze=False)
@@ -355,7 +355,7 @@ def _bicluster(correlation: np.ndarray, clusters: int) -> np.ndarray:
         n_clusters=clusters, n_components=min(6, size), n_best=min(3, size), n_init=3, random_state=0
     )
     with warnings.catch_warnings():
-        # Orthogonal filters have no groups, which is not an error.
+        # Orthogonal filters form no groups, which is not an error.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(correlation)
     return np.argsort(model.row_labels_, kind="stable")

@@ -16,13 +16,13 @@ POOLS = ("avg", "flatten")
 
 
 class LayerReader:
-    """Read the layers of a model from one forward pass, by hooks that remain until [`~LayerReader.close`].
+    """Read the outputs of layers from one forward pass, with hooks that remain until [`~LayerReader.close`].
 
     Args:
-        model (`nn.Module`): Anything with a method `stages(images)` that returns a dict ending in `"representation"`
+        model (`nn.Module`): A module with a method `stages(images)` that returns a dict ending in `"representation"`
             (an `hf_orthossl` encoder); or a timm, transformers or other torch model, whose stages are recognized by
             name and whose representation is the input of its classifier.
-        layers (sequence of `str`, *optional*): What to read: `"input"`, names of stages, names of modules,
+        layers (sequence of `str`, *optional*): The layers to read: `"input"`, names of stages, names of modules,
             `"representation"`, `"embedding"`. Defaults to the input, all stages, the representation and, if there is a
             projector, the embedding.
         projector (`nn.Module`, *optional*): Maps the representation `(B, D)` to the embedding.
@@ -77,7 +77,7 @@ class LayerReader:
             outputs = dict(_stages_method(self.model)(inputs))
         else:
             output = _forward(self.model, inputs)
-            # A model that returns a loss and more has no representation, but its layers can be read.
+            # A model that returns a loss and other values has no representation, but its layers can be read.
             wanted = self.layers is None or not {REPRESENTATION, EMBEDDING}.isdisjoint(self.layers)
             outputs = {REPRESENTATION: _tensor(output, REPRESENTATION)} if wanted else {}
         outputs = {INPUT: images, **{n: self._outputs[n] for n in self._stages if n in self._outputs}, **outputs}
@@ -95,7 +95,7 @@ class LayerReader:
     def _store(self, name: str) -> Callable[[nn.Module, tuple, Any], None]:
         def hook(_module: nn.Module, _inputs: tuple, output: Any) -> None:
             output = _tensor(output, name)
-            # timm's Swin and MaxViT keep channels last.
+            # timm's Swin and MaxViT have channels last.
             if output.ndim == 4 and getattr(self.model, "output_fmt", None) == "NHWC":
                 output = output.movedim(3, 1)
             self._outputs[name] = output
@@ -104,7 +104,7 @@ class LayerReader:
 
 
 def check_layers(model: nn.Module, layers: str | Sequence[str], projector: nn.Module | None = None) -> None:
-    """Check, before any forward pass, that a model has the layers that were named.
+    """Check before any forward pass that a model has the named layers.
 
     Args:
         model (`nn.Module`): The model.
@@ -119,7 +119,7 @@ def check_layers(model: nn.Module, layers: str | Sequence[str], projector: nn.Mo
         raise ValueError("layer 'embedding' needs the projector: pass projector=…")
     stages = getattr(model, "stage_names", None) if _is_encoder(model) else ()
     if stages is None:
-        # The names are known only once the model has run.
+        # The names are known only after a forward pass.
         return
     modules = [name for name, _ in model.named_modules() if name]
     known = {INPUT, *stages, REPRESENTATION, EMBEDDING, *modules}
@@ -129,22 +129,22 @@ def check_layers(model: nn.Module, layers: str | Sequence[str], projector: nn.Mo
 
 
 def _unknown(name: str, ends: Sequence[str], modules: Iterable[str]) -> ValueError:
-    # A model may have hundreds of modules: its input, stages and representation are enough to list.
+    # A model may have hundreds of modules, so list only its input, stages and representation.
     known, listed = dict.fromkeys([*ends, *modules]), ", ".join(dict.fromkeys(ends))
     remedy = suggest(name, known, most=3, otherwise=f"choose from {listed}")
     return ValueError(f"the model has no layer {name!r}: {remedy}")
 
 
 def as_vectors(output: Tensor, pool: str) -> tuple[Tensor, str]:
-    """Return one vector per image from a layer's output, and how it was made: `"none"`, `"avg"` or `"flatten"`.
+    """Pool a layer's output to one vector per image, and return it with the pooling: `"none"`, `"avg"` or `"flatten"`.
 
     Args:
-        output (`Tensor`): Vectors `(B, D)`, which are returned as they are, feature maps `(B, C, H, W)` or tokens
+        output (`Tensor`): Vectors `(B, D)`, which are returned unchanged, feature maps `(B, C, H, W)` or tokens
             `(B, N, C)`.
         pool (`str`): `"avg"` averages maps and tokens over positions to `(B, C)`; `"flatten"` flattens them.
 
     Raises:
-        ValueError: `output` has another number of dimensions.
+        ValueError: `output` has the wrong number of dimensions.
     """
     if output.ndim == 2:
         return output, "none"
@@ -158,7 +158,7 @@ def as_vectors(output: Tensor, pool: str) -> tuple[Tensor, str]:
 
 
 def batches(images: ArrayLike | Iterable[Any], batch_size: int) -> Iterator[Tensor]:
-    """Yield checked batches `(B, 3, H, W)`.
+    """Yield validated batches `(B, 3, H, W)`.
 
     Args:
         images (`Tensor`, array or iterable): Normalized images `(N, 3, H, W)`, or batches: tensors, arrays, dicts with
@@ -220,7 +220,7 @@ def _stages_method(model: nn.Module) -> Callable[[Tensor], dict[str, Tensor]]:
 
 
 def _forward(model: nn.Module, images: Tensor) -> Any:
-    # Methods of classes that this room does not import.
+    # Methods of classes that this package does not import.
     known: Any = model
     if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
         # timm: the representation is the input of the classifier.

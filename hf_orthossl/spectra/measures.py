@@ -1,9 +1,9 @@
 """Measures that summarize a spectrum in one number.
 
-Every measure takes a vector of singular values or covariance eigenvalues (any order, none negative) and computes in
+Every measure accepts a vector of non-negative singular values or covariance eigenvalues in any order and computes in
 float64. "Effective rank" always means that of Roy & Vetterli, from singular values: of the matrix itself for weights,
 of the *centred* feature matrix (square roots of covariance eigenvalues) for features. RankMe is the same number for
-the features *as they are*, not centred.
+features that are *not* centred.
 """
 
 import math
@@ -129,8 +129,8 @@ def participation_ratio(eigenvalues: ArrayLike) -> float:
 def alpha_req(eigenvalues: ArrayLike, first: int = 4, last: int = 100) -> float | None:
     """Return α-ReQ: the exponent of the power law λ_j ∝ j^(−α) fitted to the covariance eigenvalues.
 
-    Least squares of log λ_j on log j over the ranks first … last, weighted by 1 / j so that each decade of ranks has
-    the same weight. Near 1 is best in the paper; larger is collapse.
+    Fitted by least squares of log λ_j on log j over the ranks first … last, weighted by 1 / j so that each decade of
+    ranks has the same weight. In the paper, values near 1 are best and larger ones indicate collapse.
 
     Args:
         eigenvalues (`Tensor` or array): Eigenvalues of the covariance, shape `(D,)`; their scale has no effect.
@@ -164,7 +164,7 @@ def alpha_req(eigenvalues: ArrayLike, first: int = 4, last: int = 100) -> float 
 def count_positive(eigenvalues: ArrayLike, size: int | None = None) -> int:
     """Return the number of eigenvalues that are positive beyond rounding: above `size * 2.2e-16` times the largest.
 
-    This is the tolerance with which `numpy.linalg.matrix_rank` decides on a zero. Eigenvalues that are exactly zero in
+    This is the tolerance of `numpy.linalg.matrix_rank`. Eigenvalues that are exactly zero in
     theory (fewer samples than dimensions, dead units) are noise of about that size, of either sign, in float64, and are
     not counted.
 
@@ -196,7 +196,7 @@ def lidar(views: ArrayLike, delta: float = 1e-4, epsilon: float = 1e-7) -> float
 
     Raises:
         TypeError: `views` is not an array of numbers.
-        ValueError: `views` has another shape, or holds NaN or infinity.
+        ValueError: `views` has the wrong shape, or contains NaN or infinity.
 
     Source:
         Thilak et al. (ICLR 2024, arXiv 2312.04000), equations 1-4.
@@ -227,7 +227,7 @@ def lidar(views: ArrayLike, delta: float = 1e-4, epsilon: float = 1e-7) -> float
 
 
 def _vector(values: ArrayLike) -> Tensor:
-    """Return a spectrum `(K,)` in float64 on the CPU, without the negative numbers that rounding makes."""
+    """Return a spectrum `(K,)` in float64 on the CPU, with negative values, which are rounding errors, set to 0."""
     tensor = as_tensor("a spectrum", values, finite=False).detach().cpu().to(torch.float64)
     if tensor.ndim != 1 or len(tensor) == 0 or not torch.isfinite(tensor).all():
         raise ValueError(f"a spectrum must be a non-empty vector of finite numbers, got shape {tuple(tensor.shape)}")

@@ -1,4 +1,4 @@
-"""Measure the spectra of a model's weights and features: one pass over the images fills a report."""
+"""Measure the spectra of a model's weights and features in one pass over the images."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from ..arguments import ArrayLike, as_int, as_tensor
 from ..distributed.collectives import all_gather_object, all_gather_rows
 from ..messages import describe
 
-# The measured matrices are exactly the regularized ones; this is the room's only import of a room on its floor.
+# The measured matrices are exactly the regularized ones.
 from ..regularization import select_matrices
 from .covariance import MAX_DIM, SketchedCovariance, StreamingCovariance, covariance_for
 from .layers import EMBEDDING, POOLS, REPRESENTATION, LayerReader, as_vectors, batches, check_layers, evaluation_mode
@@ -45,7 +45,7 @@ def spectral_report(
     The model runs in evaluation mode without gradients, one forward pass per batch; its modes are restored afterwards.
     Memory is O(D²) for the widest layer, whatever the number of images.
 
-    Sharded weights (`DTensor`, of FSDP2) are gathered one at a time: all processes must call, and all get the result.
+    Sharded weights (FSDP2's `DTensor`) are gathered one at a time: call it on all processes; all receive the result.
 
     Args:
         model (`nn.Module`): An `hf_orthossl` encoder, or any timm, transformers or torch model.
@@ -71,7 +71,7 @@ def spectral_report(
         metadata (mapping, *optional*): JSON values to store with the report, such as `model` (the name to show;
             defaults to the encoder's name or the class), `dataset` or `version`.
         shared (`bool`, defaults to `False`): Whether `images` and `views` are this process's share of them. All
-            processes of the run must call, and all get the report of all images.
+            processes of the run must call this function, and all receive the report of all images.
 
     Returns:
         [`SpectralReport`]: With `table()`, `plot(path)` and `save(directory)`.
@@ -97,7 +97,7 @@ def spectral_report(
         raise ValueError("layers and views need images: pass images, or omit both to measure the weights only")
     if layers is not None:
         check_layers(model, layers, projector)
-    # Also for the weights: in training mode, torch's spectral norm updates its vectors when a weight is read.
+    # This also matters for weights: in training mode, torch's spectral norm updates its vectors when a weight is read.
     with evaluation_mode(model):
         report = SpectralReport(weights=weight_spectra(model, include, exclude))
     if images is not None:
@@ -161,13 +161,13 @@ def _feature_spectra(
         _combine(covariances)
     count = max((covariance.count for covariance in covariances.values()), default=0)
     if count < 2:
-        raise ValueError(f"images must hold at least 2 images for a covariance, got {count}")
+        raise ValueError(f"images must contain at least 2 images for a covariance, got {count}")
     lidars = {} if views is None else _lidars(reader, views, batch_size, shared)
     spectra: dict[str, FeatureSpectrum] = {}
     known: dict[int, FeatureSpectrum] = {}
     for layer, covariance in covariances.items():
         try:
-            # Layers that share a covariance share its spectrum.
+            # Layers that share a covariance also share its spectrum.
             spectrum = known.get(id(covariance)) or FeatureSpectrum.from_covariance(covariance)
         except ValueError as error:
             raise ValueError(f"layer {layer!r}: {error}") from error
@@ -179,28 +179,28 @@ def _feature_spectra(
 def feature_covariances(
     reader: LayerReader, images: ArrayLike | Iterable[Any], batch_size: int, pool: str, max_dim: int
 ) -> tuple[Covariances, dict[str, str]]:
-    """Pass over the images, and return each layer's covariance and how its output became one vector per image.
+    """Pass over the images, and return each layer's covariance and the pooling of its output.
 
     Args:
         reader ([`LayerReader`]): Reads the layers of the model.
-        images (`Tensor`, array or iterable): As in [`spectral_report`].
+        images (`Tensor`, array or iterable): See [`spectral_report`].
         batch_size (`int`): Images per batch, if `images` is one array.
         pool (`str`): `"avg"` or `"flatten"`.
-        max_dim (`int`): The most dimensions for which the covariance is formed.
+        max_dim (`int`): The largest dimension for which the covariance is formed.
     """
     covariances: Covariances = {}
     pools: dict[str, str] = {}
     for batch in batches(images, batch_size):
         vectors: dict[str, Tensor] = {}
         for layer, output in reader.read(batch).items():
-            # The paper's input spectrum is that of all pixels, however feature maps are pooled.
+            # The paper's input spectrum is that of all pixels, regardless of the pooling of feature maps.
             vectors[layer], pools[layer] = as_vectors(output, "flatten" if layer == "input" else pool)
         _add_batch(vectors, covariances, _layer_before_representation(vectors), max_dim)
     return covariances, pools
 
 
 def _layer_before_representation(layers: Iterable[str]) -> str | None:
-    """Return the last stage, if the layers are read in the model's order."""
+    """Return the last stage if the layers are read in the model's order, else `None`."""
     names = list(layers)
     return names[names.index(REPRESENTATION) - 1] if REPRESENTATION in names[1:] else None
 
@@ -208,8 +208,8 @@ def _layer_before_representation(layers: Iterable[str]) -> str | None:
 def _add_batch(vectors: dict[str, Tensor], covariances: Covariances, before: str | None, max_dim: int) -> None:
     """Add one batch to every layer's covariance.
 
-    A ResNet's representation is its last stage averaged: as long as the two agree to the last bit of the
-    representation's type, they share one covariance; at the first batch in which they differ, it is copied.
+    A ResNet's representation is the average of its last stage: as long as the two agree to the last bit of the
+    representation's dtype, they share one covariance; at the first batch in which they differ, it is copied.
     """
     same = before is not None and torch.equal(
         vectors[before].to(vectors[REPRESENTATION].dtype), vectors[REPRESENTATION]
@@ -232,12 +232,12 @@ def _add_batch(vectors: dict[str, Tensor], covariances: Covariances, before: str
 
 
 def _combine(covariances: Covariances) -> None:
-    """Add the images of the other processes."""
+    """Merge the covariances of all processes."""
     _check_shares(covariances, "images")
     before = _layer_before_representation(covariances)
     last = None if before is None else covariances[before]
     one = last is not None and covariances[REPRESENTATION] is last
-    # If the two agree on some processes only, they are two on all.
+    # If the two agree only on some processes, they are separate on all.
     agreed = all(all_gather_object(one))
     if last is not None and one and not agreed:
         covariances[REPRESENTATION] = copy.deepcopy(last)
@@ -247,7 +247,7 @@ def _combine(covariances: Covariances) -> None:
 
 def _check_shares(layers: Mapping[str, Any], name: str) -> None:
     if not all(all_gather_object(bool(layers))):
-        raise ValueError(f"{name} must be at least as many as there are processes: the share of one is empty")
+        raise ValueError(f"{name} must be at least as many as the processes: the share of one is empty")
 
 
 def _lidars(

@@ -1,4 +1,4 @@
-"""The spectra of a model: their data, their files, and their summary as text and scalars."""
+"""Spectral reports: data, files, and summaries as text and scalars."""
 
 import json
 import math
@@ -28,7 +28,7 @@ class SpectralReport:
             `"embedding"`; empty if no images were given.
         metadata (`dict`): What was measured: `model` (its name), `num_images`, and whatever was passed in, such as
             `dataset` or the package's version; JSON values.
-        notes (`list[str]`): What a reader should know, one sentence each.
+        notes (`list[str]`): Remarks for the reader, one sentence each.
 
     Example:
         >>> report = spectral_report(encoder, images)
@@ -57,20 +57,20 @@ class SpectralReport:
             `Path`: The directory.
 
         Raises:
-            ValueError: `metadata` holds values that JSON does not have.
+            ValueError: `metadata` contains values that are not JSON.
         """
         return _save(self.weights, self.features, self.metadata, self.notes, Path(directory))
 
     @classmethod
     def load(cls, directory: str | PathLike) -> "SpectralReport":
-        """Read a report that [`~SpectralReport.save`] wrote. The content is checked, since the files are untrusted.
+        """Read and validate a report that [`~SpectralReport.save`] wrote; the files are untrusted.
 
         Args:
             directory (`str` or path): The directory.
 
         Raises:
-            FileNotFoundError: The directory holds no report.
-            ValueError: A file is broken, too large, or does not have this form.
+            FileNotFoundError: The directory contains no report.
+            ValueError: A file is broken, too large, or does not have this format.
         """
         return cls(*_load(Path(directory)))
 
@@ -78,8 +78,8 @@ class SpectralReport:
         """Return all scalars as text for a terminal: a table of the weights, one of the features, then the notes.
 
         Args:
-            brief (`bool`, defaults to `False`): Whether to show only the last weight of each stage, and one line on the
-                others.
+            brief (`bool`, defaults to `False`): Whether to show only the last weight of each stage, and one line about
+                the remaining ones.
         """
         return tables.table(self.name, self.weights, self.features, self.notes, brief)
 
@@ -141,7 +141,7 @@ class SpectralReport:
         """Draw the report with [`plot_spectra`].
 
         Args:
-            path (`str` or path): The file to write; its suffix chooses the format (`.png`, `.pdf`, …).
+            path (`str` or path): The file to write; its suffix determines the format (`.png`, `.pdf`, …).
 
         Returns:
             `Path`: The file.
@@ -153,10 +153,10 @@ class SpectralReport:
 
 SCHEMA_VERSION = 1
 SCALARS, ARRAYS = "spectra.json", "spectra.safetensors"
-# Well above the report of the largest network (about 1 MB and 50 MB), and small enough for memory.
+# Far above the report of the largest network (about 1 MB and 50 MB), and small enough for memory.
 _MAX_BYTES = {SCALARS: 64 * 2**20, ARRAYS: 2 * 2**30}
 _KINDS = {"weights": WeightSpectrum, "features": FeatureSpectrum}
-# JSON has no infinity. Only a condition number can be infinite, and is then null.
+# JSON has no infinity. Only a condition number can be infinite, and is then stored as null.
 _INFINITE = "condition_number"
 _OPTIONAL = {"alpha", "lidar"}
 _POOLS = {"none", "flatten", "avg"}
@@ -170,7 +170,7 @@ def _save(weights: dict, features: dict, metadata: dict, notes: list[str], direc
         content[section] = {}
         for name, spectrum in spectra.items():
             values = {f.name: getattr(spectrum, f.name) for f in fields(spectrum)}
-            # A view of a larger tensor would be saved with the whole of it.
+            # Cloned, because a view would be saved with all of the larger tensor.
             arrays |= {f"{section}/{name}/{key}": v.clone() for key, v in values.items() if isinstance(v, Tensor)}
             values = {key: v for key, v in values.items() if not isinstance(v, Tensor)}
             if values.get(_INFINITE) == math.inf:
@@ -179,7 +179,7 @@ def _save(weights: dict, features: dict, metadata: dict, notes: list[str], direc
     try:
         text = json.dumps(content, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"metadata must hold JSON values only, no NaN or infinity: {error}") from error
+        raise ValueError(f"metadata must contain only JSON values, no NaN or infinity: {error}") from error
     directory.mkdir(parents=True, exist_ok=True)
     replace_file(directory / ARRAYS, save_arrays(arrays))
     replace_file(directory / SCALARS, text + "\n")
@@ -210,7 +210,7 @@ def _read(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: a report is {SCALARS} and {ARRAYS} in one folder")
     if path.stat().st_size > _MAX_BYTES[path.name]:
-        raise ValueError(f"{path} is larger than the {_MAX_BYTES[path.name] >> 20} MiB that a report may have")
+        raise ValueError(f"{path} is too large: a report file must be at most {_MAX_BYTES[path.name] >> 20} MiB")
     return path.read_bytes()
 
 
@@ -226,7 +226,7 @@ def _read_json(path: Path) -> dict:
         raise ValueError(f"{path} is not a spectral report: it has no schema_version")
     if content["schema_version"] != SCHEMA_VERSION:
         raise ValueError(
-            f"{path} has schema_version {content['schema_version']!r}, this version of the package reads "
+            f"{path} has schema_version {content['schema_version']!r}, but this version of the package reads "
             f"{SCHEMA_VERSION}: update the package, or measure the spectra again"
         )
     return content
@@ -272,7 +272,7 @@ def _checked_scalar(where: str, spec, value):
         _require(type(value) is spec.type, f"{where} must be a {spec.type.__name__}, got {value!r}")
         _require(spec.name != "pool" or value in _POOLS, f"{where} must be one of {sorted(_POOLS)}")
         return value
-    # Only α may be negative, by rounding. The comparison also rejects integers too large for a float.
+    # Only α may be negative, because of rounding. The comparison also rejects integers too large for a float.
     lowest = -1e300 if spec.name == "alpha" else 0
     number = type(value) in (int, float) and lowest <= value <= 1e300
     _require(number, f"{where} must be a finite number >= {lowest:g}")

@@ -1,4 +1,4 @@
-"""The spectrum of one weight matrix, and of one layer's features, with its measures."""
+"""The spectra of a weight matrix and of a layer's features, with their measures."""
 
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ class WeightSpectrum:
 
     Attributes:
         shape (`tuple[int, int]`): Number of inputs and of outputs.
-        group (`str`): Kind of layer, as `select_matrices` names it.
+        group (`str`): Kind of layer, see [`WeightMatrix`].
         num_positive (`int`): The number of `eigenvalues` that are positive beyond rounding.
         effective_rank (`float`): Roy & Vetterli's effective rank of `singular_values`.
         stable_rank (`float`): ‖W‖_F² / σ_max².
@@ -26,7 +26,7 @@ class WeightSpectrum:
         gram_sigma_max (`float`): σ_max(G − I), which the penalty SRIP estimates.
         eigenvalues (`Tensor`): Normalized eigenvalues (Definition 1), shape `(output,)`, float64, descending, in
             [0, 1].
-        singular_values (`Tensor`): Singular values of the matrix as it is, shape `(min(input, output),)`, float64,
+        singular_values (`Tensor`): Singular values of the uncentred matrix, shape `(min(input, output),)`, float64,
             descending.
     """
 
@@ -81,7 +81,7 @@ class WeightSpectrum:
 
     @property
     def most_positive(self) -> int:
-        """Return how many of `eigenvalues` can be positive: one less than the inputs at most, as they are centred."""
+        """Return the maximum number of positive `eigenvalues`: at most one less than the inputs, which are centred."""
         return min(self.dim, self.shape[0] - 1)
 
     @property
@@ -97,16 +97,16 @@ class FeatureSpectrum:
     Attributes:
         dim (`int`): D, after pooling.
         num_images (`int`): N.
-        pool (`str`): How an image became one vector: `"none"` (it was one), `"flatten"` or `"avg"`.
-        exact (`bool`): `False` if D was too large for the `D x D` covariance. Then `eigenvalues` holds the leading ones
-            only, as estimated from a sketch, `effective_rank` and `rankme` are lower bounds, and
+        pool (`str`): The pooling to one vector per image: `"none"` (not needed), `"flatten"` or `"avg"`.
+        exact (`bool`): `False` if D was too large for the `D x D` covariance. Then `eigenvalues` contains only the
+            leading ones, estimated from a sketch, `effective_rank` and `rankme` are lower bounds, and
             `participation_ratio` and `alpha` are estimates.
-        largest (`float`): The covariance's largest eigenvalue, by which the others are divided.
+        largest (`float`): The covariance's largest eigenvalue, by which all are divided.
         total_variance (`float`): The covariance's trace, always exact.
         num_positive (`int`): The number of `eigenvalues` that are positive beyond rounding; at most N − 1.
         effective_rank (`float`): Roy & Vetterli's effective rank of the centred feature matrix (square roots of the
             eigenvalues).
-        rankme (`float`): RankMe of the feature matrix as it is.
+        rankme (`float`): RankMe of the uncentred feature matrix.
         participation_ratio (`float`): (Σ λ)² / Σ λ².
         alpha (`float`, *optional*): α-ReQ; `None` if fewer than three eigenvalues can be fitted.
         lidar (`float`, *optional*): LiDAR; `None` if no views were given.
@@ -132,27 +132,27 @@ class FeatureSpectrum:
     def from_covariance(
         cls, covariance: StreamingCovariance | SketchedCovariance, pool: str = "none", lidar: float | None = None
     ) -> "FeatureSpectrum":
-        """Return the spectrum of all samples that a covariance has seen.
+        """Return the spectrum of all samples accumulated in a covariance.
 
         Args:
             covariance ([`StreamingCovariance`] or [`SketchedCovariance`]): The accumulated covariance.
-            pool (`str`, defaults to `"none"`): How an image became one vector.
+            pool (`str`, defaults to `"none"`): The pooling to one vector per image.
             lidar (`float`, *optional*): LiDAR, if it was measured.
 
         Raises:
-            ValueError: Fewer than 2 samples were seen, or they hold NaN or infinity.
+            ValueError: There are fewer than 2 samples, or they contain NaN or infinity.
         """
         eigenvalues = covariance.eigenvalues()
         uncentred = covariance.uncentred_eigenvalues()
         size = max(covariance.dim, covariance.count)
         total = covariance.total_variance
-        # Rounding noise must not enter an entropy: its square root is 1e-8 of the largest, times D values.
+        # Exclude rounding noise from the entropy: its square root is 1e-8 of the largest, times D values.
         clean = torch.where(eigenvalues > tolerance(eigenvalues, size), eigenvalues, 0)
         uncentred = torch.where(uncentred > tolerance(uncentred, size), uncentred, 0)
         if covariance.exact:
             participation = measures.participation_ratio(clean)
         else:
-            # The other eigenvalues share the rest of the trace, and none is larger than the last one returned.
+            # The remaining eigenvalues share the rest of the trace, and none is larger than the last one returned.
             squares = clean.square().sum() + clean[-1] * (total - clean.sum()).clamp(min=0)
             participation = float(total**2 / squares) if squares > 0 else 0.0
         return cls(

@@ -1,23 +1,23 @@
-"""Names of layers and weights: which of them are a network's stages, and which of several models belong together.
+"""Recognize a network's stages by the names of its layers, and match the layers and weights of several models.
 
-Works on names alone, without torch.
+Works only on names, without torch.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-# Layers of every network, besides its stages.
+# Layers of every network, in addition to its stages.
 INPUT, REPRESENTATION, EMBEDDING = "input", "representation", "embedding"
 ENDS = (INPUT, REPRESENTATION, EMBEDDING)
 _NUMBERED = re.compile(r"(?P<head>(?:.*\.)?)(?P<kind>layer|stage|block|group|stages|blocks|layers|features)\.?\d+")
-# Networks with more blocks than this (ViTs) are read at the end of each quarter of their depth.
+# In networks with more blocks than this (ViTs), the last block of each quarter of the depth is a stage.
 _MAX_STAGES = 6
 _QUARTERS = 4
 
-# A spectrum, or what a page draws of one.
+# A spectrum, or the data of one that a page draws.
 S = TypeVar("S")
-# The title of a row or panel → the spectra of the models that have it, by the model's position.
+# The title of a row or panel → the spectra of the models that have it, by the position of the model.
 Matched = list[tuple[str, dict[int, S]]]
 
 
@@ -28,7 +28,7 @@ def guess_stages(names: Iterable[str]) -> list[str]:
         names (iterable of `str`): Qualified module names, in order.
 
     Returns:
-        `list[str]`: All of a series of at most six, else the last of each quarter; empty if there is no series.
+        `list[str]`: All modules of a series of at most six, else the last of each quarter; empty without a series.
 
     Example:
         >>> guess_stages(["conv1", "layer1", "layer1.0", "layer2"])
@@ -46,14 +46,14 @@ def guess_stages(names: Iterable[str]) -> list[str]:
 
 
 def quarters(items: Sequence[str]) -> list[str]:
-    """Return at most six items as they are; of more, the last of each quarter."""
+    """Return all of at most six items, else the last of each quarter."""
     if len(items) <= _MAX_STAGES:
         return list(items)
     return [items[round(len(items) * (i + 1) / _QUARTERS) - 1] for i in range(_QUARTERS)]
 
 
 def last_weights(weights: Iterable[str]) -> list[str]:
-    """Return the last weight of each stage on the main path (in a ResNet the last convolution), as the paper shows.
+    """Return the last weight of each stage on the main path (in a ResNet the last convolution), as in the paper.
 
     Args:
         weights (iterable of `str`): Qualified parameter names, in order.
@@ -73,7 +73,7 @@ def last_weights(weights: Iterable[str]) -> list[str]:
 
 
 def short_name(name: str, longest: int = 30) -> str:
-    """Return the name of a parameter or module without the prefix and suffix that all of them share."""
+    """Return a short name of a parameter or module, without the common prefix and suffix."""
     name = re.sub(r"^backbone\.|\.weight(?=$|\[)", "", name)
     return name if len(name) <= longest else f"…{name[1 - longest :]}"
 
@@ -115,7 +115,7 @@ def _by_position(runs: Sequence[Mapping[str, S]], chosen: Sequence[Sequence[str]
     depth = max(map(len, chosen), default=0)
     names = [{i: own[position] for i, own in enumerate(chosen) if position < len(own)} for position in range(depth)]
     titles = [{short_name(name) for name in row.values()} for row in names]
-    # If names differ, the name of a row that only the deepest model has would not tell its position.
+    # If names differ, the name of a row that only the deepest model has would not show its position.
     alike, most = all(len(title) == 1 for title in titles), sum(map(bool, chosen))
     rows = []
     for position, (row, title) in enumerate(zip(names, titles, strict=True)):

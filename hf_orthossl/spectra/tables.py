@@ -1,4 +1,4 @@
-"""Spectral reports as text for a terminal: one report as a table, several side by side."""
+"""Format spectral reports for a terminal: one report as a table, several side by side."""
 
 import math
 import string
@@ -24,7 +24,7 @@ def table(
         name (`str`): The model's name.
         weights (`dict[str, WeightSpectrum]`): Spectra by parameter name.
         features (`dict[str, FeatureSpectrum]`): Spectra by layer.
-        notes (`list[str]`): What a reader should know.
+        notes (`list[str]`): Remarks for the reader.
         brief (`bool`, defaults to `False`): Whether to show only the last weight of each stage.
     """
     parts = [f"Spectra of {name}"]
@@ -146,8 +146,8 @@ def _in_one_line(names: list[str], weights: dict[str, WeightSpectrum]) -> str:
     shares = {name: 100 * weights[name].effective_rank / min(weights[name].shape) for name in names}
     lowest = min(shares, key=lambda name: shares[name])
     return (
-        f"and {len(names)} more: effective rank {shares[lowest]:.0f} to {max(shares.values()):.0f} % of the largest "
-        f"possible, lowest in {short_name(lowest)}"
+        f"and {len(names)} more: effective rank {shares[lowest]:.0f} to {max(shares.values()):.0f} % of the maximum, "
+        f"lowest in {short_name(lowest)}"
     )
 
 

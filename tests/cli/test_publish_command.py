@@ -65,7 +65,7 @@ def test_bad_commands_are_one_line(run_folder, hub_here, capsys, monkeypatch, tm
     assert "--repo_id is missing" in refused(f"publish {run_folder}", capsys)
     assert "did you mean '--repo_id'" in refused(f"publish {run_folder} --repoid a/b", capsys)
     assert "unexpected argument 'b': orthossl publish RUN" in refused("publish a b --repo_id a/b", capsys)
-    assert "names no owner" in refused(f"publish {run_folder} --repo_id run", capsys)
+    assert "has no owner" in refused(f"publish {run_folder} --repo_id run", capsys)
     assert "no such folder" in refused(f"publish {tmp_path}/nowhere --repo_id tester/run", capsys)
     assert "has no encoder" in refused(f"publish {tmp_path}/empty --repo_id tester/run", capsys)
     monkeypatch.delenv("HF_TOKEN")

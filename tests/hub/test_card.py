@@ -57,7 +57,7 @@ def test_what_a_reader_finds(folder):
     assert 'timm.create_model("hf-hub:user/name"' in body
     assert 'AutoModel.from_pretrained("user/name")' in body
     for text in (
-        "The owner has chosen: mit.",
+        "Chosen by the owner: mit.",
         "50,000 images of uoft-cs/cifar10",
         "| kNN classification | uoft-cs/cifar10 | test | top-1 accuracy | 0.250 | before training | k = 20 |",
         "| kNN classification | uoft-cs/cifar10 | test | top-1 accuracy | 0.750 | after training | k = 20 |",
@@ -76,7 +76,7 @@ def test_without_results_spectra_or_licence_it_says_so(folder):
     metadata, body = parts(render_card(folder))
     assert set(metadata) == {"library_name", "pipeline_tag", "tags", "datasets"}
     for text in (
-        "Nothing has been measured yet.",
+        "No results have been measured yet.",
         "The spectra have not been measured.",
         "The owner has not stated a licence.",
     ):
@@ -143,7 +143,7 @@ def test_a_malformed_repository_is_refused(folder, repo_id):
 def test_the_owners_metadata_and_words_stay(folder):
     card = render_card(folder, license="mit")
     edited = card.replace("tags:\n", "language: en\ntags:\n- pets\n- byol\n").replace(
-        "\n## Cite", "\nMy words.\n\n## Cite"
+        "\n## Citation", "\nMy words.\n\n## Citation"
     )
     edited = edited.replace("<!-- orthossl:limits -->", "More words.\n<!-- orthossl:limits -->")
     metadata, body = parts(render_card(folder, repo_id="user/name", previous=edited))
@@ -153,7 +153,7 @@ def test_the_owners_metadata_and_words_stay(folder):
     assert "byol" not in metadata["tags"], "the method of an earlier run"
     assert "More words.\n<!-- orthossl:limits -->" in body
     assert "My words." not in body, "inside a section"
-    assert "The owner has chosen: mit." in body
+    assert "Chosen by the owner: mit." in body
 
 
 def test_other_entries_of_the_model_index_stay_and_ours_are_replaced(folder):
@@ -281,7 +281,7 @@ def test_few_images_or_inputs_are_no_collapse():
     wide = {"backbone.wide.weight": torch.randn(4, 9, generator=generator)}
     report = report_of(torch.randn(5, 6, generator=generator), wide)
     reading = plain_reading(report)
-    assert "5 images can show 4 directions at most" in reading
+    assert "5 images can show at most 4 directions" in reading
     assert "have no variance" not in reading
     assert "None of the 1 weight matrices has lost a direction" in reading
     assert report.weights["backbone.wide.weight"].most_positive == 3

@@ -117,11 +117,11 @@ def test_broken_markers_cost_neither_the_run_nor_the_text(digits, tmp_path):
     card = folder / "README.md"
     broken = card.read_text().replace("<!-- /orthossl:usage -->", "")
     card.write_text(broken)
-    with pytest.warns(UserWarning, match="left as it is.*section results begins before section usage"):
+    with pytest.warns(UserWarning, match="was not updated.*section results begins before section usage"):
         written("resnet10t", digits, tmp_path / "encoder", **SMALL)
     assert card.read_text() == broken
 
 
 def test_no_data_set_gives_spectra_of_the_weights(tmp_path):
     _, folder = written("resnet10t", None, tmp_path / "encoder", **SMALL)
-    assert "spectra of the weights alone" in (folder / "README.md").read_text()
+    assert "only the spectra of the weights" in (folder / "README.md").read_text()

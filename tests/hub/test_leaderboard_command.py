@@ -116,7 +116,7 @@ def test_verify_fetches_nothing_that_a_stranger_names(hub, capsys, board_encoder
     ("argv", "match"),
     [
         (["biuld"], "unknown action 'biuld'"),
-        (["build", "--push_to_hub", "board"], "names no owner"),
+        (["build", "--push_to_hub", "board"], "has no owner"),
         (["build", "--outptu_dir", "x"], "--output_dir"),
         (["serve", "--port", "0"], "port must be 1–65535, got 0"),
         (["deploy", "--board", "a/b"], "--space is missing"),

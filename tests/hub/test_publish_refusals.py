@@ -66,14 +66,14 @@ def test_a_token_in_a_file_is_never_sent(name, which, folder, hub_here):
         save_file(load_file(folder / name), folder / name, metadata={"note": token})
     else:
         (folder / name).write_bytes((folder / name).read_bytes() + token.encode())
-    with pytest.raises(ValueError, match=r"holds an access token.*nothing was published"):
+    with pytest.raises(ValueError, match=r"contains an access token.*nothing was published"):
         publish_encoder(folder, REPO, token="s3cret-0123456789" if which == "ours" else None)
     assert hub_here.repo(REPO) is None
 
 
 def test_not_our_repo(folder, hub_here):
     hub_here.add_repo(REPO, {"config.json": '{"model_type": "bert"}', "model.safetensors": b"weights"})
-    with pytest.raises(ValueError, match=r"holds files that orthossl did not publish.*choose another repo_id"):
+    with pytest.raises(ValueError, match=r"contains files that orthossl did not publish.*choose another repo_id"):
         publish_encoder(folder, REPO)
     assert hub_here.files(REPO)["model.safetensors"] == b"weights"
     hub_here.add_repo("tester/begun", {"README.md": "Words to come.\n"})
@@ -92,13 +92,13 @@ def test_tokens_that_may_not_write(folder, hub_here, monkeypatch):
     hub_here.tokens["reader"] = ("tester", False)
     with pytest.raises(OSError, match=r"does not accept the token \(401\)"):
         publish_encoder(folder, REPO, token="unknown")
-    with pytest.raises(OSError, match=r"may not write to tester/encoder \(403\)"):
+    with pytest.raises(OSError, match=r"has no write access to tester/encoder \(403\)"):
         publish_encoder(folder, REPO, token="reader")
-    with pytest.raises(OSError, match=r"may not write to other/encoder \(403\)"):
+    with pytest.raises(OSError, match=r"has no write access to other/encoder \(403\)"):
         publish_encoder(folder, "other/encoder")
     publish_encoder(folder, REPO)
     (folder / "results.json").write_text("[]")
-    with pytest.raises(OSError, match=r"may not write to tester/encoder \(403\)"):
+    with pytest.raises(OSError, match=r"has no write access to tester/encoder \(403\)"):
         publish_encoder(folder, REPO, token="reader")
     with pytest.raises(ValueError, match="is public: make it private"):
         publish_encoder(folder, REPO, private=True)

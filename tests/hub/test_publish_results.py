@@ -74,7 +74,7 @@ def test_from_the_command_line_by_hub_id(folder, hub_here, tmp_path, capsys):
 def test_what_cannot_be_pushed_is_told_before_anything_is_measured(folder, hub_here, tmp_path, capsys):
     for arguments, said in (
         ([str(folder)], "is not a Hub id"),
-        (["tester/nowhere"], "to push results to"),
+        (["tester/nowhere"], "does not exist: publish the encoder"),
         ([REPO, "--untrained"], "exclude each other"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -256,7 +256,7 @@ def test_figures(found, tmp_path):
     ):
         with Image.open(plot_directions(found, tmp_path / f"{number}.png", **options)) as figure:
             assert figure.width > 800
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(ValueError, match="no patterns to draw"):
         plot_directions(found, tmp_path / "x.png")
     # Complete collapse has no spectrum to draw, and a penalty no threshold.
     forecast(images_of(100), Noise(), loss="infonce", alpha=100.0).plot(tmp_path / "c.png")

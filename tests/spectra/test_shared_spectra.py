@@ -91,7 +91,7 @@ def test_a_shared_report_is_that_of_one_process(changed, two_processes):
 
 
 def too_few():
-    with pytest.raises(ValueError, match="images must be at least as many as there are processes"):
+    with pytest.raises(ValueError, match="images must be at least as many as the processes"):
         report_of(1, False, True)
 
 

@@ -13,7 +13,7 @@ from ..encoder_record import EncoderRecord
 from ..escaping import clean
 from ..measurements import model_index_entry
 
-# Ends the name of our entry in `model-index`, by which the next update recognizes it, whatever was trained since.
+# Suffix of this package's entry in `model-index`, by which the next update recognizes it.
 OURS = "(orthossl)"
 
 
@@ -46,7 +46,7 @@ def front_matter(
         model_name=name if final else None,
     ).to_dict()
     merged = {**previous, **ours}
-    # The earlier card may be of another method or penalty.
+    # The earlier card may describe another method or penalty.
     dropped = {*METHODS, *THEORY_LOSSES, *PENALTIES}
     merged["tags"] = _union(ours["tags"], [tag for tag in as_list(previous.get("tags")) if str(tag) not in dropped])
     if "datasets" in merged:
@@ -71,14 +71,14 @@ def parse_front_matter(text: str) -> dict[str, Any]:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"the front matter of the earlier card is not YAML ({reason}): mend or remove it") from error
+        raise ValueError(f"the front matter of the earlier card is not YAML ({reason}): fix or remove it") from error
     if values is not None and not isinstance(values, dict):
-        raise ValueError("the front matter of the earlier card is not a list of `key: value` lines: mend or remove it")
+        raise ValueError("the front matter of the earlier card is not a list of `key: value` lines: fix or remove it")
     return values or {}
 
 
 def as_list(value: Any) -> list:
-    """Return a metadata entry, which may be a list, one value or missing, as a list."""
+    """Return a metadata entry, which may be a list, a single value or missing, as a list."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 

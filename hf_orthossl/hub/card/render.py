@@ -1,4 +1,4 @@
-"""The model card of an encoder, rendered from its folder; neither model nor trainer is needed."""
+"""Render the model card of an encoder from its folder, without model or trainer."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ from .spectra_text import feature_rows, plain_reading, weight_rows
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 SPECTRA, FIGURE = "spectra.json", "spectra.png"
-# `EncoderRecord.pooling` → Python that takes the representation from the output of AutoModel, and of the pipeline.
+# `EncoderRecord.pooling` → Python that extracts the representation from the output of AutoModel, and of the pipeline.
 _MEAN = "features.mean(dim=1) if features.ndim == 3 else features.mean(dim=(2, 3))"
 _FROM_OUTPUTS = {
     "pooler_output": "outputs.pooler_output.flatten(1)",
@@ -57,7 +57,7 @@ def render_card(
     """Render the card (`README.md`) of an encoder folder.
 
     Reads `config.json` and, if they exist, `results.json`, `spectra.json` and `spectra.safetensors`, but no weights.
-    All values in these files are shown as text: none of them can become HTML, a link or metadata.
+    All values in these files are shown as text, and cannot become HTML, links or metadata.
 
     Args:
         folder (`str` or `Path`): Encoder folder.
@@ -142,7 +142,7 @@ def _spectra(folder: Path) -> dict[str, Any]:
 
 
 def _environment() -> Environment:
-    # Every value in a template passes through `escape`, unless it is `Safe`: none can be forgotten.
+    # Every value in a template is escaped, unless it is `Safe`.
     return Environment(
         finalize=escape,
         undefined=StrictUndefined,
@@ -163,7 +163,7 @@ def _dataset(record: EncoderRecord) -> str:
 
 
 def _penalty_title(name: str | None) -> str | None:
-    """Return the title of a penalty; one that is not registered here goes by its name."""
+    """Return the title of a penalty, or its name if it is not registered."""
     return PENALTIES[name].title if name in PENALTIES else name
 
 

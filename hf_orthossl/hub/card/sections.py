@@ -1,14 +1,14 @@
-"""Marked sections of a card: each update rewrites the sections and keeps all text of the owner byte for byte."""
+"""Marked sections of a card: each update rewrites the sections and keeps the owner's text byte for byte."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# A marker stands alone on its line; one in the middle of a sentence is text.
+# A marker is alone on its line; within a sentence it is text.
 _MARKER = re.compile(r"^[ \t]*<!--[ \t]*(?P<close>/?)orthossl:(?P<name>[\w-]+)[ \t]*-->[ \t]*\r?$", re.MULTILINE)
 _OFFERED = re.compile(r"^<!--[ \t]*orthossl-sections:(?P<names>[\w \t-]*)-->[ \t]*\r?$", re.MULTILINE)
 _OUR_COMMENT = re.compile(r"<!-- Between two orthossl markers.*?-->", re.DOTALL)
-_REMEDY = "mend the markers, each on a line of its own, or remove both"
+_REMEDY = "fix the markers, each on a separate line, or remove both"
 _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(?P<yaml>.*?)^---[ \t]*(?:\r?\n|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -36,7 +36,7 @@ def find_sections(body: str) -> dict[str, Section]:
         `dict[str, Section]`: Name of each section → its position.
 
     Raises:
-        ValueError: A marker is missing, repeated or inside another section; the message has its name and line.
+        ValueError: A marker is missing, repeated or inside another section; the message contains its name and line.
     """
     sections: dict[str, Section] = {}
     opened: re.Match | None = None
@@ -53,7 +53,7 @@ def find_sections(body: str) -> dict[str, Section]:
                 f"ended: {_REMEDY}"
             )
         elif name in sections:
-            raise ValueError(f"{where}: section {name} appears a second time: remove one of the two")
+            raise ValueError(f"{where}: section {name} appears twice: remove one of the two")
         else:
             opened = marker
     if opened is not None:
@@ -65,14 +65,14 @@ def find_sections(body: str) -> dict[str, Section]:
 def merge_sections(previous: str, new: str, *, ours: bool) -> str:
     """Update the sections of an earlier body and keep what its owner wrote around, between or instead of them.
 
-    Sections that both bodies have get the new content; all other text of the earlier body is unchanged. A section whose
-    markers the owner removed is not added again; a section that did not exist when the card was written is appended.
+    Sections in both bodies are updated; all other text of the earlier body is unchanged. A section whose markers the
+    owner removed is not added again; a section that did not exist when the card was written is appended.
 
     Args:
         previous (`str`): The earlier body.
         new (`str`): The newly rendered body.
-        ours (`bool`): Whether this package wrote the earlier card, even if no section of it is left. To a card of
-            other origin all sections are appended.
+        ours (`bool`): Whether this package wrote the earlier card, even if no section of it is left. All sections
+            are appended to a card of another origin.
 
     Returns:
         `str`: The merged body, with the line breaks of the earlier one.
@@ -107,7 +107,7 @@ def merge_sections(previous: str, new: str, *, ours: bool) -> str:
 
 
 def owners_text(body: str) -> str:
-    """Return the text of a body outside marked sections and this package's comments, with runs of blanks as one."""
+    """Return the text of a body outside marked sections and this package's comments, with normalized spaces."""
     for section in reversed(find_sections(body).values()):
         body = body[: section.start] + body[section.end :]
     return " ".join(_OUR_COMMENT.sub("", _OFFERED.sub("", body)).split())

@@ -1,4 +1,4 @@
-"""The spectra of an encoder in plain words and in tables, for its card."""
+"""Describe the spectra of an encoder in sentences and tables, for its card."""
 
 import torch
 
@@ -9,19 +9,19 @@ REPRESENTATION = "representation"
 
 
 def directions_for(spectrum: FeatureSpectrum, share: float) -> int | None:
-    """Return the number of leading directions that hold a share of the variance.
+    """Return the number of leading directions that account for a share of the variance.
 
     Args:
         spectrum ([`FeatureSpectrum`]): Eigenvalues of features.
         share (`float`): Share of the total variance, in (0, 1].
 
     Returns:
-        `int` or `None`: The number; `None` if all known eigenvalues together hold less.
+        `int` or `None`: The number; `None` if all known eigenvalues together account for less.
     """
     if spectrum.total_variance <= 0:
         return None
     held = spectrum.eigenvalues.cumsum(0) * (spectrum.largest / spectrum.total_variance)
-    # The last sum is 1 up to rounding.
+    # The last cumulative sum is 1 up to rounding.
     reached = torch.nonzero(held >= share - 1e-12)
     return int(reached[0]) + 1 if len(reached) else None
 
@@ -29,11 +29,11 @@ def directions_for(spectrum: FeatureSpectrum, share: float) -> int | None:
 def plain_reading(report: SpectralReport) -> Safe:
     """Explain a report in one paragraph of Markdown, for a reader who has never seen a spectrum."""
     spectrum = report.features.get(REPRESENTATION)
-    weights_alone = ["These are the spectra of the weights alone: no images were measured."]
+    weights_alone = ["These are only the spectra of the weights; no images were measured."]
     sentences = _of_representation(spectrum) if spectrum else weights_alone
     sentences += _of_weights(report.weights)
     sentences.append(
-        "The effective rank tells how many directions are in use: that of a collapsed encoder is near 1, and its "
+        "The effective rank indicates how many directions are in use: that of a collapsed encoder is near 1, and its "
         "curves in the figure fall steeply."
     )
     return Safe(" ".join(sentences))
@@ -82,7 +82,7 @@ def _of_representation(spectrum: FeatureSpectrum) -> list[str]:
     lost = cap - spectrum.num_positive if spectrum.exact else 0
     if cap < spectrum.dim:
         sentences.append(
-            f"{images} can show {cap} directions at most: the others have not collapsed, they cannot be measured."
+            f"{images} can show at most {cap} directions; the others have not collapsed, but cannot be measured."
         )
     if lost > 0:
         sentences.append(f"{lost} of the {cap} have no variance: in these directions the representation has collapsed.")
@@ -108,11 +108,11 @@ def _of_weights(weights: dict[str, WeightSpectrum]) -> list[str]:
         first = f"None of the {len(weights)} weight matrices has lost a direction."
     return [
         first,
-        f"Their effective rank is on average {mean:.0%} of the most it can be, and lowest in {_name(lowest)}: "
+        f"Their effective rank is on average {mean:.0%} of its maximum, and lowest in {_name(lowest)}: "
         f"{share[lowest]:.0%}.",
     ]
 
 
 def _name(weight: str) -> Safe:
-    # As timm and transformers name it.
+    # The name in timm and transformers.
     return escape(weight.removeprefix("backbone."))
