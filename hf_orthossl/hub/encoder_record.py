@@ -150,7 +150,7 @@ class Loadable(Protocol):
 
     @property
     def remote_code(self) -> bool:
-        """Whether code beside the weights defines the architecture."""
+        """Whether code next to the weights defines the architecture."""
         ...
 
 

@@ -111,7 +111,7 @@ class OrthoSSLTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "peak learning rate (default: the method's, scaled to the batch)"}
     )
     weight_decay: float | None = field(  # type: ignore[assignment]  # None until the recipe sets it
-        default=None, metadata={"help": "default: the method's"}
+        default=None, metadata={"help": "weight decay (default: the method's)"}
     )
     momentum: float = field(default=0.9, metadata={"help": "momentum of lars and sgd"})
     warmup_steps: float | None = field(  # type: ignore[assignment]  # None until the recipe sets it

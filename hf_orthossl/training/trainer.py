@@ -112,7 +112,7 @@ class OrthoSSLTrainer(Trainer):
     def train(  # type: ignore[override]  # a path too, and the rest handed on
         self, resume_from_checkpoint: str | os.PathLike | bool | None = None, **kwargs: Any
     ) -> TrainOutput:
-        """Train the model, and leave checkpoints and the folder `encoder`.
+        """Train the model, and write checkpoints and the folder `encoder`.
 
         Args:
             resume_from_checkpoint (`str`, `PathLike` or `bool`, *optional*): A checkpoint to resume from, or `True` for
@@ -221,7 +221,7 @@ class OrthoSSLTrainer(Trainer):
         super().log(logs, start_time)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Take over `hub_model_id`: [`begin_run`] has checked it, and the first commit creates the repository."""
+        """Record `hub_model_id`; [`begin_run`] has checked it, and the first commit creates the repository."""
         self.hub_model_id = self.args.hub_model_id  # type: ignore[assignment]  # annotated as None where it starts
 
     def _finish(self, step: int) -> None:
