@@ -52,7 +52,7 @@ def test_a_commit_whose_answer_is_lost_is_recognized(status, folder, hub_here):
 def test_an_answer_lost_for_good_is_said_to_be_unknown(folder, hub_here):
     hub_here.cut("POST .*commit/", late=True)
     hub_here.fail("GET .*blobs", 500, times=1000)
-    with pytest.raises(OSError, match="unknown whether .* published: publish again later"):
+    with pytest.raises(OSError, match=r"unknown whether .* published: publish again later"):
         publish_encoder(folder, REPO)
 
 
