@@ -149,7 +149,7 @@ def test_overwrite_clears_our_runs_only(capsys, tmp_path):
 
 def test_a_run_that_never_began_does_not_block_its_folder(capsys, tmp_path):
     line = refused("pretrain --per_device_train_batch_size 5000 --knn_images 0", capsys, tmp_path)
-    assert "a step takes 5000" in line
+    assert "a step needs 5000" in line
     pretrain("--max_steps 1 --knn_images 0", tmp_path)
 
 

@@ -88,7 +88,7 @@ def test_pickled_weights_are_refused(vit_folder, tmp_path):
         ({}, "neither a timm architecture nor a transformers model_type"),
         ({"architecture": "resnet81"}, "unknown architecture 'resnet81': did you mean 'resnet"),
         ({"model_type": "mine", "auto_map": {"AutoModel": "code.Mine"}}, "code from its folder is never run"),
-        ({"model_type": "bert"}, "no vision model"),
+        ({"model_type": "bert"}, "not a vision model"),
         ("{", "not JSON"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_card_of_other_origin_gets_the_sections_at_its_end():
         ("<!-- orthossl:a -->\n<!-- orthossl:b -->\n<!-- /orthossl:b -->\n<!-- /orthossl:a -->", "b begins before .*a"),
         ("<!-- orthossl:a -->\n<!-- /orthossl:b -->", "not open"),
         ("<!-- orthossl:a -->\n<!-- /orthossl:a -->\n" * 2, "line 3 .*appears twice"),
-        ("<!-- orthossl:a -->\nx <!-- /orthossl:a -->", "a never ends.*line of its own"),
+        ("<!-- orthossl:a -->\nx <!-- /orthossl:a -->", "a never ends.*separate line"),
     ],
 )
 def test_broken_markers_are_refused(body, message):

@@ -190,7 +190,7 @@ def test_view_batches():
 @pytest.mark.parametrize(
     ("views", "message"),
     [
-        (torch.zeros(5, 1, 3), "2 views or more"),
+        (torch.zeros(5, 1, 3), "at least 2 views"),
         (torch.zeros(5, 3), r"\(B, v, D\)"),
         (torch.zeros(1, 2, 3), "at least 2 for a covariance, got 1"),
         (torch.ones(5, 2, 3), "constant"),
