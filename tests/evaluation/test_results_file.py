@@ -56,7 +56,7 @@ def test_too_large_or_missing_files_are_refused(tmp_path):
         read_results(path)
     with path.open("wb") as file:
         file.truncate(16 * 2**20 + 1)
-    with pytest.raises(ValueError, match="larger than"):
+    with pytest.raises(ValueError, match="too large"):
         read_results(path)
 
 

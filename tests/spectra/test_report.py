@@ -191,7 +191,7 @@ def test_broken_missing_and_oversized_files_are_refused(report, tmp_path, monkey
         with pytest.raises(ValueError, match="not a safetensors file"):
             SpectralReport.load(tmp_path)
     monkeypatch.setitem(report_module._MAX_BYTES, "spectra.json", 10)
-    with pytest.raises(ValueError, match="larger than"):
+    with pytest.raises(ValueError, match="too large"):
         SpectralReport.load(tmp_path)
 
 
