@@ -207,8 +207,9 @@ class Run:
 
     @torch.no_grad()
     def _penalty(self, encoder: Encoder, kind: str) -> float:
-        """Σ OR(W) before γ; SRIP with iterations enough to be σ_max."""
-        penalty = OrthogonalityRegularizer(encoder, kind, iterations=50)
+        """Return Σ OR(W) before γ; SRIP with enough iterations to be σ_max."""
+        options = {"iterations": 50} if kind == "srip" else {}
+        penalty = OrthogonalityRegularizer(encoder, kind, **options)
         return float(penalty(torch.Generator(self.device).manual_seed(0)))
 
 

@@ -36,8 +36,8 @@ def vit_folder(tmp_path_factory):
 def written(backbone, source, folder, *, training=None, results=None, **config):
     torch.manual_seed(0)
     encoder = load_encoder(backbone, image_size=32, **config)
-    settings = {"regularizer": "so", "regularizer_config": {"include": "*"}, "backbone_config": config}
-    model = SSLModel(SSLConfig(backbone, image_size=32, **settings), encoder)
+    settings = {"method": "byol", "regularizer": "so", "regularizer_config": {"include": "*"}}
+    model = SSLModel(SSLConfig(backbone, image_size=32, backbone_config=config, **settings), encoder)
     results = [Result("knn", "digits", "test", "top1", 0.875, {"step": "end"})] if results is None else results
     return encoder.eval(), write_encoder_folder(model, folder, source=source, results=results, training=training)
 

@@ -15,6 +15,7 @@ RESULT = Result("knn", "uoft-cs/cifar10", "test", "top1", 0.875, {"step": "end",
 def written(folder, backbone, **config):
     torch.manual_seed(0)
     encoder = load_encoder(backbone, image_size=32, **config).eval()
-    model = SSLModel(SSLConfig(backbone, image_size=32, backbone_config=config, regularizer="so"), encoder)
+    settings = SSLConfig(backbone, image_size=32, backbone_config=config, method="byol", regularizer="so")
+    model = SSLModel(settings, encoder)
     source = load_source("digits", split="train[:60]")
     return encoder, write_encoder_folder(model, folder, source=source, results=[RESULT])

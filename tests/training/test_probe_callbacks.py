@@ -136,7 +136,7 @@ def test_a_resumed_run_goes_on_where_it_was_and_a_diverged_one_is_told(caplog):
 def test_without_labels_there_is_nothing_to_probe(tmp_path):
     source = labelled(["dark", "light"], [0, 1] * 8, size=32)
     source.label_column = None
-    with pytest.raises(ValueError, match="linear_probe_steps is 2 and the data have no labels"):
+    with pytest.raises(ValueError, match="linear_probe_steps is 2, but the data have no labels"):
         pretrain(tmp_path, source, linear_probe_steps=2)
 
 

@@ -41,7 +41,7 @@ def _shard_and_put_together(folder, images):
         if type(module).__name__ in block_classes(encoder):
             fully_shard(module)
     fully_shard(encoder)
-    with pytest.raises(ValueError, match="unsharded"):
+    with pytest.raises(ValueError, match="sharded over processes"):
         export_encoder(encoder, folder / "never")
     whole = gather_module(encoder)
     part = gather_module(encoder, {"backbone.layer4.0.conv2.weight"})
