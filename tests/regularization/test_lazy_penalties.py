@@ -126,9 +126,7 @@ def test_callback(tmp_path):
 
 @pytest.mark.parametrize("every", [0, -2, 1.5])
 def test_bad_input(every):
-    with pytest.raises(
-        ValueError, match=f"penalty_every is {every}: it must be a whole number of optimizer steps"
-    ):
+    with pytest.raises(ValueError, match=f"penalty_every is {every}: it must be a whole number of optimizer steps"):
         SSLConfig(penalty_every=every)
     with pytest.raises(ValueError, match=f"every is {every}: it must be"):
         OrthogonalityCallback(every=every)
