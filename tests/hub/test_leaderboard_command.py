@@ -37,7 +37,7 @@ def test_a_failed_build_leaves_the_board(hub, capsys, tmp_path):
     run(capsys, "build")
     kept = (tmp_path / "runs" / "leaderboard" / "board.json").read_bytes()
     hub.fail("GET /api/models", 500, times=100)
-    assert "answered 500 again and again" in refused(capsys, "build")
+    assert "repeatedly answered 500" in refused(capsys, "build")
     assert (tmp_path / "runs" / "leaderboard" / "board.json").read_bytes() == kept
 
 

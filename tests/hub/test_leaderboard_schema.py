@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_board import entry, measured, spectra, synthetic_board
 
+from hf_orthossl.evaluation.results import learned_from, overlap
 from hf_orthossl.hub.leaderboard.board.rank import measurements, paired, rank
 from hf_orthossl.hub.leaderboard.board.snapshot import read_snapshot, write_snapshot
 from hf_orthossl.hub.leaderboard.claims.spectra import alpha_req, effective_rank, spectra_of
-from hf_orthossl.hub.leaderboard.claims.splits import learned_from, overlap
 from hf_orthossl.hub.leaderboard.schema import Board, BoardResult, RejectedError, Rejection, Spectra, from_json, to_json
 from hf_orthossl.spectra import alpha_req as alpha_by_torch
 from hf_orthossl.spectra import effective_rank as by_torch

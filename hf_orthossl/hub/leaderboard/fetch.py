@@ -165,7 +165,7 @@ class Fetcher:
         if status == 429:
             return NotRead("the Hub limits the number of requests (429): try again in a few minutes")
         if status is not None:
-            return NotRead(f"the Hub answered {status} again and again: try again later")
+            return NotRead(f"the Hub repeatedly answered {status}: try again later")
         return NotRead(f"the connection to {self.endpoint} broke ({type(error).__name__}): try again")
 
 

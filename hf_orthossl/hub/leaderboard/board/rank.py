@@ -3,9 +3,8 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from ....evaluation.results import Key
+from ....evaluation.results import Key, learned_from
 from ..claims.read import NOT_STATED
-from ..claims.splits import learned_from
 from ..schema import Board, BoardResult, Entry
 
 # The board's own number counts more than a confirmed claim, and that more than a claim.

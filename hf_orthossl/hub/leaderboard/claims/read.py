@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from ....evaluation.results import METRICS, PER_RUN, PRIVATE, TASKS, Key, Result
+from ....evaluation.results import METRICS, PER_RUN, PRIVATE, TASKS, Key, Result, learned_from
 from ...measurements import HUB_METRICS, HUB_NONE, average_seeds, notes_text, task_ids
 from ..schema import (
     MAX_CLAIMS,
@@ -23,7 +23,6 @@ from ..schema import (
     shown,
 )
 from .parse import parse_json, parse_yaml
-from .splits import learned_from
 
 MAX_IN_FILE, MAX_IN_RESULTS = 100, 2_000
 EVAL_RESULTS, MODEL_INDEX, RESULTS = ".eval_results", "model-index", "results.json"

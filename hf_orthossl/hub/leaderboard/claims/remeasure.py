@@ -23,6 +23,7 @@ from ....evaluation import (
     transfer_sets,
 )
 from ....evaluation.features import normalized_batches
+from ....evaluation.results import learned_from, overlap
 from ....spectra import SpectralReport, spectral_report
 from ...client import hub_id, public_name
 from ...encoder_folder import spectra_rows
@@ -33,7 +34,6 @@ from .check import CONFIG, SCALARS, Published, check
 from .parse import parse_object
 from .read import NOT_STATED, on_board
 from .spectra import REPRESENTATION
-from .splits import learned_from, overlap
 from .verify import Comparison, Verification, compare, interval, spectra_digest
 
 # Between spectra of the same weights taken on different machines: relative to the number, and on a curve in [0, 1].

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ....evaluation.results import learned_from
 from ....files import replace_file
 from ..schema import (
     MAX_RESULTS,
@@ -28,7 +29,6 @@ from ..schema import (
     first_rejections,
 )
 from .read import SAME
-from .splits import learned_from
 
 VERIFIED = "verified.json"
 FORMAT = 2
