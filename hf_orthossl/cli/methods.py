@@ -15,7 +15,7 @@ COLUMNS = ("method", "family", "heads", "target", "queue", "coupled", "recipe", 
 def catalogue() -> dict:
     """Return methods and losses with hyper-parameters, regularizers, view recipes, and this package's backbones."""
     return {
-        "methods": [_entry(method) | {"recipe": f"cifar10/{name}.yaml"} for name, method in METHODS.items()],
+        "methods": [_entry(method) | {"recipe": _recipe(method)} for method in METHODS.values()],
         "theory_losses": [_entry(method) for method in THEORY_LOSSES.values()],
         "regularizers": [
             {
@@ -29,6 +29,11 @@ def catalogue() -> dict:
         "views": list(RECIPES),
         "backbones": list(OWN_BACKBONES),
     }
+
+
+def _recipe(method: type[SSLMethod]) -> str:
+    """Return the recipe file of a method; a method from a user's own code has none."""
+    return f"cifar10/{method.name}.yaml" if method.__module__.startswith(f"{__package__.partition('.')[0]}.") else "–"
 
 
 def _entry(method: type[SSLMethod]) -> dict:
