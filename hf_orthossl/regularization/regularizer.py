@@ -28,8 +28,8 @@ class OrthogonalityRegularizer:
 
     Args:
         module (`torch.nn.Module`): The module whose weights are regularized; in SSL only the encoder.
-        kind (`str`, defaults to `"so"`): The name of a penalty: `orthossl methods` lists them, [`register_penalty`] adds
-            one of your own.
+        kind (`str`, defaults to `"so"`): The name of a penalty: `orthossl methods` lists them, and [`register_penalty`]
+            adds one of your own.
         include (`str` or list of `str`, *optional*): Shell patterns of parameter names to select, see
             [`select_matrices`].
         exclude (`str` or list of `str`, *optional*): Shell patterns of parameter names to exclude.
