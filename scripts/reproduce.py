@@ -83,7 +83,8 @@ def run_all(plans: list[Plan], minutes: float | None) -> bool:
         # Training answers SIGTERM with a checkpoint; what is being measured is measured anew.
         signal.signal(signal.SIGTERM, _leave)
         signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
-        signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+        # Again every second: an exception in a place that ignores exceptions, such as a finalizer, stops nothing.
+        signal.setitimer(signal.ITIMER_REAL, 60 * minutes, 1)
     try:
         for plan in plans:
             plan.tune()

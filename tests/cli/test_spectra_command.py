@@ -175,7 +175,7 @@ def test_rows_are_spread_over_a_sorted_data_set():
         (["MODEL", "--views", "digits"], "views is given without images"),
         (["MODEL", "--dataset", "digits", "--views", "digit"], "did you mean 'digits'"),
         (["MODEL", "--dataset", "digits", "--layers", "layer9"], "no layer 'layer9': did you mean 'layer"),
-        (["MODEL", "--dataset", "digits", "--views", "multicrop"], "needs larger images: narrow takes 32 px"),
+        (["MODEL", "--dataset", "digits", "--views", "multicrop"], "needs larger images: narrow expects 32 px"),
         (["MODEL", "--include", "layer9*"], "include pattern 'layer9*' matches none"),
         (["MODEL", "--pool", "max"], "pool must be avg or flatten, got 'max'"),
         (["MODEL", "--map", "tsne"], "map must be pca or umap, got 'tsne'"),

@@ -47,7 +47,7 @@ def test_entries_are_what_was_published(board_encoders, board_hub, tmp_path):
         assert len(entry.spectra.curves["input"]) == 200
         assert entry.spectra.lengths["input"] == 3072
     collapsed, sound, _ = board.entries
-    assert (sound.backbone, sound.method, sound.regularizer, sound.gamma) == ("resnet10t", "simclr", "so", 1e-6)
+    assert (sound.backbone, sound.method, sound.regularizer, sound.gamma) == ("resnet10t", "byol", "so", 1e-6)
     assert (collapsed.regularizer, sound.pretrained_on, sound.image_size) == (None, "digits", 32)
     assert collapsed.spectra.summary["effective_rank"] < 2 < sound.spectra.summary["effective_rank"]
     weights = board_hub.repo("tester/sound").head["main"].files[WEIGHTS]

@@ -319,7 +319,7 @@ def test_engines_that_do_not_fit_are_refused(monkeypatch, tmp_path):
     args = tiny_arguments(tmp_path)
     engine = SimpleNamespace(num_processes=2, device=torch.device("cpu"), is_fsdp2=False)
     engine.distributed_type = DistributedType.MULTI_CPU
-    with pytest.raises(ValueError, match="GPUs only"):
+    with pytest.raises(ValueError, match="only on GPUs"):
         prepare_model(tiny_model(), engine, args)
     engine.distributed_type = DistributedType.FSDP
     with pytest.raises(ValueError, match="fsdp_version is 1"):

@@ -55,7 +55,7 @@ def test_a_run_cannot_end_before_the_steps_it_has_done(front, tmp_path):
         ValueError, match=r"max_steps is 1, but the run in .* has done 2 steps: .*--max_steps 2 or more"
     ):
         train(front, tmp_path, max_steps=1, resume=True)
-    with pytest.raises(ValueError, match=r"num_train_epochs is 0.2 and the run"):
+    with pytest.raises(ValueError, match=r"num_train_epochs is 0.2, but the run"):
         train(front, tmp_path, max_steps=-1, num_train_epochs=0.2, resume=True)
     assert history(tmp_path) == log
 
