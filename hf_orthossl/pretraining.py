@@ -43,7 +43,7 @@ IN_MEMORY = "(data set in memory)"
 
 @dataclass
 class DataArguments:
-    """What to train on."""
+    """Options that select the images to train on."""
 
     _argument_group_name = "data"
 
@@ -66,7 +66,7 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """What to train; the defaults are those of [`SSLConfig`]."""
+    """Options that define the model to train; the defaults are those of [`SSLConfig`]."""
 
     _argument_group_name = "model"
 

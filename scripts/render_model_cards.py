@@ -74,7 +74,7 @@ def visit(folder: Path, check: bool) -> list[Path]:
 
 
 def is_drawn(figure: Path, draw: Callable[[Path], Path]) -> bool:
-    """Whether a picture is what `draw` gives, but for one pixel in 1,000: fonts differ a little between machines."""
+    """Return whether a picture equals that of `draw`, except for one pixel in 1,000: fonts differ between machines."""
     if not figure.is_file():
         return False
     with tempfile.TemporaryDirectory() as place:

@@ -45,7 +45,7 @@ LARGEST = 2 * 2**30
 
 @dataclass
 class ForecastArguments:
-    """What to forecast; the help of each option describes it."""
+    """Options of `orthossl forecast`; the help of each option describes it."""
 
     _argument_group_name = "forecast"
 

@@ -39,7 +39,7 @@ MAPS = ("pca", "umap")
 
 @dataclass
 class SpectraArguments:
-    """What to measure; the help of each option describes it."""
+    """Options of `orthossl spectra`; the help of each option describes it."""
 
     models: list[str] = field(
         metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"}

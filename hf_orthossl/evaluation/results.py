@@ -81,7 +81,7 @@ class Result:
 
     @property
     def is_final(self) -> bool:
-        """Whether the final weights were measured, rather than those of an earlier training step."""
+        """True if the final weights were measured, rather than those of an earlier training step."""
         return self.protocol.get("step") in (None, "end")
 
     @property

@@ -150,7 +150,7 @@ class Loadable(Protocol):
 
     @property
     def remote_code(self) -> bool:
-        """Whether code next to the weights defines the architecture."""
+        """True if code next to the weights defines the architecture."""
         ...
 
 

@@ -87,7 +87,7 @@ class ClassFate:
 
 @dataclass
 class Forecast:
-    """What a linear encoder will keep of a data set under an augmentation pipeline; made by [`forecast`].
+    """The directions of a data set that a linear encoder will keep under an augmentation pipeline; from [`forecast`].
 
     Attributes:
         settings (`dict`): `loss`, `alpha`, `temperature`, `weight_decay`, `gamma` and `dim`, as in [`Objective`].

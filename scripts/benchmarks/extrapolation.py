@@ -1,4 +1,4 @@
-"""How long a training step takes on many GPUs, from terms measured on few: a model with its assumptions in the open."""
+"""Extrapolate the time of a training step to many GPUs from terms measured on few, with the assumptions stated."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which runs an experiment consists of, and how γ is chosen for each arm."""
+"""The runs of an experiment, and the choice of γ for each arm."""
 
 import json
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ class Plan:
         ]
 
     def left(self) -> int:
-        """How many runs that count have not been measured."""
+        """Return the number of runs that count and have not been measured."""
         return len(self.seeds) * len(self.experiment.arms) - sum(run.is_measured for run in self.runs())
 
     @property

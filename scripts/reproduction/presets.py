@@ -1,4 +1,4 @@
-"""What is run: experiments of arms, at the size of a CPU or of an H200.
+"""The experiments and their arms, at the size of a CPU or of an H200.
 
 Everything an experiment fixes is an option of `orthossl pretrain`; its arms differ by the penalty alone.
 """

@@ -75,7 +75,7 @@ class Run:
 
     @property
     def is_measured(self) -> bool:
-        """Whether [`measure`] has been called."""
+        """True after [`measure`] has been called."""
         return (self.folder / MEASURED).is_file()
 
     def options(self) -> dict:

@@ -1,4 +1,4 @@
-"""What a handful of seeds says: means, spreads, and differences paired by seed with their intervals."""
+"""Statistics of a few seeds: means, spreads, and differences paired by seed with their intervals."""
 
 import math
 import statistics
@@ -27,7 +27,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """Whether the difference is "higher" or "lower", if the interval excludes 0, or else "not told apart"."""
+        """The verdict: "higher" or "lower" if the interval excludes 0, else "not told apart"."""
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "not told apart"
 
 

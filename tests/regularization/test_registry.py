@@ -75,7 +75,7 @@ def test_get_penalty():
 
 
 def made(**attributes):
-    complete = {"name": "test_new", "title": "a new one", "default_gamma": 1e-3}
+    complete = {"name": "test_new", "title": "a new one", "default_gamma": 1e-3, "value": LogDeterminant.value}
     return type("New", (Penalty,), complete | attributes)
 
 
@@ -85,6 +85,7 @@ def made(**attributes):
         ({"name": ""}, "penalty New has no name: set name"),
         ({"name": "none"}, "penalty New has no name: set name"),
         ({"title": ""}, "penalty New has no title: set title"),
+        ({"value": Penalty.value}, "penalty New has no value: define value"),
         ({"default_gamma": 0.0}, "penalty New has no default γ: set default_gamma"),
         ({"name": "srip"}, r"penalty New: the name 'srip' is taken by hf_orthossl.*SRIP: choose another"),
         ({"__init__": lambda self, rank: None}, "penalty New: its option 'rank' has no default"),

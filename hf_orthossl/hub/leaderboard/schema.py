@@ -1,4 +1,4 @@
-"""What the board holds, and the checks that every value passes before it gets there.
+"""The contents of a board, and the checks that every value passes before it gets there.
 
 All that the page shows is one of these structures. Untrusted JSON becomes one of them through [`checked`], and a
 snapshot goes through the same checks when it is read: it may come from anyone. Building a structure checks nothing.

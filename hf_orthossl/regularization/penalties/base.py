@@ -69,7 +69,9 @@ class Penalty:
         Returns:
             `torch.Tensor` of shape `(...)`: One number for each matrix, in float32, or float64 for float64 weights.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define value(W, vectors=None)")
+        raise TypeError(
+            f"{type(self).__name__} is abstract: define value(W, vectors=None), which returns one number per matrix"
+        )
 
     def draw(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Return `count` entries of random vectors, of shape `(count,)` and dtype float32; normal by default."""
@@ -170,7 +172,7 @@ def register_penalty(cls: PenaltyClass) -> PenaltyClass:
 
     Raises:
         TypeError: The class is not a subclass of [`Penalty`].
-        ValueError: It has no name, title or default γ, its name is taken, or an option has no default.
+        ValueError: It has no name, title, value or default γ, its name is taken, or an option has no default.
     """
     if not (isinstance(cls, type) and issubclass(cls, Penalty)):
         raise TypeError(f"{cls!r} cannot be registered as a penalty: derive a class from hf_orthossl.Penalty")
@@ -181,6 +183,11 @@ def register_penalty(cls: PenaltyClass) -> PenaltyClass:
     if not cls.default_gamma > 0:
         raise ValueError(
             f"penalty {cls.__name__} has no default γ: set default_gamma to a number above 0, such as 1e-6"
+        )
+    if cls.value is Penalty.value:
+        raise ValueError(
+            f"penalty {cls.__name__} has no value: define value(self, W, vectors=None), which returns one number for "
+            "each matrix"
         )
     taken = PENALTIES.get(cls.name)
     # Running a notebook cell again redefines the same class.

@@ -1,4 +1,4 @@
-"""What a visitor looks at, as a query string, and the board filtered, searched and sorted for it.
+"""The view of a visitor as a query string, and the board filtered, searched and sorted for it.
 
 Any view can be shared as a link, and a link opens that view.
 """

@@ -1,4 +1,4 @@
-"""What the page serves besides itself: tables to download, badges, and headers that keep the page to its own server."""
+"""Routes beside the page: tables to download, badges, and headers that keep the page to its own server."""
 
 from collections.abc import Callable
 
