@@ -14,6 +14,7 @@ from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from .data import ImageSource, available_splits, load_source
+from .data.options import ImageOptions
 from .distributed.collectives import on_main
 from .distributed.launch import end_processes, silence
 from .distributed.sharding import gather_module
@@ -42,20 +43,11 @@ IN_MEMORY = "(data set in memory)"
 
 
 @dataclass
-class DataArguments:
+class DataArguments(ImageOptions):
     """Options that select the images to train on."""
 
-    _argument_group_name = "data"
-
-    dataset: str = field(
-        default="digits",
-        metadata={"help": "Hub id, folder of images, folder of parquet files, or 'digits' (built in)"},
-    )
-    dataset_name: str | None = field(default=None, metadata={"help": "configuration of a Hub data set"})
-    split: str = field(default="train", metadata={"help": "split to train on"})
-    image_column: str | None = field(default=None, metadata={"help": "column of images (default: found by type)"})
-    label_column: str | None = field(
-        default=None, metadata={"help": "column of labels, for kNN only (default: found by type)"}
+    split: str | None = field(
+        default=None, metadata={"help": "split to train on (default: train, else all images that belong to no split)"}
     )
     streaming: bool = field(default=False, metadata={"help": "read the data set while training, without a copy"})
     knn_images: int = field(
@@ -299,7 +291,8 @@ def fixed_settings(
     data_args: DataArguments, model_args: ModelArguments, args: OrthoSSLTrainingArguments
 ) -> dict[str, Any]:
     """Return the settings that a resumed run cannot change."""
-    return dataclasses.asdict(data_args) | dataclasses.asdict(model_args) | {"views": args.views, "seed": args.seed}
+    settings = dataclasses.asdict(data_args) | {"dataset": data_args.location} | dataclasses.asdict(model_args)
+    return settings | {"views": args.views, "seed": args.seed}
 
 
 def build_model(model_args: ModelArguments, source: ImageSource) -> SSLModel:
@@ -337,7 +330,7 @@ def knn_monitor(
     if source.label_column is None or data_args.knn_images <= 0 or data_args.streaming:
         return None
     queries = None
-    for split in available_splits(data_args.dataset if images is None else images, data_args.dataset_name):
+    for split in available_splits(data_args.location if images is None else images, data_args.dataset_name):
         if split not in ("test", "validation", "valid", "val") or split == source.split:
             continue
         columns = dataclasses.replace(data_args, image_column=source.image_column, label_column=source.label_column)
@@ -425,21 +418,19 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
 
 def _load_source(
     data_args: DataArguments,
-    split: str,
+    split: str | None,
     images: datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | None,
 ) -> ImageSource:
-    if images is None and data_args.dataset == IN_MEMORY:
+    if images is None and data_args.location == IN_MEMORY:
         raise ValueError(
             "the run was started from Python with a data set in memory: continue it with "
             "hf_orthossl.pretrain(data, output_dir=…, resume=True)"
         )
     return load_source(
-        data_args.dataset if images is None else images,
-        name=data_args.dataset_name,
+        data_args.location if images is None else images,
         split=split,
-        image_column=data_args.image_column,
-        label_column=data_args.label_column,
         streaming=data_args.streaming,
+        **data_args.reading(),
     )
 
 

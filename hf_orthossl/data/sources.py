@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,6 +14,7 @@ import numpy as np
 from ..messages import describe, first_line, suggest
 from .decoding import UnreadableImage, image_size
 from .digits import digits
+from .options import MAX_UNREADABLE, check_reading
 
 AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 Splits: TypeAlias = dict[str, AnyDataset]
@@ -51,6 +52,11 @@ class ImageSource:
         num_rows (`int`, *optional*): The number of images; `None` for a stream.
         name (`str`): The name of the data set.
         split (`str`): The split, as requested.
+        pixel_range (`Sequence[float]`, *optional*): The values shown as black and white, as requested.
+        nodata (`float`, *optional*): The value of missing pixels, as requested.
+        pages (`str`, defaults to "first"): What a file of several pages gives, as requested.
+        max_unreadable (`float`, defaults to 0.01): The largest number or, below 1, share of images that may be
+            unreadable.
     """
 
     dataset: AnyDataset
@@ -60,6 +66,10 @@ class ImageSource:
     num_rows: int | None
     name: str
     split: str
+    pixel_range: Sequence[float] | None = None
+    nodata: float | None = None
+    pages: str = "first"
+    max_unreadable: float = MAX_UNREADABLE
 
     def images_sampled(self) -> list[Any]:
         """Return up to 64 undecoded images: evenly spaced over the data set, or the first ones of a stream."""
@@ -108,6 +118,10 @@ def load_source(
     image_column: str | None = None,
     label_column: str | None = None,
     streaming: bool = False,
+    pixel_range: Sequence[float] | None = None,
+    nodata: float | None = None,
+    pages: str = "first",
+    max_unreadable: float = MAX_UNREADABLE,
 ) -> ImageSource:
     """Open a data set of images and find its image and label columns.
 
@@ -123,6 +137,13 @@ def load_source(
         label_column (`str`, *optional*): The column of classes, as indices or names. By default it is found by its type
             and name; a data set may have none.
         streaming (`bool`, defaults to `False`): Read the images during training rather than before it.
+        pixel_range (`Sequence[float]`, *optional*): The values shown as black and white, for integers above 8 bits and
+            floating-point values; found from a sample of the images by default.
+        nodata (`float`, *optional*): The value of missing pixels, which are shown as black.
+        pages (`str`, defaults to "first"): What a file of several pages gives: its "first" page, one image per page
+            ("images"), or one image whose "channels" are the pages.
+        max_unreadable (`float`, defaults to 0.01): The largest number or, below 1, share of images that may be
+            unreadable. A share always allows 5 images, unless it is 0.
 
     Returns:
         [`ImageSource`]: The data set and its columns.
@@ -139,6 +160,7 @@ def load_source(
     """
     if split is not None and not isinstance(split, str):
         raise TypeError(f"split must be a string such as 'train[:5000]', got {describe(split)}")
+    check_reading(pixel_range, nodata, pages, max_unreadable)
     title = str(dataset) if isinstance(dataset, str | Path) else _name_of(dataset)
     splits = _open_splits(dataset, name, streaming)
     if not splits:
@@ -158,7 +180,19 @@ def load_source(
     if isinstance(features[image_column], datasets.Image):
         data = data.cast_column(image_column, datasets.Image(decode=False))
     count = len(data) if isinstance(data, datasets.Dataset) else None
-    return ImageSource(data, image_column, label_column, classes, count, title, split)
+    return ImageSource(
+        data,
+        image_column,
+        label_column,
+        classes,
+        count,
+        title,
+        split,
+        pixel_range=pixel_range,
+        nodata=nodata,
+        pages=pages,
+        max_unreadable=max_unreadable,
+    )
 
 
 def available_splits(dataset: Any, name: str | None = None) -> list[str]:

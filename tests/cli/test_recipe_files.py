@@ -78,7 +78,7 @@ def test_a_recipe_as_it_stands_builds_its_model(file):
     data, chosen, args = parsed(file)
     assert chosen.method == file.stem
     assert args.output_dir == f"runs/{file.parent.name}/{file.stem}"
-    assert data.dataset == {"imagenet": "ILSVRC/imagenet-1k"}.get(file.parent.name, f"uoft-cs/{file.parent.name}")
+    assert data.location == {"imagenet": "ILSVRC/imagenet-1k"}.get(file.parent.name, f"uoft-cs/{file.parent.name}")
     config = SSLConfig(
         backbone=chosen.backbone,
         image_size=chosen.image_size,
