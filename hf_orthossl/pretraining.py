@@ -13,7 +13,8 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from .data import ImageSource, available_splits, load_source
+from .data import ImageSource, load_source
+from .data.listing import HELD_OUT, split_kind
 from .data.options import ImageOptions
 from .distributed.collectives import on_main
 from .distributed.launch import end_processes, silence
@@ -230,7 +231,7 @@ def run_pretraining(
     on_main(lambda: check_folder(folder, args))
     args = settled_arguments(args, LOOP_STATE if front == "loop" else TRAINER_STATE)
     set_seed(args.seed)
-    source = _load_source(data_args, data_args.split, images)
+    source = _load_source(data_args, images, folder)
     model = build_model(model_args, source)
     data = TrainingData(source, model, args.with_recipe(model.method.recipe))
     data.planned_steps()
@@ -241,8 +242,9 @@ def run_pretraining(
         if is_main:
             settings = {k: v for k, v in given.items() if k not in NOT_SETTINGS}
             begin_folder(folder, args, settings | fixed_settings(data_args, model_args, args))
-            print(describe(model, source, args))
-        monitor = knn_monitor(data_args, source, model, args, images) if is_main else None
+        monitor = knn_monitor(data_args, source, model, args) if is_main else None
+        if is_main:
+            print(describe(model, source, args, monitor))
         results = monitor.measure(model.encoder, step=0) if monitor else []
         penalties = [float(model.penalty().detach())] if model.regularizer else []
         if front == "loop":
@@ -310,11 +312,7 @@ def build_model(model_args: ModelArguments, source: ImageSource) -> SSLModel:
 
 
 def knn_monitor(
-    data_args: DataArguments,
-    source: ImageSource,
-    model: SSLModel,
-    args: OrthoSSLTrainingArguments,
-    images: datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | None = None,
+    data_args: DataArguments, source: ImageSource, model: SSLModel, args: OrthoSSLTrainingArguments
 ) -> KNNMonitor | None:
     """Return the monitor of kNN accuracy, or `None` without labels.
 
@@ -325,16 +323,14 @@ def knn_monitor(
         source ([`ImageSource`]): The images that the model trains on.
         model ([`SSLModel`]): The model whose encoder is measured.
         args ([`OrthoSSLTrainingArguments`]): The training arguments; `seed` determines the images.
-        images (data set, *optional*): A data set in memory, which replaces `data_args.dataset`.
     """
     if source.label_column is None or data_args.knn_images <= 0 or data_args.streaming:
         return None
     queries = None
-    for split in available_splits(data_args.location if images is None else images, data_args.dataset_name):
-        if split not in ("test", "validation", "valid", "val") or split == source.split:
+    for split in source.splits:
+        if split_kind(split) not in HELD_OUT or split in source.split.split("+"):
             continue
-        columns = dataclasses.replace(data_args, image_column=source.image_column, label_column=source.label_column)
-        held_out = _load_source(columns, split, images)
+        held_out = source.with_split(split)
         # Some data sets publish their test images with the label -1 throughout.
         if set(held_out.dataset[: data_args.knn_images][source.label_column]) - {-1, None}:
             queries = held_out
@@ -342,14 +338,15 @@ def knn_monitor(
     return KNNMonitor(source, queries, model.encoder.image_size, images=data_args.knn_images, seed=args.seed)
 
 
-def describe(model: SSLModel, source: ImageSource, args: OrthoSSLTrainingArguments) -> str:
-    """Return two lines that describe the run."""
+def describe(model: SSLModel, source: ImageSource, args: OrthoSSLTrainingArguments, monitor: KNNMonitor | None) -> str:
+    """Return lines that describe the run: what was taken of the data, the views, and the model."""
+    others = [] if monitor is None or monitor.queries_from is source else [monitor.queries_from]
     config, encoder = model.config, model.encoder
-    count = "a stream of" if source.num_rows is None else f"{source.num_rows:,}"
     size = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     penalty = "no penalty" if config.regularizer is None else f"{config.regularizer}, γ = {config.gamma:g}"
     return (
-        f"data     {source.name}, {count} images, views {args.views} at {encoder.image_size} px\n"
+        f"data     {source.describe(*others)}\n"
+        f"views    {args.views} at {encoder.image_size} px\n"
         f"model    {config.backbone} ({size:.1f} M parameters), {get_method(config.method).title}, {penalty}"
     )
 
@@ -418,20 +415,28 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
 
 def _load_source(
     data_args: DataArguments,
-    split: str | None,
     images: datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | None,
+    folder: Path,
 ) -> ImageSource:
     if images is None and data_args.location == IN_MEMORY:
         raise ValueError(
             "the run was started from Python with a data set in memory: continue it with "
             "hf_orthossl.pretrain(data, output_dir=…, resume=True)"
         )
-    return load_source(
+    for name in data_args.dataset:
+        if images is None and Path(name).is_dir() and folder.exists() and folder.samefile(name):
+            raise ValueError(f"output_dir {folder} is the folder of the images: pass another --output_dir")
+    source = load_source(
         data_args.location if images is None else images,
-        split=split,
+        split=data_args.split,
         streaming=data_args.streaming,
+        exclude=[folder],
         **data_args.reading(),
     )
+    # Images without labels are for training too, unless the user chose.
+    if data_args.split is None and source.split == "train" and "unlabeled" in source.splits and not data_args.streaming:
+        return source.with_split("train+unlabeled")
+    return source
 
 
 @contextlib.contextmanager

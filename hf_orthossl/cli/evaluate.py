@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..data.options import ImageOptions
 from ..distributed.launch import init_processes, is_main_process, is_multi_process
 from ..encoders import Encoder, load_encoder
 from ..evaluation import Result, Transfer, read_results, transfer_suite, write_results
@@ -43,27 +44,21 @@ DESCRIPTION = (
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(ImageOptions):
     """Options of the measurements: models, tasks, data and probes."""
 
     models: list[str] = field(
-        metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"}
+        kw_only=True,
+        metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"},
     )
     task: list[str] = field(
         default_factory=lambda: list(FROZEN),
         metadata={"help": f"one or more of {', '.join(TASKS)} (default: {' and '.join(FROZEN)})"},
     )
-    dataset: str = field(
-        default="digits",
-        metadata={"help": "Hub id, folder of images or of parquet files, 'digits', or 'shapes' (boxes)"},
-    )
-    dataset_name: str | None = field(default=None, metadata={"help": "configuration of a Hub data set"})
     train_split: str | None = field(default=None, metadata={"help": "split to train probes on (default: train)"})
     test_split: str | None = field(
         default=None, metadata={"help": "split to score them on (default: test, else validation)"}
     )
-    image_column: str | None = field(default=None, metadata={"help": "column of images (default: found by type)"})
-    label_column: str | None = field(default=None, metadata={"help": "column of labels (default: found by type)"})
     image_size: int | None = field(
         default=None,
         metadata={"help": "side of the input in pixels (default: the model's; detection: the images' shorter side)"},
@@ -99,6 +94,7 @@ class EvaluateArguments:
     output_dir: str = field(default="runs/evaluate", metadata={"help": "folder of results.json"})
 
     def __post_init__(self):
+        super().__post_init__()
         for task in self.task:
             if task not in TASKS:
                 raise ValueError(f"task {task!r} is unknown: {suggest(task, TASKS)}")
@@ -123,7 +119,6 @@ def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
     if path.exists():
         # Earlier transfer results are preserved: if they cannot be read, fail before measuring anything.
         read_results(path)
-    columns = {"name": args.dataset_name, "image_column": args.image_column}
     splits = {"train_split": args.train_split, "test_split": args.test_split}
     frozen = any(task in args.task for task in FROZEN)
     common = {"output_dir": args.output_dir, "device": args.device, "num_workers": args.num_workers}
@@ -133,10 +128,11 @@ def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
     notes: list[str] = []
     transferred: dict[str, Transfer] = {}
     if frozen or runs:
-        train, test = labelled_splits(args.dataset, label_column=args.label_column, **splits, **columns)
-        print(f"data     {train.name}: {train.num_rows:,} images of {train.split}, {test.num_rows:,} of {test.split}")
+        train, test = labelled_splits(args.location, **splits, **args.reading())
+        print(f"data     {train.describe(test)}")
     if "detection" in args.task:
-        boxed = boxed_splits(args.dataset, args.image_size, **splits, **columns)
+        columns = {"name": args.dataset_name, "image_column": args.image_column}
+        boxed = boxed_splits(args.location, args.image_size, **splits, **columns)
         print("data     " + describe_boxes(boxed))
     extraction = {"batch_size": args.batch_size, "num_workers": args.num_workers, "shared": True}
     cache = FeatureCache(None if args.cache == "none" else args.cache, enabled=args.cache != "none")

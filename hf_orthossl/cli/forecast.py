@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data import ImageDataset, ImageSource, Recipe, Views, collate, get_recipe, load_source
 from ..data.dataset import Shape
+from ..data.options import ImageOptions
 from ..encoders import Encoder, load_encoder
 from ..landscape import forecast, plot_directions
 from ..landscape.covariances import check_dimension
@@ -44,25 +45,12 @@ LARGEST = 2 * 2**30
 
 
 @dataclass
-class ForecastArguments:
+class ForecastArguments(ImageOptions):
     """Options of `orthossl forecast`; the help of each option describes it."""
 
     _argument_group_name = "forecast"
 
-    dataset: str = field(
-        default="digits",
-        metadata={"help": "Hub id, folder of images, folder of parquet files, or 'digits' (built in)"},
-    )
-    dataset_name: str | None = field(default=None, metadata={"help": "configuration of a Hub data set"})
-    split: str = field(default="train", metadata={"help": "split to forecast"})
-    image_column: str | None = field(default=None, metadata={"help": "column of images (default: found by type)"})
-    label_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "column of labels, to tell whether the collapse is benign and which classes it affects (default: "
-            "found by type)"
-        },
-    )
+    split: str | None = field(default=None, metadata={"help": "split to forecast (default: train)"})
     views: str | None = field(
         default=None, metadata={"help": "augmentation recipe (default: digits for digits, else the method's)"}
     )
@@ -109,6 +97,7 @@ class ForecastArguments:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("alpha", "temperature"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -130,11 +119,10 @@ def main(argv: list[str], prog: str = "orthossl forecast") -> None:
     (args,), _ = parse(prog, DESCRIPTION, [ForecastArguments], argv)
     settings, notes = landscape_settings(args)
     measured = None if args.after_run is None else representation_spectrum(Path(args.after_run))
-    name = args.views or ("digits" if args.dataset == "digits" else get_method(args.method).recipe.views)
+    name = args.views or ("digits" if args.location == "digits" else get_method(args.method).recipe.views)
     recipe = get_recipe(name)
     encoder = None if args.encoder is None else open_encoder(args.encoder, args.image_size)
-    columns = {"image_column": args.image_column, "label_column": args.label_column}
-    source = load_source(args.dataset, name=args.dataset_name, split=args.split, **columns)
+    source = load_source(args.location, split=args.split, exclude=[args.output_dir], **args.reading())
     size = view_size(args, source, encoder)
     recipe, dropped = full_sized(recipe, size)
     notes += dropped
@@ -142,7 +130,8 @@ def main(argv: list[str], prog: str = "orthossl forecast") -> None:
         check_dimension(3 * size**2)
     images, labels = read_images(source, recipe, size, args)
     unit = "pixels" if encoder is None else f"features of {args.encoder}"
-    print(f"data     {source.name}, {len(images):,} images, views {recipe.name} at {size} px, in {unit}")
+    print(f"data     {source.describe()}")
+    print(f"views    {recipe.name} at {size} px of {len(images):,} images, in {unit}")
 
     mean, std = (PIXEL_MEAN, PIXEL_STD) if encoder is None else (encoder.mean, encoder.std)
     # Bars are closed before an error is printed, which would otherwise share their line.

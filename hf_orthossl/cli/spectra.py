@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..arguments import as_int
 from ..data import ImageDataset, ImageSource, Views, available_splits, collate, get_recipe, load_source
+from ..data.options import ImageOptions
 from ..distributed.collectives import all_gather_rows, shard_range
 from ..distributed.launch import init_processes, is_main_process
 from ..encoders import Encoder
@@ -38,22 +39,17 @@ MAPS = ("pca", "umap")
 
 
 @dataclass
-class SpectraArguments:
+class SpectraArguments(ImageOptions):
     """Options of `orthossl spectra`; the help of each option describes it."""
 
+    dataset: list[str] | None = field(  # type: ignore[assignment]  # None: only the weights are measured
+        default=None, metadata={"help": "images, as for orthossl pretrain, or 'digits' (default: weights only)"}
+    )
     models: list[str] = field(
-        metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"}
+        kw_only=True,
+        metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"},
     )
-    dataset: str | None = field(
-        default=None,
-        metadata={"help": "Hub id, folder of images or of parquet files, or 'digits' (default: weights only)"},
-    )
-    dataset_name: str | None = field(default=None, metadata={"help": "configuration of a Hub data set"})
     split: str | None = field(default=None, metadata={"help": "split (default: test, else validation, else train)"})
-    image_column: str | None = field(default=None, metadata={"help": "column of images (default: found by type)"})
-    label_column: str | None = field(
-        default=None, metadata={"help": "column of labels, for the map of classes only (default: found by type)"}
-    )
     images: int = field(default=4096, metadata={"help": "number of images to measure, evenly spread over the split"})
     image_size: int | None = field(
         default=None, metadata={"help": "side of the input in pixels (default: the model's)"}
@@ -79,6 +75,7 @@ class SpectraArguments:
     output_dir: str = field(default="runs/spectra", metadata={"help": "folder for report and figures"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.models) > len(COLORS):
             raise ValueError(f"models must be at most {len(COLORS)} to have a colour each, got {len(self.models)}")
         places = [Path(name).resolve() for name in self.models]
@@ -139,9 +136,7 @@ def main(argv: list[str], prog: str = "orthossl spectra") -> None:
         raise ValueError(f"output_dir {folder} is a file: pass a folder")
     source = open_images(args) if args.dataset else None
     if source:
-        count, size = min(args.images, source.num_rows), source.image_size
-        sizes = f"{size[1]}×{size[0]} px" if size else "of different sizes"
-        print(f"data     {source.name}: {count:,} of {source.num_rows:,} images of {source.split}, {sizes}")
+        print(f"data     {source.describe()}\n         {min(args.images, source.num_rows):,} of them are measured")
     # All models are opened first, so that a misspelt name does not cost the measurements before it.
     encoders = {name: open_encoder(model, args) for name, model in zip(names_of(args.models), args.models, strict=True)}
     for name, encoder in encoders.items():
@@ -161,17 +156,12 @@ def main(argv: list[str], prog: str = "orthossl spectra") -> None:
 
 def open_images(args: SpectraArguments) -> ImageSource:
     """Return the images, of a held-out split if there is one."""
-    split = args.split
-    if split is None:
-        known = available_splits(args.dataset, args.dataset_name)
-        split = next((name for name in HELD_OUT_SPLITS if name in known), None)
-    return load_source(
-        args.dataset,
-        name=args.dataset_name,
-        split=split,
-        image_column=args.image_column,
-        label_column=args.label_column,
-    )
+    return load_source(args.location, split=args.split or _held_out(args), **args.reading())
+
+
+def _held_out(args: SpectraArguments) -> str | None:
+    known = available_splits(args.location, args.dataset_name)
+    return next((name for name in HELD_OUT_SPLITS if name in known), None)
 
 
 def check(name: str, encoder: Encoder, source: ImageSource | None, args: SpectraArguments) -> None:

@@ -1,12 +1,16 @@
-"""Open the images that a user names: a Hub id, a folder, the embedded digits, or a data set in memory."""
+"""Open the images that a user names: folders, lists, tables, shards, a Hub id, the digits, or a data set in memory."""
 
+import dataclasses
 import functools
+import glob
+import itertools
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import datasets
 import numpy as np
@@ -14,7 +18,10 @@ import numpy as np
 from ..messages import describe, first_line, suggest
 from .decoding import UnreadableImage, image_size
 from .digits import digits
+from .fingerprint import fingerprint_of_files, fingerprint_of_rows
+from .listing import HELD_OUT, ImageFile, Listing, list_folders, readable_extensions, split_kind
 from .options import MAX_UNREADABLE, check_reading
+from .tables import LISTS, TABLES, holds_paths, list_paths, list_table
 
 AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 Splits: TypeAlias = dict[str, AnyDataset]
@@ -23,20 +30,33 @@ SAMPLED_SIZES = 64
 
 # The files by which a folder of `save_to_disk` is recognized.
 _SAVED = ("state.json", "dataset_dict.json")
-# Files that `datasets.load_dataset` reads from a folder: those that hold images, and those that may.
-_SHARDS = (".parquet", ".arrow", ".tar")
-_TABLES = (".csv", ".json", ".jsonl", ".zip")
-_IMAGE_FILES = (
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".ico", ".tga", ".pcx", ".sgi"),
-)
-_SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-}
+# The builder of `datasets` that reads shards of each kind.
+_SHARDS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
+# Beside shards, up to this many image files are figures of a data card.
+_FIGURES = 16
+# Class names shown before "…".
+_SHOWN = 6
 _IMAGE_COLUMNS = ("image", "img", "pixel_values", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
+
+
+@dataclass
+class Opened:
+    """A data set as the user named it: all its splits, and what is known of the files behind them.
+
+    Args:
+        splits (`dict`): The data set of each split.
+        title (`str`): The name of the data set.
+        listing ([`Listing`], *optional*): The image files by split, if the images are files.
+        shards (`dict[str, list[str]]`): The local files of each split, if they hold many images each.
+        given (`bool`): Whether the user passed a single split, which is then used whatever its name.
+    """
+
+    splits: Splits
+    title: str
+    listing: Listing | None = None
+    shards: dict[str, list[str]] = field(default_factory=dict)
+    given: bool = False
 
 
 @dataclass
@@ -57,6 +77,7 @@ class ImageSource:
         pages (`str`, defaults to "first"): What a file of several pages gives, as requested.
         max_unreadable (`float`, defaults to 0.01): The largest number or, below 1, share of images that may be
             unreadable.
+        opened ([`Opened`], *optional*): All splits of the data set.
     """
 
     dataset: AnyDataset
@@ -70,6 +91,128 @@ class ImageSource:
     nodata: float | None = None
     pages: str = "first"
     max_unreadable: float = MAX_UNREADABLE
+    opened: Opened | None = field(default=None, repr=False)
+
+    @property
+    def splits(self) -> list[str]:
+        """The names of all splits of the data set."""
+        return [self.split] if self.opened is None else list(self.opened.splits)
+
+    def with_split(self, split: str) -> Self:
+        """Return another split of the same data set, with the same columns, without opening the data set again.
+
+        Args:
+            split (`str`): The split, optionally with slices and sums as in `"test[:500]"`.
+
+        Raises:
+            ValueError: The split does not exist or has no images.
+        """
+        opened = self.opened or Opened({self.split: self.dataset}, self.name)
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        rows = _rows_of(opened, split, **columns)
+        return dataclasses.replace(self, **rows)
+
+    @functools.cached_property
+    def fingerprint(self) -> str | None:
+        """A fingerprint of names, sizes and a sample of bytes; `None` for a stream whose files are not local.
+
+        A copy of the data set has the same one. [`difference`] says in what two of them differ.
+        """
+        if self.num_rows is None:
+            files = [] if self.opened is None else list(self._files())
+            return fingerprint_of_files([f.path for f in files], [f.name for f in files]) if files else None
+        assert isinstance(self.dataset, datasets.Dataset)
+        if self.opened is not None and self.opened.listing is not None and self.num_rows > 0:
+            rows = self.dataset.with_format(None)
+            paths = [image["path"] for image in rows[self.image_column]]
+            labels = rows[self.label_column] if self.label_column else [None] * len(paths)
+            # Relative to the folder that all of them share, as a copy elsewhere has them.
+            common = os.path.commonpath([os.path.dirname(path) for path in paths])
+            names = [f"{path[len(common) :]} {label}" for path, label in zip(paths, labels, strict=True)]
+            return fingerprint_of_files(paths, names)
+        return fingerprint_of_rows(self.dataset, self.image_column, self.label_column)
+
+    def _files(self) -> Iterable[ImageFile]:
+        """Yield the local files behind the split, image files or shards."""
+        assert self.opened is not None
+        names = [part.partition("[")[0].strip() for part in self.split.split("+")]
+        for name in names:
+            if self.opened.listing is not None:
+                yield from self.opened.listing.splits.get(name, ())
+            for path in self.opened.shards.get(name, ()):
+                yield ImageFile(path, os.path.basename(path))
+
+    def describe(self, *others: "ImageSource") -> str:
+        """Return lines that say what was taken: files used of files seen, splits, classes, size of the images.
+
+        Args:
+            others ([`ImageSource`]): Further splits of the data set that are used.
+        """
+        listing = None if self.opened is None else self.opened.listing
+        used = [self._counted(listing)]
+        used += [f"{other.split}: {other.num_rows:,}" for other in others]
+        first = f"{self.name}, {', '.join(used)}"
+        if unused := self._unused(*others):
+            first += f" (not used: {', '.join(unused)})"
+        lines = [first]
+        if listing is not None and listing.left_out:
+            lines.append("left out: " + "; ".join(map(str, listing.left_out)))
+        lines.append(", ".join(filter(None, [self._sizes(), self._classes()])))
+        # Aligned with the first line, which follows a title of 8 characters and a space.
+        return "\n         ".join(lines)
+
+    def _counted(self, listing: Listing | None) -> str:
+        if self.num_rows is None:
+            return f"{self.split}: a stream of images"
+        return f"{self.split}: {self.num_rows:,} " + ("images" if listing is None else f"of {listing.seen:,} files")
+
+    def record(self) -> dict[str, Any]:
+        """Return what was taken, as JSON values for the record of a run."""
+        listing = None if self.opened is None else self.opened.listing
+        size = self.image_size if self.num_rows else None
+        return {
+            "dataset": self.name,
+            "split": self.split,
+            "images": self.num_rows,
+            "files_seen": None if listing is None else listing.seen,
+            "left_out": [] if listing is None else [str(entry) for entry in listing.left_out],
+            "classes": self.class_names,
+            "classes_from": self._classes_from(),
+            "image_size": None if size is None else list(size),
+            "fingerprint": self.fingerprint,
+        }
+
+    def _unused(self, *others: "ImageSource") -> list[str]:
+        """Return the splits that are not used, with the number of their images."""
+        used = {part.partition("[")[0].strip() for source in (self, *others) for part in source.split.split("+")}
+        unused = {} if self.opened is None else {k: v for k, v in self.opened.splits.items() if k not in used}
+        return [
+            f"{split} ({len(data):,})" if isinstance(data, datasets.Dataset) else split
+            for split, data in unused.items()
+        ]
+
+    def _classes_from(self) -> str | None:
+        if self.label_column is None:
+            return None
+        listing = None if self.opened is None else self.opened.listing
+        return f"column {self.label_column!r}" if listing is None else listing.classes_from
+
+    def _classes(self) -> str:
+        if self.label_column is None:
+            notes = [] if self.opened is None or self.opened.listing is None else self.opened.listing.notes
+            return f"no labels ({'; '.join(notes)})" if notes else "no labels"
+        if self.class_names is None:
+            return f"integer labels from {self._classes_from()}"
+        shown = [*self.class_names[:_SHOWN], *(["…"] if len(self.class_names) > _SHOWN else [])]
+        return f"{len(self.class_names):,} classes from {self._classes_from()}: {', '.join(shown)}"
+
+    def _sizes(self) -> str:
+        size = self.image_size
+        return (
+            f"{size[1]}×{size[0]} px"
+            if size
+            else f"images of different sizes, mostly {self.shorter_side:.0f} px high or wide"
+        )
 
     def images_sampled(self) -> list[Any]:
         """Return up to 64 undecoded images: evenly spaced over the data set, or the first ones of a stream."""
@@ -111,7 +254,7 @@ class ImageSource:
 
 
 def load_source(
-    dataset: str | Path | datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset,
+    dataset: Any,
     *,
     name: str | None = None,
     split: str | None = None,
@@ -122,17 +265,26 @@ def load_source(
     nodata: float | None = None,
     pages: str = "first",
     max_unreadable: float = MAX_UNREADABLE,
+    exclude: Iterable[str | Path] = (),
 ) -> ImageSource:
     """Open a data set of images and find its image and label columns.
 
     Args:
-        dataset (`str`, `Path` or a data set of `datasets`): One of: `"digits"`, which is embedded; a folder of images,
-            optionally in class and split folders; a folder of parquet or other files that `datasets` reads; a folder
-            written by `save_to_disk`; a Hub id; a `Dataset`, `DatasetDict`, `IterableDataset` or
-            `IterableDatasetDict`.
+        dataset (`str`, `Path`, a list of them, or a data set of `datasets`): One of:
+
+            - one or several folders of images: flat, one folder per class, with folders of splits, or nested, see
+              [`~data.listing.list_folders`];
+            - a text file with one path per line, or a CSV, TSV or parquet table with a column of paths, relative to
+              the file, see [`~data.tables.list_table`];
+            - shards that hold images: parquet, arrow or tar (WebDataset) files, or a pattern such as
+              `"shards/train-{000..099}.tar"`; image files, or a pattern of them;
+            - a folder of parquet or other files that `datasets` reads, or one written by `save_to_disk`;
+            - a Hub id, or `"digits"`, which is embedded;
+            - a `Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict`.
         name (`str`, *optional*): The configuration of a Hub data set.
         split (`str`, *optional*): The split, optionally with slices and sums as in `"train[:5000]"` or
-            `"train+test"`. Defaults to `"train"` if there is one, else to the first split.
+            `"train+test"`. Defaults to `"train"` if there is one, else to the first that is named neither test nor
+            validation.
         image_column (`str`, *optional*): The column of images. By default it is found by its type and name.
         label_column (`str`, *optional*): The column of classes, as indices or names. By default it is found by its type
             and name; a data set may have none.
@@ -144,14 +296,16 @@ def load_source(
             ("images"), or one image whose "channels" are the pages.
         max_unreadable (`float`, defaults to 0.01): The largest number or, below 1, share of images that may be
             unreadable. A share always allows 5 images, unless it is 0.
+        exclude (iterable of paths, *optional*): Folders inside the data set to leave out, such as that of the run.
 
     Returns:
         [`ImageSource`]: The data set and its columns.
 
     Raises:
         TypeError: `dataset` is neither a name, a folder nor a data set of `datasets`, or `split` is not a string.
-        FileNotFoundError: The folder does not exist.
-        ValueError: There are no images, the split or column does not exist, or the Hub does not provide the data set.
+        FileNotFoundError: The folder or file does not exist.
+        ValueError: There are no images, the split or column does not exist, all splits are named test or validation,
+            or the Hub does not provide the data set.
 
     Example:
         >>> source = load_source("digits", split="train[:100]")
@@ -161,37 +315,21 @@ def load_source(
     if split is not None and not isinstance(split, str):
         raise TypeError(f"split must be a string such as 'train[:5000]', got {describe(split)}")
     check_reading(pixel_range, nodata, pages, max_unreadable)
-    title = str(dataset) if isinstance(dataset, str | Path) else _name_of(dataset)
-    splits = _open_splits(dataset, name, streaming)
-    if not splits:
-        raise ValueError(f"dataset {title} has no images: pass another data set")
-    split = split or ("train" if "train" in splits else next(iter(splits)))
-    data = _select_split(splits, split, title)
-    if isinstance(data, datasets.Dataset) and len(data) == 0:
-        raise ValueError(f"split {split} of dataset {title} has no images: pass another split")
-    features = data.features or _resolve_features(data)
-    image_column = _find_image_column(features, image_column, title)
-    label_column = _find_label_column(features, label_column, title)
-    classes = None
-    if label_column and _is_text(features[label_column]):
-        classes = _collect_class_names(splits, label_column, title)
-    elif label_column:
-        classes = getattr(features[label_column], "names", None)
-    if isinstance(features[image_column], datasets.Image):
-        data = data.cast_column(image_column, datasets.Image(decode=False))
-    count = len(data) if isinstance(data, datasets.Dataset) else None
+    opened = _open(dataset, name, streaming, image_column, label_column, exclude)
+    if not opened.splits:
+        raise ValueError(f"dataset {opened.title} has no images{_what_else(opened.listing)}: pass another data set")
+    if opened.listing is not None:
+        # The columns of a table were used to make the listing.
+        image_column = label_column = None
+    rows = _rows_of(opened, split or default_split(opened), image_column, label_column)
     return ImageSource(
-        data,
-        image_column,
-        label_column,
-        classes,
-        count,
-        title,
-        split,
+        **rows,
+        name=opened.title,
         pixel_range=pixel_range,
         nodata=nodata,
         pages=pages,
         max_unreadable=max_unreadable,
+        opened=opened,
     )
 
 
@@ -199,7 +337,7 @@ def available_splits(dataset: Any, name: str | None = None) -> list[str]:
     """Return the names of a data set's splits.
 
     Args:
-        dataset (`str`, `Path` or a data set of `datasets`): The data set, in any form that [`load_source`] accepts.
+        dataset: The data set, in any form that [`load_source`] accepts.
         name (`str`, *optional*): The configuration of a Hub data set.
 
     Raises:
@@ -207,39 +345,78 @@ def available_splits(dataset: Any, name: str | None = None) -> list[str]:
         FileNotFoundError: The folder does not exist.
         ValueError: The folder cannot be read, or the Hub does not provide the data set.
     """
-    if isinstance(dataset, str) and dataset != "digits" and not _find_folder(dataset):
+    if isinstance(dataset, str) and dataset != "digits" and not _is_local(dataset):
         return _call_hub(datasets.get_dataset_split_names, dataset, name)
-    return list(_open_splits(dataset, name, streaming=False))
+    return list(_open(dataset, name, streaming=False).splits)
 
 
-def _name_of(dataset: Any) -> str:
-    part = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
-    return getattr(getattr(part, "info", None), "dataset_name", None) or "given"
+def default_split(opened: Opened) -> str:
+    """Return the split used if none is requested: "train", else the first that is neither test nor validation.
+
+    Raises:
+        ValueError: All splits are named test or validation.
+    """
+    names = list(opened.splits)
+    if "train" in names or opened.given:
+        return "train" if "train" in names else names[0]
+    usable = [name for name in names if split_kind(name, strict=False) not in HELD_OUT]
+    if not usable:
+        raise ValueError(
+            f"data set {opened.title} has only the splits {', '.join(names)}, which are for measuring: pass --split "
+            f"{names[0]} to use one of them nevertheless"
+        )
+    return usable[0]
+
+
+def _what_else(listing: Listing | None) -> str:
+    """Return what a data set without images has."""
+    if listing is None or not listing.left_out:
+        return ""
+    return f" among {listing.seen:,} files ({'; '.join(map(str, listing.left_out))})"
 
 
 # --- from the user's argument to splits ----------------------------------------------------------------------------
 
 
-def _open_splits(dataset: Any, name: str | None, streaming: bool) -> Splits:
-    """Return all splits of a data set by name."""
-    if isinstance(dataset, str | Path):
-        folder = _find_folder(dataset)
-        if dataset == "digits":
-            splits = digits()
-        elif folder is None:
-            return _call_hub(datasets.load_dataset, str(dataset), name, streaming=streaming)
+def _open(
+    dataset: Any,
+    name: str | None,
+    streaming: bool,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    exclude: Iterable[str | Path] = (),
+) -> Opened:
+    """Return all splits of a data set."""
+    if isinstance(dataset, list | tuple) and len(dataset) == 1 and isinstance(dataset[0], str | os.PathLike):
+        dataset = dataset[0]
+    if isinstance(dataset, str | os.PathLike):
+        is_path, dataset = not isinstance(dataset, str), os.fspath(dataset)
+        if dataset == "digits" and not is_path:
+            opened = Opened(dict(digits()), "digits")
+        elif not (is_path or _is_local(dataset)):
+            return Opened(_call_hub(datasets.load_dataset, dataset, name, streaming=streaming), dataset)
         else:
-            splits = _open_folder(folder, name, streaming)
+            opened = _open_local([dataset], name, streaming, image_column, label_column, exclude)
+    elif isinstance(dataset, list | tuple) and dataset and all(isinstance(d, str | os.PathLike) for d in dataset):
+        opened = _open_local([os.fspath(d) for d in dataset], name, streaming, image_column, label_column, exclude)
     elif isinstance(dataset, dict) and all(isinstance(part, AnyDataset) for part in dataset.values()):
-        splits = dataset
+        splits = {str(split): data for split, data in dataset.items()}
+        opened = Opened(splits, _name_of(dataset), given=len(splits) == 1)
     elif isinstance(dataset, AnyDataset):
-        splits = {str(dataset.split or "train"): dataset}
+        opened = Opened({str(dataset.split or "train"): dataset}, _name_of(dataset), given=True)
     else:
         raise TypeError(
-            "dataset must be 'digits', a folder, a Hub id or a data set of the datasets library, "
-            f"got {describe(dataset)}"
+            "dataset must be 'digits', a folder, a list or table of paths, a Hub id or a data set of the datasets "
+            f"library, got {describe(dataset)}"
         )
-    return {str(split): _to_stream(data) if streaming else data for split, data in splits.items()}
+    if streaming:
+        opened.splits = {split: _to_stream(data) for split, data in opened.splits.items()}
+    return opened
+
+
+def _name_of(dataset: Any) -> str:
+    part = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
+    return getattr(getattr(part, "info", None), "dataset_name", None) or "given"
 
 
 def _to_stream(data: AnyDataset) -> datasets.IterableDataset:
@@ -249,90 +426,215 @@ def _to_stream(data: AnyDataset) -> datasets.IterableDataset:
     return data.to_iterable_dataset(num_shards=max(min(len(data), 64), 1))
 
 
-def _find_folder(dataset: str | Path) -> Path | None:
-    """Return the folder that an argument names, or `None` if it can only be an id on the Hub."""
-    path = Path(dataset).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_file():
-        raise ValueError(f"dataset {dataset} is a file: pass the folder that contains it")
-    relative = isinstance(dataset, str) and not path.is_absolute() and not dataset.startswith((".", "~"))
-    if not relative or str(dataset).count("/") > 1:
-        raise FileNotFoundError(f"dataset {dataset}: there is no such folder")
-    return None
+def _is_local(dataset: str) -> bool:
+    """Return whether an argument names local files, or can only be an id on the Hub.
 
-
-def _open_folder(folder: Path, name: str | None, streaming: bool) -> Splits:
-    if any((folder / file).is_file() for file in _SAVED):
-        saved = datasets.load_from_disk(str(folder))
-        return saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in _SHARDS + _TABLES]
-    described = any(path.stem == "metadata" for path in files)
-    shards = any(path.suffix.lower() in _SHARDS for path in files)
-    # Image files next to shards are figures of a data card; tables next to image files are annotations.
-    if not described and not shards:
-        splits = _open_image_folder(folder)
-        if splits or not files:
-            return splits
-    try:
-        if described:
-            return datasets.load_dataset("imagefolder", data_dir=str(folder), streaming=streaming)
-        return datasets.load_dataset(str(folder), name, streaming=streaming)
-    except Exception as error:  # each builder of datasets raises its own classes
-        raise ValueError(f"dataset {folder} cannot be read ({first_line(error)}): check its files") from error
-
-
-def _open_image_folder(root: Path) -> datasets.DatasetDict:
-    """Open `root/class/…`, `root/split/class/…`, `root/split/…` or a flat `root/…` of image files.
-
-    Images are labelled with the first folder below the root (or split) if every image lies in such a folder and there
-    are at least two of them; otherwise the data set is unlabelled. Top-level folders are splits only if all of them
-    have a split's name, so that a class called "train" remains a class.
-
-    Returns:
-        `datasets.DatasetDict`: An undecoded `image` column and, if labelled, a `label` column. Empty without images.
+    Raises:
+        FileNotFoundError: It is a path or pattern, and there is no such file.
     """
-    files = _list_image_files(root)
-    nested = bool(files) and all(len(file.parts) > 1 and file.parts[0].lower() in _SPLIT_FOLDERS for file in files)
-    # Each file with its path below the split's folder.
-    splits: dict[str, list[tuple[Path, Path]]] = {}
-    for file in files:
-        split = _SPLIT_FOLDERS[file.parts[0].lower()] if nested else "train"
-        splits.setdefault(split, []).append((file, Path(*file.parts[1:]) if nested else file))
-    paths = [path for pairs in splits.values() for _, path in pairs]
-    labelled = all(len(path.parts) > 1 for path in paths) and len({path.parts[0] for path in paths}) > 1
-    features = datasets.Features({"image": datasets.Image(decode=False)})
-    if labelled:
-        features["label"] = datasets.ClassLabel(names=sorted({path.parts[0] for path in paths}))
-    return datasets.DatasetDict(
-        {
-            split: datasets.Dataset.from_dict(
-                {"image": [{"bytes": None, "path": str(root / file)} for file, _ in pairs]}
-                | ({"label": [path.parts[0] for _, path in pairs]} if labelled else {}),
-                features=features,
-                split=split,
-            )
-            for split, pairs in splits.items()
-        }
+    path = Path(dataset).expanduser()
+    if path.exists() or _is_pattern(dataset):
+        return True
+    relative = not path.is_absolute() and not dataset.startswith((".", "~"))
+    if not relative or dataset.count("/") > 1 or path.suffix.lower() in {*LISTS, *TABLES, *_SHARDS}:
+        raise FileNotFoundError(f"dataset {dataset}: there is no such file or folder")
+    return False
+
+
+def _is_pattern(dataset: str) -> bool:
+    return not os.path.exists(dataset) and re.search(r"[*?\[{]", dataset) is not None
+
+
+def _expand(pattern: str) -> list[Path]:
+    """Return the files that a pattern with `*`, `?`, `[…]`, `**` and `{a,b}` or `{000..099}` matches.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    braces = re.search(r"\{([^{}]+)\}", pattern)
+    if braces:
+        start, end = pattern[: braces.start()], pattern[braces.end() :]
+        numbers = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
+        if numbers:
+            width = len(numbers[1])
+            choices = [f"{number:0{width}d}" for number in range(int(numbers[1]), int(numbers[2]) + 1)]
+        else:
+            choices = braces[1].split(",")
+        return [path for choice in choices for path in _expand(start + choice + end)]
+    if not re.search(r"[*?\[]", pattern) or os.path.exists(pattern):
+        files = [pattern]
+    else:
+        files = sorted(glob.glob(pattern, recursive=True))
+    found = [Path(file) for file in files if os.path.exists(file)]
+    if not found:
+        raise FileNotFoundError(f"dataset {pattern}: there is no such file or folder")
+    return found
+
+
+def _open_local(
+    given: list[str],
+    name: str | None,
+    streaming: bool,
+    image_column: str | None,
+    label_column: str | None,
+    exclude: Iterable[str | Path],
+) -> Opened:
+    """Open folders, lists, tables, shards or image files, all of one kind."""
+    paths = [
+        path
+        for item in given
+        for path in (_expand(os.path.expanduser(item)) if _is_pattern(item) else [Path(item).expanduser()])
+    ]
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"dataset {path}: there is no such file or folder")
+    title = ", ".join(given)
+    kinds = {_kind(path, image_column) for path in paths}
+    if len(kinds) > 1:
+        raise ValueError(f"dataset names {' and '.join(sorted(kinds))}: pass several of one kind")
+    kind = kinds.pop()
+    if kind == "folders":
+        return _open_folders(paths, title, name, streaming, exclude)
+    if kind == "shards":
+        return _open_shards(paths, title, streaming)
+    if kind == "lists of paths":
+        listings = [
+            list_paths(path) if path.suffix.lower() in LISTS else list_table(path, image_column, label_column)
+            for path in paths
+        ]
+        return _from_listing(functools.reduce(_united, listings), title)
+    files = [ImageFile(str(path), str(path)) for path in paths]
+    return _from_listing(Listing({"train": files}, len(files), []), title)
+
+
+def _kind(path: Path, image_column: str | None) -> str:
+    """Return what a path holds, in the plural."""
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return "folders"
+    if not path.is_file():
+        raise ValueError(f"dataset {path} is not a regular file: pass a folder or a file")
+    if suffix in (".parquet", ".pq"):
+        return "lists of paths" if holds_paths(path, image_column) else "shards"
+    if suffix in _SHARDS:
+        return "shards"
+    if suffix in LISTS or suffix in TABLES:
+        return "lists of paths"
+    if suffix in readable_extensions():
+        return "image files"
+    raise ValueError(
+        f"dataset {path} is a {suffix or 'file without an extension'}: pass a folder, a list of paths "
+        f"({', '.join((*LISTS, *TABLES))}), or shards ({', '.join(_SHARDS)})"
     )
 
 
-def _list_image_files(root: Path) -> list[Path]:
-    """Return the sorted paths of image files relative to `root`, without hidden files and folders."""
-    files: list[Path] = []
-    visited = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        if os.path.realpath(folder) in visited:  # a link to a parent folder would be followed forever
-            subfolders.clear()
-            continue
-        visited.add(os.path.realpath(folder))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        files += [
-            Path(folder, name).relative_to(root)
-            for name in sorted(names)
-            if not name.startswith(".") and Path(name).suffix.lower() in _IMAGE_FILES
-        ]
-    return sorted(files)
+def _united(first: Listing, second: Listing) -> Listing:
+    splits = {
+        split: first.splits.get(split, []) + second.splits.get(split, [])
+        for split in dict.fromkeys([*first.splits, *second.splits])
+    }
+    return Listing(
+        splits,
+        first.seen + second.seen,
+        first.left_out + second.left_out,
+        first.classes_from or second.classes_from,
+        first.notes + second.notes,
+    )
+
+
+def _open_shards(files: Sequence[Path], title: str, streaming: bool) -> Opened:
+    """Open files that hold many images each; their splits are those that their names or folders name."""
+    builders = {_SHARDS[path.suffix.lower()] for path in files}
+    if len(builders) > 1:
+        raise ValueError(f"dataset {title} has files of several formats ({', '.join(sorted(builders))}): pass one")
+    shards: dict[str, list[str]] = {}
+    for path in files:
+        kind = split_kind(path.name.split(".")[0], strict=False) or split_kind(path.parent.name)
+        shards.setdefault(kind or "train", []).append(str(path))
+    try:
+        splits = datasets.load_dataset(builders.pop(), data_files=shards, streaming=streaming)
+    except Exception as error:  # each builder of datasets raises its own classes
+        raise ValueError(f"dataset {title} cannot be read ({first_line(error)}): check its files") from error
+    return Opened({str(split): data for split, data in splits.items()}, title, shards=shards)
+
+
+def _open_folders(
+    folders: list[Path], title: str, name: str | None, streaming: bool, exclude: Iterable[str | Path]
+) -> Opened:
+    """Open one or several folders of images, or a folder of files that `datasets` reads."""
+    if len(folders) == 1 and any((folders[0] / file).is_file() for file in _SAVED):
+        saved = datasets.load_from_disk(str(folders[0]))
+        if isinstance(saved, dict):
+            return Opened({str(split): data for split, data in saved.items()}, title)
+        return Opened({str(saved.split or "train"): saved}, title, given=True)
+    listing = list_folders(folders, [Path(path) for path in exclude])
+    images = sum(map(len, listing.splits.values()))
+    if len(folders) > 1:
+        return _from_listing(listing, title)
+    described = [path for path in listing.tables if _describes_images(path)]
+    shards = [path for path in listing.tables if Path(path).suffix.lower() in _SHARDS and _holds_images(path)]
+    if not described and not (shards and images <= _FIGURES) and (images or not listing.tables):
+        return _from_listing(listing, title)
+    try:
+        if described:
+            splits = datasets.load_dataset("imagefolder", data_dir=str(folders[0]), streaming=streaming)
+        else:
+            splits = datasets.load_dataset(str(folders[0]), name, streaming=streaming)
+    except Exception as error:  # each builder of datasets raises its own classes
+        raise ValueError(
+            f"dataset {title} cannot be read ({first_line(error)}): check its files{_what_else(listing)}"
+        ) from error
+    files = {"train": shards} if len(splits) == 1 else {}
+    return Opened({str(split): data for split, data in splits.items()}, title, shards=files)
+
+
+def _describes_images(path: str) -> bool:
+    """Return whether a file is the metadata of an image folder of `datasets`: it names files in a column."""
+    file = Path(path)
+    if file.stem != "metadata" or file.suffix.lower() not in (".csv", ".jsonl", ".parquet"):
+        return False
+    try:
+        if file.suffix.lower() == ".parquet":
+            import pyarrow.parquet as pq
+
+            header = " ".join(pq.read_schema(file).names)
+        else:
+            with file.open(encoding="utf-8", errors="replace") as lines:
+                header = next(itertools.islice(lines, 1), "")
+    except (OSError, ValueError):
+        return False
+    return re.search(r"\bfile_names?\b|_file_names?\b", header) is not None
+
+
+def _holds_images(path: str) -> bool:
+    """Return whether a shard holds images; a table of numbers beside images does not."""
+    if not path.lower().endswith((".parquet", ".pq")):
+        return True
+    try:
+        return not holds_paths(Path(path))
+    except ValueError:
+        return False
+
+
+def _from_listing(listing: Listing, title: str) -> Opened:
+    """Return the data set of listed files: an undecoded `image` column and, if there are classes, a `label` column."""
+    labels = {file.label for files in listing.splits.values() for file in files} - {None}
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    numbers: dict[Any, int | None] = {None: None}
+    if labels and all(isinstance(label, int) for label in labels):
+        features["label"] = datasets.Value("int64")
+        numbers |= {label: int(label) for label in labels if label is not None}
+    elif labels:
+        names = sorted({str(label) for label in labels})
+        features["label"] = datasets.ClassLabel(names=names)
+        numbers |= {label: names.index(str(label)) for label in labels}
+    splits = {}
+    for split, files in listing.splits.items():
+        columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": file.path} for file in files]}
+        if labels:
+            columns["label"] = [numbers[file.label] for file in files]
+        splits[split] = datasets.Dataset.from_dict(columns, features=features, split=split)
+    return Opened(splits, title, listing)
 
 
 def _call_hub(function: Callable[..., Any], dataset: str, name: str | None, **options: Any) -> Any:
@@ -347,6 +649,32 @@ def _call_hub(function: Callable[..., Any], dataset: str, name: str | None, **op
 
 
 # --- from splits to one split and its columns ----------------------------------------------------------------------
+
+
+def _rows_of(opened: Opened, split: str, image_column: str | None, label_column: str | None) -> dict[str, Any]:
+    """Return the fields of an [`ImageSource`] that belong to one split."""
+    title = opened.title
+    data = _select_split(opened.splits, split, title)
+    if isinstance(data, datasets.Dataset) and len(data) == 0:
+        raise ValueError(f"split {split} of dataset {title} has no images: pass another split")
+    features = data.features or _resolve_features(data)
+    image_column = _find_image_column(features, image_column, title)
+    label_column = _find_label_column(features, label_column, title)
+    classes = None
+    if label_column and _is_text(features[label_column]):
+        classes = _collect_class_names(opened.splits, label_column, title)
+    elif label_column:
+        classes = getattr(features[label_column], "names", None)
+    if isinstance(features[image_column], datasets.Image):
+        data = data.cast_column(image_column, datasets.Image(decode=False))
+    return {
+        "dataset": data,
+        "image_column": image_column,
+        "label_column": label_column,
+        "class_names": classes,
+        "num_rows": len(data) if isinstance(data, datasets.Dataset) else None,
+        "split": split,
+    }
 
 
 def _select_split(splits: Splits, split: str, title: str) -> AnyDataset:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data import ImageDataset, ImageSource, available_splits, load_source
+from ..data import ImageDataset, ImageSource, load_source
 from ..encoders import Encoder
 from ..messages import suggest
 from .features import FeatureCache
@@ -107,39 +107,40 @@ class LabelledFeatures:
 
 
 def labelled_splits(
-    dataset: str,
+    dataset: Any,
     *,
-    name: str | None = None,
     train_split: str | None = None,
     test_split: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
+    **reading: Any,
 ) -> tuple[ImageSource, ImageSource]:
     """Open the training and test split of a data set.
 
     Args:
-        dataset (`str`): A Hub id, a folder or "digits".
-        name (`str`, *optional*): Configuration of a Hub data set.
+        dataset: A data set in any form that [`load_source`] accepts.
         train_split (`str`, *optional*): The training split; "train" by default.
         test_split (`str`, *optional*): The test split; the first of test, validation, valid and val by default.
-        image_column (`str`, *optional*): Column of images; found by type by default.
-        label_column (`str`, *optional*): Column of labels; found by type by default.
+        reading: Further arguments of [`load_source`], which hold for both splits.
 
     Raises:
         ValueError: If `test_split` is not given and no split has a usual name, or [`load_source`] rejects a split.
     """
-    columns = {"name": name, "image_column": image_column, "label_column": label_column}
-    train = load_source(dataset, split=train_split, **columns)
-    if test_split is None:
-        held_out = [split for split in HELD_OUT_SPLITS if split in available_splits(dataset, name)]
-        held_out = [split for split in held_out if split != train.split]
-        if not held_out:
-            raise ValueError(
-                f"data set {dataset} has no split named {', '.join(HELD_OUT_SPLITS)}: pass --test_split, or split "
-                "one, as in --train_split 'train[:80%]' --test_split 'train[80%:]'"
-            )
-        test_split = held_out[0]
-    return train, load_source(dataset, split=test_split, **columns)
+    train = load_source(dataset, split=train_split, **reading)
+    return train, train.with_split(test_split or held_out_split(train))
+
+
+def held_out_split(train: ImageSource) -> str:
+    """Return the first of the splits test, validation, valid and val that a data set has.
+
+    Raises:
+        ValueError: There is none besides the training split.
+    """
+    held_out = [split for split in HELD_OUT_SPLITS if split in train.splits and split != train.split]
+    if not held_out:
+        raise ValueError(
+            f"data set {train.name} has no split named {', '.join(HELD_OUT_SPLITS)}: pass --test_split, or split "
+            "one, as in --train_split 'train[:80%]' --test_split 'train[80%:]'"
+        )
+    return held_out[0]
 
 
 def knn_results(

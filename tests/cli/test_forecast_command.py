@@ -56,7 +56,8 @@ def test_what_a_forecast_leaves(tmp_path, capsys):
     assert sum(one.share for one in found.classes) == pytest.approx(1)
     printed = capsys.readouterr().out.splitlines()
     assert any(line.startswith("classes") and "of 10 keep the direction" in line for line in printed)
-    assert printed[0].startswith("data     digits, 120 images, views digits at 8 px")
+    assert printed[0].startswith("data     digits, train: 1,437 images")
+    assert "views    digits at 8 px of 120 images, in pixels" in printed
     assert str(folder / "forecast.json") in printed[-2]
     assert str(folder / "directions.png") in printed[-1]
     for name in ("forecast.png", "directions.png"):

@@ -59,7 +59,8 @@ def test_one_encoder_on_a_data_set(models, tmp_path, capsys):
             assert theirs[name].effective_rank == pytest.approx(ours[name].effective_rank, rel=1e-9)
     assert found.features["representation"].num_images == 90
     out = capsys.readouterr().out
-    assert "data     digits: 90 of 360 images of test" in out
+    assert "data     digits, test: 360 images (not used: train (1,437))\n" in out
+    assert "90 of them are measured" in out
     assert f"{found.features['representation'].effective_rank:.1f}" in out
     assert "Note: 90 images cap the rank of the features at 89" in out
     assert max(map(len, out.splitlines())) <= 100 + len(str(tmp_path))
@@ -180,7 +181,7 @@ def test_rows_are_spread_over_a_sorted_data_set():
         (["MODEL", "--pool", "max"], "pool must be avg or flatten, got 'max'"),
         (["MODEL", "--map", "tsne"], "map must be pca or umap, got 'tsne'"),
         (["MODEL", "--images", "1"], "images must be at least 2, got 1"),
-        (["MODEL", "--dataset", "/no/such/data"], "there is no such folder"),
+        (["MODEL", "--dataset", "/no/such/data"], "there is no such file or folder"),
         (["MODEL", "--dataset", "EMPTY"], "has no images"),
         (["MODEL", "--dataset", "digits", "--split", "tset"], "split 'tset' is not in data set digits"),
         (["MODEL", "--dataset", "digits", "--image_column", "label"], "label"),

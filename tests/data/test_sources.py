@@ -249,9 +249,9 @@ def test_folders_without_images(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(ValueError, match="no images"):
         load_source(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
         load_source(str(tmp_path / "missing"))
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(ValueError, match="names no file that exists"):
         load_source(str(tmp_path / "a.txt"))
     with pytest.raises(ValueError, match="no images"):
         load_source(table(2).select([]))
@@ -274,7 +274,8 @@ def test_folders_without_images(tmp_path):
 def test_something_that_is_no_data_set_is_one_clear_line(given, shown):
     for call in (load_source, available_splits):
         with pytest.raises(
-            TypeError, match=f"^dataset must be 'digits', a folder, a Hub id or .* got .*{shown}"
+            TypeError,
+            match=f"^dataset must be 'digits', a folder, a list or table of paths, a Hub id or .* got .*{shown}",
         ) as caught:
             call(given)
         assert "\n" not in str(caught.value)
@@ -292,7 +293,7 @@ def test_a_path_is_a_folder_and_nothing_else(tmp_path, monkeypatch):
     assert available_splits(tmp_path / "images") == ["train"]
     monkeypatch.chdir(tmp_path)
     for missing in (Path("digits"), Path("owner/name")):
-        with pytest.raises(FileNotFoundError, match=f"dataset {missing}: there is no such folder"):
+        with pytest.raises(FileNotFoundError, match=f"dataset {missing}: there is no such file or folder"):
             load_source(missing)
 
 

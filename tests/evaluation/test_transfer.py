@@ -92,7 +92,7 @@ def test_finished_sets_are_not_measured_again_and_a_failure_is_told(folder, tmp_
     said = []
     first = transfer_suite(encoder, sets, results_file=file, say=said.append, **QUICK)
     assert list(first.failures) == ["gone"]
-    assert "no such folder" in first.failures["gone"]
+    assert "no such file or folder" in first.failures["gone"]
     assert "failed" in transfer_table(first.results, {("", "gone"): "x"})
     assert read_results(file) == first.results
     assert ["failed" in line for line in said] == [False, True, False]

@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ...data import ImageSource, TooManyUnreadable, UnreadableImage, available_splits, decode_image, load_source
+from ...data import ImageSource, TooManyUnreadable, UnreadableImage, decode_image, load_source
 from ...data.decoding import to_tensor
 from ...data.unreadable import LIMIT, Unreadable
-from ..frozen import HELD_OUT_SPLITS
+from ..frozen import held_out_split
 from .annotations import Annotations, read_annotations
 from .shapes import shapes
 
@@ -181,9 +181,7 @@ def detection_splits(
     opened = shapes() if dataset == "shapes" else dataset
     columns = {"name": name, "image_column": image_column}
     train = load_source(opened, split=train_split, **columns)
-    if test_split is None:
-        test_split = _held_out(opened, name, train)
-    test = load_source(opened, split=test_split, **columns)
+    test = train.with_split(test_split or held_out_split(train))
     train.name = test.name = title or train.name
     boxes = [read_annotations(source, progress=progress) for source in (train, test)]
     for source, annotations in zip((train, test), boxes, strict=True):
@@ -211,17 +209,6 @@ def collate_detection(items: list) -> DetectionBatch:
         targets=[target for _, target in readable],
         unreadable=[item for item in items if isinstance(item, Unreadable)],
     )
-
-
-def _held_out(dataset: Any, name: str | None, train: ImageSource) -> str:
-    held_out = [split for split in HELD_OUT_SPLITS if split in available_splits(dataset, name)]
-    held_out = [split for split in held_out if split != train.split]
-    if not held_out:
-        raise ValueError(
-            f"data set {train.name} has no split named {', '.join(HELD_OUT_SPLITS)}: pass --test_split, or split "
-            "one, as in --train_split 'train[:80%]' --test_split 'train[80%:]'"
-        )
-    return held_out[0]
 
 
 def _resized(image: Image.Image, shorter: int) -> Image.Image:

@@ -1,0 +1,443 @@
+"""Find the image files in folders: which are images, which splits and classes the folders name, what is left out."""
+
+import functools
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Extensions of the formats that `decode_image` reads.
+IMAGES = _words(
+    ".png .jpg .jpeg .jpe .jfif .gif .bmp .dib .tif .tiff .webp .avif .ppm .pgm .pbm .pnm .jp2 .j2k .ico .tga .pcx .sgi"
+)
+# Extensions that become readable with a package, which registers itself with Pillow.
+PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}
+_MODULES = {"pillow-heif": "pillow_heif", "pillow-jxl-plugin": "pillow_jxl"}
+# Files of images and videos that are not read.
+_UNSUPPORTED = _words(
+    ".dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .psd .exr .hdr .dcm .nii .czi .svs .npy .npz .h5 .svg .eps .pdf .mp4 .avi "
+    ".mov .mkv .webm"
+)
+_ARCHIVES = _words(".zip .gz .tgz .bz2 .xz .zst .7z .rar")
+# Files that are known to be no images; every other file is recognized by its content.
+_OTHER = (
+    _words(
+        ".txt .md .rst .csv .tsv .json .jsonl .xml .yaml .yml .html .htm .log .py .ipynb .sh .pkl .pt .pth .bin .onnx "
+        ".mat .parquet .pq .arrow .tar .db .ini .cfg .toml .lst .list .lock .safetensors .cache .doc .docx .xls .xlsx "
+        ".pptx .css .js"
+    )
+    | _ARCHIVES
+    | _UNSUPPORTED
+    | frozenset(PLUGINS)
+)
+# Formats with a signature, by which files of any other name are recognized.
+_SIGNED = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM", "JPEG2000")
+# Files that `datasets` may read, if they rather than images make up a folder.
+_TABLES = (".parquet", ".pq", ".arrow", ".tar", ".csv", ".json", ".jsonl", ".zip")
+_SYSTEM = frozenset(("Thumbs.db", "desktop.ini", "__MACOSX", "@eaDir", "lost+found"))
+# Files by which a folder that this package wrote is recognized.
+_OUTPUTS = frozenset(("spectra.json", "forecast.json", "history.jsonl", "unreadable_images.txt"))
+
+# The split that a word in a folder's name stands for, and words that may accompany it.
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("test", "testing", "testset", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "valset", "dev"), "validation"),
+    **dict.fromkeys(("unlabeled", "unlabelled", "unlabel", "unsup", "unsupervised"), "unlabeled"),
+}
+_ACCOMPANYING = _words("image images img imgs data dataset set split folder files pics photos a b")
+HELD_OUT = ("test", "validation")
+# Folders of images beside folders of annotations that are stored as images.
+_IMAGE_FOLDERS = _words("images image imgs img jpegimages photos pictures input inputs leftimg8bit")
+_ANNOTATION_FOLDERS = _words(
+    "masks mask labels label annotations annotation gt groundtruth ground_truth segmentation segmentations depth "
+    "segmentationclass segmentationobject gtfine gtcoarse target targets trimaps"
+)
+_DATES = re.compile(r"(19|20)\d\d([-_. ]?\d{1,2}){0,2}")
+_CAMERAS = re.compile(r"DCIM|\d{3}[A-Z_]{5}", re.IGNORECASE)
+_BUCKETS = re.compile(r"[0-9a-f]{1,3}", re.IGNORECASE)
+# Beside class folders, up to this number (of at least 8 times as many) or share of loose images are strays.
+_STRAYS, _STRAY_SHARE = 3, 0.01
+
+
+class ImageFile(NamedTuple):
+    """An image file: its path, its name below the data set's folder, and its class or `None`."""
+
+    path: str
+    name: str
+    label: str | int | None = None
+
+
+@dataclass
+class LeftOut:
+    """Files that were seen and are not used, for one reason.
+
+    Args:
+        reason (`str`): The reason with its remedy, as in ".heic cannot be read: install pillow-heif".
+        count (`int`): The number of files.
+        names (`list[str]`): The first few names.
+    """
+
+    reason: str
+    count: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        named = f": {', '.join(self.names)}" if 0 < len(self.names) == self.count <= 3 else ""
+        if self.names and not named:
+            named = f", such as {self.names[0]}"
+        return f"{self.count:,} {self.reason}{named}"
+
+
+class _Counts(dict[str, LeftOut]):
+    """What was left out, by reason."""
+
+    def add(self, reason: str, name: str | None = None) -> None:
+        entry = self.setdefault(reason, LeftOut(reason))
+        entry.count += 1
+        if name is not None and len(entry.names) < 3:
+            entry.names.append(name)
+
+
+@dataclass
+class Listing:
+    """The image files of a data set by split, and what was left out.
+
+    Args:
+        splits (`dict[str, list[ImageFile]]`): The files of each split, in the order of their names.
+        seen (`int`): The number of files seen, without hidden ones.
+        left_out (`list[LeftOut]`): The files that are not used in any split.
+        classes_from (`str`, *optional*): Where the classes come from, as in "folders"; `None` without classes.
+        notes (`list[str]`): Further remarks on what was taken.
+        tables (`list[str]`): The paths of tables and shards in the folders, which are not among the images.
+    """
+
+    splits: dict[str, list[ImageFile]]
+    seen: int
+    left_out: list[LeftOut]
+    classes_from: str | None = None
+    notes: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+
+
+def list_folders(roots: Sequence[Path], exclude: Iterable[Path] = ()) -> Listing:
+    """List the images of one or several folders: flat, one folder per class, with folders of splits, or nested.
+
+    Hidden and system files are not seen; links are followed; only regular files are used. Files are recognized by
+    their extension, and those of an unknown or no extension by their content. Folders that this package wrote, and
+    those excluded, are left out.
+
+    - *Splits* are folders named `train`, `val`, `test`, `unlabeled` and the like (`train2017`, `images/train`,
+      `coco_val2017`), at any depth. Images beside the folders of splits are left out, or belong to "train" if no
+      folder has that name. A folder `train` beside folders that are no splits is a class if all of them hold images
+      directly, in comparable numbers.
+    - *Classes* are the first folders below the split (and below folders that all images share), if there are at least
+      two, and their names are no dates, no hash prefixes and no camera's. Many folders with a single image each are no
+      classes. A split whose images lie in no folders has no labels. Up to 3 images (or 1 %) beside the class folders
+      are left out.
+
+    Args:
+        roots (`Sequence[Path]`): The folders; their splits and classes are united by name.
+        exclude (`Iterable[Path]`): Folders to leave out, such as that of the run.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    left_out, seen = _Counts(), 0
+    tables: list[str] = []
+    excluded = {os.path.realpath(path) for path in exclude}
+    divided: dict[str, list[tuple[str, tuple[str, ...], tuple[str, ...]]]] = defaultdict(list)
+    for root in roots:
+        files, count = _walk(root, excluded, left_out, tables)
+        seen += count
+        places: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
+        _divide([tuple(name.split("/")) for name in files], 0, None, (), places, left_out)
+        for split, parts, rest in places:
+            divided[split].append((f"{root}{os.sep}{os.sep.join(parts)}", parts, rest))
+    splits, classes_from, notes = _classify(divided, left_out)
+    order = ["train", "validation", "test", "unlabeled"]
+    return Listing(
+        {split: splits[split] for split in order if splits.get(split)},
+        seen,
+        list(left_out.values()),
+        classes_from,
+        notes,
+        sorted(tables),
+    )
+
+
+def readable_extensions() -> frozenset[str]:
+    """Return the extensions of image files that can be decoded with the installed packages."""
+    return IMAGES | {suffix for suffix, package in PLUGINS.items() if find_spec(_MODULES[package])}
+
+
+def split_kind(name: str, strict: bool = True) -> str | None:
+    """Return the split that a name stands for: "train", "validation", "test", "unlabeled", or `None`.
+
+    Args:
+        name (`str`): The name of a folder or a split, such as "Train_images" or "val2017".
+        strict (`bool`, defaults to `True`): Whether all other words must be usual ones (images, set, a year).
+    """
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
+    meant = [_SPLITS[word] for word in words if word in _SPLITS]
+    if len(meant) != 1 or (strict and any(word not in _ACCOMPANYING and word not in _SPLITS for word in words)):
+        return None
+    return meant[0]
+
+
+@functools.cache
+def _signed_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _SIGNED if name in Image.OPEN)
+
+
+def is_image(path: str) -> bool:
+    """Return whether a file's content begins as an image of a known format."""
+    try:
+        with open(path, "rb") as file, Image.open(file, formats=_signed_formats()):
+            return True
+    except Exception:  # for arbitrary bytes decoders raise arbitrary exceptions
+        return False
+
+
+# --- which files -----------------------------------------------------------------------------------------------------
+
+
+def _walk(root: Path, excluded: set[str], left_out: _Counts, tables: list[str]) -> tuple[list[str], int]:
+    """Return the sorted names of the image files below a folder, with "/", and the number of files seen."""
+    extensions = readable_extensions()
+    images: list[str] = []
+    seen, visited = 0, set()
+    folders = [("", str(root))]
+    while folders:
+        prefix, folder = folders.pop()
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:  # a link to a parent folder would be followed forever
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            if not prefix:
+                raise
+            left_out.add(f"folders that cannot be opened ({error.strerror})", prefix.rstrip("/"))
+            continue
+        entries = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in _SYSTEM]
+        if prefix and (os.path.realpath(folder) in excluded or _is_output(entries)):
+            left_out.add("folders that orthossl wrote", prefix.rstrip("/"))
+            continue
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.is_dir():
+                folders.append((name + "/", entry.path))
+                continue
+            seen += 1
+            reason = _reason(entry, extensions)
+            if reason is None:
+                images.append(name)
+            else:
+                left_out.add(reason, None if reason.startswith(".") else _printable(name))
+                if name.lower().endswith(_TABLES) and entry.is_file():
+                    tables.append(entry.path)
+    return sorted(images), seen
+
+
+def _reason(entry: os.DirEntry, extensions: frozenset[str]) -> str | None:
+    """Return why a file is not used, or `None` for an image."""
+    if not entry.is_file():
+        return "not regular files (broken links, pipes, sockets or devices)"
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix not in extensions:
+        if suffix in PLUGINS:
+            return f"{suffix} cannot be read: install {PLUGINS[suffix]}"
+        if suffix in _UNSUPPORTED:
+            return f"{suffix} cannot be read: convert them to PNG or TIFF"
+        if suffix in _ARCHIVES:
+            return f"{suffix} not read: unpack it"
+        if suffix in _OTHER or not is_image(entry.path):
+            return f"{suffix} not read" if suffix else "files that are no images"
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        return "files whose names are not UTF-8: rename them"
+    return None
+
+
+def _is_output(entries: list[os.DirEntry]) -> bool:
+    """Return whether this package wrote a folder: a run, its encoder, or the output of a command."""
+    names = {entry.name for entry in entries}
+    if _OUTPUTS & names:
+        return True
+    if "config.yaml" in names and "encoder" in names:
+        return True
+    # `results.json` of evaluate, beside which drawings of detections lie.
+    return "results.json" in names and "detections" in names
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+# --- which splits ----------------------------------------------------------------------------------------------------
+
+
+def _divide(
+    files: list[tuple[str, ...]],
+    depth: int,
+    split: str | None,
+    above: tuple[str, ...],
+    places: list[tuple[str, tuple[str, ...], tuple[str, ...]]],
+    left_out: _Counts,
+) -> None:
+    """Assign each file to a split, by the folders from a depth on; collects (split, path, path without the split).
+
+    Args:
+        files: Paths that share their first `depth` parts.
+        depth: The number of parts that were looked at.
+        split: The split to which the files belong, if a folder above named it.
+        above: The shared parts without the split's.
+        places: The result.
+        left_out: What is left out.
+    """
+    folders: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    loose = []
+    for parts in files:
+        if len(parts) > depth + 1:
+            folders[parts[depth]].append(parts)
+        else:
+            loose.append(parts)
+    if split is not None or not folders:
+        places += [(split or "train", parts, above + parts[depth:]) for parts in files]
+        return
+    kinds = _split_folders(folders, depth)
+    images = {name for name in folders if name.lower() in _IMAGE_FOLDERS}
+    if kinds:
+        beside = [name for name in folders if name not in kinds]
+        # Without a folder of training images, everything that no folder names is for training.
+        rest = None if "train" in kinds.values() else "train"
+        for name, members in folders.items():
+            if name in kinds:
+                _divide(members, depth + 1, kinds[name], above, places, left_out)
+            elif rest:
+                _divide(members, depth + 1, rest, (*above, name), places, left_out)
+        if rest:
+            places += [(rest, parts, above + parts[depth:]) for parts in loose]
+        else:
+            where = f"beside the folders {', '.join(sorted(kinds))}"
+            for parts in [*loose, *(parts for name in beside for parts in folders[name])]:
+                left_out.add(where, "/".join(parts))
+        return
+    if (
+        images
+        and len(images) < len(folders)
+        and all(name.lower() in _ANNOTATION_FOLDERS for name in folders if name not in images)
+    ):
+        for name in [name for name in folders if name not in images]:
+            for parts in folders.pop(name):
+                left_out.add(f"in folders of annotations beside {', '.join(sorted(images))}", "/".join(parts))
+    for name, members in folders.items():
+        _divide(members, depth + 1, None, (*above, name), places, left_out)
+    places += [("train", parts, above + parts[depth:]) for parts in loose]
+
+
+def _split_folders(folders: dict[str, list[tuple[str, ...]]], depth: int) -> dict[str, str]:
+    """Return the split of each folder at one level that stands for one; empty if the level is one of classes."""
+    kinds = {name: kind for name in folders if (kind := split_kind(name))}
+    if not kinds:
+        loosely = {name: kind for name in folders if (kind := split_kind(name, strict=False))}
+        # Names such as ILSVRC2012_img_val count if all folders of the level have one, and they differ.
+        return loosely if len(loosely) == len(folders) and len(set(loosely.values())) > 1 else {}
+    others = [name for name in folders if name not in kinds]
+    if set(kinds.values()) == {"train"} and others:
+        # Classes of vehicles may include trains: all folders then hold images directly, in comparable numbers.
+        direct = {name: sum(len(parts) == depth + 2 for parts in members) for name, members in folders.items()}
+        if min(direct.values()) >= max(1, 0.1 * max(direct.values())):
+            return {}
+    return kinds
+
+
+# --- which classes ---------------------------------------------------------------------------------------------------
+
+
+def _classify(
+    divided: dict[str, list[tuple[str, tuple[str, ...], tuple[str, ...]]]], left_out: _Counts
+) -> tuple[dict[str, list[ImageFile]], str | None, list[str]]:
+    """Return the files of each split with their classes, where these come from, and remarks."""
+    depth = _shared_depth([rest for files in divided.values() for _, _, rest in files])
+    classes: dict[str, set[str]] = {}
+    notes: list[str] = []
+    for split, files in divided.items():
+        inside = [rest[depth] for _, _, rest in files if len(rest) > depth + 1]
+        few = len(files) - len(inside) <= _strays(len(files))
+        names = set(inside)
+        if split != "unlabeled" and names and few:
+            classes[split] = names
+    # A single folder is a class only if another split has several, and its name is not one of all images.
+    several = any(len(names) > 1 for names in classes.values())
+    classes = {
+        split: names
+        for split, names in classes.items()
+        if len(names) > 1 or (several and not any(name.lower() in _IMAGE_FOLDERS for name in names))
+    }
+    together = set().union(*classes.values())
+    labelled_images = sum(len(rest) > depth + 1 for split in classes for _, _, rest in divided[split])
+    reason = _no_classes(together, labelled_images)
+    if reason:
+        notes, classes = [reason] if together else [], {}
+    splits: dict[str, list[ImageFile]] = {}
+    for split, files in divided.items():
+        labelled, chosen = split in classes, []
+        for path, parts, rest in files:
+            if not labelled:
+                chosen.append(ImageFile(path, "/".join(parts)))
+            elif len(rest) > depth + 1:
+                chosen.append(ImageFile(path, "/".join(parts), rest[depth]))
+            else:
+                left_out.add("beside the class folders", "/".join(parts))
+        splits[split] = chosen
+    return splits, "folders" if classes else None, notes
+
+
+def _shared_depth(paths: list[tuple[str, ...]]) -> int:
+    """Return the number of folders that all paths share, apart from a few loose files above them."""
+    depth = 0
+    while True:
+        names = Counter(path[depth] for path in paths if len(path) > depth + 1)
+        loose = sum(len(path) <= depth + 1 for path in paths)
+        if len(names) != 1 or loose > _strays(len(paths)):
+            return depth
+        # A single folder that holds images directly is the end: it may be the only class.
+        if all(len(path) <= depth + 2 for path in paths):
+            return depth
+        depth += 1
+
+
+def _strays(images: int) -> float:
+    """Return how many of a number of images may lie beside the others without a meaning."""
+    return max(min(_STRAYS, images // 8), _STRAY_SHARE * images)
+
+
+def _no_classes(names: set[str], images: int) -> str | None:
+    """Return why folders are no classes, or `None`."""
+    if len(names) < 2:
+        return "no folders of classes"
+    if all(_DATES.fullmatch(name) for name in names):
+        return "folders named by dates are no classes"
+    if all(_CAMERAS.fullmatch(name) for name in names):
+        return "a camera's folders are no classes"
+    if len(names) >= 16 and all(_BUCKETS.fullmatch(name) for name in names) and not all(n.isdecimal() for n in names):
+        return "folders named by hash prefixes are no classes"
+    if len(names) >= 16 and images < 2 * len(names):
+        return f"{len(names):,} folders with {images:,} images are no classes"
+    return None
