@@ -1,0 +1,219 @@
+"""What users give for an option, on the command line, in a YAML file or in Python: read, convert and check it.
+
+The options of a command are the fields of dataclasses. Their `metadata` has `help` (one line) and, where needed:
+`metavar` (the name of the value in the help), `group` (a heading), `more` (listed by `--help_all` only), `positional`
+(an argument without a flag) and `nan` (NaN is a value). Nothing here imports torch, so that help and typos answer at
+once.
+"""
+
+import dataclasses
+import math
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from .messages import describe, suggest
+
+YES, NO = ("yes", "true", "t", "y", "1", "on"), ("no", "false", "f", "n", "0", "off")
+
+
+@dataclass(frozen=True)
+class Form:
+    """The values that an option takes.
+
+    Attributes:
+        kind (`type`): `str`, `int`, `float`, `bool`, or `dict` for assignments `KEY=VALUE`.
+        many (`bool`): Whether it takes one or more of them, as a list.
+        optional (`bool`): Whether `None` is a value.
+        choices (`tuple[str, ...]`): The only values, if they are listed.
+        nan (`bool`): Whether NaN and infinity are values of a number.
+    """
+
+    kind: type
+    many: bool = False
+    optional: bool = False
+    choices: tuple[str, ...] = ()
+    nan: bool = False
+
+
+def forms(kind: type) -> dict[str, Form]:
+    """Return the form of each field of a dataclass that its constructor takes, by name.
+
+    Raises:
+        TypeError: The type of a field is none that an option can have.
+    """
+    hints = get_type_hints(kind)
+    return {
+        spec.name: _form(spec.name, hints[spec.name], bool(spec.metadata.get("nan")))
+        for spec in dataclasses.fields(kind)
+        if spec.init
+    }
+
+
+def _form(name: str, hint: Any, nan: bool) -> Form:
+    optional = False
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = [part for part in get_args(hint) if part is not type(None)]
+        optional = len(parts) < len(get_args(hint))
+        hint = parts[0] if len(parts) == 1 else hint
+    many = get_origin(hint) is list
+    if many:
+        (hint,) = get_args(hint)
+    if get_origin(hint) is Literal:
+        return Form(str, many, optional, choices=get_args(hint))
+    hint = get_origin(hint) or hint
+    if hint not in (str, int, float, bool, dict):
+        raise TypeError(f"option {name} has the type {hint}, which no command line can give")
+    return Form(hint, many, optional, nan=nan)
+
+
+def convert(name: str, value: Any, form: Form) -> Any:
+    """Return the value of an option in its own type.
+
+    Text becomes a number or a truth value, a single value becomes a list of one where a list is due, and assignments
+    `KEY=VALUE` become a mapping.
+
+    Args:
+        name (`str`): What to call the option in an error.
+        value (`Any`): What the user gave: text, or a value of YAML or Python.
+        form ([`Form`]): What the option takes.
+
+    Raises:
+        ValueError: The option does not take this value.
+    """
+    if value is None and form.optional:
+        return None
+    if form.kind is dict:
+        return _mapping(name, value)
+    if form.many:
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if not values:
+            raise ValueError(f"{name} is an empty list: it must have one value or more")
+        return [_single(name, one, form) for one in values]
+    return _single(name, value, form)
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+        return parse_assignments(list(value))
+    if value is None:
+        return {}
+    raise ValueError(f"{name} is {describe(value)}: it must be a mapping of names to values, as in name=value")
+
+
+def _single(name: str, value: Any, form: Form) -> Any:
+    if isinstance(value, list | tuple | set):
+        raise ValueError(f"{name} is the list {describe(value)}: it must be a single value")
+    if isinstance(value, Mapping):
+        raise ValueError(f"{name} is the mapping {describe(value)}: it must be a single value")
+    text = value.strip() if isinstance(value, str) else ""
+    if form.kind is str:
+        if isinstance(value, bool) or not isinstance(value, str | Real):
+            raise ValueError(f"{name} is {describe(value)}: it must be text{_in_quotes(value)}")
+        if form.choices and value not in form.choices:
+            raise ValueError(f"{name} is {describe(value)}: {suggest(value, form.choices)}")
+        return value if isinstance(value, str) else str(value)
+    if form.kind is bool:
+        if isinstance(value, bool):
+            return value
+        word = str(value).lower() if isinstance(value, Integral) else text.lower()
+        if word not in (*YES, *NO):
+            raise ValueError(f"{name} is {describe(value)}: it must be true or false")
+        return word in YES
+    number: float = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = value  # type: ignore[assignment]  # a NumPy number counts as a float here
+    elif text:
+        try:
+            number = int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
+        except ValueError:
+            raise ValueError(f"{name} is {describe(value)}: it must be {_number(form)}") from None
+        if not math.isfinite(number) and form.nan:
+            return number
+    if not math.isfinite(number) and not (form.nan and isinstance(value, Real)):
+        raise ValueError(f"{name} is {describe(value)}: it must be {_number(form)}")
+    if form.kind is float:
+        return float(number)
+    if number != int(number):
+        raise ValueError(f"{name} is {describe(value)}: it must be {_number(form)}")
+    return int(number)
+
+
+def _number(form: Form) -> str:
+    return "a whole number, as in 10" if form.kind is int else "a number, as in 0.1 or 1e-4"
+
+
+def _in_quotes(value: Any) -> str:
+    # YAML reads `no` as a truth value and 2026-01-01 as a date.
+    return f', in quotes if it is meant as text: "{str(value).lower()}"' if isinstance(value, bool) else ""
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """Read assignments such as `["temperature=0.2", "queue_size=4096"]` into a mapping, each value as YAML.
+
+    Raises:
+        ValueError: If an entry is not of the form `key=value`, or its value is not YAML.
+    """
+    values = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{text!r} is not of the form key=value, as in temperature=0.2")
+        try:
+            values[key.strip()] = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{text!r}: the value is not valid YAML, as in channels=[8,16] or name=text") from error
+    return values
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read a YAML recipe, or the `config.yaml` of a run, into flat settings.
+
+    A `method:` mapping becomes `method` (its `name`) and `method_config` (the rest).
+
+    Args:
+        path (`str` or `Path`): The file.
+
+    Returns:
+        `dict`: Option → value; values such as 1e-3, which YAML 1.1 reads as text, become numbers.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not UTF-8, not YAML or not a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"--config {path}: no such file")
+    try:
+        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--config {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"--config {path} must be a mapping of options to values, as in 'method: byol'")
+    method = settings.get("method")
+    if isinstance(method, dict):
+        method = dict(method)
+        if "name" not in method:
+            raise ValueError(f"--config {path}: the method block has no 'name', as in name: byol")
+        settings["method"] = method.pop("name")
+        settings["method_config"] = {**method, **(settings.get("method_config") or {})}
+    return settings
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, with numbers in exponential notation without a dot."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)

@@ -1,0 +1,298 @@
+"""The options of a pretraining run: data, model and training, with their defaults and help; without torch.
+
+The fields of [`TrainingOptions`] are all that a run accepts of `transformers.TrainingArguments`, and what this package
+adds to them. [`inherited`] says of every other training argument why it is refused.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from ..options import convert, forms
+from .inherited import refusal
+
+# Headings of the help.
+SAVING, HUB = "measuring and saving", "hub"
+# What `report_to` can name: both fronts report to these.
+TRACKERS = ("clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+
+
+def steps_between(value: float, max_steps: int) -> int:
+    """Return the steps between two events, given as a number or, below 1, as a share of the run."""
+    return max(math.ceil(value * max_steps) if value < 1 else int(value), 1)
+
+
+def is_due(step: int, before: int, every: float, max_steps: int) -> bool:
+    """Return whether an event every `every` steps is due since step `before`; it always is at the end of the run."""
+    interval = steps_between(every, max_steps)
+    return step > before and (step >= max_steps or step // interval != before // interval)
+
+
+def check_interval(name: str, steps: float, *, never: bool = True) -> None:
+    """Reject a value that is not a number of steps between two events.
+
+    Args:
+        name (`str`): The option.
+        steps (`float`): Its value.
+        never (`bool`, defaults to `True`): Whether 0 means that there is no such event.
+
+    Raises:
+        ValueError: The value is neither a whole number nor a share below 1.
+    """
+    if not (0 <= steps < 1 or (steps >= 1 and float(steps).is_integer())) or not (steps or never):
+        none = ", or 0 for none" if never else ""
+        raise ValueError(f"{name} is {steps:g}: it must be a whole number of steps or a share below 1{none}")
+
+
+def check_threshold(name: str, share: float) -> None:
+    """Reject a threshold outside [0, 1).
+
+    Raises:
+        ValueError: The threshold is out of range.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"{name} is {share}: it must lie in [0, 1), as in 0.1; 0 gives no warnings")
+
+
+@dataclass
+class DataArguments:
+    """Options that select the images to train on."""
+
+    _argument_group_name = "data"
+
+    dataset: str = field(
+        default="digits",
+        metadata={"metavar": "NAME", "help": "folder, Hub id, or digits (built in)"},
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "configuration of a Hub data set"}
+    )
+    split: str = field(default="train", metadata={"metavar": "NAME", "help": "split to train on"})
+    image_column: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "column of images (default: found by type)"}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "column of labels, for kNN (default: found by type)"}
+    )
+    streaming: bool = field(default=False, metadata={"help": "read the data while training, without a copy"})
+    knn_images: int = field(
+        default=2048,
+        metadata={"help": "images for kNN before and after training; 0: none"},
+    )
+
+    def __post_init__(self) -> None:
+        if self.knn_images < 0:
+            raise ValueError(f"knn_images is {self.knn_images}: it must be 0 or more; 0 measures no kNN")
+
+
+@dataclass
+class ModelArguments:
+    """Options that define the model to train; the defaults are those of [`SSLConfig`]."""
+
+    _argument_group_name = "model"
+
+    backbone: str = field(
+        default="resnet10t", metadata={"metavar": "NAME", "help": "timm name, Hub id or encoder folder"}
+    )
+    pretrained: bool = field(default=False, metadata={"help": "start from the backbone's published weights"})
+    image_size: int | None = field(
+        default=None,
+        metadata={"metavar": "PX", "help": "side of the views (default: the images', at most 224)"},
+    )
+    backbone_config: dict | None = field(
+        default=None, metadata={"help": "backbone arguments, as in patch_size=4", "more": True}
+    )
+    method: str = field(default="simclr", metadata={"metavar": "NAME", "help": "SSL method: see orthossl methods"})
+    method_config: dict | None = field(default=None, metadata={"help": "hyper-parameters, as in temperature=0.2"})
+    regularizer: str = field(default="so", metadata={"metavar": "NAME", "help": "penalty, or none: see orthossl methods"})
+    gamma: float | None = field(
+        default=None, metadata={"metavar": "γ", "help": "weight of the penalty (default: see orthossl methods)"}
+    )
+    regularizer_config: dict | None = field(
+        default=None, metadata={"help": "arguments of the penalty, as in iterations=4", "more": True}
+    )
+    penalty_every: int = field(
+        default=1, metadata={"help": "compute the penalty at every n-th step, times n", "more": True}
+    )
+    whitening: float = field(
+        default=0.0,
+        metadata={"help": "weight of feature whitening, the paper's baseline", "more": True},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("backbone_config", "method_config", "regularizer_config"):
+            setattr(self, name, convert(name, getattr(self, name) or {}, forms(ModelArguments)[name]))
+
+
+@dataclass(repr=False)
+class TrainingOptions:
+    """Options that say how to train; [`OrthoSSLTrainingArguments`] describes them."""
+
+    _argument_group_name = "training"
+
+    views: str | None = field(
+        default=None,
+        metadata={"metavar": "NAME", "help": "augmentation recipe (default: by image size and method)"},
+    )
+    per_device_train_batch_size: int = field(default=256, metadata={"help": "images per step and process"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches per step and process"})
+    gradient_cache: int | None = field(
+        default=None,
+        metadata={"help": "whole batch's loss with the memory of N images (default: off)"},
+    )
+    num_train_epochs: float = field(default=30.0, metadata={"help": "passes over the data"})
+    max_steps: int = field(default=-1, metadata={"help": "steps, instead of epochs (default: off)"})
+    optim: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "lars, sgd, adam, adamw_torch, … (default: the method's)"}
+    )
+    optim_args: str | None = field(
+        default=None,
+        metadata={"help": "arguments of the optimizer, as in trust_coeff=0.001,trust_clip=False", "more": True},
+    )
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "peak rate (default: the method's, scaled to the batch)"}
+    )
+    weight_decay: float | None = field(default=None, metadata={"help": "weight decay (default: the method's)"})
+    momentum: float = field(default=0.9, metadata={"help": "momentum of lars and sgd"})
+    adam_beta1: float = field(default=0.9, metadata={"help": "β1 of Adam's relatives", "more": True})
+    adam_beta2: float = field(default=0.999, metadata={"help": "β2 of Adam's relatives", "more": True})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "ε of Adam's relatives", "more": True})
+    lr_scheduler_type: str = field(default="cosine", metadata={"metavar": "NAME", "help": "learning rate schedule"})
+    lr_scheduler_kwargs: dict | None = field(
+        default=None, metadata={"help": "arguments of the schedule, as in min_lr=1e-5", "more": True}
+    )
+    warmup_steps: float | None = field(
+        default=None, metadata={"help": "steps, or share of the run (default: the method's)"}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "clip gradients to this norm; 0: no clipping"})
+    bf16: bool = field(default=False, metadata={"help": "compute in bfloat16"})
+    fp16: bool = field(default=False, metadata={"help": "compute in float16, on a GPU only"})
+    tf32: bool | None = field(
+        default=None, metadata={"help": "TF32 in float32 products, on NVIDIA's GPUs (default: torch's)", "more": True}
+    )
+    torch_compile: bool = field(default=False, metadata={"help": "compile the model with torch.compile", "more": True})
+    torch_compile_backend: str | None = field(
+        default=None,
+        metadata={"metavar": "NAME", "help": "backend of torch.compile; compiles (default: inductor)", "more": True},
+    )
+    torch_compile_mode: str | None = field(
+        default=None,
+        metadata={"metavar": "NAME", "help": "mode of torch.compile; compiles (default: torch's)", "more": True},
+    )
+    use_cpu: bool = field(default=False, metadata={"help": "train on the CPU even if there is a GPU"})
+    seed: int = field(default=42, metadata={"help": "seed of weights, order of images and views"})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "processes that decode images; 0: none"})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "drop the last, smaller batch", "more": True})
+    dataloader_pin_memory: bool = field(
+        default=True, metadata={"help": "pin the memory of batches for a GPU", "more": True}
+    )
+    dataloader_persistent_workers: bool = field(
+        default=False, metadata={"help": "keep the processes that decode images between epochs", "more": True}
+    )
+    dataloader_prefetch_factor: int | None = field(
+        default=None, metadata={"help": "batches that each such process prepares (default: torch's, 2)", "more": True}
+    )
+    dataloader_multiprocessing_context: Literal["fork", "spawn", "forkserver"] | None = field(
+        default=None, metadata={"help": "how such processes start (default: Python's)", "more": True}
+    )
+    cache_images: Literal["auto", "always", "never"] = field(
+        default="auto", metadata={"help": "keep decoded images in memory", "more": True}
+    )
+    sync_batchnorm: bool = field(
+        default=True, metadata={"help": "batch norm over the batches of all processes", "more": True}
+    )
+    # Every method uses all its parameters at every step.
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "for a backbone with weights that a forward pass does not use", "more": True}
+    )
+    # Queues, centres and synchronized statistics are already equal on all processes, so broadcasting them at every
+    # forward pass would only cost time. Statistics of batch norm that is not synchronized remain local, and those of
+    # the main process are saved, as they would be with broadcasting.
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "send the main process's buffers to all at every step", "more": True}
+    )
+    ddp_backend: str | None = field(
+        default=None,
+        metadata={"metavar": "NAME", "help": "nccl, gloo, … (default: by device)", "more": True},
+    )
+    # Measurements on the main process may take long.
+    ddp_timeout: int = field(
+        default=86400, metadata={"help": "seconds that processes wait for each other", "more": True}
+    )
+    output_dir: str = field(
+        default="runs/default", metadata={"metavar": "DIR", "help": "folder of the run", "group": SAVING}
+    )
+    overwrite_output: bool = field(default=False, metadata={"help": "replace the run in output_dir", "group": SAVING})
+    resume: bool = field(
+        default=False, metadata={"help": "continue from the newest valid checkpoint", "group": SAVING}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "steps between log entries", "group": SAVING})
+    report_to: list[str] | None = field(
+        default=None,
+        metadata={"metavar": "NAME", "help": "tensorboard, wandb, … (default: none)", "group": SAVING},
+    )
+    disable_tqdm: bool | None = field(
+        default=None, metadata={"help": "show no progress bar", "group": SAVING, "more": True}
+    )
+    save_strategy: Literal["steps", "epoch", "no"] = field(
+        default="steps", metadata={"help": "when to save checkpoints", "group": SAVING, "more": True}
+    )
+    save_steps: float = field(
+        default=500, metadata={"help": "steps between checkpoints, or share of the run", "group": SAVING}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep", "group": SAVING})
+    on_nonfinite: Literal["stop", "skip"] = field(
+        default="stop", metadata={"help": "if loss or gradients are not finite", "group": SAVING}
+    )
+    knn_steps: float = field(
+        default=0.0, metadata={"help": "steps between kNN measurements; 0: none", "group": SAVING}
+    )
+    linear_probe_steps: float = field(
+        default=0.0, metadata={"help": "steps between linear probes; 0: none", "group": SAVING}
+    )
+    spectra_steps: float = field(
+        default=0.1, metadata={"help": "steps between spectra, or share of the run; 0: none", "group": SAVING}
+    )
+    spectra_threshold: float = field(
+        default=0.1,
+        metadata={"help": "warn if a layer uses a smaller share of its directions", "group": SAVING, "more": True},
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "publish the encoder on the Hub", "group": HUB})
+    hub_model_id: str | None = field(
+        default=None, metadata={"metavar": "USER/NAME", "help": "repository to publish to", "group": HUB}
+    )
+    hub_private_repo: bool | None = field(
+        default=None, metadata={"help": "make a new repository private", "group": HUB}
+    )
+    hub_strategy: Literal["every_save", "end"] = field(
+        default="every_save", metadata={"help": "when to publish", "group": HUB, "more": True}
+    )
+    hub_always_push: bool = field(
+        default=False, metadata={"help": "publish even while an earlier push runs", "group": HUB, "more": True}
+    )
+    hub_revision: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "branch to publish to (default: main)", "group": HUB, "more": True}
+    )
+    hub_token: str | None = field(
+        default=None,
+        metadata={"help": "access token (default: HF_TOKEN, or that of hf auth login)", "group": HUB, "more": True},
+    )
+
+    def __post_init__(self) -> None:
+        for name, form in forms(TrainingOptions).items():
+            setattr(self, name, convert(name, getattr(self, name), form))
+        _check_values(self)
+
+
+# Every option of `orthossl pretrain` belongs to one of these.
+OPTION_CLASSES = (DataArguments, ModelArguments, TrainingOptions)
+
+
+def option_names() -> list[str]:
+    """Return the names of all options of a pretraining run."""
+    return [spec.name for kind in OPTION_CLASSES for spec in fields(kind) if spec.init]
+
+
+def _check_values(options: Any) -> None:
+    """Reject values that no run can have."""
+    raise NotImplementedError
