@@ -10,8 +10,9 @@ import dataclasses
 import math
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -73,6 +74,28 @@ def _form(name: str, hint: Any, nan: bool) -> Form:
     return Form(hint, many, optional, nan=nan)
 
 
+def default_of(spec: dataclasses.Field) -> Any:
+    """Return the default of a dataclass field, `MISSING` if it has none."""
+    return spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
+
+
+def unknown(name: str, known: Iterable[str], refusal: Callable[[str], str | None], where: str = "") -> str:
+    """Return the error line for an option that does not exist: why it is not taken, or the nearest name.
+
+    Args:
+        name (`str`): What the user gave, spelt like the names in `known`.
+        known (iterable of `str`): The options that exist.
+        refusal (callable): Returns why an option is not taken that users may know from elsewhere, or `None`.
+        where (`str`, defaults to ""): Where it was given, such as "recipe.yaml: ".
+    """
+    reason = refusal(name.lstrip("-").replace("-", "_"))
+    return (
+        f"{where}{name} cannot be used: {reason}"
+        if reason
+        else f"{where}unknown option {name!r}: {suggest(name, known)}"
+    )
+
+
 def convert(name: str, value: Any, form: Form) -> Any:
     """Return the value of an option in its own type.
 
@@ -93,7 +116,7 @@ def convert(name: str, value: Any, form: Form) -> Any:
         return _mapping(name, value)
     if form.many:
         values = list(value) if isinstance(value, list | tuple) else [value]
-        if not values:
+        if not values and not form.optional:
             raise ValueError(f"{name} is an empty list: it must have one value or more")
         return [_single(name, one, form) for one in values]
     return _single(name, value, form)
@@ -110,6 +133,8 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
 
 
 def _single(name: str, value: Any, form: Form) -> Any:
+    if isinstance(value, Enum):
+        value = value.value
     if isinstance(value, list | tuple | set):
         raise ValueError(f"{name} is the list {describe(value)}: it must be a single value")
     if isinstance(value, Mapping):

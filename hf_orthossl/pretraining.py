@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,6 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from .data import ImageSource, load_source
 from .data.listing import HELD_OUT, split_kind
-from .data.options import ImageOptions
 from .distributed.collectives import on_main
 from .distributed.launch import end_processes, silence
 from .distributed.sharding import gather_module
@@ -24,15 +23,17 @@ from .evaluation import KNNMonitor, Result, read_results, write_results
 from .hub import write_encoder_folder
 from .hub.publish import Publication, publish_encoder
 from .messages import suggest
-from .methods import get_method, parse_assignments
+from .methods import get_method
 from .modeling import SSLConfig, SSLModel, default_gamma
-from .regularization import PENALTIES
+from .options import convert, default_of, forms, read_config, unknown
 from .training import OrthoSSLTrainer, OrthoSSLTrainingArguments, TrainingData, pretrain_loop
 from .training.callbacks.reporting import read_history
+from .training.inherited import refusal
 from .training.loop import STATE as LOOP_STATE
+from .training.options import OPTION_CLASSES, DataArguments, ModelArguments, TrainingOptions
 from .training.publishing import training_record
 from .training.resume import settled_arguments
-from .training.run_folder import begin_folder, check_folder, overwriting, read_config
+from .training.run_folder import begin_folder, check_folder, overwriting
 from .training.trainer import STATE as TRAINER_STATE
 
 Front = Literal["trainer", "loop"]
@@ -41,76 +42,6 @@ Front = Literal["trainer", "loop"]
 NOT_SETTINGS = ("output_dir", "resume", "overwrite_output", "hub_token")
 # The `dataset` of a run that was started from Python with a data set in memory.
 IN_MEMORY = "(data set in memory)"
-
-
-@dataclass
-class DataArguments(ImageOptions):
-    """Options that select the images to train on."""
-
-    split: str | None = field(
-        default=None, metadata={"help": "split to train on (default: train, else all images that belong to no split)"}
-    )
-    streaming: bool = field(default=False, metadata={"help": "read the data set while training, without a copy"})
-    knn_images: int = field(
-        default=2048,
-        metadata={"help": "labelled images for kNN before and after training; 0 for none"},
-    )
-
-
-@dataclass
-class ModelArguments:
-    """Options that define the model to train; the defaults are those of [`SSLConfig`]."""
-
-    _argument_group_name = "model"
-
-    backbone: str = field(
-        default="resnet10t",
-        metadata={"help": "timm name, Hub id or encoder folder ('orthossl methods' lists those of this package)"},
-    )
-    pretrained: bool = field(default=False, metadata={"help": "start from the published weights of the backbone"})
-    image_size: int | None = field(
-        default=None,
-        metadata={"help": "side of the views in pixels (default: that of the images up to 224, else the backbone's)"},
-    )
-    backbone_config: list[str] | None = field(
-        default=None,
-        metadata={"help": "further backbone arguments, as in patch_size=4", "metavar": "KEY=VALUE"},
-    )
-    method: str = field(default="simclr", metadata={"help": "SSL method ('orthossl methods' lists them)"})
-    method_config: list[str] | None = field(
-        default=None, metadata={"help": "hyper-parameters, as in temperature=0.2", "metavar": "KEY=VALUE"}
-    )
-    regularizer: str = field(default="so", metadata={"help": f"{', '.join(PENALTIES)} or none"})
-    gamma: float | None = field(
-        default=None,
-        metadata={
-            "help": "weight of the penalty (default: "
-            + ", ".join(f"{kind.default_gamma:g} for {name}" for name, kind in PENALTIES.items())
-            + ")"
-        },
-    )
-    regularizer_config: list[str] | None = field(
-        default=None,
-        metadata={"help": "further arguments of the penalty, as in iterations=4 or probes=8", "metavar": "KEY=VALUE"},
-    )
-    penalty_every: int = field(
-        default=1, metadata={"help": "compute the penalty at every n-th step only, multiplied by n"}
-    )
-    whitening: float = field(
-        default=0.0, metadata={"help": "weight of feature whitening on the predictor's output, the paper's baseline"}
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("backbone_config", "method_config", "regularizer_config"):
-            value = getattr(self, name)
-            if not isinstance(value, dict):
-                setattr(self, name, parse_assignments(value or []))
-        if self.gamma is None:
-            self.gamma = default_gamma(self.regularizer)
-
-
-# Every option of `orthossl pretrain` belongs to one of these.
-OPTION_CLASSES = (DataArguments, ModelArguments, OrthoSSLTrainingArguments)
 
 
 @dataclass(frozen=True)
@@ -198,9 +129,9 @@ def pretrain(
     settings["dataset"] = IN_MEMORY if in_memory else os.fspath(data)
     data_args = DataArguments(**_chosen(settings, DataArguments))
     model_args = ModelArguments(**_chosen(settings, ModelArguments))
-    args = OrthoSSLTrainingArguments(**_chosen(settings, OrthoSSLTrainingArguments))
+    args = OrthoSSLTrainingArguments(**_chosen(settings, TrainingOptions))
     check_resumed(data_args, model_args, args)
-    defaults = {spec.name: spec.default for kind in OPTION_CLASSES for spec in dataclasses.fields(kind)}
+    defaults = {spec.name: default_of(spec) for kind in OPTION_CLASSES for spec in dataclasses.fields(kind)}
     given = {name: value for name, value in settings.items() if value != defaults[name]}
     return run_pretraining(data_args, model_args, args, given, front=front, images=data if in_memory else None)
 
@@ -293,7 +224,9 @@ def fixed_settings(
     data_args: DataArguments, model_args: ModelArguments, args: OrthoSSLTrainingArguments
 ) -> dict[str, Any]:
     """Return the settings that a resumed run cannot change."""
+    gamma = default_gamma(model_args.regularizer) if model_args.gamma is None else model_args.gamma
     settings = dataclasses.asdict(data_args) | {"dataset": data_args.location} | dataclasses.asdict(model_args)
+    settings["gamma"] = gamma
     return settings | {"views": args.views, "seed": args.seed}
 
 
@@ -384,29 +317,27 @@ def summary(run: PretrainingRun, results: list[Result], penalties: list[float], 
     return "\n".join(lines)
 
 
-def _names(kind: type) -> list[str]:
-    return [spec.name for spec in dataclasses.fields(kind) if spec.init]
-
-
 def _chosen(settings: dict[str, Any], kind: type) -> dict[str, Any]:
-    return {name: settings[name] for name in _names(kind) if name in settings}
+    return {name: settings[name] for name in forms(kind) if name in settings}
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options, completed from the file that `config` names or from the run that `resume` continues."""
-    known = [name for kind in OPTION_CLASSES for name in _names(kind)]
+    known = {name: form for kind in OPTION_CLASSES for name, form in forms(kind).items()}
     options = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
     for name in options:
         if name not in (*known, "config"):
-            raise ValueError(f"unknown option {name!r}: {suggest(name, [*known, 'config'])}")
+            raise ValueError(unknown(name, [*known, "config"], refusal))
     path = options.pop("config", None)
-    saved = Path(options.get("output_dir", OrthoSSLTrainingArguments.output_dir)) / "config.yaml"
+    options = {name: convert(name, value, known[name]) for name, value in options.items()}
+    saved = Path(options.get("output_dir", TrainingOptions.output_dir)) / "config.yaml"
     if path is None and options.get("resume") and saved.is_file():
         path = saved
-    settings = {} if path is None else read_config(path)
-    for name in settings:
+    settings = {}
+    for name, value in ({} if path is None else read_config(path)).items():
         if name not in known:
-            raise ValueError(f"{path} has an unknown key {name!r}: {suggest(name, known)}")
+            raise ValueError(unknown(name, known, refusal, where=f"{path}: "))
+        settings[name] = convert(f"{path}: {name}", value, known[name])
     for name, value in options.items():
         mapping = settings.get(name)
         settings[name] = mapping | value if isinstance(mapping, dict) and isinstance(value, dict) else value

@@ -2,15 +2,9 @@
 
 import sys
 
-from hf_orthossl.cli import run
+from hf_orthossl.cli import perform, run
 
-
-def main(argv: list[str]) -> None:
-    """Run the accelerate loop with these options."""
-    from hf_orthossl.cli.pretrain import main as pretrain
-
-    pretrain(argv, front="loop", prog="scripts/pretrain.py")
-
+NAME = "scripts/pretrain.py"
 
 if __name__ == "__main__":
-    run("scripts/pretrain.py", main, sys.argv[1:])
+    run(NAME, lambda argv: perform("pretrain", argv, prog=NAME, front="loop"), sys.argv[1:])

@@ -3,10 +3,12 @@
 import importlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from ..distributed.launch import end_processes, is_main_process, peer_failed, print_error_once
 
-# Sub-command → description. Each is a module of this package with `main(argv)`, imported only when it runs.
+# Sub-command → description. Its options are read by a module of `options`, without torch; its own module, imported only
+# once they are read, has the `main` that takes them.
 COMMANDS = {
     "pretrain": "train an encoder on unlabelled images, with an orthogonality penalty",
     "evaluate": "measure encoders: kNN, linear probes, fine-tuning, transfer, detection",
@@ -50,7 +52,23 @@ def main(argv: list[str] | None = None) -> None:
         from ..messages import suggest
 
         fail("orthossl", ValueError(f"unknown command {name!r}: {suggest(name, COMMANDS)}"))
-    run(f"orthossl {name}", lambda rest: importlib.import_module(f".{name}", __name__).main(rest), argv[1:])
+    run(f"orthossl {name}", lambda rest: perform(name, rest), argv[1:])
+
+
+def perform(name: str, argv: list[str], *, prog: str | None = None, **settings: Any) -> None:
+    """Read the options of a command, and run it.
+
+    Args:
+        name (`str`): The command, one of `COMMANDS`.
+        argv (`list[str]`): Its arguments.
+        prog (`str`, *optional*): Its name in help and messages.
+        settings: Further arguments of its `main`, such as `front="loop"` for "pretrain".
+
+    Raises:
+        ValueError: An option is unknown or cannot be used.
+    """
+    options = importlib.import_module(f".options.{name}", __name__).read(argv, *([prog] if prog else []))
+    importlib.import_module(f".{name}", __name__).main(*options, **settings)
 
 
 def run(prog: str, command: Callable[[list[str]], object], argv: list[str]) -> None:

@@ -3,113 +3,43 @@
 import dataclasses
 import re
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data.options import ImageOptions
 from ..distributed.launch import init_processes, is_main_process, is_multi_process
 from ..encoders import Encoder, load_encoder
-from ..evaluation import Result, Transfer, read_results, transfer_suite, write_results
+from ..evaluation import Result, Transfer, read_results, transfer_sets, transfer_suite, write_results
 from ..evaluation.features import FeatureCache
 from ..evaluation.frozen import LabelledFeatures, knn_results, labelled_splits, linear_results
-from ..evaluation.linear_probe import PROTOCOLS
 from ..evaluation.tables import results_table
 from ..evaluation.transfer import with_earlier
 from ..hub.adding_results import publish_results, results_repo
-from ..messages import first_line, suggest
+from ..messages import first_line
 from .evaluate_tasks import (
-    DetectionArguments,
-    FineTuneOptions,
-    TransferOptions,
     boxed_splits,
     describe_boxes,
+    finetuning_arguments,
     measure_detection,
     measure_finetune,
     transfer_summary,
 )
-from .parsing import parse
-
-FROZEN = ("knn", "linear")
-# Tasks that run in several processes.
-SHARED = (*FROZEN, "transfer")
-TASKS = (*FROZEN, "finetune", "transfer", "detection")
-DESCRIPTION = (
-    "Measure encoders on labelled images: kNN and linear probes on features that are extracted once and cached, "
-    "fine-tuning, transfer to other data sets, and detection. "
-    "MODEL is a run folder, an encoder folder, a timm name or a Hub id; several models are compared in one table."
+from .options.evaluate import (
+    FROZEN,
+    SHARED,
+    DetectionArguments,
+    EvaluateArguments,
+    FineTuneOptions,
+    TransferOptions,
 )
+from .options.spectra import SpectraArguments
 
 
-@dataclass
-class EvaluateArguments(ImageOptions):
-    """Options of the measurements: models, tasks, data and probes."""
-
-    models: list[str] = field(
-        kw_only=True,
-        metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"},
-    )
-    task: list[str] = field(
-        default_factory=lambda: list(FROZEN),
-        metadata={"help": f"one or more of {', '.join(TASKS)} (default: {' and '.join(FROZEN)})"},
-    )
-    train_split: str | None = field(default=None, metadata={"help": "split to train probes on (default: train)"})
-    test_split: str | None = field(
-        default=None, metadata={"help": "split to score them on (default: test, else validation)"}
-    )
-    image_size: int | None = field(
-        default=None,
-        metadata={"help": "side of the input in pixels (default: the model's; detection: the images' shorter side)"},
-    )
-    untrained: bool = field(default=False, metadata={"help": "use random weights, for comparison"})
-    k: int = field(default=200, metadata={"help": "number of neighbours that vote"})
-    protocol: str = field(
-        default="sgd",
-        metadata={"help": "linear probe: sgd (the paper's) or lbfgs (logistic regression)"},
-    )
-    epochs: int = field(default=100, metadata={"help": "passes over the data with sgd"})
-    learning_rate: float = field(default=0.1, metadata={"help": "learning rate of sgd; 0.2 for ImageNet in the paper"})
-    probe_batch_size: int = field(default=256, metadata={"help": "batch size of sgd; 128 for ImageNet in the paper"})
-    label_noise: float = field(
-        default=0.0, metadata={"help": "repeat the linear probe with this share of wrong training labels, as in 0.2"}
-    )
-    imbalance: float = field(
-        default=1.0,
-        metadata={"help": "repeat the linear probe with classes of uneven size, largest over smallest, as in 100"},
-    )
-    seeds: int = field(default=1, metadata={"help": "number of seeds, one for each probe, fine-tuning and detector"})
-    seed: int = field(default=0, metadata={"help": "the first seed; also the seed of untrained weights"})
-    batch_size: int = field(default=256, metadata={"help": "images per forward pass"})
-    num_workers: int = field(default=0, metadata={"help": "number of processes that decode images"})
-    device: str | None = field(default=None, metadata={"help": "such as cpu or cuda (default: cuda if there is a GPU)"})
-    cache: str | None = field(
-        default=None, metadata={"help": "folder of cached features, or none (default: in the Hugging Face home)"}
-    )
-    push_to_hub: bool = field(
-        default=False,
-        metadata={"help": "add the results to card and .eval_results of the models' repositories"},
-    )
-    output_dir: str = field(default="runs/evaluate", metadata={"help": "folder of results.json"})
-
-    def __post_init__(self):
-        super().__post_init__()
-        for task in self.task:
-            if task not in TASKS:
-                raise ValueError(f"task {task!r} is unknown: {suggest(task, TASKS)}")
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol {self.protocol!r} is unknown: {suggest(self.protocol, PROTOCOLS)}")
-        if self.push_to_hub and self.untrained:
-            raise ValueError("push_to_hub and untrained exclude each other: leave out one of them")
-        if self.seeds < 1 or self.batch_size < 1:
-            raise ValueError(f"seeds is {self.seeds} and batch_size {self.batch_size}: both must be 1 or more")
-
-
-def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
+def main(
+    args: EvaluateArguments, finetune: FineTuneOptions, transfer: TransferOptions, detection: DetectionArguments
+) -> None:
     """Measure, print and write the results of all models."""
-    groups = [EvaluateArguments, FineTuneOptions, TransferOptions, DetectionArguments]
-    (args, finetune, transfer, detection), _ = parse(prog, DESCRIPTION, groups, argv)
     if is_multi_process() and (alone := [task for task in args.task if task not in SHARED]):
         raise ValueError(f"task {alone[0]!r} runs in one process only: start it without a launcher")
     init_processes(args.device)
@@ -121,9 +51,9 @@ def main(argv: list[str], prog: str = "orthossl evaluate") -> None:
         read_results(path)
     splits = {"train_split": args.train_split, "test_split": args.test_split}
     frozen = any(task in args.task for task in FROZEN)
-    common = {"output_dir": args.output_dir, "device": args.device, "num_workers": args.num_workers}
-    runs = [finetune.arguments(seed=seed, **common) for seed in seeds if "finetune" in args.task]
-    sets = transfer.sets if "transfer" in args.task else []
+    common: dict[str, Any] = {"output_dir": args.output_dir, "device": args.device, "num_workers": args.num_workers}
+    runs = [finetuning_arguments(finetune, seed=seed, **common) for seed in seeds if "finetune" in args.task]
+    sets = transfer_sets(transfer.transfer_sets, transfer.transfer_data) if "transfer" in args.task else []
     results: list[Result] = []
     notes: list[str] = []
     transferred: dict[str, Transfer] = {}
@@ -226,7 +156,7 @@ def push(models: list[str], results: list[Result], path: Path) -> None:
         print(f"published  {published.url} ({len(published.results)} results, read back)")
 
 
-def open_encoder(name: str, args: EvaluateArguments) -> Encoder:
+def open_encoder(name: str, args: EvaluateArguments | SpectraArguments) -> Encoder:
     """Return an encoder on the device, in eval mode.
 
     Raises:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,13 @@ from tqdm.auto import tqdm
 
 from ..data import ImageDataset, ImageSource, Recipe, Views, collate, get_recipe, load_source
 from ..data.dataset import Shape
-from ..data.options import ImageOptions
 from ..encoders import Encoder, load_encoder
 from ..landscape import forecast, plot_directions
 from ..landscape.covariances import check_dimension
-from ..methods import METHODS, SSLMethod, get_method, parse_assignments
+from ..methods import METHODS, SSLMethod, get_method
 from ..spectra import SpectralReport
-from .parsing import parse
+from .options.forecast import ForecastArguments
 
-DESCRIPTION = (
-    "Predict from a data set and its augmentations, before training, which directions a linear encoder will lose, why, "
-    "and what would keep them; with labels also which classes lose their direction. Without options it uses "
-    "scikit-learn's digits."
-)
 # For each augmentation, the fields of a view that disable it.
 OPERATIONS: dict[str, dict[str, Any]] = {
     "crop": {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)},
@@ -44,79 +37,12 @@ PIXEL_SIZE = 32
 LARGEST = 2 * 2**30
 
 
-@dataclass
-class ForecastArguments(ImageOptions):
-    """Options of `orthossl forecast`; the help of each option describes it."""
-
-    _argument_group_name = "forecast"
-
-    split: str | None = field(default=None, metadata={"help": "split to forecast (default: train)"})
-    views: str | None = field(
-        default=None, metadata={"help": "augmentation recipe (default: digits for digits, else the method's)"}
-    )
-    encoder: str | None = field(
-        default=None,
-        metadata={
-            "help": "frozen encoder (such as resnet18, or a run folder) whose features are used instead of pixels"
-        },
-    )
-    method: str = field(
-        default="simclr", metadata={"help": "method to train with: a name from orthossl methods, infonce, or spectral"}
-    )
-    method_config: list[str] | None = field(
-        default=None, metadata={"help": "hyper-parameters, such as similarity=euclidean", "metavar": "KEY=VALUE"}
-    )
-    temperature: float | None = field(
-        default=None, metadata={"help": "temperature of the softmax (default: the method's)"}
-    )
-    alpha: float | None = field(
-        default=None, metadata={"help": "weight of the alignment of two views (default: 1, as published)"}
-    )
-    weight_decay: float = field(
-        default=0.0, metadata={"help": "weight decay of the optimizer; not with normalized features"}
-    )
-    gamma: float = field(default=0.0, metadata={"help": "weight of the orthogonality penalty SO on the linear encoder"})
-    dim: int | None = field(
-        default=None, metadata={"help": "number of outputs of the encoder (default: one per direction)"}
-    )
-    images: int = field(default=10000, metadata={"help": "number of images, drawn at random"})
-    views_per_image: int = field(default=4, metadata={"help": "number of views of each image, at least 2"})
-    image_size: int | None = field(
-        default=None,
-        metadata={"help": "side of the views in pixels (default: the images' own up to 32, or the encoder's)"},
-    )
-    max_dim: int = field(
-        default=256, metadata={"help": "number of leading principal directions of the views to analyse"}
-    )
-    seed: int = field(default=0, metadata={"help": "seed of images, views and intervals"})
-    after_run: str | None = field(
-        default=None, metadata={"help": "run folder whose measured spectrum is drawn over the predicted one"}
-    )
-    output_dir: str = field(
-        default="runs/forecast", metadata={"help": "folder for forecast.json and the figures, created if needed"}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("alpha", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be a finite number above 0, got {value}")
-        if self.images < 4:
-            raise ValueError(f"images must be at least 4 for intervals, got {self.images}")
-        # The command line has a list of assignments, a recipe file a mapping.
-        given = self.method_config
-        self.hyperparameters = given if isinstance(given, dict) else parse_assignments(given or [])
-
-
-def main(argv: list[str], prog: str = "orthossl forecast") -> None:
-    """Run the command: read options, measure the views, and write a forecast with its figures.
+def main(args: ForecastArguments) -> None:
+    """Run the command: measure the views, and write a forecast with its figures.
 
     Args:
-        argv (`list[str]`): The command-line arguments after the command's name.
-        prog (`str`, defaults to `"orthossl forecast"`): The program's name in help and errors.
+        args ([`ForecastArguments`]): The options.
     """
-    (args,), _ = parse(prog, DESCRIPTION, [ForecastArguments], argv)
     settings, notes = landscape_settings(args)
     measured = None if args.after_run is None else representation_spectrum(Path(args.after_run))
     name = args.views or ("digits" if args.location == "digits" else get_method(args.method).recipe.views)
@@ -187,7 +113,7 @@ def landscape_settings(args: ForecastArguments) -> tuple[dict[str, Any], list[st
         ValueError: The method or a hyper-parameter is unknown, or a temperature is given for a loss without one.
     """
     method = get_method(args.method)
-    given = dict(args.hyperparameters)
+    given = dict(args.method_config or {})
     if args.temperature is not None and "temperature" in method.config_class.__dataclass_fields__:
         given["temperature"] = args.temperature
     config = method.config_class.from_dict(given)

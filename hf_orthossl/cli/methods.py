@@ -1,6 +1,5 @@
 """`orthossl methods`: list methods, penalties, view recipes and backbones."""
 
-import argparse
 import dataclasses
 import json
 
@@ -8,6 +7,7 @@ from ..data import RECIPES
 from ..encoders import OWN_BACKBONES
 from ..methods import METHODS, THEORY_LOSSES, SSLMethod
 from ..regularization import PENALTIES
+from .options.methods import MethodsArguments
 
 COLUMNS = ("method", "family", "heads", "target", "queue", "coupled", "recipe", "source")
 
@@ -66,15 +66,10 @@ def table(rows: list[dict], columns: tuple[str, ...]) -> str:
     )
 
 
-def main(argv: list[str]) -> None:
+def main(args: MethodsArguments) -> None:
     """Print the catalogue as a table, or as JSON."""
-    parser = argparse.ArgumentParser(
-        prog="orthossl methods", description="List methods, penalties, view recipes and backbones."
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON, with every hyper-parameter")
-    arguments = parser.parse_args(argv)
     everything = catalogue()
-    if arguments.json:
+    if args.json:
         print(json.dumps(everything, indent=2))
         return
     print(table(everything["methods"], COLUMNS))

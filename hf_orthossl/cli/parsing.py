@@ -1,77 +1,67 @@
-"""Read dataclasses from the command line and a YAML file, with a suggestion for every misspelt name."""
+"""Read dataclasses of options from the command line and a YAML file, with a suggestion for every misspelt name."""
 
 import argparse
 import dataclasses
 import re
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser
-from transformers.hf_argparser import string_to_bool
-
-from ..messages import suggest
-from ..methods import parse_assignments
-from ..training import OrthoSSLTrainingArguments
-from ..training.run_folder import read_config
-
-# Options of the Trainer that do not apply to pretraining, or whose value is fixed.
-WITHOUT_EFFECT = (
-    "do_train",
-    "do_eval",
-    "do_predict",
-    "resume_from_checkpoint",
-    "remove_unused_columns",
-    "logging_nan_inf_filter",
-)
-OWN_OPTIONS = tuple(OrthoSSLTrainingArguments.__annotations__)
+from ..options import NO, YES, Form, convert, default_of, forms, read_config, unknown
+from .help import help_text
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Format help with one spelling per option, the type of its value, and its default stated once."""
+@dataclass(frozen=True)
+class Option:
+    """One option of a command: a field of a dataclass.
 
-    def _get_help_string(self, action: argparse.Action) -> str:
-        # A switch is off unless given.
-        if action.default is None or action.default is False or "default" in (action.help or ""):
-            return action.help or ""
-        return super()._get_help_string(action) or ""
+    Attributes:
+        name (`str`): The field.
+        form ([`~options.Form`]): The values that it takes.
+        default (`Any`): Its default, `MISSING` if it must be given.
+        group (`str`): Its heading in the help.
+        metadata (mapping): What the field says of itself, see [`~options`].
+    """
 
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings:
-            return super()._format_action_invocation(action)
-        if action.nargs == 0 or isinstance(action.const, bool):
-            return action.option_strings[0]
-        value = str(action.metavar or getattr(action.type, "__name__", "text").upper())
-        return f"{action.option_strings[0]} {'TEXT' if value == 'STR' else value}"
+    name: str
+    form: Form
+    default: Any
+    group: str
+    metadata: Any
+
+    @property
+    def positional(self) -> bool:
+        """Whether it is an argument without a flag."""
+        return bool(self.metadata.get("positional"))
+
+    @property
+    def flags(self) -> list[str]:
+        """How it is spelt on the command line, with underscores and with dashes."""
+        names = [self.name, f"no_{self.name}"] if self.default is True else [self.name]
+        spelt = [f"--{spelling}" for name in names for spelling in (name, name.replace("_", "-"))]
+        return list(dict.fromkeys(spelt))
 
 
-class _Parser(HfArgumentParser):
+class _Parser(argparse.ArgumentParser):
     """Raise errors, so that they reach the user as one line without the usage text."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, **kwargs: Any):
+        super().__init__(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS, **kwargs)
         # argparse mistakes "-1e-6" for an option and would not say that γ must not be negative.
         self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
-    @staticmethod
-    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field):
-        if not field.metadata.get("positional"):
-            HfArgumentParser._parse_dataclass_field(parser, field)
-            return
-        metavar = field.metadata.get("metavar", field.name.upper())
-        nargs = "+" if getattr(field.type, "__origin__", None) is list else None
-        parser.add_argument(field.name, nargs=nargs, metavar=metavar, help=field.metadata["help"])
-
-    @property
-    def positionals(self) -> list[argparse.Action]:
-        return self._get_positional_actions()
-
     def error(self, message: str):
-        raise ValueError(message)
+        raise ValueError(message.removeprefix("argument "))
 
 
 def parse(
-    prog: str, description: str, dataclasses: list[type], argv: list[str], base: Path | None = None
+    prog: str,
+    description: str,
+    kinds: list[type],
+    argv: list[str],
+    base: Path | None = None,
+    refusal: Callable[[str], str | None] = lambda name: None,
 ) -> tuple[list[Any], dict[str, Any]]:
     """Return dataclasses filled from `--config FILE` and the flags, which override the file.
 
@@ -84,9 +74,10 @@ def parse(
     Args:
         prog (`str`): Name of the command, for help and messages.
         description (`str`): What the command does, for help.
-        dataclasses (`list[type]`): The dataclasses to fill.
+        kinds (`list[type]`): The dataclasses to fill.
         argv (`list[str]`): Command-line arguments.
         base (`Path`, *optional*): File to read if the command line names none.
+        refusal (callable, *optional*): Returns why an option is not taken that users may know from elsewhere.
 
     Returns:
         The dataclasses, and all options that the file or the flags set to a value other than the default.
@@ -94,101 +85,102 @@ def parse(
     Raises:
         ValueError: A key or flag is unknown (the message suggests the nearest one), a value has the wrong type, an
             argument is missing, or the file is not a mapping.
+        SystemExit: The help was asked for and is printed.
     """
-    parser = _parser(prog, description, dataclasses)
-    options = {action.dest: action for action in parser._actions if action.option_strings}
-    flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-    usual = {dest: _default(parser, option) for dest, option in options.items() if dest not in ("help", "config")}
-
-    path: str | Path | None = scan(argv).config or base
-    settings = read_config(path) if path else {}
-    for key, value in settings.items():
-        if key not in options:
-            raise ValueError(f"{path} has an unknown key {key!r}: {suggest(key, options)}")
-        _check_form(str(path), key, value, options[key])
-    mappings = {key: settings.pop(key) for key in list(settings) if isinstance(settings[key], dict)}
-    parser.set_defaults(**{key: _as_text(value) for key, value in settings.items()})
-
-    if parser.positionals:
-        argv = _switches_closed(argv, parser)
-    known, unknown = parser.parse_known_intermixed_args(argv)
-    if unknown and not unknown[0].startswith("-"):
-        raise ValueError(f"unexpected argument {unknown[0]!r}: {parser.usage}")
-    if unknown:
-        raise ValueError(f"unknown option {unknown[0]!r}: {suggest(unknown[0].split('=')[0], flags)}")
-    for key, mapping in mappings.items():
-        flagged = getattr(known, key)
-        if flagged is None or isinstance(flagged, list):
-            setattr(known, key, {**mapping, **parse_assignments(flagged or [])})
-    given = {key: getattr(known, key) for key, value in usual.items() if getattr(known, key) != value}
+    options = {option.name: option for kind in kinds for option in options_of(kind)}
+    asked = [word for word in argv if word in ("-h", "--help", "--help_all", "--help-all")]
+    if asked:
+        everything = "all" in asked[0]
+        print(help_text(prog, description, list(options.values()), everything=everything))
+        raise SystemExit(0)
+    flagged = _flagged(prog, options, argv, refusal)
+    path: str | Path | None = flagged.pop("config", None) or base
+    settings = {} if path is None else read_config(path)
+    for key in settings:
+        if key not in options or options[key].positional:
+            known = [name for name, option in options.items() if not option.positional]
+            raise ValueError(unknown(key, known, refusal, where=f"{path}: "))
+    values = {key: convert(f"{path}: {key}", value, options[key].form) for key, value in settings.items()}
+    for key, value in flagged.items():
+        given = convert(_shown(options[key]), value, options[key].form)
+        both = isinstance(given, dict) and isinstance(values.get(key), dict)
+        values[key] = values[key] | given if both else given
     filled = []
-    for kind in dataclasses:
-        names = [field.name for field in fields(kind) if field.init]
-        filled.append(kind(**{name: getattr(known, name) for name in names}))
-    return filled, given
+    for kind in kinds:
+        names = [spec.name for spec in dataclasses.fields(kind) if spec.init and spec.name in values]
+        filled.append(kind(**{name: values[name] for name in names}))
+    given = {name: values[name] for name, option in options.items() if name in values and not option.positional}
+    return filled, {name: value for name, value in given.items() if value != options[name].default}
 
 
 def scan(argv: list[str]) -> argparse.Namespace:
     """Return `config`, `output_dir` and `resume` from the command line, before anything else is read."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = _Parser()
+    finder.set_defaults(config=None, output_dir=None, resume=False)
     finder.add_argument("--config")
     finder.add_argument("--output_dir", "--output-dir")
-    finder.add_argument("--resume", nargs="?", const=True, type=string_to_bool, default=False)
-    return finder.parse_known_args(argv)[0]
+    finder.add_argument("--resume", nargs="?", const=True)
+    found = finder.parse_known_args(argv)[0]
+    found.resume = str(found.resume).lower() not in NO
+    return found
 
 
-def _parser(prog: str, description: str, dataclasses: list[type]) -> _Parser:
-    # The Trainer's own --debug stays reachable from the file; on the command line --debug alone shows tracebacks.
-    epilog = "Add --debug to any command to see the traceback of an error."
-    parser = _Parser(
-        dataclasses,
-        prog=prog,
-        description=description,
-        epilog=epilog,
-        formatter_class=_Help,
-        allow_abbrev=False,
-    )
-    names = (f"{a.metavar} [{a.metavar} …]" if a.nargs else str(a.metavar) for a in parser.positionals)
-    parser.usage = " ".join([prog, *names, "[options]"])
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags override it")
-    for group in parser._action_groups:
-        # List the options of this package before those of the Trainer.
-        if any(issubclass(kind, OrthoSSLTrainingArguments) for kind in dataclasses):
-            group._group_actions.sort(key=lambda action: action.dest not in OWN_OPTIONS)
-        for action in group._group_actions:
-            if action.dest in WITHOUT_EFFECT:
-                action.help = argparse.SUPPRESS
-    return parser
+def options_of(kind: type) -> list[Option]:
+    """Return the options that are the fields of a dataclass."""
+    options, known = [], forms(kind)
+    for spec in dataclasses.fields(kind):
+        if not spec.init:
+            continue
+        # A dataclass that extends another has its own heading for its own fields.
+        home = next(one for one in kind.__mro__ if spec.name in vars(one).get("__annotations__", {}))
+        group = str(spec.metadata.get("group") or getattr(home, "_argument_group_name", "options"))
+        options.append(Option(spec.name, known[spec.name], default_of(spec), group, spec.metadata))
+    return options
 
 
-def _default(parser: _Parser, option: argparse.Action) -> Any:
-    """Return the default of an option as parsing returns it: argparse converts defaults that are text."""
-    default = parser.get_default(option.dest)
-    return parser._get_value(option, default) if isinstance(default, str) else default
+def _flagged(
+    prog: str, options: dict[str, Option], argv: list[str], refusal: Callable[[str], str | None]
+) -> dict[str, Any]:
+    """Return what the command line gives, as text, by option."""
+    parser = _Parser(prog=prog)
+    parser.add_argument("--config")
+    for option in options.values():
+        listed = option.form.many or option.form.kind is dict
+        if option.positional:
+            metavar = option.metadata.get("metavar", option.name.upper())
+            parser.add_argument(option.name, nargs="+" if listed else None, metavar=metavar)
+        elif option.form.kind is bool:
+            yes = [flag for flag in option.flags if not flag.startswith(("--no_", "--no-"))]
+            parser.add_argument(*yes, dest=option.name, nargs="?", const="true")
+            for flag in option.flags:
+                if flag not in yes:
+                    parser.add_argument(flag, dest=option.name, action="store_const", const="false")
+        elif listed:
+            parser.add_argument(*option.flags, dest=option.name, nargs="+", action="extend")
+        else:
+            parser.add_argument(*option.flags, dest=option.name)
+    positional = [option for option in options.values() if option.positional]
+    if positional:
+        argv = _switches_closed(argv, options)
+    found, rest = parser.parse_known_intermixed_args(argv)
+    flags = ["--config", *(flag for option in options.values() if not option.positional for flag in option.flags)]
+    if rest and not rest[0].startswith("-"):
+        raise ValueError(f"unexpected argument {rest[0]!r}: {prog} takes options, as in {flags[1]}")
+    if rest:
+        flag = rest[0].split("=")[0]
+        raise ValueError(unknown(flag, flags, refusal))
+    return vars(found)
 
 
-def _switches_closed(argv: list[str], parser: _Parser) -> list[str]:
+def _switches_closed(argv: list[str], options: dict[str, Option]) -> list[str]:
     """Write `--switch` as `--switch=true` if it would take the argument that follows as its value."""
-    switches = {flag for action in parser._actions if action.const is True for flag in action.option_strings}
+    switches = {flag for option in options.values() if option.form.kind is bool for flag in option.flags}
     closed = []
     for word, following in zip(argv, [*argv, "--"][1:], strict=True):
-        try:
-            string_to_bool(following)
-            is_value = True
-        except argparse.ArgumentTypeError:
-            is_value = False
-        closed.append(f"{word}=true" if word in switches and not is_value else word)
+        closes = word in switches and following.lower() not in (*YES, *NO) and not word.startswith(("--no_", "--no-"))
+        closed.append(f"{word}=true" if closes else word)
     return closed
 
 
-def _check_form(path: str, key: str, value: Any, option: argparse.Action) -> None:
-    """Reject a list or a mapping for an option that takes one value."""
-    if isinstance(value, list) and option.nargs not in ("+", "*"):
-        raise ValueError(f"{path}: {key} must be a single value, got the list {value}")
-    if isinstance(value, dict) and not key.endswith(("_config", "_kwargs")):
-        raise ValueError(f"{path}: {key} must be a single value, got the mapping {value}")
-
-
-def _as_text(value: Any) -> Any:
-    # argparse converts text defaults in the same way as flags, and YAML reads "1e-3" as text anyway.
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+def _shown(option: Option) -> str:
+    return option.metadata.get("metavar", option.name.upper()) if option.positional else f"--{option.name}"

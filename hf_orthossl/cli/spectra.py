@@ -1,8 +1,7 @@
 """`orthossl spectra`: measure how many of its directions an encoder uses, as numbers and as figures."""
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..arguments import as_int
 from ..data import ImageDataset, ImageSource, Views, available_splits, collate, get_recipe, load_source
-from ..data.options import ImageOptions
 from ..distributed.collectives import all_gather_rows, shard_range
 from ..distributed.launch import init_processes, is_main_process
 from ..encoders import Encoder
@@ -30,79 +27,13 @@ from ..spectra import (
     spectral_report,
 )
 from ..spectra.figures import COLORS
-from ..spectra.layers import POOLS, check_layers
+from ..spectra.layers import check_layers
 from ..spectra.stages import short_name
 from .evaluate import open_encoder
-from .parsing import parse
-
-MAPS = ("pca", "umap")
-
-
-@dataclass
-class SpectraArguments(ImageOptions):
-    """Options of `orthossl spectra`; the help of each option describes it."""
-
-    dataset: list[str] | None = field(  # type: ignore[assignment]  # None: only the weights are measured
-        default=None, metadata={"help": "images, as for orthossl pretrain, or 'digits' (default: weights only)"}
-    )
-    models: list[str] = field(
-        kw_only=True,
-        metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"},
-    )
-    split: str | None = field(default=None, metadata={"help": "split (default: test, else validation, else train)"})
-    images: int = field(default=4096, metadata={"help": "number of images to measure, evenly spread over the split"})
-    image_size: int | None = field(
-        default=None, metadata={"help": "side of the input in pixels (default: the model's)"}
-    )
-    layers: list[str] | None = field(
-        default=None,
-        metadata={"help": "layers to measure (default: input, all stages, representation)"},
-    )
-    include: list[str] | None = field(default=None, metadata={"help": "patterns of weights, such as layer4.*"})
-    exclude: list[str] | None = field(default=None, metadata={"help": "patterns of the weights to omit"})
-    pool: str = field(default="avg", metadata={"help": "pooling of feature maps: avg over positions, or flatten"})
-    views: str | None = field(
-        default=None, metadata={"help": "augmentation recipe for LiDAR, from 10 views of each of at most 1,000 images"}
-    )
-    map: str = field(default="pca", metadata={"help": "map of representations by class: pca, or umap (an extra)"})
-    untrained: bool = field(default=False, metadata={"help": "use random weights, for comparison"})
-    seed: int = field(default=0, metadata={"help": "seed of untrained weights and of views"})
-    batch_size: int = field(default=256, metadata={"help": "images per forward pass"})
-    num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
-    device: str | None = field(
-        default=None, metadata={"help": "device, such as cpu or cuda (default: cuda if available)"}
-    )
-    output_dir: str = field(default="runs/spectra", metadata={"help": "folder for report and figures"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.models) > len(COLORS):
-            raise ValueError(f"models must be at most {len(COLORS)} to have a colour each, got {len(self.models)}")
-        places = [Path(name).resolve() for name in self.models]
-        # The model of a run folder is in its subfolder `encoder`.
-        places = [place.parent if place.name == "encoder" else place for place in places]
-        if twice := [name for name, place in zip(self.models, places, strict=True) if places.count(place) > 1]:
-            raise ValueError(f"MODEL {twice[-1]!r} is given twice: pass each model once")
-        for name, value, known in (("pool", self.pool, POOLS), ("map", self.map, MAPS)):
-            if value not in known:
-                raise ValueError(f"{name} must be {' or '.join(known)}, got {value!r}")
-        as_int("images", self.images, at_least=2)
-        as_int("batch_size", self.batch_size, at_least=1)
-        if self.dataset is None and (given := [n for n in ("split", "layers", "views") if getattr(self, n)]):
-            raise ValueError(f"{given[0]} is given without images: pass --dataset too")
-        if self.map == "umap" and find_spec("umap") is None:
-            raise ValueError("map 'umap' needs umap-learn: pip install 'hf-orthossl[umap]'")
-        if self.views is not None:
-            get_recipe(self.views)
-
+from .options.spectra import SpectraArguments
 
 # As in LiDAR's paper.
 LIDAR_IMAGES, LIDAR_VIEWS = 1000, 10
-DESCRIPTION = (
-    "Measure how many of its directions an encoder uses: spectra of its weights and, with --dataset, of its features. "
-    "MODEL is a run folder, an encoder folder, a timm name or a Hub id; several of them, up to 7, are compared. The "
-    "terminal shows the last weight matrix of each stage; spectra.txt and spectra.json contain all of them."
-)
 
 
 @dataclass
@@ -122,14 +53,14 @@ class Measured:
     labels: Tensor | None = None
 
 
-def main(argv: list[str], prog: str = "orthossl spectra") -> None:
+def main(args: SpectraArguments) -> None:
     """Run the command: measure each model, write reports and figures, and print a table.
 
     Args:
-        argv (`list[str]`): The command-line arguments after the command's name.
-        prog (`str`, defaults to `"orthossl spectra"`): The program's name in help and errors.
+        args ([`SpectraArguments`]): The options.
     """
-    (args,), _ = parse(prog, DESCRIPTION, [SpectraArguments], argv)
+    if len(args.models) > len(COLORS):
+        raise ValueError(f"models must be at most {len(COLORS)} to have a colour each, got {len(args.models)}")
     init_processes(args.device)
     folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():

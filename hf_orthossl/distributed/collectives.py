@@ -4,7 +4,6 @@ Without a process group there is one process, and these functions cost nothing. 
 them in the same order.
 """
 
-import datetime
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,8 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# The main process may compute for hours (a linear probe) while all other processes wait for it.
-TIMEOUT = datetime.timedelta(days=1)
+from .launch import TIMEOUT
 
 T = TypeVar("T")
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch.distributed import PrefixStore
 
+# The main process may compute for hours (a linear probe) while all other processes wait for it.
+TIMEOUT = timedelta(days=1)
 # Key in the launcher's store under which processes count the errors of a run.
 FAILED = "orthossl/failed"
 # Seconds between the last collective and the end of a process.
@@ -48,8 +50,6 @@ def init_processes(device: str | None = None) -> None:
     if not is_multi_process():
         return
     from accelerate import PartialState
-
-    from .collectives import TIMEOUT
 
     PartialState(cpu=device == "cpu", timeout=TIMEOUT)
     if not is_main_process():

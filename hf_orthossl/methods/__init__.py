@@ -27,7 +27,7 @@ from .barlow_twins import BarlowTwins, BarlowTwinsConfig  # isort: skip
 from .vicreg import VICReg, VICRegConfig  # isort: skip
 from .swav import SwAV, SwAVConfig  # isort: skip
 from .theory_losses import InfoNCE, InfoNCEConfig, SpectralConfig, SpectralContrastive  # isort: skip
-from .hyperparameters import MethodConfig, hyper, parse_assignments  # isort: skip
+from .hyperparameters import MethodConfig, hyper  # isort: skip
 from .gradient_cache import ChunkedEncoder  # isort: skip
 
 __all__ = [
@@ -73,6 +73,5 @@ __all__ = [
     "embedding_std",
     "get_method",
     "hyper",
-    "parse_assignments",
     "register_method",
 ]

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
-import yaml
-
 from ..messages import suggest
 
 T = TypeVar("T")
@@ -103,21 +101,3 @@ class MethodConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return all hyper-parameters by name, including defaults."""
         return dataclasses.asdict(self)
-
-
-def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """Read assignments such as `["temperature=0.2", "queue_size=4096"]` into a mapping, each value as YAML.
-
-    Raises:
-        ValueError: If an entry is not of the form `key=value`, or its value is not YAML.
-    """
-    values = {}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ValueError(f"{text!r} is not of the form key=value, as in temperature=0.2")
-        try:
-            values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{text!r}: the value is not valid YAML, as in channels=[8,16] or name=text") from error
-    return values

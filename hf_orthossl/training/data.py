@@ -209,6 +209,7 @@ def build_dataloader(dataset: Dataset, args: OrthoSSLTrainingArguments) -> DataL
         "num_workers": args.dataloader_num_workers,
         "pin_memory": args.dataloader_pin_memory and torch.cuda.is_available(),
         "prefetch_factor": args.dataloader_prefetch_factor,
+        "multiprocessing_context": args.dataloader_multiprocessing_context,
         # A separate generator, because a loader draws a number each time it is read, which a resumed run does once
         # more.
         "generator": torch.Generator(),
@@ -217,11 +218,10 @@ def build_dataloader(dataset: Dataset, args: OrthoSSLTrainingArguments) -> DataL
     if isinstance(dataset, StreamingImageDataset):
         stream = StreamBatches(dataset, args.train_batch_size, drop_last=args.dataloader_drop_last, **workers)
         return DataLoader(stream, batch_size=None, collate_fn=_unchanged, generator=torch.Generator())
-    seed = args.seed if args.data_seed is None else args.data_seed
     return DataLoader(
         dataset,
         batch_size=args.train_batch_size,
-        sampler=None if isinstance(dataset, IterableDataset) else SeedableRandomSampler(dataset, data_seed=seed),
+        sampler=None if isinstance(dataset, IterableDataset) else SeedableRandomSampler(dataset, data_seed=args.seed),
         collate_fn=collate,
         drop_last=args.dataloader_drop_last,
         persistent_workers=args.dataloader_persistent_workers,

@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
-    FullyShardedDataParallelPlugin,
     InitProcessGroupKwargs,
     broadcast,
     parse_flag_from_env,
@@ -25,7 +24,6 @@ def engine_settings(args: OrthoSSLTrainingArguments) -> dict[str, Any]:
     """Return the arguments of `Accelerator` that select and configure the engine, as the Trainer passes them."""
     return {
         "cpu": args.use_cpu,
-        "fsdp_plugin": FullyShardedDataParallelPlugin(**args.fsdp_plugin_args) if args.fsdp else None,
         "kwargs_handlers": [
             DistributedDataParallelKwargs(
                 find_unused_parameters=bool(args.ddp_find_unused_parameters),

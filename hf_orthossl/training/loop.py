@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from ..modeling import SSLModel
-from .arguments import OrthoSSLTrainingArguments, steps_between
+from .arguments import OrthoSSLTrainingArguments
 from .callbacks import SpectraCallback
 from .callbacks.probes import build_probes
 from .callbacks.reporting import append_history, bar_text, trim_history
@@ -25,6 +25,7 @@ from .checkpoints import remove_old_checkpoints, staged
 from .data import TrainingData
 from .engines import check_engine, engine_settings, prepare_model
 from .interruption import Interruption
+from .intervals import steps_between
 from .optimizers import build_optimizer
 from .publishing import EncoderOutput
 from .resume import begin_run, load_position, save_position, seed_if_processes_changed

@@ -7,12 +7,9 @@ from timm.optim import Lars
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
-from ..messages import suggest
-from ..methods import parse_assignments
 from .arguments import OrthoSSLTrainingArguments
 
 SOLO_LEARN_LARS = {"trust_coeff": 0.02, "trust_clip": True}
-LARS_OPTIONS = ["trust_coeff", "trust_clip", "nesterov", "dampening", "eps"]
 
 
 def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.optim.Optimizer:
@@ -26,9 +23,6 @@ def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.
         args ([`OrthoSSLTrainingArguments`]): The settings, with `optim`, `learning_rate` and `weight_decay`.
             `optim_args` applies to LARS as well: `trust_coeff=0.001,trust_clip=False` is LARS as in the ImageNet runs
             of the BYOL and SimCLR papers.
-
-    Raises:
-        ValueError: `optim_args` names an option that LARS does not have.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # The recipe has set them.
@@ -37,7 +31,10 @@ def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.
     if args.optim == "sgd":
         return torch.optim.SGD(trained, lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
     if args.optim == "adam":
-        return torch.optim.Adam(trained, lr=args.learning_rate, weight_decay=args.weight_decay)
+        betas = (args.adam_beta1, args.adam_beta2)
+        return torch.optim.Adam(
+            trained, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon, weight_decay=args.weight_decay
+        )
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": args.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -46,10 +43,7 @@ def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.
         # timm scales a group layer by layer only if it has weight decay, which excludes the right parameters; with a
         # decay of zero it would scale none, so `always_adapt` keeps the scaling for the matrices.
         groups[0]["always_adapt"] = True
-        settings = SOLO_LEARN_LARS | parse_assignments((args.optim_args or "").replace(",", " ").split())
-        for name in settings:
-            if name not in LARS_OPTIONS:
-                raise ValueError(f"optim_args has no {name!r} for lars: {suggest(name, LARS_OPTIONS)}")
+        settings = SOLO_LEARN_LARS | args.optimizer_arguments
         return Lars(groups, lr=args.learning_rate, momentum=args.momentum, **settings)
     optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, cast(PreTrainedModel, model))
     return optimizer_class(groups, **settings)

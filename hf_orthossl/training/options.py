@@ -4,83 +4,46 @@ The fields of [`TrainingOptions`] are all that a run accepts of `transformers.Tr
 adds to them. [`inherited`] says of every other training argument why it is refused.
 """
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from ..options import convert, forms
-from .inherited import refusal
+from ..data.options import ImageOptions
+from ..distributed.launch import TIMEOUT
+from ..options import convert, forms, parse_assignments
+from .choices import ADAM, MOMENTUM, check_optimizer, check_schedule, check_settings, checked_trackers
+from .intervals import check_interval, check_threshold
 
 # Headings of the help.
 SAVING, HUB = "measuring and saving", "hub"
-# What `report_to` can name: both fronts report to these.
-TRACKERS = ("clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
-
-
-def steps_between(value: float, max_steps: int) -> int:
-    """Return the steps between two events, given as a number or, below 1, as a share of the run."""
-    return max(math.ceil(value * max_steps) if value < 1 else int(value), 1)
-
-
-def is_due(step: int, before: int, every: float, max_steps: int) -> bool:
-    """Return whether an event every `every` steps is due since step `before`; it always is at the end of the run."""
-    interval = steps_between(every, max_steps)
-    return step > before and (step >= max_steps or step // interval != before // interval)
-
-
-def check_interval(name: str, steps: float, *, never: bool = True) -> None:
-    """Reject a value that is not a number of steps between two events.
-
-    Args:
-        name (`str`): The option.
-        steps (`float`): Its value.
-        never (`bool`, defaults to `True`): Whether 0 means that there is no such event.
-
-    Raises:
-        ValueError: The value is neither a whole number nor a share below 1.
-    """
-    if not (0 <= steps < 1 or (steps >= 1 and float(steps).is_integer())) or not (steps or never):
-        none = ", or 0 for none" if never else ""
-        raise ValueError(f"{name} is {steps:g}: it must be a whole number of steps or a share below 1{none}")
-
-
-def check_threshold(name: str, share: float) -> None:
-    """Reject a threshold outside [0, 1).
-
-    Raises:
-        ValueError: The threshold is out of range.
-    """
-    if not 0 <= share < 1:
-        raise ValueError(f"{name} is {share}: it must lie in [0, 1), as in 0.1; 0 gives no warnings")
+# The least value of options that have one.
+AT_LEAST = {
+    "gradient_accumulation_steps": 1,
+    "gradient_cache": 1,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "adam_epsilon": 0,
+    "warmup_steps": 0,
+    "max_grad_norm": 0,
+    "seed": 0,
+    "dataloader_num_workers": 0,
+    "dataloader_prefetch_factor": 1,
+    "ddp_timeout": 1,
+    "save_total_limit": 0,
+}
 
 
 @dataclass
-class DataArguments:
+class DataArguments(ImageOptions):
     """Options that select the images to train on."""
 
-    _argument_group_name = "data"
-
-    dataset: str = field(
-        default="digits",
-        metadata={"metavar": "NAME", "help": "folder, Hub id, or digits (built in)"},
-    )
-    dataset_name: str | None = field(
-        default=None, metadata={"metavar": "NAME", "help": "configuration of a Hub data set"}
-    )
-    split: str = field(default="train", metadata={"metavar": "NAME", "help": "split to train on"})
-    image_column: str | None = field(
-        default=None, metadata={"metavar": "NAME", "help": "column of images (default: found by type)"}
-    )
-    label_column: str | None = field(
-        default=None, metadata={"metavar": "NAME", "help": "column of labels, for kNN (default: found by type)"}
+    split: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "split to train on (default: train, else all without one)"}
     )
     streaming: bool = field(default=False, metadata={"help": "read the data while training, without a copy"})
-    knn_images: int = field(
-        default=2048,
-        metadata={"help": "images for kNN before and after training; 0: none"},
-    )
+    knn_images: int = field(default=2048, metadata={"help": "images for kNN before and after training; 0: none"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.knn_images < 0:
             raise ValueError(f"knn_images is {self.knn_images}: it must be 0 or more; 0 measures no kNN")
 
@@ -104,7 +67,9 @@ class ModelArguments:
     )
     method: str = field(default="simclr", metadata={"metavar": "NAME", "help": "SSL method: see orthossl methods"})
     method_config: dict | None = field(default=None, metadata={"help": "hyper-parameters, as in temperature=0.2"})
-    regularizer: str = field(default="so", metadata={"metavar": "NAME", "help": "penalty, or none: see orthossl methods"})
+    regularizer: str = field(
+        default="so", metadata={"metavar": "NAME", "help": "penalty, or none: see orthossl methods"}
+    )
     gamma: float | None = field(
         default=None, metadata={"metavar": "γ", "help": "weight of the penalty (default: see orthossl methods)"}
     )
@@ -217,15 +182,14 @@ class TrainingOptions:
     )
     # Measurements on the main process may take long.
     ddp_timeout: int = field(
-        default=86400, metadata={"help": "seconds that processes wait for each other", "more": True}
+        default=int(TIMEOUT.total_seconds()),
+        metadata={"help": "seconds that processes wait for each other", "more": True},
     )
     output_dir: str = field(
         default="runs/default", metadata={"metavar": "DIR", "help": "folder of the run", "group": SAVING}
     )
     overwrite_output: bool = field(default=False, metadata={"help": "replace the run in output_dir", "group": SAVING})
-    resume: bool = field(
-        default=False, metadata={"help": "continue from the newest valid checkpoint", "group": SAVING}
-    )
+    resume: bool = field(default=False, metadata={"help": "continue from the newest valid checkpoint", "group": SAVING})
     logging_steps: float = field(default=10, metadata={"help": "steps between log entries", "group": SAVING})
     report_to: list[str] | None = field(
         default=None,
@@ -240,13 +204,11 @@ class TrainingOptions:
     save_steps: float = field(
         default=500, metadata={"help": "steps between checkpoints, or share of the run", "group": SAVING}
     )
-    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep", "group": SAVING})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep; 0: all", "group": SAVING})
     on_nonfinite: Literal["stop", "skip"] = field(
         default="stop", metadata={"help": "if loss or gradients are not finite", "group": SAVING}
     )
-    knn_steps: float = field(
-        default=0.0, metadata={"help": "steps between kNN measurements; 0: none", "group": SAVING}
-    )
+    knn_steps: float = field(default=0.0, metadata={"help": "steps between kNN measurements; 0: none", "group": SAVING})
     linear_probe_steps: float = field(
         default=0.0, metadata={"help": "steps between linear probes; 0: none", "group": SAVING}
     )
@@ -271,7 +233,8 @@ class TrainingOptions:
         default=False, metadata={"help": "publish even while an earlier push runs", "group": HUB, "more": True}
     )
     hub_revision: str | None = field(
-        default=None, metadata={"metavar": "NAME", "help": "branch to publish to (default: main)", "group": HUB, "more": True}
+        default=None,
+        metadata={"metavar": "NAME", "help": "branch to publish to (default: main)", "group": HUB, "more": True},
     )
     hub_token: str | None = field(
         default=None,
@@ -281,18 +244,59 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name, form in forms(TrainingOptions).items():
             setattr(self, name, convert(name, getattr(self, name), form))
-        _check_values(self)
+        for name, least in AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value:g}: it must be {least} or more")
+        if self.per_device_train_batch_size < 2:
+            raise ValueError(
+                f"per_device_train_batch_size is {self.per_device_train_batch_size}: batch normalization and every "
+                "method's loss need at least 2 images per process"
+            )
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise ValueError(f"max_steps is {self.max_steps}: it must be 1 or more, or -1 to train by num_train_epochs")
+        if self.max_steps == -1 and not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs is {self.num_train_epochs:g}: it must be above 0")
+        for name in ("momentum", "adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must lie in [0, 1), as in 0.9")
+        if self.fp16 and self.bf16:
+            raise ValueError("fp16 and bf16 exclude each other: pass one of them")
+        for name in ("logging_steps", "save_steps"):
+            check_interval(name, getattr(self, name), never=False)
+        for name in ("spectra_steps", "knn_steps", "linear_probe_steps"):
+            check_interval(name, getattr(self, name))
+        check_threshold("spectra_threshold", self.spectra_threshold)
+        check_schedule(self.lr_scheduler_type, self.lr_scheduler_kwargs, self.warmup_steps)
+        if self.optim is not None:
+            check_optimizer(self.optim)
+            self.check_optimizer_settings()
+        for name in (
+            "dataloader_persistent_workers",
+            "dataloader_prefetch_factor",
+            "dataloader_multiprocessing_context",
+        ):
+            if getattr(self, name) and not self.dataloader_num_workers:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but no process decodes images: pass --dataloader_num_workers too"
+                )
+        self.report_to = checked_trackers(self.report_to)
+
+    def check_optimizer_settings(self) -> None:
+        """Reject settings that the optimizer does not read.
+
+        Raises:
+            ValueError: The optimizer `optim` has no such setting.
+        """
+        usual = {spec.name: spec.default for spec in fields(TrainingOptions)}
+        given = {name: getattr(self, name) for name in (*MOMENTUM, *ADAM) if getattr(self, name) != usual[name]}
+        check_settings(str(getattr(self.optim, "value", self.optim)), given, self.optimizer_arguments)
+
+    @property
+    def optimizer_arguments(self) -> dict[str, Any]:
+        """The assignments of `optim_args`."""
+        return parse_assignments((self.optim_args or "").replace(",", " ").split())
 
 
 # Every option of `orthossl pretrain` belongs to one of these.
 OPTION_CLASSES = (DataArguments, ModelArguments, TrainingOptions)
-
-
-def option_names() -> list[str]:
-    """Return the names of all options of a pretraining run."""
-    return [spec.name for kind in OPTION_CLASSES for spec in fields(kind) if spec.init]
-
-
-def _check_values(options: Any) -> None:
-    """Reject values that no run can have."""
-    raise NotImplementedError

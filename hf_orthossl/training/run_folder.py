@@ -1,7 +1,6 @@
-"""The folder of a run: read its settings, recognize what this package wrote, and replace an earlier run."""
+"""The folder of a run: write its settings, recognize what this package wrote, and replace an earlier run."""
 
 import contextlib
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,49 +20,6 @@ OVERWRITTEN, REMOVING = ".overwritten", ".overwritten.removing"
 RUN_FILES = ("config.yaml", "encoder", "history.jsonl", "results.json", "unreadable_images.txt")
 # First line of a run's config.yaml; distinguishes it from a user's file of the same name.
 MARK = "# Settings of an orthossl run; `orthossl pretrain --config` starts it again.\n"
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """Read a YAML recipe, or the `config.yaml` of a run, into flat settings.
-
-    A `method:` mapping becomes `method` (its `name`) and `method_config` (the rest).
-
-    Args:
-        path (`str` or `Path`): The file.
-
-    Returns:
-        `dict`: Option → value; values such as 1e-3, which YAML 1.1 reads as text, become numbers.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not YAML or not a mapping.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"--config {path}: no such file")
-    try:
-        settings = yaml.load(path.read_text(), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is not valid YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"--config {path} must be a mapping of options to values, as in 'method: byol'")
-    method = settings.get("method")
-    if isinstance(method, dict):
-        method = dict(method)
-        if "name" not in method:
-            raise ValueError(f"--config {path}: the method block has no 'name', as in name: byol")
-        settings["method"] = method.pop("name")
-        settings["method_config"] = {**method, **(settings.get("method_config") or {})}
-    return settings
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, with numbers in exponential notation without a dot."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 def check_folder(folder: Path, args: OrthoSSLTrainingArguments) -> None:

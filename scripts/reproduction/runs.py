@@ -8,8 +8,7 @@ import torch
 from benchmarks.measure import machine
 from transformers import set_seed
 
-from hf_orthossl.cli.parsing import read_config
-from hf_orthossl.cli.pretrain import main as pretrain
+from hf_orthossl.cli import perform
 from hf_orthossl.data import ImageDataset
 from hf_orthossl.encoders import Encoder, load_encoder
 from hf_orthossl.evaluation import (
@@ -24,7 +23,7 @@ from hf_orthossl.evaluation.features import normalized_batches
 from hf_orthossl.files import replace_file
 from hf_orthossl.hub.encoder_folder import spectra_rows
 from hf_orthossl.hub.measurements import public_result
-from hf_orthossl.methods import parse_assignments
+from hf_orthossl.options import parse_assignments, read_config
 from hf_orthossl.regularization import OrthogonalityRegularizer
 from hf_orthossl.spectra import SpectralReport, spectral_report
 from hf_orthossl.training.checkpoints import checkpoints
@@ -116,7 +115,7 @@ class Run:
             argv = ["--output_dir", str(self.folder), "--resume"]
         else:
             argv = [text for name, value in self.options().items() for text in (f"--{name}", *_texts(value))]
-        pretrain(argv, front="loop", prog="reproduce.py")
+        perform("pretrain", argv, prog="reproduce.py", front="loop")
 
     def score(self) -> float:
         """Return the kNN top-1 on the experiment's validation split, by which γ is chosen."""

@@ -199,7 +199,7 @@ def test_resume_continues(tmp_path):
         ("pretrain --regularizer srp", "did you mean 'srip'?"),
         ("pretrain --gama 1e-4", "unknown option '--gama': did you mean '--gamma'?"),
         ("pretrain --gamma -1e-6", "gamma is -1e-06"),
-        ("pretrain --gamma much", "--gamma: "),
+        ("pretrain --gamma much", "--gamma is 'much': it must be a number"),
         ("pretrain --per_device_train_batch_size 1", "per_device_train_batch_size is 1"),
         ("pretrain --image_column picture", "picture"),
         ("pretrain --dataset /no/such/folder", "/no/such/folder"),
@@ -228,7 +228,7 @@ def test_empty_folder(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("gama: 1e-4", "unknown key 'gama': did you mean 'gamma'?"),
+        ("gama: 1e-4", "unknown option 'gama': did you mean 'gamma'?"),
         ("method: {temperature: 0.5}", "no 'name'"),
         ("method: {name: simclr, temprature: 0.5}", "did you mean 'temperature'?"),
         ("- a\n- b", "must be a mapping"),

@@ -10,12 +10,14 @@ import torch
 from timm.optim import Lars
 from transformers import set_seed
 
-from hf_orthossl.cli.parsing import parse, read_config
+from hf_orthossl.cli.parsing import parse
 from hf_orthossl.data import get_recipe, load_source
 from hf_orthossl.methods import METHODS, get_method
 from hf_orthossl.modeling import SSLConfig, SSLModel
-from hf_orthossl.pretraining import OPTION_CLASSES, build_model
-from hf_orthossl.training import OrthoSSLTrainer
+from hf_orthossl.options import read_config
+from hf_orthossl.pretraining import build_model
+from hf_orthossl.training import OrthoSSLTrainer, OrthoSSLTrainingArguments
+from hf_orthossl.training.options import OPTION_CLASSES
 
 FOLDER = Path(__file__).parents[2] / "scripts" / "recipes"
 FILES = sorted(FOLDER.glob("*/*.yaml"))
@@ -41,7 +43,9 @@ every_file = pytest.mark.parametrize("file", FILES, ids=[f"{file.parent.name}-{f
 
 def parsed(file, *flags):
     """Data, model and training arguments of a recipe, as the command reads them."""
-    return parse("orthossl pretrain", "", list(OPTION_CLASSES), ["--config", str(file), "--use_cpu", *flags])[0]
+    argv = ["--config", str(file), "--use_cpu", *flags]
+    (data, model, training), _ = parse("orthossl pretrain", "", list(OPTION_CLASSES), argv)
+    return data, model, OrthoSSLTrainingArguments(**vars(training))
 
 
 def noise_images(family):

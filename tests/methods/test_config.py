@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from hf_orthossl.methods import METHODS, build_method, get_method, parse_assignments
+from hf_orthossl.methods import METHODS, build_method, get_method
 from hf_orthossl.modeling import SSLConfig
+from hf_orthossl.options import parse_assignments
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -24,7 +24,7 @@ from reproduction.presets import PRESETS, Arm, Experiment
 from reproduction.statistics import agreement, paired_difference
 
 from hf_orthossl.cli.parsing import parse
-from hf_orthossl.pretraining import OPTION_CLASSES
+from hf_orthossl.training.options import OPTION_CLASSES
 from hf_orthossl.training.run_folder import MARK
 
 TINY = Experiment(

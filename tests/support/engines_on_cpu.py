@@ -66,9 +66,8 @@ def _forget() -> None:
 
 
 if __name__ == "__main__":
-    from hf_orthossl.cli import run
-    from hf_orthossl.cli.pretrain import main
+    from hf_orthossl.cli import perform, run
 
     front, argv = sys.argv[1], sys.argv[2:]
     with pretended_gpus():
-        run("engines_on_cpu.py", lambda rest: main(rest, front=front), argv)
+        run("engines_on_cpu.py", lambda rest: perform("pretrain", rest, front=front), argv)

@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from survival_runs import tiny_arguments, tiny_model
 from torch.distributed import TCPStore
 
-from hf_orthossl.cli.pretrain import main
+from hf_orthossl.cli import perform
 from hf_orthossl.distributed import launch as launching
-from hf_orthossl.distributed.collectives import TIMEOUT, on_main, rank
+from hf_orthossl.distributed.collectives import on_main, rank
+from hf_orthossl.distributed.launch import TIMEOUT
 from hf_orthossl.training.engines import check_engine, engine_settings, prepare_model
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +84,8 @@ def assert_complete(folder, done, count):
 
 
 def one_process(front, folder, *more):
-    main(
+    perform(
+        "pretrain",
         [*RUN, *more, "--output_dir", str(folder), "--per_device_train_batch_size", "64", "--use_cpu"],
         front=front,
     )
@@ -175,8 +177,7 @@ def test_one_process_s_error_ends_all(tmp_path):
     script = tmp_path / "pretrain.py"
     script.write_text(
         "import sys\n"
-        "from hf_orthossl.cli import run\n"
-        "from hf_orthossl.cli.pretrain import main\n"
+        "from hf_orthossl.cli import perform, run\n"
         "from hf_orthossl.training.step import SSLStep\n"
         "loss = SSLStep.loss\n"
         "def failing(self, *args, **kwargs):\n"
@@ -184,7 +185,7 @@ def test_one_process_s_error_ends_all(tmp_path):
         "        raise OSError('no space left')\n"
         "    return loss(self, *args, **kwargs)\n"
         "SSLStep.loss = failing\n"
-        "run('pretrain', lambda rest: main(rest, front='loop'), sys.argv[1:])\n"
+        "run('pretrain', lambda rest: perform('pretrain', rest, front='loop'), sys.argv[1:])\n"
     )
     options = [*RUN, "--output_dir", str(tmp_path / "run"), "--per_device_train_batch_size", "32"]
     done = launch("two_cpu_processes.yaml", str(script), *options)

@@ -134,11 +134,10 @@ def test_a_front_alone_leaves_the_encoder_with_its_card(front, tmp_path):
 def test_one_default_for_each_thing():
     """The command's, the model's and the callback's, from the registry of penalties."""
     command, config = ModelArguments(), SSLConfig()
-    for name in ("backbone", "method", "regularizer", "gamma", "penalty_every", "whitening"):
+    for name in ("backbone", "method", "regularizer", "penalty_every", "whitening"):
         assert getattr(command, name) == getattr(config, name), name
     for kind, penalty in PENALTIES.items():
         gammas = {
-            ModelArguments(regularizer=kind).gamma,
             SSLConfig(regularizer=kind).gamma,
             OrthogonalityCallback(kind).gamma,
         }

@@ -11,7 +11,7 @@ from ...distributed.collectives import all_reduce_max, rank
 from ...distributed.sharding import gather_module, has_sharded_weights
 from ...messages import first_line, warn_above_bars
 from ...modeling import SSLModel
-from ..arguments import check_interval, is_due
+from ..intervals import check_interval, is_due
 from .reporting import ReportingCallback
 
 logger = logging.getLogger(__name__)

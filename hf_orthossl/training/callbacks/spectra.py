@@ -13,7 +13,7 @@ from ...regularization import select_matrices
 from ...spectra import SpectralReport, last_weights, spectral_report
 from ...spectra.layers import check_layers, evaluation_mode
 from ...spectra.stages import short_name
-from ..arguments import check_threshold
+from ..intervals import check_threshold
 from .measuring import MeasuringCallback, error_text
 
 logger = logging.getLogger(__name__)

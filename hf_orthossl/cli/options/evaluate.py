@@ -1,0 +1,174 @@
+"""Options of `orthossl evaluate` and of its tasks."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ...data.options import ImageOptions
+from ...messages import suggest
+from ..parsing import parse
+
+FROZEN = ("knn", "linear")
+# Tasks that run in several processes.
+SHARED = (*FROZEN, "transfer")
+TASKS = (*FROZEN, "finetune", "transfer", "detection")
+DESCRIPTION = (
+    "Measure encoders on labelled images: kNN and linear probes on features that are extracted once and cached, "
+    "fine-tuning, transfer to other data sets, and detection. "
+    "MODEL is a run folder, an encoder folder, a timm name or a Hub id; several models are compared in one table."
+)
+
+
+@dataclass
+class EvaluateArguments(ImageOptions):
+    """Options of the measurements: models, tasks, data and probes."""
+
+    models: list[str] = field(
+        kw_only=True,
+        metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"},
+    )
+    task: list[str] = field(
+        default_factory=lambda: list(FROZEN),
+        metadata={"help": f"one or more of {', '.join(TASKS)} (default: {' and '.join(FROZEN)})"},
+    )
+    train_split: str | None = field(default=None, metadata={"help": "split to train probes on (default: train)"})
+    test_split: str | None = field(
+        default=None, metadata={"help": "split to score them on (default: test, else validation)"}
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "side of the input in pixels (default: the model's; detection: the images' shorter side)"},
+    )
+    untrained: bool = field(default=False, metadata={"help": "use random weights, for comparison"})
+    k: int = field(default=200, metadata={"help": "number of neighbours that vote"})
+    protocol: Literal["sgd", "lbfgs"] = field(
+        default="sgd",
+        metadata={"help": "linear probe: sgd (the paper's) or lbfgs (logistic regression)"},
+    )
+    epochs: int = field(default=100, metadata={"help": "passes over the data with sgd"})
+    learning_rate: float = field(default=0.1, metadata={"help": "learning rate of sgd; 0.2 for ImageNet in the paper"})
+    probe_batch_size: int = field(default=256, metadata={"help": "batch size of sgd; 128 for ImageNet in the paper"})
+    label_noise: float = field(
+        default=0.0, metadata={"help": "repeat the linear probe with this share of wrong training labels, as in 0.2"}
+    )
+    imbalance: float = field(
+        default=1.0,
+        metadata={"help": "repeat the linear probe with classes of uneven size, largest over smallest, as in 100"},
+    )
+    seeds: int = field(default=1, metadata={"help": "number of seeds, one for each probe, fine-tuning and detector"})
+    seed: int = field(default=0, metadata={"help": "the first seed; also the seed of untrained weights"})
+    batch_size: int = field(default=256, metadata={"help": "images per forward pass"})
+    num_workers: int = field(default=0, metadata={"help": "number of processes that decode images"})
+    device: str | None = field(default=None, metadata={"help": "such as cpu or cuda (default: cuda if there is a GPU)"})
+    cache: str | None = field(
+        default=None, metadata={"help": "folder of cached features, or none (default: in the Hugging Face home)"}
+    )
+    push_to_hub: bool = field(
+        default=False,
+        metadata={"help": "add the results to card and .eval_results of the models' repositories"},
+    )
+    output_dir: str = field(default="runs/evaluate", metadata={"help": "folder of results.json"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for task in self.task:
+            if task not in TASKS:
+                raise ValueError(f"task {task!r} is unknown: {suggest(task, TASKS)}")
+        if self.push_to_hub and self.untrained:
+            raise ValueError("push_to_hub and untrained exclude each other: leave out one of them")
+        if self.seeds < 1 or self.batch_size < 1:
+            raise ValueError(f"seeds is {self.seeds} and batch_size {self.batch_size}: both must be 1 or more")
+
+
+@dataclass
+class FineTuneOptions:
+    """Options of fine-tuning the whole encoder with a linear head."""
+
+    _argument_group_name = "fine-tuning"
+
+    finetune_epochs: int = field(default=50, metadata={"help": "maximum number of passes over the training images"})
+    finetune_lr: float = field(default=1e-3, metadata={"help": "learning rate of the head"})
+    finetune_batch_size: int = field(default=128, metadata={"help": "images per step"})
+    layer_decay: float = field(default=0.75, metadata={"help": "factor of the learning rate per layer, head first"})
+    mixup: float = field(default=0.0, metadata={"help": "α of mixup; 0 for none"})
+    cutmix: float = field(default=0.0, metadata={"help": "α of CutMix; 0 for none"})
+    label_smoothing: float = field(default=0.0, metadata={"help": "share of the label spread over all classes"})
+    validation_share: float = field(
+        default=0.1, metadata={"help": "share of the training images held out to choose the best epoch"}
+    )
+    patience: int = field(default=10, metadata={"help": "epochs without improvement after which training stops"})
+    bf16: bool = field(default=False, metadata={"help": "fine-tune in bfloat16"})
+
+
+@dataclass
+class TransferOptions:
+    """Options of the transfer task; its linear probes follow the options of the linear task."""
+
+    _argument_group_name = "transfer"
+
+    transfer_sets: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "names of the suite, Hub ids or folders (default: cifar10 cifar100 food101 flowers102 dtd gtsrb)"
+        },
+    )
+    transfer_data: str | None = field(
+        default=None, metadata={"help": "folder whose subfolders with these names replace the sets on the Hub"}
+    )
+    transfer_knn: bool = field(default=False, metadata={"help": "also measure kNN on each set"})
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """The probes of these options."""
+        return ("linear", "knn") if self.transfer_knn else ("linear",)
+
+
+@dataclass
+class DetectionArguments:
+    """Options of fine-tuning and scoring a detector, for which `hf-orthossl[detection]` must be installed."""
+
+    _argument_group_name = "detection"
+
+    detector: Literal["fpn", "c4", "detr"] = field(
+        default="fpn", metadata={"help": "fpn or c4 (the paper's) for Faster R-CNN, or detr (RT-DETR v2)"}
+    )
+    steps: int = field(default=200, metadata={"help": "optimizer steps"})
+    detection_batch_size: int = field(default=8, metadata={"help": "images per step; 9 in the paper"})
+    detection_optimizer: Literal["adamw", "sgd"] = field(
+        default="adamw", metadata={"help": "adamw, which needs fewer steps, or sgd (the paper's)"}
+    )
+    detection_lr: float | None = field(
+        default=None,
+        metadata={
+            "help": "learning rate (default: 5e-4 for adamw, 2e-4 with detr, the paper's 0.01 per 9 images for sgd)"
+        },
+    )
+    batch_norm: Literal["trained", "frozen"] = field(
+        default="trained",
+        metadata={"help": "encoder's batch norm: trained, or frozen for batches of one or two images"},
+    )
+    roi_samples: int = field(
+        default=64, metadata={"help": "proposals per image that train fpn and c4; 512 in Detectron"}
+    )
+    fpn_channels: int = field(default=128, metadata={"help": "width of fpn; 256 in Detectron"})
+    drawn_images: int = field(default=8, metadata={"help": "number of test images to save with their boxes drawn"})
+
+    def __post_init__(self):
+        if min(self.steps, self.detection_batch_size, self.roi_samples, self.fpn_channels) < 1 or self.drawn_images < 0:
+            raise ValueError(
+                f"steps is {self.steps}, detection_batch_size {self.detection_batch_size}, "
+                f"roi_samples {self.roi_samples} and fpn_channels {self.fpn_channels}: they must be 1 or more; "
+                f"drawn_images is {self.drawn_images}: it must be 0 or more"
+            )
+
+
+def read(
+    argv: list[str], prog: str = "orthossl evaluate"
+) -> tuple[EvaluateArguments, FineTuneOptions, TransferOptions, DetectionArguments]:
+    """Return the options.
+
+    Raises:
+        ValueError: An option is unknown or cannot be used.
+    """
+    kinds = [EvaluateArguments, FineTuneOptions, TransferOptions, DetectionArguments]
+    (args, finetune, transfer, detection), _ = parse(prog, DESCRIPTION, kinds, argv)
+    return args, finetune, transfer, detection

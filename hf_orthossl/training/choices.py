@@ -1,0 +1,168 @@
+"""The names that options of training take, the packages these need, and the settings they read; without torch.
+
+All of them work in the Trainer and in the accelerate loop.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from ..messages import suggest
+
+MOMENTUM, BETAS, ADAM = ("momentum",), ("adam_beta1", "adam_beta2"), ("adam_beta1", "adam_beta2", "adam_epsilon")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What an optimizer needs and reads.
+
+    Attributes:
+        settings (`tuple[str, ...]`): The options that it reads, besides learning rate and weight decay.
+        arguments (`tuple[str, ...]`): The names that `optim_args` can give.
+        module (`str`, *optional*): The module that must be installed.
+        package (`str`, *optional*): The name under which pip installs it, if it is another.
+    """
+
+    settings: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    module: str | None = None
+    package: str | None = None
+
+
+_ADAMW_8BIT = Optimizer(ADAM, module="bitsandbytes")
+_LION = Optimizer(BETAS, module="bitsandbytes")
+_ADEMAMIX = Optimizer(ADAM, ("beta3", "alpha", "t_alpha", "t_beta3"), module="bitsandbytes")
+_LOW_BITS = Optimizer(ADAM, ("block_size", "bf16_stochastic_round"), module="torchao")
+
+# LARS, SGD with momentum and Adam are ours, as in SSL frameworks; the others are those of transformers. GaLore, APOLLO
+# and LOMO are made for language models, and the schedule-free optimizers must know when the model is measured.
+OWN_OPTIMIZERS = {
+    "lars": Optimizer(MOMENTUM, ("trust_coeff", "trust_clip", "nesterov", "dampening", "eps")),
+    "sgd": Optimizer(MOMENTUM),
+    "adam": Optimizer(ADAM),
+}
+OPTIMIZERS = OWN_OPTIMIZERS | {
+    "adamw_torch": Optimizer(ADAM),
+    "adamw_torch_fused": Optimizer(ADAM),
+    "adafactor": Optimizer(),
+    "adagrad": Optimizer((), ("lr_decay", "eps")),
+    "rmsprop": Optimizer((), ("momentum", "alpha", "eps", "centered")),
+    "adamw_8bit": _ADAMW_8BIT,
+    "adamw_bnb_8bit": _ADAMW_8BIT,
+    "paged_adamw_8bit": _ADAMW_8BIT,
+    "paged_adamw_32bit": _ADAMW_8BIT,
+    "lion_8bit": _LION,
+    "lion_32bit": _LION,
+    "paged_lion_8bit": _LION,
+    "paged_lion_32bit": _LION,
+    "ademamix": _ADEMAMIX,
+    "ademamix_8bit": _ADEMAMIX,
+    "paged_ademamix_8bit": _ADEMAMIX,
+    "paged_ademamix_32bit": _ADEMAMIX,
+    "adamw_torch_4bit": _LOW_BITS,
+    "adamw_torch_8bit": _LOW_BITS,
+    "stable_adamw": Optimizer(ADAM, ("max_lr", "kahan_sum", "decouple_lr"), module="optimi", package="torch-optimi"),
+}
+
+# Schedule → the arguments of which it needs one. `reduce_lr_on_plateau` and `greedy` need labels to evaluate with.
+SCHEDULES: dict[str, tuple[str, ...]] = {
+    "cosine": (),
+    "linear": (),
+    "constant": (),
+    "constant_with_warmup": (),
+    "cosine_with_restarts": (),
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
+    "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
+    "polynomial": (),
+    "inverse_sqrt": (),
+    "warmup_stable_decay": ("num_decay_steps",),
+}
+
+# Tracker → the modules of which one must be installed.
+TRACKERS = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
+    "clearml": ("clearml",),
+    "comet_ml": ("comet_ml",),
+    "dvclive": ("dvclive",),
+    "swanlab": ("swanlab",),
+}
+
+
+def check_optimizer(name: str) -> None:
+    """Reject an optimizer that is unknown or not installed.
+
+    Raises:
+        ValueError: With the nearest name, or the package to install.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optim is {name!r}: {suggest(name, OPTIMIZERS)}")
+    optimizer = OPTIMIZERS[name]
+    if optimizer.module and not find_spec(optimizer.module):
+        package = optimizer.package or optimizer.module
+        raise ValueError(f"optim {name} needs the package {package}: pip install {package}")
+
+
+def check_settings(name: str, given: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Reject a setting that an optimizer does not read.
+
+    Args:
+        name (`str`): The optimizer.
+        given (mapping): The settings of optimizers that differ from their default.
+        arguments (mapping): The assignments of `optim_args`.
+
+    Raises:
+        ValueError: The optimizer has no such setting or argument.
+    """
+    optimizer = OPTIMIZERS[name]
+    for setting, value in given.items():
+        if setting not in optimizer.settings:
+            able = ", ".join(other for other, one in OPTIMIZERS.items() if setting in one.settings and not one.module)
+            raise ValueError(f"{setting} is {value}, but {name} does not read it: leave it out, or pass --optim {able}")
+    for argument in arguments:
+        if not optimizer.arguments:
+            raise ValueError(f"optim_args is given, but {name} has no further arguments: leave it out")
+        if argument not in optimizer.arguments:
+            raise ValueError(f"optim_args has no {argument!r} for {name}: {suggest(argument, optimizer.arguments)}")
+
+
+def check_schedule(name: str, arguments: Mapping[str, Any] | None, warmup_steps: float | None) -> None:
+    """Reject a schedule that is unknown, lacks an argument, or does not read what is given.
+
+    Raises:
+        ValueError: With what to pass.
+    """
+    if name not in SCHEDULES:
+        why = "; it needs labels to evaluate with" if name in ("reduce_lr_on_plateau", "greedy") else ""
+        raise ValueError(f"lr_scheduler_type is {name!r}{why}: {suggest(name, SCHEDULES)}")
+    if SCHEDULES[name] and not set(SCHEDULES[name]) & set(arguments or {}):
+        raise ValueError(
+            f"lr_scheduler_type {name} needs {' or '.join(SCHEDULES[name])}: pass --lr_scheduler_kwargs "
+            f"{SCHEDULES[name][0]}={'1e-4' if 'lr' in SCHEDULES[name][0] else '100'}"
+        )
+    if arguments and name in ("constant", "constant_with_warmup"):
+        raise ValueError(f"lr_scheduler_kwargs is given, but {name} has no arguments: leave it out")
+    if warmup_steps and name == "constant":
+        raise ValueError(
+            f"warmup_steps is {warmup_steps:g}, but the schedule constant has no warm-up: pass --lr_scheduler_type "
+            "constant_with_warmup"
+        )
+
+
+def checked_trackers(names: list[str] | None) -> list[str]:
+    """Return the trackers to report to, once each of them is known and installed.
+
+    Raises:
+        ValueError: With the nearest name, or the package to install.
+    """
+    names = [] if names in (None, ["none"]) else list(names or [])
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(f"report_to is {name!r}: {suggest(name, ['none', *TRACKERS])}")
+        if not any(find_spec(module) for module in TRACKERS[name]):
+            package = TRACKERS[name][0].replace("_", "-")
+            raise ValueError(f"report_to {name} needs the package {package}: pip install {package}")
+    return names
