@@ -26,8 +26,7 @@ def help_text(prog: str, description: str, options: Sequence["Option"], *, every
     """
     width = min(max(shutil.get_terminal_size().columns, 60), WIDEST)
     positional = [option for option in options if option.positional]
-    names = (value_name(option) + (f" [{value_name(option)} …]" if option.form.many else "") for option in positional)
-    lines = [f"usage: {' '.join([prog, *names, '[options]'])}", "", *textwrap.wrap(description, width)]
+    lines = [f"usage: {usage(prog, options)}", "", *textwrap.wrap(description, width)]
     rare = [option for option in options if option.metadata.get("more")]
     general = [
         ("--config FILE", "YAML file with any of these options; flags override it"),
@@ -46,6 +45,14 @@ def help_text(prog: str, description: str, options: Sequence["Option"], *, every
         lines += ["", heading]
         lines += [line for invocation, text in entries for line in _entry(invocation, text, width)]
     return "\n".join([*lines, "", "Add --debug to any command to see the traceback of an error."])
+
+
+def usage(prog: str, options: Sequence["Option"]) -> str:
+    """Return what a command line of a command looks like."""
+    names = (
+        value_name(one) + (f" [{value_name(one)} …]" if one.form.many else "") for one in options if one.positional
+    )
+    return " ".join([prog, *names, "[options]"])
 
 
 def value_name(option: "Option") -> str:

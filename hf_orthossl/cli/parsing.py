@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..options import NO, YES, Form, convert, default_of, forms, read_config, unknown
-from .help import help_text
+from .help import help_text, usage
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _flagged(
     found, rest = parser.parse_known_intermixed_args(argv)
     flags = ["--config", *(flag for option in options.values() if not option.positional for flag in option.flags)]
     if rest and not rest[0].startswith("-"):
-        raise ValueError(f"unexpected argument {rest[0]!r}: {prog} takes options, as in {flags[1]}")
+        raise ValueError(f"unexpected argument {rest[0]!r}: {usage(prog, list(options.values()))}")
     if rest:
         flag = rest[0].split("=")[0]
         raise ValueError(unknown(flag, flags, refusal))

@@ -178,8 +178,8 @@ def test_rows_are_spread_over_a_sorted_data_set():
         (["MODEL", "--dataset", "digits", "--layers", "layer9"], "no layer 'layer9': did you mean 'layer"),
         (["MODEL", "--dataset", "digits", "--views", "multicrop"], "needs larger images: narrow expects 32 px"),
         (["MODEL", "--include", "layer9*"], "include pattern 'layer9*' matches none"),
-        (["MODEL", "--pool", "max"], "pool must be avg or flatten, got 'max'"),
-        (["MODEL", "--map", "tsne"], "map must be pca or umap, got 'tsne'"),
+        (["MODEL", "--pool", "max"], "pool is 'max': choose from avg, flatten"),
+        (["MODEL", "--map", "tsne"], "map is 'tsne': choose from pca, umap"),
         (["MODEL", "--images", "1"], "images must be at least 2, got 1"),
         (["MODEL", "--dataset", "/no/such/data"], "there is no such file or folder"),
         (["MODEL", "--dataset", "EMPTY"], "has no images"),
@@ -205,7 +205,7 @@ def test_an_output_folder_that_is_a_file(models, tmp_path, capsys):
 
 
 def test_umap_is_asked_for_before_anything_is_measured(models, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hf_orthossl.cli.spectra.find_spec", lambda name: None)
+    monkeypatch.setattr("hf_orthossl.cli.options.spectra.find_spec", lambda name: None)
     line = refused([models / "narrow", "--dataset", "digits", "--map", "umap"], capsys)
     assert "pip install 'hf-orthossl[umap]'" in line
 
