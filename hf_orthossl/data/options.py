@@ -33,7 +33,7 @@ class ImageOptions:
         },
     )
     nodata: float | None = field(
-        default=None, metadata={"help": "value of missing pixels, shown as black, as in -9999"}
+        default=None, metadata={"nan": True, "help": "value of missing pixels, shown as black, as in -9999"}
     )
     pages: str = field(
         default="first", metadata={"help": "of files with several pages: the first, or pages as images or channels"}
