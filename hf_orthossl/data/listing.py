@@ -57,6 +57,8 @@ _SPLITS = {
     **dict.fromkeys(("unlabeled", "unlabelled", "unlabel", "unsup", "unsupervised"), "unlabeled"),
 }
 _ACCOMPANYING = _words("image images img imgs data dataset set split folder files pics photos a b")
+# The splits in the order in which they are listed, and those on which nothing is trained.
+SPLITS = ("train", "validation", "test", "unlabeled")
 HELD_OUT = ("test", "validation")
 # Folders of images beside folders of annotations that are stored as images.
 _IMAGE_FOLDERS = _words("images image imgs img jpegimages photos pictures input inputs leftimg8bit")
@@ -166,9 +168,8 @@ def list_folders(roots: Sequence[Path], exclude: Iterable[Path] = ()) -> Listing
         for split, parts, rest in places:
             divided[split].append((f"{root}{os.sep}{os.sep.join(parts)}", parts, rest))
     splits, classes_from, notes = _classify(divided, left_out)
-    order = ["train", "validation", "test", "unlabeled"]
     return Listing(
-        {split: splits[split] for split in order if splits.get(split)},
+        {split: splits[split] for split in SPLITS if splits.get(split)},
         seen,
         list(left_out.values()),
         classes_from,
@@ -237,11 +238,10 @@ def _walk(root: Path, excluded: set[str], left_out: _Counts, tables: list[str]) 
         if prefix and (os.path.realpath(folder) in excluded or _is_output(entries)):
             left_out.add("folders that orthossl wrote", prefix.rstrip("/"))
             continue
-        for entry in entries:
+        entries.sort(key=lambda entry: entry.name)
+        folders += [(f"{prefix}{entry.name}/", entry.path) for entry in reversed(entries) if entry.is_dir()]
+        for entry in [entry for entry in entries if not entry.is_dir()]:
             name = prefix + entry.name
-            if entry.is_dir():
-                folders.append((name + "/", entry.path))
-                continue
             seen += 1
             reason = _reason(entry, extensions)
             if reason is None:

@@ -19,7 +19,7 @@ from ..messages import describe, first_line, suggest
 from .decoding import UnreadableImage, image_size
 from .digits import digits
 from .fingerprint import fingerprint_of_files, fingerprint_of_rows
-from .listing import HELD_OUT, ImageFile, Listing, list_folders, readable_extensions, split_kind
+from .listing import HELD_OUT, SPLITS, ImageFile, Listing, list_folders, readable_extensions, split_kind
 from .options import MAX_UNREADABLE, check_reading
 from .tables import LISTS, TABLES, holds_paths, list_paths, list_table
 
@@ -555,7 +555,8 @@ def _open_shards(files: Sequence[Path], title: str, streaming: bool) -> Opened:
         splits = datasets.load_dataset(builders.pop(), data_files=shards, streaming=streaming)
     except Exception as error:  # each builder of datasets raises its own classes
         raise ValueError(f"dataset {title} cannot be read ({first_line(error)}): check its files") from error
-    return Opened({str(split): data for split, data in splits.items()}, title, shards=shards)
+    # Training images first, whatever the order of the names.
+    return Opened({split: splits[split] for split in sorted(splits, key=SPLITS.index)}, title, shards=shards)
 
 
 def _open_folders(

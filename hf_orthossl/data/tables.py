@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..messages import first_line, suggest
-from .listing import ImageFile, LeftOut, Listing, split_kind
+from .listing import SPLITS, ImageFile, LeftOut, Listing, split_kind
 
 LISTS = (".txt", ".lst", ".list")
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
@@ -133,9 +133,8 @@ def _listing(
             f"dataset {file} names no file that exists"
             + (f" (such as {missing.names[0]}): paths are relative to {file.parent}" if missing.names else "")
         )
-    order = ["train", "validation", "test", "unlabeled"]
     return Listing(
-        {split: found[split] for split in order if split in found},
+        {split: found[split] for split in SPLITS if split in found},
         len(paths),
         [entry for entry in (missing, twice) if entry.count],
         classes_from if labels is not None and any(label is not None for label in labels) else None,
