@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 from ..messages import describe
 from .augment.crop import random_resized_crop
 from .augment.recipes import Recipe, get_recipe
-from .decoding import UnreadableImage, decode_image, to_tensor
+from .decoding import decode_image, to_tensor
 from .image_cache import CHOICES, ImageCache, fits_in_memory
+from .opening import UnreadableImage, image_name
 from .sources import ImageSource
 from .unreadable import LIMIT, TooManyUnreadable, Unreadable
 
@@ -100,7 +101,8 @@ class ItemMaker:
 
     Raises:
         TypeError: `views` is neither a recipe nor the name of one, or `image_size` is not an integer.
-        ValueError: The images are smaller than the views, or differ in size and no `image_size` is given.
+        ValueError: The images are smaller than the views, differ in size and no `image_size` is given, or have channels
+            or pages that cannot be used.
     """
 
     def __init__(self, source: ImageSource, views: Recipe | str | None, image_size: int | None, seed: int):
@@ -108,6 +110,7 @@ class ItemMaker:
         self.views = None if views is None else get_recipe(views)
         self.seed = seed
         self.shape = Shape.of(source, self.views, image_size)
+        self._pixels = source.pixels
         self._classes = {name: number for number, name in enumerate(source.class_names or ())}
         # In shared memory, so that persistent workers see the number of the next epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -129,7 +132,7 @@ class ItemMaker:
         Raises:
             UnreadableImage: The image cannot be decoded.
         """
-        image = decode_image(value)
+        image = decode_image(value, self._pixels, page=self.source.page(index))
         item = {"labels": self._class_index(label), "index": index, "unreadable": []}
         if self.shape.whole is not None:
             return item | {"pixel_values": to_tensor(fit(image, *self.shape.whole))}
@@ -143,11 +146,6 @@ class ItemMaker:
                 for spec, size in zip(self.views.views, self.shape.crops, strict=True)
             ]
         }
-
-    def name(self, value: Any, index: int) -> str:
-        """Return the name by which to report an image: its file, or its row."""
-        path = value.get("path") if isinstance(value, dict) else value
-        return str(path) if isinstance(path, str) and path else f"row {index}"
 
     def _class_index(self, label: Any) -> int:
         if label is None:
@@ -248,7 +246,7 @@ class ImageDataset(Dataset):
             try:
                 items.append(self._make_item(image, label, row))
             except UnreadableImage as error:
-                unreadable = Unreadable(row, self._make_item.name(image, row), str(error))
+                unreadable = Unreadable(row, image_name(image, row), str(error))
                 items.append(self._replace(position, unreadable))
         return items
 
@@ -285,7 +283,7 @@ class ImageDataset(Dataset):
             try:
                 item = self._make_item(image, value.get(self.source.label_column), row)
             except UnreadableImage as error:
-                unreadable.append(Unreadable(row, self._make_item.name(image, row), str(error)))
+                unreadable.append(Unreadable(row, image_name(image, row), str(error)))
             else:
                 return item | {"unreadable": unreadable}
         raise TooManyUnreadable.of(unreadable, len(self))

@@ -1,82 +1,96 @@
 """Decode images of any format, mode and orientation to 8-bit RGB."""
 
-import functools
-import io
-import re
-from pathlib import Path
+import logging
 from typing import Any
 
-import fsspec
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 from torch import Tensor
 
-# The limit at which Pillow raises an error; repeated because other libraries disable Pillow's check.
-MAX_PIXELS = 178_956_970
-
-# Formats that a data set may contain; excludes those that Pillow passes to another program (EPS to Ghostscript).
-_FORMATS = (
-    *("PNG", "JPEG", "MPO", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "PPM"),
-    *("JPEG2000", "ICO", "TGA", "PCX", "SGI"),
+from ..messages import warn_above_bars
+from .opening import (
+    UnreadableImage,
+    file_nodata,
+    image_name,
+    open_image,
+    pages_as_channels,
+    reason,
+    select_page,
+    wide_values,
 )
+from .pixels import PixelRule
+
+logger = logging.getLogger(__name__)
+
 _EXIF_ORIENTATION = 0x0112
+# How to turn an image upright, by its EXIF orientation.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Without a rule, 16-bit values are scaled from the range of their type.
+_SIXTEEN_BITS = PixelRule(0.0, 65535.0)
 
 
-class UnreadableImage(OSError):
-    """Raised for an image that cannot be decoded, with the reason in one line."""
-
-
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def decode_image(value: Any) -> Image.Image:
+def decode_image(value: Any, rule: PixelRule | None = None, *, page: int = 0) -> Image.Image:
     """Decode an image of any kind to upright 8-bit RGB.
 
-    Transparency is composited on white, 16-bit and floating-point values are scaled (never clipped) to 8 bits, the
-    EXIF rotation is applied, and the first frame of an animation is used.
+    Values above 8 bits are scaled by the rule of their data set, and clipped where they exceed its range, which is said
+    once. Without a rule, unsigned 16-bit values are scaled from 0–65535, and wider integers, signed ones and
+    floating-point values as if the image were the whole data set, see [`PixelRule`]. The transparency of PNG, GIF, WebP
+    and Pillow images is composited on white, the EXIF rotation is applied, and other pages are ignored.
 
     Args:
         value (`Any`): Encoded `bytes`, a path, a `PIL.Image.Image`, an array or tensor of shape `(H, W)`, `(H, W, C)`
-            or `(C, H, W)` with 1 to 4 channels, or the `{"bytes", "path"}` mapping of an undecoded `datasets.Image`.
+            or `(C, H, W)` with 1 or 3 channels, or the `{"bytes", "path"}` mapping of an undecoded `datasets.Image`.
+        rule ([`PixelRule`], *optional*): The rule of the data set, [`ImageSource`]'s `pixels`.
+        page (`int`, defaults to 0): The page of the file, unless the rule takes pages as channels.
 
     Returns:
         `PIL.Image.Image`: The image in mode RGB.
 
     Raises:
-        UnreadableImage: The image is damaged or truncated, is not an image, or has more than `MAX_PIXELS` pixels.
+        UnreadableImage: The image is damaged or truncated, is not an image, has more than `MAX_PIXELS` pixels, or has
+            channels other than grey and RGB, as TIFF files with near infrared have.
     """
     try:
-        image = _open(value)
-        image.load()
-        return _to_rgb(_upright(image))
+        image = open_image(value)
+        as_channels = rule is not None and rule.pages == "channels"
+        image = pages_as_channels(image) if as_channels else select_page(image, page)
+        return _to_rgb(image, rule, value)
     except UnreadableImage:
         raise
     # For arbitrary bytes decoders raise arbitrary exceptions (struct.error, SyntaxError, OverflowError …).
     except Exception as error:
-        raise UnreadableImage(_reason(error)) from error
+        raise UnreadableImage(reason(error)) from error
 
 
-def image_size(value: Any) -> tuple[int, int]:
+def image_size(value: Any, *, page: int = 0) -> tuple[int, int]:
     """Return the height and width in pixels of an upright image, from its header alone if there is one.
 
     Args:
         value (`Any`): An image in any form that [`decode_image`] accepts.
+        page (`int`, defaults to 0): The page of the file.
 
     Raises:
         UnreadableImage: The header cannot be read.
     """
     try:
-        image = _open(value)
+        image = select_page(open_image(value), page)
+        if isinstance(image, np.ndarray):
+            return image.shape[0], image.shape[1]
         width, height = image.size
         sideways = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
     except UnreadableImage:
         raise
     except Exception as error:
-        raise UnreadableImage(_reason(error)) from error
+        raise UnreadableImage(reason(error)) from error
     return (width, height) if sideways else (height, width)
 
 
@@ -85,52 +99,46 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def _open(value: Any) -> Image.Image:
-    if isinstance(value, dict):
-        data, path = value.get("bytes"), value.get("path")
-        value = data if data is not None else path
-    if value is None:
-        raise UnreadableImage("the image is missing (null)")
-    if isinstance(value, Image.Image):
-        image = value
-    elif isinstance(value, bytes | bytearray | memoryview):
-        image = Image.open(io.BytesIO(value), formats=_formats())
-    elif isinstance(value, str | Path):
-        if "://" in str(value):  # the files of a stream from the Hub are URLs
-            with fsspec.open(str(value), "rb") as file:
-                value = io.BytesIO(file.read())
-        image = Image.open(value, formats=_formats())
+def _to_rgb(image: Image.Image | np.ndarray, rule: PixelRule | None, value: Any) -> Image.Image:
+    nodata = file_nodata(image)
+    wide = wide_values(image)
+    if wide is not None:
+        values = wide.values
+        if rule is None:
+            rule = _SIXTEEN_BITS if values.dtype == np.uint16 else PixelRule.of([values])
+        said = rule.beyond(values, nodata)
+        if said and rule.says():
+            warn_above_bars(logger, f"{image_name(value)} has {said}")
+        pixels = rule.to_rgb(values, nodata)
+        if wide.opacity is not None:
+            colours = pixels if pixels.ndim == 3 else pixels[..., None]
+            pixels = np.rint(colours * wide.opacity + 255 * (1 - wide.opacity)).astype(np.uint8)
+            pixels = pixels if pixels.shape[-1] == 3 else pixels[..., 0]
+        return _upright(Image.fromarray(pixels), image).convert("RGB")
+    if isinstance(image, np.ndarray):
+        rgb = Image.fromarray(image if image.dtype == np.uint8 else image.astype(np.uint8) * 255).convert("RGB")
     else:
-        image = _from_array(np.asarray(value))
-    if image.width * image.height > MAX_PIXELS:
-        raise UnreadableImage(f"{image.width}×{image.height} pixels are more than {MAX_PIXELS:,}")
-    return image
+        image.load()
+        rgb = _upright(_without_transparency(image), image)
+    needs_rule = nodata is not None or (rule is not None and (rule.scales_bytes or rule.nodata is not None))
+    return Image.fromarray((rule or PixelRule()).to_rgb(np.asarray(rgb), nodata)) if needs_rule else rgb
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
-    if array.ndim == 3 and array.shape[-1] > 4 and array.shape[0] <= 4:
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim not in (2, 3) or array.size == 0 or (array.ndim == 3 and array.shape[-1] > 4):
-        raise UnreadableImage(
-            f"an array of shape {array.shape} is not an image: expected (H, W), (H, W, C) or (C, H, W)"
-        )
-    return Image.fromarray(_to_uint8(array))
-
-
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(pixels: Image.Image, image: Image.Image | np.ndarray) -> Image.Image:
+    """Turn pixels as the EXIF data of their image say."""
+    if isinstance(image, np.ndarray):
+        return pixels
     try:
-        return ImageOps.exif_transpose(image)
+        turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # the pixels may be intact even if the EXIF data is damaged
-        return image
+        return pixels
+    return pixels if turn is None else pixels.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _without_transparency(image: Image.Image) -> Image.Image:
+    """Return an 8-bit image as RGB, on white where it is transparent."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_to_uint8(np.asarray(image)))
     if image.mode == "LAB":
         to_srgb = (ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"))
         converted = ImageCms.profileToProfile(image, *to_srgb, outputMode="RGB")
@@ -140,29 +148,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-def _to_uint8(array: np.ndarray) -> np.ndarray:
-    """Scale values to [0, 255] from the range of their type or, if it has none, from their minimum and maximum."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == bool:
-        return array.astype(np.uint8) * 255
-    values = np.nan_to_num(array.astype(np.float64))
-    low, high = values.min(), values.max()
-    integer = np.issubdtype(array.dtype, np.integer)
-    if integer and low >= 0 and high <= 65535:
-        # A 16-bit type states its range; a wider one may hold 8-bit values (lists, converted images).
-        sixteen = array.dtype.itemsize == 2 or high > 255
-        values = values / 257 if sixteen else values
-    elif not integer and low >= 0 and high <= 1:
-        values = values * 255
-    elif low < 0 or high > 255:
-        values = (values - low) * (255 / max(high - low, np.finfo(np.float64).tiny))
-    return np.round(values).astype(np.uint8)
-
-
-def _reason(error: Exception) -> str:
-    # Pillow's message contains the address of the buffer, which differs between runs.
-    text = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", f"{type(error).__name__}: {error}")
-    return " ".join(text.split())[:300]

@@ -20,7 +20,9 @@ from .decoding import UnreadableImage, image_size
 from .digits import digits
 from .fingerprint import fingerprint_of_files, fingerprint_of_rows
 from .listing import HELD_OUT, SPLITS, ImageFile, Listing, list_folders, readable_extensions, split_kind
+from .opening import open_image, page_numbers
 from .options import MAX_UNREADABLE, check_reading
+from .pixels import PixelRule
 from .tables import LISTS, TABLES, holds_paths, list_paths, list_table
 
 AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
@@ -78,6 +80,7 @@ class ImageSource:
         max_unreadable (`float`, defaults to 0.01): The largest number or, below 1, share of images that may be
             unreadable.
         opened ([`Opened`], *optional*): All splits of the data set.
+        page_of_row (`Sequence[int]`, *optional*): The page of each row's file, if every page is an image.
     """
 
     dataset: AnyDataset
@@ -92,6 +95,7 @@ class ImageSource:
     pages: str = "first"
     max_unreadable: float = MAX_UNREADABLE
     opened: Opened | None = field(default=None, repr=False)
+    page_of_row: Sequence[int] | None = field(default=None, repr=False)
 
     @property
     def splits(self) -> list[str]:
@@ -108,9 +112,11 @@ class ImageSource:
             ValueError: The split does not exist or has no images.
         """
         opened = self.opened or Opened({self.split: self.dataset}, self.name)
-        columns = {"image_column": self.image_column, "label_column": self.label_column}
-        rows = _rows_of(opened, split, **columns)
-        return dataclasses.replace(self, **rows)
+        rows = _rows_of(opened, split, self.image_column, self.label_column, self.pages)
+        source = dataclasses.replace(self, **rows)
+        if "pixels" in self.__dict__:
+            source.pixels = self.pixels
+        return source
 
     @functools.cached_property
     def fingerprint(self) -> str | None:
@@ -143,7 +149,7 @@ class ImageSource:
                 yield ImageFile(path, os.path.basename(path))
 
     def describe(self, *others: "ImageSource") -> str:
-        """Return lines that say what was taken: files used of files seen, splits, classes, size of the images.
+        """Return lines that say what was taken: files used of files seen, splits, classes, size and values of the images.
 
         Args:
             others ([`ImageSource`]): Further splits of the data set that are used.
@@ -157,7 +163,7 @@ class ImageSource:
         lines = [first]
         if listing is not None and listing.left_out:
             lines.append("left out: " + "; ".join(map(str, listing.left_out)))
-        lines.append(", ".join(filter(None, [self._sizes(), self._classes()])))
+        lines += [", ".join([self._sizes(), self._classes()]), self.pixels.describe()]
         # Aligned with the first line, which follows a title of 8 characters and a space.
         return "\n         ".join(lines)
 
@@ -179,6 +185,7 @@ class ImageSource:
             "classes": self.class_names,
             "classes_from": self._classes_from(),
             "image_size": None if size is None else list(size),
+            "pixels": self.pixels.describe(),
             "fingerprint": self.fingerprint,
         }
 
@@ -214,25 +221,46 @@ class ImageSource:
             else f"images of different sizes, mostly {self.shorter_side:.0f} px high or wide"
         )
 
-    def images_sampled(self) -> list[Any]:
-        """Return up to 64 undecoded images: evenly spaced over the data set, or the first ones of a stream."""
-        column = self.dataset.select_columns([self.image_column])
-        if self.num_rows is None:
-            return [row[self.image_column] for row in column.take(SAMPLED_SIZES)]
-        rows = np.linspace(0, self.num_rows - 1, min(SAMPLED_SIZES, self.num_rows)).round().astype(int)
-        return column.with_format(None)[rows.tolist()][self.image_column]
+    @functools.cached_property
+    def pixels(self) -> PixelRule:
+        """The rule by which images become 8-bit RGB, the same for all splits of the data set.
+
+        Raises:
+            ValueError: A sampled image has channels or pages that cannot be used, see [`PixelRule`].
+        """
+        splits = {} if self.opened is None else self.opened.splits
+        rows = splits.get("train", next(iter(splits.values()), self.dataset))
+        features = rows.features or {}
+        empty = isinstance(rows, datasets.Dataset) and len(rows) == 0
+        if self.image_column not in features or empty:
+            rows, features = self.dataset, {}
+        images = [image for _, image in _sample(_undecoded(rows, self.image_column, features), self.image_column)]
+        return PixelRule.of(images, title=self.name, pixel_range=self.pixel_range, nodata=self.nodata, pages=self.pages)
+
+    def as_in(self, other: "ImageSource") -> "ImageSource":
+        """Return this source with the `pixels` of another one, of which it may be another split."""
+        if self.pixels == other.pixels:
+            return self
+        source = dataclasses.replace(self)
+        source.pixels = other.pixels
+        return source
+
+    def page(self, row: int) -> int:
+        """Return the page of a row's file."""
+        return 0 if self.page_of_row is None else self.page_of_row[row]
 
     @functools.cached_property
     def sampled_sizes(self) -> list[tuple[int, int]]:
         """Height and width in pixels of each sampled image that can be read.
 
         Raises:
-            ValueError: No sampled image can be read.
+            ValueError: No sampled image can be read, or one has channels or pages that cannot be used.
         """
+        self.pixels  # noqa: B018  # refuses channels and pages that cannot be used, and names them
         sizes, reason = [], "the data set is empty"
-        for image in self.images_sampled():
+        for row, image in _sample(self.dataset, self.image_column):
             try:
-                sizes.append(image_size(image))
+                sizes.append(image_size(image, page=self.page(row)))
             except UnreadableImage as error:
                 reason = str(error)
         if not sizes:
@@ -321,7 +349,7 @@ def load_source(
     if opened.listing is not None:
         # The columns of a table were used to make the listing.
         image_column = label_column = None
-    rows = _rows_of(opened, split or default_split(opened), image_column, label_column)
+    rows = _rows_of(opened, split or default_split(opened), image_column, label_column, pages)
     return ImageSource(
         **rows,
         name=opened.title,
@@ -652,7 +680,9 @@ def _call_hub(function: Callable[..., Any], dataset: str, name: str | None, **op
 # --- from splits to one split and its columns ----------------------------------------------------------------------
 
 
-def _rows_of(opened: Opened, split: str, image_column: str | None, label_column: str | None) -> dict[str, Any]:
+def _rows_of(
+    opened: Opened, split: str, image_column: str | None, label_column: str | None, pages: str
+) -> dict[str, Any]:
     """Return the fields of an [`ImageSource`] that belong to one split."""
     title = opened.title
     data = _select_split(opened.splits, split, title)
@@ -666,8 +696,10 @@ def _rows_of(opened: Opened, split: str, image_column: str | None, label_column:
         classes = _collect_class_names(opened.splits, label_column, title)
     elif label_column:
         classes = getattr(features[label_column], "names", None)
-    if isinstance(features[image_column], datasets.Image):
-        data = data.cast_column(image_column, datasets.Image(decode=False))
+    data = _undecoded(data, image_column, features)
+    page_of_row = None
+    if pages == "images":
+        data, page_of_row = _spread_pages(data, image_column, title)
     return {
         "dataset": data,
         "image_column": image_column,
@@ -675,6 +707,7 @@ def _rows_of(opened: Opened, split: str, image_column: str | None, label_column:
         "class_names": classes,
         "num_rows": len(data) if isinstance(data, datasets.Dataset) else None,
         "split": split,
+        "page_of_row": page_of_row,
     }
 
 
@@ -699,6 +732,38 @@ def _select_split(splits: Splits, split: str, title: str) -> AnyDataset:
         ) from error
     rows = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
     return rows[0] if len(rows) == 1 else datasets.concatenate_datasets(rows)
+
+
+def _sample(data: AnyDataset, column: str) -> list[tuple[int, Any]]:
+    """Return up to 64 undecoded images by row: evenly spaced over a data set, or the first ones of a stream."""
+    data = data.select_columns([column])
+    if isinstance(data, datasets.IterableDataset):
+        return [(number, row[column]) for number, row in enumerate(data.take(SAMPLED_SIZES))]
+    rows = np.linspace(0, len(data) - 1, min(SAMPLED_SIZES, len(data))).round().astype(int).tolist()
+    return list(zip(rows, data.with_format(None)[rows][column], strict=True))
+
+
+def _undecoded(data: AnyDataset, column: str, features: datasets.Features) -> AnyDataset:
+    if isinstance(features.get(column), datasets.Image):
+        return data.cast_column(column, datasets.Image(decode=False))
+    return data
+
+
+def _spread_pages(data: AnyDataset, column: str, title: str) -> tuple[datasets.Dataset, list[int]]:
+    """Return a data set with one row for each page of its files, and the page of each row."""
+    if isinstance(data, datasets.IterableDataset):
+        raise ValueError(
+            f"pages is images, but the data set {title} is a stream, whose pages are not counted: omit --streaming"
+        )
+    rows, pages = [], []
+    for row, image in enumerate(data.select_columns([column]).with_format(None)):
+        try:
+            numbers = page_numbers(open_image(image[column]))
+        except Exception:  # an image that cannot be opened is counted when it is decoded
+            numbers = [0]
+        rows += [row] * len(numbers)
+        pages += numbers
+    return data.select(rows), pages
 
 
 def _resolve_features(data: datasets.IterableDataset) -> datasets.Features:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from ..distributed.collectives import all_reduce_min, rank, world_size
 from .augment.recipes import Recipe
 from .dataset import ItemMaker, collate, require_source
-from .decoding import UnreadableImage
+from .opening import UnreadableImage, image_name
 from .sources import ImageSource
 from .unreadable import LIMIT, STREAM_MINIMUM, TooManyUnreadable, Unreadable
 
@@ -95,7 +95,7 @@ class StreamingImageDataset(IterableDataset):
             try:
                 item = self._make_item(image, row.get(self.source.label_column), index)
             except UnreadableImage as error:
-                skipped.append(Unreadable(index, self._make_item.name(image, index), str(error)))
+                skipped.append(Unreadable(index, image_name(image, index), str(error)))
                 if len(skipped) > max(STREAM_MINIMUM, LIMIT * seen):
                     raise TooManyUnreadable.of(skipped, seen) from error
                 continue
@@ -160,7 +160,7 @@ class StreamingImageDataset(IterableDataset):
                 items.append(self._make_item(row.image, row.label, row.index, row.epoch))
             except UnreadableImage as error:
                 items.append(None)
-                unreadable.append(Unreadable(row.index, self._make_item.name(row.image, row.index), str(error)))
+                unreadable.append(Unreadable(row.index, image_name(row.image, row.index), str(error)))
         if not unreadable:
             return [item for item in items if item is not None]
         if len(unreadable) == len(rows):

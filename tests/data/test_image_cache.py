@@ -55,10 +55,10 @@ def test_batches_are_the_same_and_nothing_is_decoded_twice(workers, monkeypatch)
     assert_equal(batches(kept, workers), expected)
     decode_image = dataset_module.decode_image
 
-    def decode(value):
+    def decode(value, *rest, **page):
         # The junk is tried again, and the next image takes its place.
         assert value["path"] in (f"{BROKEN}.png", f"{BROKEN + 1}.png"), "decoded again"
-        return decode_image(value)
+        return decode_image(value, *rest, **page)
 
     monkeypatch.setattr(dataset_module, "decode_image", decode)
     assert_equal(batches(kept, workers), expected)

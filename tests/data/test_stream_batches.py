@@ -208,7 +208,9 @@ def test_what_was_had_is_not_decoded_again(tmp_path, monkeypatch):
     from hf_orthossl.data import dataset
 
     folder, decoded, decode = write_files(tmp_path / "data", [100, 100]), [], dataset.decode_image
-    monkeypatch.setattr(dataset, "decode_image", lambda value: decoded.append(value) or decode(value))
+    monkeypatch.setattr(
+        dataset, "decode_image", lambda value, *rest, **page: decoded.append(value) or decode(value, *rest, **page)
+    )
     stream = stream_of(folder)
     stream.resume(11, {"epoch": 0, "images": 11 * BATCH})
     assert len(labels_of_resumed(stream, 12)) == BATCH

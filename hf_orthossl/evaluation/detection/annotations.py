@@ -72,7 +72,7 @@ def read_annotations(source: ImageSource, *, progress: bool = False) -> Annotati
     rows = tqdm(columns, desc="boxes", disable=not progress, leave=False, dynamic_ncols=True)
     for row, record in enumerate(rows):
         try:
-            height, width = image_size(record[source.image_column])
+            height, width = image_size(record[source.image_column], page=source.page(row))
         except UnreadableImage as error:
             unreadable.append(Unreadable(row, f"row {row}", str(error)))
             continue

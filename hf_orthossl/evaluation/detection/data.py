@@ -74,6 +74,7 @@ class DetectionDataset(Dataset):
         self._notes = annotations.notes(source.split)
         self._unreadable: dict[int, Unreadable] = {}
         self._annotations = annotations
+        self._source = source
         self._column = source.image_column
         self._images = source.dataset.select_columns([source.image_column]).with_format(None)
         places = {name: place for place, name in enumerate(self.class_names)}
@@ -99,7 +100,8 @@ class DetectionDataset(Dataset):
 
     def image(self, index: int) -> Image.Image:
         """Return an image in its original size, upright, in RGB."""
-        return decode_image(self._images[self._annotations.rows[index]][self._column])
+        row = self._annotations.rows[index]
+        return decode_image(self._images[row][self._column], self._source.pixels, page=self._source.page(row))
 
     def truth(self, index: int) -> dict[str, Tensor]:
         """Return the `boxes` of an image in pixels of the original, with `labels`, `difficult` and `crowd`."""

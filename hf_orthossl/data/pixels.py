@@ -1,0 +1,365 @@
+"""How the images of one data set become 8-bit RGB: one rule, found from a sample of them."""
+
+import functools
+import mmap
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .opening import (
+    UnreadableImage,
+    UnsupportedImage,
+    file_nodata,
+    image_name,
+    open_image,
+    page_numbers,
+    pages_as_channels,
+    reason,
+    reduces,
+    select_page,
+    wide_values,
+)
+
+# The depths, in bits, that cameras, scanners and microscopes have.
+_DEPTHS = (8, 10, 12, 14, 16, 20, 24, 32)
+# The values of an image that are kept to describe the sample.
+_KEPT = 4096
+# A range is pointed out if the middle 98 % of the values fill less than this share of it.
+_FILLED = 0.1
+# Nothing is pointed out of masks, which have fewer values than this.
+_FEWEST = 16
+# Pillow reads the upper 8 bits of some 16-bit colours: enough if the values reach half of their range.
+_REACHED = 2**15
+
+
+class _Once:
+    """True the first time it is called, in this process and those forked from it."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 1)
+
+    def __call__(self) -> bool:
+        first = not self._memory[0]
+        self._memory[0] = 1
+        return first
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(self), ()
+
+
+@dataclass(frozen=True)
+class PixelRule:
+    """How the values of a data set's images become 8 bits, the same for all of its images and splits.
+
+    Values of 8 bits stay as they are. Integers above 8 bits are scaled from 0 and the smallest usual depth that holds
+    the largest sampled value (8, 10, 12, 14, 16, 20, 24 or 32 bits), or, if there are negative ones, from the sampled
+    range. Floating-point values are scaled from [0, 1] if the sample lies in it, else from [0, 255] if it lies in that,
+    else from the sampled range. The sampled range is that of all values and not of most of them, so that nothing in the
+    sample is clipped; the description points out a range of which the values fill little. Values beyond the range are
+    clipped. Missing pixels (`nodata`, those that a GeoTIFF names, NaN and infinity) are not in the range, and black.
+
+    Args:
+        low (`float`, *optional*): The value that becomes 0; `None` if all sampled images have 8 bits, and wider ones
+            cannot be read.
+        high (`float`, *optional*): The value that becomes 255.
+        nodata (`float`, *optional*): The value of missing pixels.
+        pages (`str`, defaults to "first"): What a file of several pages gives, see [`load_source`].
+        scales_bytes (`bool`, defaults to `False`): Whether the range applies to 8-bit values too: a requested range,
+            in a data set without wider values.
+        text (`str`, defaults to "8-bit"): The description.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    nodata: float | None = None
+    pages: str = "first"
+    scales_bytes: bool = False
+    text: str = field(default="8-bit", compare=False)
+    says: _Once = field(default_factory=_Once, compare=False, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        images: Sequence[Any],
+        *,
+        title: str = "given",
+        pixel_range: Sequence[float] | None = None,
+        nodata: float | None = None,
+        pages: str = "first",
+    ) -> "PixelRule":
+        """Return the rule of a data set.
+
+        Args:
+            images (`Sequence`): Sampled images, undecoded; those that cannot be read are left out.
+            title (`str`, defaults to "given"): The name of the data set, for errors.
+            pixel_range (`Sequence[float]`, *optional*): The values of black and white, instead of those found.
+            nodata (`float`, *optional*): The value of missing pixels.
+            pages (`str`, defaults to "first"): What a file of several pages gives, see [`load_source`].
+
+        Raises:
+            ValueError: An image has channels or pages that cannot be used, or the images have integers and
+                floating-point values, of which no common range is known.
+        """
+        sampled = []
+        for number, value in enumerate(images):
+            name = image_name(value, number)
+            try:
+                sampled.append(_Sampled.of(value, name, pages, nodata, number))
+            except UnsupportedImage as error:
+                raise ValueError(f"data set {title}: {name} is {error}") from error
+            except UnreadableImage:
+                continue
+        wide = [one for one in sampled if one.is_wide]
+        low, high, scaled = (None, None, "") if not wide else _range(wide, title, pixel_range is None)
+        if pixel_range is not None:
+            low, high = map(float, pixel_range)
+            scaled = f"scaled from {_span(low, high)} as requested"
+        text = _description(sampled, low, high, scaled, pixel_range is None, nodata, pages)
+        return cls(low, high, nodata, pages, pixel_range is not None and not wide, text)
+
+    def describe(self) -> str:
+        """Return the rule in one phrase, such as "16-bit grey, values 0–4095: scaled from 12 bits"."""
+        return self.text
+
+    def to_rgb(self, values: np.ndarray, nodata: float | None = None) -> np.ndarray:
+        """Return values as 8 bits, of the same shape.
+
+        Args:
+            values (`np.ndarray`): Values of shape `(H, W)` or `(H, W, 3)`.
+            nodata (`float`, *optional*): The value of missing pixels that the image names itself.
+
+        Raises:
+            UnsupportedImage: All sampled images have 8 bits, so that the range of these values is unknown.
+        """
+        missing = missing_values(values, self.nodata, nodata)
+        if values.dtype == bool:
+            scaled = values.astype(np.uint8) * 255
+        elif values.dtype == np.uint8 and not self.scales_bytes:
+            scaled = values
+        elif self.low is None or self.high is None:
+            raise UnsupportedImage(
+                f"values of {values.dtype.itemsize * 8} bits in a data set whose sampled images have 8: pass "
+                "--pixel_range"
+            )
+        elif values.dtype in (np.uint8, np.uint16):
+            scaled = self._table[values]
+        else:
+            scaled = self._scale(values if missing is None else np.where(missing, self.low, values))
+        if missing is not None:
+            scaled = scaled.copy()
+            scaled[missing] = 0
+        return scaled
+
+    def beyond(self, values: np.ndarray, nodata: float | None = None) -> str | None:
+        """Return how values exceed the range, such as "values up to 5000, above …", or `None`.
+
+        Args:
+            values (`np.ndarray`): Values as for [`~PixelRule.to_rgb`].
+            nodata (`float`, *optional*): The value of missing pixels that the image names itself.
+        """
+        if self.low is None or self.high is None or (values.dtype == np.uint8 and not self.scales_bytes):
+            return None
+        missing = missing_values(values, self.nodata, nodata)
+        if missing is not None:
+            values = values[~missing]
+        if not values.size or (values.min() >= self.low and values.max() <= self.high):
+            return None
+        least, most = min(float(values.min()), self.low), max(float(values.max()), self.high)
+        parts = [f"up to {most:.6g}"] if most > self.high else []
+        parts += [f"down to {least:.6g}"] if least < self.low else []
+        return (
+            f"values {' and '.join(parts)}, beyond the range {_span(self.low, self.high)} of its data set, and is "
+            f"clipped: pass --pixel_range {least:.6g} {most:.6g}"
+        )
+
+    @functools.cached_property
+    def _table(self) -> np.ndarray:
+        """The 8-bit value of every 16-bit one."""
+        return self._scale(np.arange(2**16))
+
+    def _scale(self, values: np.ndarray) -> np.ndarray:
+        assert self.low is not None
+        assert self.high is not None
+        scaled = (values.astype(np.float64) - self.low) * (255 / (self.high - self.low))
+        return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+
+
+def missing_values(values: np.ndarray, *nodata: float | None) -> np.ndarray | None:
+    """Return where pixels are missing: NaN, infinite, or in all channels equal to one of some values.
+
+    Args:
+        values (`np.ndarray`): Values of shape `(H, W)` or `(H, W, 3)`.
+        nodata (`float`, *optional*): Values of missing pixels.
+
+    Returns:
+        `np.ndarray` of shape `(H, W)` or, with values that are not finite, that of `values`; `None` if nothing is
+        missing.
+    """
+    missing = ~np.isfinite(values) if np.issubdtype(values.dtype, np.floating) else None
+    for value in nodata:
+        if value is not None and value == value:
+            equal = values == value
+            equal = equal.all(-1, keepdims=True) if values.ndim == 3 else equal
+            missing = equal if missing is None else missing | equal
+    if missing is None or not missing.any():
+        return None
+    return np.broadcast_to(missing, values.shape)
+
+
+@dataclass
+class _Sampled:
+    """One sampled image: its form, pages and transparency, and the values above 8 bits."""
+
+    name: str
+    form: str
+    pages: int
+    is_transparent: bool
+    nodata: float | None
+    values: np.ndarray | None = None
+    least: float = 0.0
+    most: float = 0.0
+
+    @classmethod
+    def of(cls, value: Any, name: str, pages: str, nodata: float | None, number: int) -> "_Sampled":
+        try:
+            image = open_image(value)
+            numbers = page_numbers(image)
+            if pages == "channels":
+                image = pages_as_channels(image)
+            elif pages == "images":  # pages of all depths of a stack
+                image = select_page(image, numbers[number % len(numbers)])
+            own = file_nodata(image)
+            wide = wide_values(image)
+            if reduces(image):
+                _check_reduced(image)
+        except UnreadableImage:
+            raise
+        except Exception as error:  # decoders raise arbitrary exceptions
+            raise UnreadableImage(reason(error)) from error
+        transparent = isinstance(image, Image.Image) and image.has_transparency_data
+        if wide is None:
+            return cls(name, f"8-bit {_colours(image)}", len(numbers), transparent, own)
+        values = wide.values
+        kind = " float" if np.issubdtype(values.dtype, np.floating) else ""
+        kind = " signed" if np.issubdtype(values.dtype, np.signedinteger) and values.dtype.itemsize < 4 else kind
+        form = f"{values.dtype.itemsize * 8}-bit{kind} {'RGB' if values.ndim == 3 else 'grey'}"
+        missing = missing_values(values, nodata, own)
+        known = values.ravel() if missing is None else values[~missing]
+        if not known.size:
+            raise UnreadableImage("all pixels are missing")
+        least, most = float(known.min()), float(known.max())
+        kept = known[:: max(known.size // _KEPT, 1)]
+        return cls(name, form, len(numbers), transparent or wide.opacity is not None, own, kept, least, most)
+
+    @property
+    def is_wide(self) -> bool:
+        return self.values is not None
+
+    @property
+    def is_float(self) -> bool:
+        return self.values is not None and np.issubdtype(self.values.dtype, np.floating)
+
+
+def _check_reduced(image: Image.Image | np.ndarray) -> None:
+    largest = int(np.asarray(image).max()) * 256 + 255
+    if largest < _REACHED:
+        raise UnsupportedImage(
+            f"a TIFF of 16-bit colours that reach only {largest}, of which Pillow reads the upper 8 bits: convert the "
+            "images to 16-bit PNG or to 8 bits"
+        )
+
+
+def _colours(image: Image.Image | np.ndarray) -> str:
+    if isinstance(image, np.ndarray):
+        return "grey" if image.ndim == 2 else "RGB"
+    known = {"1": "grey", "L": "grey", "LA": "grey", "P": "palette", "PA": "palette", "RGBA": "RGB", "RGBX": "RGB"}
+    return known.get(image.mode, image.mode)
+
+
+def _range(wide: Sequence[_Sampled], title: str, is_needed: bool) -> tuple[float, float, str]:
+    """Return the values of black and white of sampled images above 8 bits, and where they are from."""
+    least, most = min(one.least for one in wide), max(one.most for one in wide)
+    floats = [one.is_float for one in wide]
+    if any(floats) and not all(floats) and is_needed:
+        one, other = wide[floats.index(True)], wide[floats.index(False)]
+        raise ValueError(
+            f"data set {title} has floating-point values ({one.name}) and integers above 8 bits ({other.name}): pass "
+            f"--pixel_range, as in {least:.6g} {most:.6g}, or separate them"
+        )
+    if all(floats) and least >= 0 and most <= 255:
+        high = 1.0 if most <= 1 else 255.0
+        return 0.0, high, f"scaled from {_span(0, high)}"
+    if not any(floats) and least >= 0 and most < 2 ** _DEPTHS[-1]:
+        depth = next(depth for depth in _DEPTHS if most < 2**depth)
+        return 0.0, 2.0**depth - 1, f"scaled from {depth} bits"
+    # Images that are all the same are black or white, as they would be beside others.
+    low, high = (least, most) if least < most else (min(least, 0.0), max(most, 0.0))
+    return low, high, "scaled from that range"
+
+
+def _description(
+    sampled: Sequence[_Sampled],
+    low: float | None,
+    high: float | None,
+    scaled: str,
+    is_found: bool,
+    nodata: float | None,
+    pages: str,
+) -> str:
+    """Return the description of a rule and the sample it is from."""
+    if not sampled:
+        return "no sampled image can be read"
+    wide = [one for one in sampled if one.values is not None]
+    narrow = " and ".join(form for form, _ in Counter(one.form for one in sampled if not one.is_wide).most_common())
+    text = narrow
+    if wide:
+        forms = " and ".join(form for form, _ in Counter(one.form for one in wide).most_common())
+        span = _span(min(one.least for one in wide), max(one.most for one in wide))
+        text = f"{narrow} as it is, and {forms}" if narrow else forms
+        text += f", values {span}: {scaled}"
+    elif scaled:
+        text += f": {scaled}"
+    parts = [text]
+    if wide and is_found and low is not None and high is not None:
+        parts += _hint(np.concatenate([one.values for one in wide if one.values is not None]), low, high)
+    named = sorted(
+        {one.nodata for one in sampled if one.nodata is not None} | {value for value in [nodata] if value is not None}
+    )
+    if named:
+        parts.append(f"missing pixels ({', '.join(f'{value:.6g}' for value in named)}) are black")
+    if transparent := sum(one.is_transparent for one in sampled):
+        parts.append(f"transparency is shown on white ({transparent} of {len(sampled)} sampled)")
+    counts = sorted(one.pages for one in sampled if one.pages > 1)
+    if counts:
+        span = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]}–{counts[-1]}"
+        what = {
+            "first": "the first is used; pass --pages images or channels for the others",
+            "images": "each is an image",
+            "channels": "they are its channels",
+        }[pages]
+        parts.append(f"{len(counts)} of {len(sampled)} sampled files have {span} pages: {what}")
+    return "; ".join(parts)
+
+
+def _hint(values: np.ndarray, low: float, high: float) -> list[str]:
+    """Return what to pass if the values fill little of their range, as where missing pixels are not declared."""
+    distinct = np.unique(values).astype(np.float64)
+    if len(distinct) < _FEWEST:
+        return []
+    for end, gap in ((distinct[0], distinct[1] - distinct[0]), (distinct[-1], distinct[-1] - distinct[-2])):
+        if gap > (high - low) / 2:
+            return [f"is {end:.6g} the value of missing pixels? pass --nodata {end:.6g}"]
+    few, most = (float(value) for value in np.percentile(values, [1, 99]))
+    return (
+        []
+        if most - few >= _FILLED * (high - low)
+        else [f"98 % of them lie within {_span(few, most)}, see --pixel_range"]
+    )
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:.6g} to {high:.6g}" if low < 0 else f"{low:.6g}–{high:.6g}"
