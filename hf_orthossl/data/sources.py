@@ -149,7 +149,7 @@ class ImageSource:
                 yield ImageFile(path, os.path.basename(path))
 
     def describe(self, *others: "ImageSource") -> str:
-        """Return lines that say what was taken: files used of files seen, splits, classes, size and values of the images.
+        """Return lines that say what was taken: files used of files seen, splits, classes, sizes and values.
 
         Args:
             others ([`ImageSource`]): Further splits of the data set that are used.
@@ -170,7 +170,10 @@ class ImageSource:
     def _counted(self, listing: Listing | None) -> str:
         if self.num_rows is None:
             return f"{self.split}: a stream of images"
-        return f"{self.split}: {self.num_rows:,} " + ("images" if listing is None else f"of {listing.seen:,} files")
+        count = f"{self.num_rows:,}" if self.page_of_row is None else f"{self.num_rows:,} pages"
+        if listing is not None:
+            return f"{self.split}: {count} of {listing.seen:,} files"
+        return f"{self.split}: {count}" + (" images" if self.page_of_row is None else "")
 
     def record(self) -> dict[str, Any]:
         """Return what was taken, as JSON values for the record of a run."""
