@@ -84,7 +84,7 @@ class PretrainingRun:
 
 
 def pretrain(
-    data: str | os.PathLike | datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset = "digits",
+    data: Any = "digits",
     *,
     front: Front = "trainer",
     **options: Any,
@@ -95,8 +95,9 @@ def pretrain(
     spectra and results. From the same options and seed, function and command train the same weights, bit for bit.
 
     Args:
-        data (`str`, `PathLike` or data set, defaults to "digits"): A folder, a Hub id, "digits" (built in), or a data
-            set of the `datasets` library.
+        data (`str`, `PathLike`, a list of them, or a data set, defaults to "digits"): Folders, a list or table of
+            paths, shards, a Hub id, "digits" (built in), or a data set of the `datasets` library; everything that
+            [`load_source`] accepts.
         front (`str`, defaults to "trainer"): "trainer" trains with [`OrthoSSLTrainer`], "loop" with [`pretrain_loop`];
             the results are the same.
         options: The options of `orthossl pretrain`, by the same names: `backbone`, `method`, `regularizer`, `gamma`,
@@ -125,8 +126,9 @@ def pretrain(
     if "dataset" in options:
         raise ValueError("dataset is given as an option: pass the data set as the first argument of pretrain")
     settings = _settings(options)
-    in_memory = not isinstance(data, str | os.PathLike)
-    settings["dataset"] = IN_MEMORY if in_memory else os.fspath(data)
+    paths = [data] if isinstance(data, str | os.PathLike) else data
+    in_memory = not (isinstance(paths, list | tuple) and all(isinstance(path, str | os.PathLike) for path in paths))
+    settings["dataset"] = [IN_MEMORY] if in_memory else [os.fspath(path) for path in paths]
     data_args = DataArguments(**_chosen(settings, DataArguments))
     model_args = ModelArguments(**_chosen(settings, ModelArguments))
     args = OrthoSSLTrainingArguments(**_chosen(settings, TrainingOptions))
@@ -278,7 +280,7 @@ def describe(model: SSLModel, source: ImageSource, args: OrthoSSLTrainingArgumen
     size = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     penalty = "no penalty" if config.regularizer is None else f"{config.regularizer}, γ = {config.gamma:g}"
     return (
-        f"data     {source.describe(*others)}\n"
+        f"data     {source.describe(*others, use=' for kNN')}\n"
         f"views    {args.views} at {encoder.image_size} px\n"
         f"model    {config.backbone} ({size:.1f} M parameters), {get_method(config.method).title}, {penalty}"
     )

@@ -58,7 +58,7 @@ def main(
     notes: list[str] = []
     transferred: dict[str, Transfer] = {}
     if frozen or runs:
-        train, test = labelled_splits(args.location, **splits, **args.reading())
+        train, test = labelled_splits(args.location, exclude=[args.output_dir], **splits, **args.reading())
         print(f"data     {train.describe(test)}")
     if "detection" in args.task:
         columns = {"name": args.dataset_name, "image_column": args.image_column}

@@ -268,7 +268,7 @@ def _reason(entry: os.DirEntry, extensions: frozenset[str]) -> str | None:
         if suffix in _OTHER or not is_image(entry.path):
             return f"{suffix} not read" if suffix else "files that are no images"
     try:
-        entry.name.encode()
+        entry.path.encode()
     except UnicodeEncodeError:
         return "files whose names are not UTF-8: rename them"
     return None

@@ -52,6 +52,7 @@ class Opened:
         listing ([`Listing`], *optional*): The image files by split, if the images are files.
         shards (`dict[str, list[str]]`): The local files of each split, if they hold many images each.
         given (`bool`): Whether the user passed a single split, which is then used whatever its name.
+        left_out (`list`): What of the files is not used, for the user.
     """
 
     splits: Splits
@@ -59,6 +60,7 @@ class Opened:
     listing: Listing | None = None
     shards: dict[str, list[str]] = field(default_factory=dict)
     given: bool = False
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
 @dataclass
@@ -129,9 +131,9 @@ class ImageSource:
             return fingerprint_of_files([f.path for f in files], [f.name for f in files]) if files else None
         assert isinstance(self.dataset, datasets.Dataset)
         if self.opened is not None and self.opened.listing is not None and self.num_rows > 0:
-            rows = self.dataset.with_format(None)
-            paths = [image["path"] for image in rows[self.image_column]]
-            labels = rows[self.label_column] if self.label_column else [None] * len(paths)
+            rows = self.dataset.with_format("arrow")[:]
+            paths = rows[self.image_column].combine_chunks().field("path").to_pylist()
+            labels = rows[self.label_column].to_pylist() if self.label_column else [None] * len(paths)
             # Relative to the folder that all of them share, as a copy elsewhere has them.
             common = os.path.commonpath([os.path.dirname(path) for path in paths])
             names = [f"{path[len(common) :]} {label}" for path, label in zip(paths, labels, strict=True)]
@@ -148,32 +150,31 @@ class ImageSource:
             for path in self.opened.shards.get(name, ()):
                 yield ImageFile(path, os.path.basename(path))
 
-    def describe(self, *others: "ImageSource") -> str:
+    def describe(self, *others: "ImageSource", use: str = "") -> str:
         """Return lines that say what was taken: files used of files seen, splits, classes, sizes and values.
 
         Args:
             others ([`ImageSource`]): Further splits of the data set that are used.
+            use (`str`, defaults to ""): What they are used for, as in " for kNN".
         """
-        listing = None if self.opened is None else self.opened.listing
-        used = [self._counted(listing)]
-        used += [f"{other.split}: {other.num_rows:,}" for other in others]
+        used = [self._counted(), *(f"{other.split}: {other.num_rows:,}{use}" for other in others)]
         first = f"{self.name}, {', '.join(used)}"
         if unused := self._unused(*others):
             first += f" (not used: {', '.join(unused)})"
         lines = [first]
-        if listing is not None and listing.left_out:
-            lines.append("left out: " + "; ".join(map(str, listing.left_out)))
-        lines += [", ".join([self._sizes(), self._classes()]), self.pixels.describe()]
+        if self.opened is not None and self.opened.left_out:
+            lines.append("left out: " + "; ".join(map(str, self.opened.left_out)))
+        lines.append(", ".join(filter(None, [self._sizes(), self._classes()])))
         # Aligned with the first line, which follows a title of 8 characters and a space.
         return "\n         ".join(lines)
 
-    def _counted(self, listing: Listing | None) -> str:
-        if self.num_rows is None:
-            return f"{self.split}: a stream of images"
-        count = f"{self.num_rows:,}" if self.page_of_row is None else f"{self.num_rows:,} pages"
-        if listing is not None:
-            return f"{self.split}: {count} of {listing.seen:,} files"
-        return f"{self.split}: {count}" + (" images" if self.page_of_row is None else "")
+    def _counted(self) -> str:
+        listing = None if self.opened is None else self.opened.listing
+        if listing is None:
+            return f"{self.split}: " + ("a stream of images" if self.num_rows is None else f"{self.num_rows:,} images")
+        count = len(list(self._files())) if self.num_rows is None else self.num_rows
+        streamed = "a stream of " if self.num_rows is None else ""
+        return f"{self.split}: {streamed}{count:,} of {listing.seen:,} files"
 
     def record(self) -> dict[str, Any]:
         """Return what was taken, as JSON values for the record of a run."""
@@ -184,7 +185,7 @@ class ImageSource:
             "split": self.split,
             "images": self.num_rows,
             "files_seen": None if listing is None else listing.seen,
-            "left_out": [] if listing is None else [str(entry) for entry in listing.left_out],
+            "left_out": [] if self.opened is None else [str(entry) for entry in self.opened.left_out],
             "classes": self.class_names,
             "classes_from": self._classes_from(),
             "image_size": None if size is None else list(size),
@@ -617,7 +618,8 @@ def _open_folders(
             f"dataset {title} cannot be read ({first_line(error)}): check its files{_what_else(listing)}"
         ) from error
     files = {"train": shards} if len(splits) == 1 else {}
-    return Opened({str(split): data for split, data in splits.items()}, title, shards=files)
+    beside = [LeftOut("image files beside them", images)] if images else []
+    return Opened({str(split): data for split, data in splits.items()}, title, shards=files, left_out=beside)
 
 
 def _describes_images(path: str) -> bool:
@@ -666,7 +668,7 @@ def _from_listing(listing: Listing, title: str) -> Opened:
         if labels:
             columns["label"] = [numbers[file.label] for file in files]
         splits[split] = datasets.Dataset.from_dict(columns, features=features, split=split)
-    return Opened(splits, title, listing)
+    return Opened(splits, title, listing, left_out=listing.left_out)
 
 
 def _call_hub(function: Callable[..., Any], dataset: str, name: str | None, **options: Any) -> Any:

@@ -60,14 +60,13 @@ class TrainingData:
 
     def __init__(
         self,
-        data: str | os.PathLike | datasets.Dataset | datasets.DatasetDict | ImageSource | Dataset,
+        data: Any,
         model: SSLModel,
         args: OrthoSSLTrainingArguments,
     ):
         encoder = model.encoder
-        if isinstance(data, os.PathLike):
-            data = os.fspath(data)
-        if isinstance(data, str | datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset):
+        named = (str, os.PathLike, list, datasets.Dataset, datasets.DatasetDict, datasets.IterableDataset)
+        if isinstance(data, named):
             data = load_source(data)
         self.source: ImageSource | None = data if isinstance(data, ImageSource) else getattr(data, "source", None)
         self.args = copy.copy(args)
