@@ -78,7 +78,7 @@ def transfer_summary(outcomes: dict[str, Transfer]) -> str:
 
 
 def boxed_splits(
-    dataset: str, image_size: int | None, **columns: str | None
+    dataset: str | list[str], image_size: int | None, **columns: str | None
 ) -> tuple[DetectionDataset, DetectionDataset]:
     """Open the two splits of a detection set.
 

@@ -19,7 +19,7 @@ from ..messages import describe, first_line, suggest
 from .decoding import UnreadableImage, image_size
 from .digits import digits
 from .fingerprint import fingerprint_of_files, fingerprint_of_rows
-from .listing import HELD_OUT, SPLITS, ImageFile, Listing, list_folders, readable_extensions, split_kind
+from .listing import HELD_OUT, SPLITS, ImageFile, LeftOut, Listing, list_folders, readable_extensions, split_kind
 from .opening import open_image, page_numbers
 from .options import MAX_UNREADABLE, check_reading
 from .pixels import PixelRule
@@ -219,11 +219,9 @@ class ImageSource:
 
     def _sizes(self) -> str:
         size = self.image_size
-        return (
-            f"{size[1]}×{size[0]} px"
-            if size
-            else f"images of different sizes, mostly {self.shorter_side:.0f} px high or wide"
-        )
+        pixels = self.pixels.describe()
+        sizes = f"{size[1]}×{size[0]} px" if size else f"different sizes, mostly {self.shorter_side:.0f} px and more"
+        return f"{sizes}, {pixels}"
 
     @functools.cached_property
     def pixels(self) -> PixelRule:

@@ -150,7 +150,7 @@ class DetectionDataset(Dataset):
 
 
 def detection_splits(
-    dataset: str | datasets.DatasetDict,
+    dataset: str | list[str] | datasets.DatasetDict,
     *,
     name: str | None = None,
     train_split: str | None = None,
