@@ -30,7 +30,7 @@ from .training import OrthoSSLTrainer, OrthoSSLTrainingArguments, TrainingData, 
 from .training.callbacks.reporting import read_history
 from .training.inherited import refusal
 from .training.loop import STATE as LOOP_STATE
-from .training.options import OPTION_CLASSES, DataArguments, ModelArguments, TrainingOptions
+from .training.options import OPTION_CLASSES, DataArguments, ModelArguments, TrainingOptions, check_given
 from .training.publishing import training_record
 from .training.resume import settled_arguments
 from .training.run_folder import begin_folder, check_folder, overwriting
@@ -135,6 +135,7 @@ def pretrain(
     check_resumed(data_args, model_args, args)
     defaults = {spec.name: default_of(spec) for kind in OPTION_CLASSES for spec in dataclasses.fields(kind)}
     given = {name: value for name, value in settings.items() if value != defaults[name]}
+    check_given(given)
     return run_pretraining(data_args, model_args, args, given, front=front, images=data if in_memory else None)
 
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .parsing import Option
 
-# Longer option names have a line of their own.
-COLUMN = 30
-WIDEST = 120
+# The column of the descriptions, below WIDE characters and from there on. Longer names have a line of their own.
+COLUMN, WIDE_COLUMN, WIDE, WIDEST = 30, 36, 100, 120
 VALUES = {str: "TEXT", int: "N", float: "X", dict: "KEY=VALUE"}
 
 
@@ -29,7 +28,7 @@ def help_text(prog: str, description: str, options: Sequence["Option"], *, every
     lines = [f"usage: {usage(prog, options)}", "", *textwrap.wrap(description, width)]
     rare = [option for option in options if option.metadata.get("more")]
     general = [
-        ("--config FILE", "YAML file with any of these options; flags override it"),
+        ("--config FILE", "YAML file of options; flags override it"),
         ("--help", "show this help"),
     ]
     if rare:
@@ -69,7 +68,7 @@ def _invocation(option: "Option") -> str:
     flag = f"--{option.name}"
     if option.form.kind is bool and option.default is False:
         return flag
-    more = " …" if option.form.many or option.form.kind is dict else ""
+    more = "…" if option.form.many or option.form.kind is dict else ""
     return f"{flag} {value_name(option)}{more}"
 
 
@@ -90,8 +89,9 @@ def _value(default: Any) -> str:
 
 
 def _entry(invocation: str, text: str, width: int) -> list[str]:
-    wrapped = textwrap.wrap(text, width - COLUMN) or [""]
+    column = COLUMN if width < WIDE else WIDE_COLUMN
+    wrapped = textwrap.wrap(text, width - column) or [""]
     start = f"  {invocation}"
-    if len(start) > COLUMN - 2:
-        return [start, *(" " * COLUMN + line for line in wrapped)]
-    return [start.ljust(COLUMN) + wrapped[0], *(" " * COLUMN + line for line in wrapped[1:])]
+    if len(start) > column - 2:
+        return [start, *(" " * column + line for line in wrapped)]
+    return [start.ljust(column) + wrapped[0], *(" " * column + line for line in wrapped[1:])]

@@ -19,29 +19,27 @@ class ImageOptions:
     dataset: list[str] = field(
         default_factory=lambda: ["digits"],
         metadata={
-            "help": "folders, Hub id, list or table of paths, glob of tar or parquet files, or 'digits' (built in)"
+            "metavar": "NAME",
+            "help": "folders, Hub id, list or table of paths, tar or parquet files, or digits",
         },
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "configuration of a Hub data set"})
-    image_column: str | None = field(default=None, metadata={"help": "column of images (default: found by type)"})
-    label_column: str | None = field(default=None, metadata={"help": "column of labels (default: found by type)"})
+    dataset_name: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "configuration of a Hub data set"}
+    )
+    image_column: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "column of images (default: found by type)"}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "column of labels (default: found by type)"}
+    )
     pixel_range: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "values shown as black and white, as in 0 4095 (default: found from a sample of the files)",
-            "metavar": "VALUE",
-        },
+        default=None, metadata={"help": "values of black and white (default: by a sample)"}
     )
-    nodata: float | None = field(
-        default=None, metadata={"nan": True, "help": "value of missing pixels, shown as black, as in -9999"}
-    )
+    nodata: float | None = field(default=None, metadata={"nan": True, "help": "value of missing pixels, as in -9999"})
     pages: str = field(
-        default="first", metadata={"help": "of files with several pages: the first, or pages as images or channels"}
+        default="first", metadata={"metavar": "first|images|channels", "help": "what a file of several pages gives"}
     )
-    max_unreadable: float = field(
-        default=MAX_UNREADABLE,
-        metadata={"help": "largest number or, below 1, share of images that may be unreadable"},
-    )
+    max_unreadable: float = field(default=MAX_UNREADABLE, metadata={"help": "share or number of unreadable images"})
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, str | os.PathLike):

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Self
 
 import torch
@@ -141,7 +141,7 @@ def _check_not_set(args: OrthoSSLTrainingArguments) -> None:
     # `dataclasses.replace` passes on what the parent class has made of a default.
     usual = TrainingArguments(args.output_dir)
     for name in given:
-        if getattr(args, name) != getattr(usual, name):
+        if getattr(args, name) != getattr(usual, name, MISSING):
             raise ValueError(f"{name} cannot be used: {refusal(name, inherited=True)}")
 
 

@@ -4,6 +4,7 @@ The fields of [`TrainingOptions`] are all that a run accepts of `transformers.Tr
 adds to them. [`inherited`] says of every other training argument why it is refused.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -37,10 +38,10 @@ class DataArguments(ImageOptions):
     """Options that select the images to train on."""
 
     split: str | None = field(
-        default=None, metadata={"metavar": "NAME", "help": "split to train on (default: train, else all without one)"}
+        default=None, metadata={"metavar": "NAME", "help": "split to train on (default: train, or the whole)"}
     )
     streaming: bool = field(default=False, metadata={"help": "read the data while training, without a copy"})
-    knn_images: int = field(default=2048, metadata={"help": "images for kNN before and after training; 0: none"})
+    knn_images: int = field(default=2048, metadata={"help": "images to measure kNN with; 0: none"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,30 +55,24 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    backbone: str = field(
-        default="resnet10t", metadata={"metavar": "NAME", "help": "timm name, Hub id or encoder folder"}
-    )
+    backbone: str = field(default="resnet10t", metadata={"metavar": "NAME", "help": "timm name, Hub id or folder"})
     pretrained: bool = field(default=False, metadata={"help": "start from the backbone's published weights"})
     image_size: int | None = field(
         default=None,
-        metadata={"metavar": "PX", "help": "side of the views (default: the images', at most 224)"},
+        metadata={"metavar": "PX", "help": "side of the views (default: as images, up to 224)"},
     )
     backbone_config: dict | None = field(
-        default=None, metadata={"help": "backbone arguments, as in patch_size=4", "more": True}
+        default=None, metadata={"help": "for the backbone, as in patch_size=4", "more": True}
     )
-    method: str = field(default="simclr", metadata={"metavar": "NAME", "help": "SSL method: see orthossl methods"})
+    method: str = field(default="simclr", metadata={"metavar": "NAME", "help": "SSL method, see orthossl methods"})
     method_config: dict | None = field(default=None, metadata={"help": "hyper-parameters, as in temperature=0.2"})
-    regularizer: str = field(
-        default="so", metadata={"metavar": "NAME", "help": "penalty, or none: see orthossl methods"}
-    )
-    gamma: float | None = field(
-        default=None, metadata={"metavar": "γ", "help": "weight of the penalty (default: see orthossl methods)"}
-    )
+    regularizer: str = field(default="so", metadata={"metavar": "NAME", "help": "penalty, see orthossl methods"})
+    gamma: float | None = field(default=None, metadata={"help": "weight of the penalty (default: the penalty's)"})
     regularizer_config: dict | None = field(
-        default=None, metadata={"help": "arguments of the penalty, as in iterations=4", "more": True}
+        default=None, metadata={"help": "for the penalty, as in iterations=4", "more": True}
     )
     penalty_every: int = field(
-        default=1, metadata={"help": "compute the penalty at every n-th step, times n", "more": True}
+        default=1, metadata={"help": "compute the penalty at every N-th step, times N", "more": True}
     )
     whitening: float = field(
         default=0.0,
@@ -97,84 +92,84 @@ class TrainingOptions:
 
     views: str | None = field(
         default=None,
-        metadata={"metavar": "NAME", "help": "augmentation recipe (default: by image size and method)"},
+        metadata={"metavar": "NAME", "help": "augmentations (default: by method and image size)"},
     )
-    per_device_train_batch_size: int = field(default=256, metadata={"help": "images per step and process"})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches per step and process"})
+    per_device_train_batch_size: int = field(default=256, metadata={"help": "images per process and step"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches per process and step"})
     gradient_cache: int | None = field(
         default=None,
-        metadata={"help": "whole batch's loss with the memory of N images (default: off)"},
+        metadata={"help": "whole batch's loss, N images' memory (default: off)"},
     )
     num_train_epochs: float = field(default=30.0, metadata={"help": "passes over the data"})
-    max_steps: int = field(default=-1, metadata={"help": "steps, instead of epochs (default: off)"})
+    max_steps: int = field(default=-1, metadata={"help": "optimizer steps, instead of epochs (default: off)"})
     optim: str | None = field(
-        default=None, metadata={"metavar": "NAME", "help": "lars, sgd, adam, adamw_torch, … (default: the method's)"}
+        default=None, metadata={"metavar": "NAME", "help": "lars, sgd, adamw_torch, … (default: the method's)"}
     )
     optim_args: str | None = field(
         default=None,
-        metadata={"help": "arguments of the optimizer, as in trust_coeff=0.001,trust_clip=False", "more": True},
+        metadata={"help": "for the optimizer, as in trust_coeff=0.001,eps=1e-8", "more": True},
     )
     learning_rate: float | None = field(
-        default=None, metadata={"help": "peak rate (default: the method's, scaled to the batch)"}
+        default=None, metadata={"help": "peak rate (default: the method's, by batch size)"}
     )
     weight_decay: float | None = field(default=None, metadata={"help": "weight decay (default: the method's)"})
     momentum: float = field(default=0.9, metadata={"help": "momentum of lars and sgd"})
-    adam_beta1: float = field(default=0.9, metadata={"help": "β1 of Adam's relatives", "more": True})
-    adam_beta2: float = field(default=0.999, metadata={"help": "β2 of Adam's relatives", "more": True})
-    adam_epsilon: float = field(default=1e-8, metadata={"help": "ε of Adam's relatives", "more": True})
+    adam_beta1: float = field(default=0.9, metadata={"help": "β1 of Adam and its kind", "more": True})
+    adam_beta2: float = field(default=0.999, metadata={"help": "β2 of Adam and its kind", "more": True})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "ε of Adam and its kind", "more": True})
     lr_scheduler_type: str = field(default="cosine", metadata={"metavar": "NAME", "help": "learning rate schedule"})
     lr_scheduler_kwargs: dict | None = field(
-        default=None, metadata={"help": "arguments of the schedule, as in min_lr=1e-5", "more": True}
+        default=None, metadata={"help": "for the schedule, as in min_lr=1e-5", "more": True}
     )
     warmup_steps: float | None = field(
         default=None, metadata={"help": "steps, or share of the run (default: the method's)"}
     )
-    max_grad_norm: float = field(default=0.0, metadata={"help": "clip gradients to this norm; 0: no clipping"})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "limit of the gradients' norm; 0: none"})
     bf16: bool = field(default=False, metadata={"help": "compute in bfloat16"})
     fp16: bool = field(default=False, metadata={"help": "compute in float16, on a GPU only"})
     tf32: bool | None = field(
-        default=None, metadata={"help": "TF32 in float32 products, on NVIDIA's GPUs (default: torch's)", "more": True}
+        default=None, metadata={"help": "TF32 for float32 on NVIDIA GPUs (default: torch's)", "more": True}
     )
     torch_compile: bool = field(default=False, metadata={"help": "compile the model with torch.compile", "more": True})
     torch_compile_backend: str | None = field(
         default=None,
-        metadata={"metavar": "NAME", "help": "backend of torch.compile; compiles (default: inductor)", "more": True},
+        metadata={"metavar": "NAME", "help": "compile with this backend (default: inductor)", "more": True},
     )
     torch_compile_mode: str | None = field(
         default=None,
-        metadata={"metavar": "NAME", "help": "mode of torch.compile; compiles (default: torch's)", "more": True},
+        metadata={"metavar": "NAME", "help": "compile in this mode (default: torch's)", "more": True},
     )
     use_cpu: bool = field(default=False, metadata={"help": "train on the CPU even if there is a GPU"})
-    seed: int = field(default=42, metadata={"help": "seed of weights, order of images and views"})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "processes that decode images; 0: none"})
+    seed: int = field(default=42, metadata={"help": "seed of weights, order and views"})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "drop the last, smaller batch", "more": True})
     dataloader_pin_memory: bool = field(
         default=True, metadata={"help": "pin the memory of batches for a GPU", "more": True}
     )
     dataloader_persistent_workers: bool = field(
-        default=False, metadata={"help": "keep the processes that decode images between epochs", "more": True}
+        default=False, metadata={"help": "keep decoding processes between epochs", "more": True}
     )
     dataloader_prefetch_factor: int | None = field(
-        default=None, metadata={"help": "batches that each such process prepares (default: torch's, 2)", "more": True}
+        default=None, metadata={"help": "batches that each of them prepares (default: 2)", "more": True}
     )
     dataloader_multiprocessing_context: Literal["fork", "spawn", "forkserver"] | None = field(
-        default=None, metadata={"help": "how such processes start (default: Python's)", "more": True}
+        default=None, metadata={"help": "how they start (default: Python's way)", "more": True}
     )
     cache_images: Literal["auto", "always", "never"] = field(
         default="auto", metadata={"help": "keep decoded images in memory", "more": True}
     )
     sync_batchnorm: bool = field(
-        default=True, metadata={"help": "batch norm over the batches of all processes", "more": True}
+        default=True, metadata={"help": "batch norm over all processes' batches", "more": True}
     )
     # Every method uses all its parameters at every step.
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "for a backbone with weights that a forward pass does not use", "more": True}
+        default=False, metadata={"help": "for weights that a forward pass does not use", "more": True}
     )
     # Queues, centres and synchronized statistics are already equal on all processes, so broadcasting them at every
     # forward pass would only cost time. Statistics of batch norm that is not synchronized remain local, and those of
     # the main process are saved, as they would be with broadcasting.
     ddp_broadcast_buffers: bool | None = field(
-        default=False, metadata={"help": "send the main process's buffers to all at every step", "more": True}
+        default=False, metadata={"help": "send the main process's buffers at every step", "more": True}
     )
     ddp_backend: str | None = field(
         default=None,
@@ -201,23 +196,19 @@ class TrainingOptions:
     save_strategy: Literal["steps", "epoch", "no"] = field(
         default="steps", metadata={"help": "when to save checkpoints", "group": SAVING, "more": True}
     )
-    save_steps: float = field(
-        default=500, metadata={"help": "steps between checkpoints, or share of the run", "group": SAVING}
-    )
+    save_steps: float = field(default=500, metadata={"help": "steps between checkpoints, or share", "group": SAVING})
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep; 0: all", "group": SAVING})
     on_nonfinite: Literal["stop", "skip"] = field(
-        default="stop", metadata={"help": "if loss or gradients are not finite", "group": SAVING}
+        default="stop", metadata={"help": "when loss or gradients are NaN", "group": SAVING}
     )
-    knn_steps: float = field(default=0.0, metadata={"help": "steps between kNN measurements; 0: none", "group": SAVING})
+    knn_steps: float = field(default=0.0, metadata={"help": "steps between kNN results; 0: none", "group": SAVING})
     linear_probe_steps: float = field(
         default=0.0, metadata={"help": "steps between linear probes; 0: none", "group": SAVING}
     )
-    spectra_steps: float = field(
-        default=0.1, metadata={"help": "steps between spectra, or share of the run; 0: none", "group": SAVING}
-    )
+    spectra_steps: float = field(default=0.1, metadata={"help": "steps between spectra, or share", "group": SAVING})
     spectra_threshold: float = field(
         default=0.1,
-        metadata={"help": "warn if a layer uses a smaller share of its directions", "group": SAVING, "more": True},
+        metadata={"help": "warn below this share of directions used; 0: never", "group": SAVING, "more": True},
     )
     push_to_hub: bool = field(default=False, metadata={"help": "publish the encoder on the Hub", "group": HUB})
     hub_model_id: str | None = field(
@@ -238,7 +229,7 @@ class TrainingOptions:
     )
     hub_token: str | None = field(
         default=None,
-        metadata={"help": "access token (default: HF_TOKEN, or that of hf auth login)", "group": HUB, "more": True},
+        metadata={"help": "access token (default: HF_TOKEN, or hf auth login)", "group": HUB, "more": True},
     )
 
     def __post_init__(self) -> None:
@@ -296,6 +287,35 @@ class TrainingOptions:
     def optimizer_arguments(self) -> dict[str, Any]:
         """The assignments of `optim_args`."""
         return parse_assignments((self.optim_args or "").replace(",", " ").split())
+
+
+def check_given(given: Mapping[str, Any]) -> None:
+    """Reject options that have no effect beside the others of a command.
+
+    Args:
+        given (mapping): The options that the user set to another value than the default.
+
+    Raises:
+        ValueError: With what to pass too, or to leave out.
+    """
+    for name in ("hub_model_id", "hub_private_repo", "hub_strategy", "hub_always_push", "hub_revision", "hub_token"):
+        if name in given and not given.get("push_to_hub"):
+            shown = "given" if name == "hub_token" else given[name]
+            raise ValueError(f"{name} is {shown}, but nothing is published: pass --push_to_hub too")
+    if "save_steps" in given and given.get("save_strategy", "steps") != "steps":
+        raise ValueError(
+            f"save_steps is {given['save_steps']:g}, but save_strategy is {given['save_strategy']}: leave out one of "
+            "them"
+        )
+    if "spectra_threshold" in given and given.get("spectra_steps") == 0:
+        raise ValueError(
+            f"spectra_threshold is {given['spectra_threshold']}, but spectra_steps is 0, which measures none: leave "
+            "one of them out"
+        )
+    if given.get("streaming"):
+        for name in ("cache_images", "knn_images"):
+            if given.get(name) not in (None, 0, "never"):
+                raise ValueError(f"{name} is {given[name]}, which a stream cannot have: leave it out, or --streaming")
 
 
 # Every option of `orthossl pretrain` belongs to one of these.

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ...training.inherited import refusal
-from ...training.options import OPTION_CLASSES, DataArguments, ModelArguments, TrainingOptions
+from ...training.options import OPTION_CLASSES, DataArguments, ModelArguments, TrainingOptions, check_given
 from ..parsing import parse, scan
 
 DESCRIPTION = (
@@ -25,4 +25,5 @@ def read(
     saved = Path(quick.output_dir or TrainingOptions.output_dir) / "config.yaml"
     base = saved if quick.resume and saved.is_file() else None
     (data, model, training), given = parse(prog, DESCRIPTION, list(OPTION_CLASSES), argv, base=base, refusal=refusal)
+    check_given(given)
     return data, model, training, given
