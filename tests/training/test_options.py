@@ -1,4 +1,4 @@
-"""Which options of training are taken: three lists of every training argument, and one line for each that is refused."""
+"""Which options of training are taken: three lists of every training argument, and one line for each refusal."""
 
 import dataclasses
 import subprocess
