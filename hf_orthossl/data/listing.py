@@ -1,6 +1,5 @@
 """Find the image files in folders: which are images, which splits and classes the folders name, what is left out."""
 
-import functools
 import os
 import re
 from collections import Counter, defaultdict
@@ -12,6 +11,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from .opening import readable_formats
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -21,13 +22,12 @@ def _words(text: str) -> frozenset[str]:
 IMAGES = _words(
     ".png .jpg .jpeg .jpe .jfif .gif .bmp .dib .tif .tiff .webp .avif .ppm .pgm .pbm .pnm .jp2 .j2k .ico .tga .pcx .sgi"
 )
-# Extensions that become readable with a package, which registers itself with Pillow.
-PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}
-_MODULES = {"pillow-heif": "pillow_heif", "pillow-jxl-plugin": "pillow_jxl"}
+# Extensions of HEIF, which Pillow reads with the package pillow-heif.
+_HEIF = _words(".heic .heif .hif")
 # Files of images and videos that are not read.
 _UNSUPPORTED = _words(
     ".dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .psd .exr .hdr .dcm .nii .czi .svs .npy .npz .h5 .svg .eps .pdf .mp4 .avi "
-    ".mov .mkv .webm"
+    ".mov .mkv .webm .jxl"
 )
 _ARCHIVES = _words(".zip .gz .tgz .bz2 .xz .zst .7z .rar")
 # Files that are known to be no images; every other file is recognized by its content.
@@ -39,10 +39,10 @@ _OTHER = (
     )
     | _ARCHIVES
     | _UNSUPPORTED
-    | frozenset(PLUGINS)
+    | _HEIF
 )
-# Formats with a signature, by which files of any other name are recognized.
-_SIGNED = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM", "JPEG2000")
+# Formats without a clear signature, as which files of unknown names are not recognized.
+_UNSIGNED = ("ICO", "TGA", "PCX", "SGI", "DIB")
 # Files that `datasets` may read, if they rather than images make up a folder.
 _TABLES = (".parquet", ".pq", ".arrow", ".tar", ".csv", ".json", ".jsonl", ".zip")
 _SYSTEM = frozenset(("Thumbs.db", "desktop.ini", "__MACOSX", "@eaDir", "lost+found"))
@@ -180,7 +180,7 @@ def list_folders(roots: Sequence[Path], exclude: Iterable[Path] = ()) -> Listing
 
 def readable_extensions() -> frozenset[str]:
     """Return the extensions of image files that can be decoded with the installed packages."""
-    return IMAGES | {suffix for suffix, package in PLUGINS.items() if find_spec(_MODULES[package])}
+    return IMAGES | _HEIF if find_spec("pillow_heif") else IMAGES
 
 
 def split_kind(name: str, strict: bool = True) -> str | None:
@@ -197,16 +197,11 @@ def split_kind(name: str, strict: bool = True) -> str | None:
     return meant[0]
 
 
-@functools.cache
-def _signed_formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in _SIGNED if name in Image.OPEN)
-
-
 def is_image(path: str) -> bool:
     """Return whether a file's content begins as an image of a known format."""
     try:
-        with open(path, "rb") as file, Image.open(file, formats=_signed_formats()):
+        formats = [name for name in readable_formats() if name not in _UNSIGNED]
+        with open(path, "rb") as file, Image.open(file, formats=formats):
             return True
     except Exception:  # for arbitrary bytes decoders raise arbitrary exceptions
         return False
@@ -259,8 +254,8 @@ def _reason(entry: os.DirEntry, extensions: frozenset[str]) -> str | None:
         return "not regular files (broken links, pipes, sockets or devices)"
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix not in extensions:
-        if suffix in PLUGINS:
-            return f"{suffix} cannot be read: install {PLUGINS[suffix]}"
+        if suffix in _HEIF:
+            return f"{suffix} cannot be read: install pillow-heif"
         if suffix in _UNSUPPORTED:
             return f"{suffix} cannot be read: convert them to PNG or TIFF"
         if suffix in _ARCHIVES:

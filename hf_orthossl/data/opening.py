@@ -1,9 +1,11 @@
 """Open image files, and tell what they hold: channels, pages, and values wider than 8 bits."""
 
 import functools
+import importlib
 import io
 import logging
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ MAX_PIXELS = 178_956_970
 # Formats that a data set may contain; excludes those that Pillow passes to another program (EPS to Ghostscript).
 _FORMATS = (
     *("PNG", "JPEG", "MPO", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "PPM"),
-    *("JPEG2000", "ICO", "TGA", "PCX", "SGI"),
+    *("HEIF", "JPEG2000", "ICO", "TGA", "PCX", "SGI"),
 )
 # Tags of the TIFF specification, and GDAL's for the value of missing pixels.
 _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT, _GDAL_NODATA = 254, 258, 262, 277, 339, 42113
@@ -41,8 +43,11 @@ class UnsupportedImage(UnreadableImage):
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
+def readable_formats() -> tuple[str, ...]:
+    """Return the names of the formats that Pillow reads here, HEIF included if pillow-heif is installed."""
     Image.init()
+    if find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
@@ -99,7 +104,7 @@ def reason(error: Exception) -> str:
 
 def _open_file(file: Any) -> Image.Image:
     try:
-        return Image.open(file, formats=_formats())
+        return Image.open(file, formats=readable_formats())
     except Image.UnidentifiedImageError as error:
         tags = _tiff_tags(file)
         if tags is None:
