@@ -122,6 +122,7 @@ class Listing:
         left_out (`list[LeftOut]`): The files that are not used in any split.
         classes_from (`str`, *optional*): Where the classes come from, as in "folders"; `None` without classes.
         notes (`list[str]`): Further remarks on what was taken.
+        missing (`list[str]`): The names of listed files that do not exist; they count as seen.
         tables (`list[str]`): The paths of tables and shards in the folders, which are not among the images.
     """
 
@@ -130,6 +131,7 @@ class Listing:
     left_out: list[LeftOut]
     classes_from: str | None = None
     notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
 
 
@@ -158,10 +160,11 @@ def list_folders(roots: Sequence[Path], exclude: Iterable[Path] = ()) -> Listing
     """
     left_out, seen = _Counts(), 0
     tables: list[str] = []
+    visited: set[tuple[int, int]] = set()
     excluded = {os.path.realpath(path) for path in exclude}
     divided: dict[str, list[tuple[str, tuple[str, ...], tuple[str, ...]]]] = defaultdict(list)
     for root in roots:
-        files, count = _walk(root, excluded, left_out, tables)
+        files, count = _walk(root, excluded, visited, left_out, tables)
         seen += count
         places: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
         _divide([tuple(name.split("/")) for name in files], 0, None, (), places, left_out)
@@ -174,7 +177,7 @@ def list_folders(roots: Sequence[Path], exclude: Iterable[Path] = ()) -> Listing
         list(left_out.values()),
         classes_from,
         notes,
-        sorted(tables),
+        tables=sorted(tables),
     )
 
 
@@ -210,16 +213,22 @@ def is_image(path: str) -> bool:
 # --- which files -----------------------------------------------------------------------------------------------------
 
 
-def _walk(root: Path, excluded: set[str], left_out: _Counts, tables: list[str]) -> tuple[list[str], int]:
-    """Return the sorted names of the image files below a folder, with "/", and the number of files seen."""
+def _walk(
+    root: Path, excluded: set[str], visited: set[tuple[int, int]], left_out: _Counts, tables: list[str]
+) -> tuple[list[str], int]:
+    """Return the sorted names of the image files below a folder, with "/", and the number of files seen.
+
+    Folders in `visited` are skipped: a link to a parent folder would be followed forever, and folders that the user
+    names may lie in each other.
+    """
     extensions = readable_extensions()
     images: list[str] = []
-    seen, visited = 0, set()
+    seen = 0
     folders = [("", str(root))]
     while folders:
         prefix, folder = folders.pop()
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in visited:  # a link to a parent folder would be followed forever
+        if (status.st_dev, status.st_ino) in visited:
             continue
         visited.add((status.st_dev, status.st_ino))
         try:
@@ -227,11 +236,11 @@ def _walk(root: Path, excluded: set[str], left_out: _Counts, tables: list[str]) 
         except OSError as error:
             if not prefix:
                 raise
-            left_out.add(f"folders that cannot be opened ({error.strerror})", prefix.rstrip("/"))
+            left_out.add(f"not opened ({error.strerror})", prefix.rstrip("/"))
             continue
         entries = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in _SYSTEM]
         if prefix and (os.path.realpath(folder) in excluded or _is_output(entries)):
-            left_out.add("folders that orthossl wrote", prefix.rstrip("/"))
+            left_out.add("written by orthossl", prefix.rstrip("/"))
             continue
         entries.sort(key=lambda entry: entry.name)
         folders += [(f"{prefix}{entry.name}/", entry.path) for entry in reversed(entries) if entry.is_dir()]
@@ -251,7 +260,7 @@ def _walk(root: Path, excluded: set[str], left_out: _Counts, tables: list[str]) 
 def _reason(entry: os.DirEntry, extensions: frozenset[str]) -> str | None:
     """Return why a file is not used, or `None` for an image."""
     if not entry.is_file():
-        return "not regular files (broken links, pipes, sockets or devices)"
+        return "not regular (a broken link, pipe, socket or device)"
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix not in extensions:
         if suffix in _HEIF:
@@ -261,11 +270,11 @@ def _reason(entry: os.DirEntry, extensions: frozenset[str]) -> str | None:
         if suffix in _ARCHIVES:
             return f"{suffix} not read: unpack it"
         if suffix in _OTHER or not is_image(entry.path):
-            return f"{suffix} not read" if suffix else "files that are no images"
+            return f"{suffix} not read" if suffix else "of no image format"
     try:
         entry.path.encode()
     except UnicodeEncodeError:
-        return "files whose names are not UTF-8: rename them"
+        return "named in another encoding than UTF-8 (rename it)"
     return None
 
 

@@ -515,6 +515,7 @@ def _open_local(
         for item in given
         for path in (_expand(os.path.expanduser(item)) if _is_pattern(item) else [Path(item).expanduser()])
     ]
+    paths = list(dict.fromkeys(paths))
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"dataset {path}: there is no such file or folder")
@@ -569,6 +570,7 @@ def _united(first: Listing, second: Listing) -> Listing:
         first.left_out + second.left_out,
         first.classes_from or second.classes_from,
         first.notes + second.notes,
+        missing=first.missing + second.missing,
     )
 
 

@@ -111,17 +111,20 @@ def _listing(
     classes_from: str,
 ) -> Listing:
     """Return the existing files among paths, with their classes and splits."""
-    missing, twice = LeftOut("that do not exist"), LeftOut("named more than once")
+    missing: list[str] = []
+    twice = LeftOut("named more than once")
     found: dict[str, list[ImageFile]] = {}
     seen = set()
     labels = labels if labels is None else [None if _is_missing(label) else label for label in labels]
     numbers = labels is not None and all(label is None or _is_number(label) for label in labels)
     for place, name in enumerate(paths):
         path = _exists(file.parent, name)
-        if path is None or path in seen:
-            entry = twice if path else missing
-            entry.count += 1
-            entry.names += [name][: 3 - len(entry.names)]
+        if path is None:
+            missing.append(name)
+            continue
+        if path in seen:
+            twice.count += 1
+            twice.names += [name][: 3 - len(twice.names)]
             continue
         seen.add(path)
         label = None if labels is None else labels[place]
@@ -129,15 +132,15 @@ def _listing(
             label = int(label) if numbers else str(label)
         found.setdefault(splits[place] if splits else "train", []).append(ImageFile(path, name, label))
     if not found:
-        raise ValueError(
-            f"dataset {file} names no file that exists"
-            + (f" (such as {missing.names[0]}): paths are relative to {file.parent}" if missing.names else "")
-        )
+        such = f" (such as {missing[0]}): paths are relative to {file.parent}" if missing else ""
+        raise ValueError(f"dataset {file} names no file that exists{such}")
+    absent = LeftOut("missing", len(missing), missing[:3])
     return Listing(
         {split: found[split] for split in SPLITS if split in found},
         len(paths),
-        [entry for entry in (missing, twice) if entry.count],
+        [entry for entry in (absent, twice) if entry.count],
         classes_from if labels is not None and any(label is not None for label in labels) else None,
+        missing=missing,
     )
 
 

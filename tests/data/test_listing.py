@@ -177,7 +177,7 @@ def test_names_that_are_not_utf_8_are_named(tmp_path, png):
         pytest.skip("the file system accepts only UTF-8")
     source = load_source(tmp_path)
     assert source.num_rows == 1
-    assert r"1 files whose names are not UTF-8: rename them: caf\udce9.png" in source.describe()
+    assert r"1 named in another encoding than UTF-8 (rename it): caf\udce9.png" in source.describe()
 
 
 def test_the_outputs_of_this_package_are_no_images(tmp_path, png):
@@ -186,7 +186,7 @@ def test_the_outputs_of_this_package_are_no_images(tmp_path, png):
     write(tmp_path, "out/figure.png", png)
     source = load_source(tmp_path, exclude=[tmp_path / "out"])
     assert source.class_names == ["cat", "dog"]
-    assert "2 folders that orthossl wrote: out, runs/a" in source.describe()
+    assert "2 written by orthossl: out, runs/a" in source.describe()
 
 
 def test_several_folders_are_united_by_the_names_of_splits_and_classes(tmp_path, png):
@@ -195,6 +195,7 @@ def test_several_folders_are_united_by_the_names_of_splits_and_classes(tmp_path,
     source = load_source([tmp_path / "one", tmp_path / "two"])
     assert (source.num_rows, source.splits, source.class_names) == (16, ["train", "test"], ["cat", "dog", "emu"])
     assert "16 of 18 files" in source.describe()
+    assert load_source([tmp_path, tmp_path / "two", tmp_path]).num_rows == 16
 
 
 def test_held_out_images_are_not_taken_unless_requested(tmp_path, png):

@@ -59,7 +59,7 @@ def test_paths_without_extension_splits_and_missing_files(folder):
     source = load_source(write(folder / "train.csv", text))
     assert (seen(source), source.splits) == ([(0, 4), (2, 4)], ["train", "validation"])
     assert seen(source.with_split("validation")) == [(1, 6)]
-    assert "1 that do not exist: photos/9" in source.describe()
+    assert "1 missing: photos/9" in source.describe()
     assert "1 named more than once: photos/0" in source.describe()
 
 
