@@ -9,7 +9,8 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = False) -> 
 
     Args:
         path (`Path`): The file; an existing one is replaced.
-        content (`str` or `bytes`): The whole content; text is encoded as UTF-8.
+        content (`str` or `bytes`): The whole content; text is encoded as UTF-8. Bytes of
+            a file name that are not UTF-8 are written as escapes.
         durable (`bool`, defaults to `False`): Wait until the file is on the disk, so that it survives a power failure.
 
     Returns:
@@ -20,7 +21,7 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = False) -> 
     """
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.write(content.encode("utf-8", errors="backslashreplace") if isinstance(content, str) else content)
         if durable:
             file.flush()
             os.fsync(file.fileno())

@@ -26,6 +26,7 @@ from .messages import suggest
 from .methods import get_method
 from .modeling import SSLConfig, SSLModel, default_gamma
 from .options import convert, default_of, forms, read_config, unknown
+from .terminal import replace_characters
 from .training import OrthoSSLTrainer, OrthoSSLTrainingArguments, TrainingData, pretrain_loop
 from .training.callbacks.reporting import read_history
 from .training.inherited import refusal
@@ -158,6 +159,7 @@ def run_pretraining(
         front (`str`, defaults to "trainer"): "trainer" or "loop".
         images (data set, *optional*): A data set in memory, which replaces `data_args.dataset`.
     """
+    replace_characters()
     is_main = PartialState().is_main_process
     folder = Path(args.output_dir)
     if not is_main:

@@ -15,6 +15,8 @@ import torch
 from benchmarks import approximations, everything, methods, penalty, pretrain, scaling, spectra, step, views
 from benchmarks.measure import machine
 
+from hf_orthossl.terminal import keep_printing
+
 BENCHMARKS = {
     "penalty": penalty,
     "approximations": approximations,
@@ -62,7 +64,9 @@ def main() -> None:
         if args.json:
             # With `all`, one report that has the rows of each benchmark under its name.
             named = rows if isinstance(rows, dict) else {args.benchmark: rows}
-            args.json.write_text(json.dumps({"machine": machine(args.device), **named}, indent=2) + "\n")
+            args.json.write_text(
+                json.dumps({"machine": machine(args.device), **named}, indent=2) + "\n", encoding="utf-8"
+            )
             print(f"written to {args.json}")
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
@@ -73,4 +77,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_printing()
     main()

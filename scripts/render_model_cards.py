@@ -16,6 +16,7 @@ from PIL import Image
 
 from hf_orthossl.hub import render_card
 from hf_orthossl.spectra import SpectralReport, plot_spectra
+from hf_orthossl.terminal import keep_printing
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
 # Where `scripts/reproduce.py` puts its reports: no card of an encoder.
@@ -86,4 +87,5 @@ def is_drawn(figure: Path, draw: Callable[[Path], Path]) -> bool:
 
 
 if __name__ == "__main__":
+    keep_printing()
     sys.exit(main())

@@ -18,6 +18,8 @@ from reproduction.plan import Plan
 from reproduction.presets import PRESETS
 from reproduction.report import write_report
 
+from hf_orthossl.terminal import keep_printing
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -105,4 +107,5 @@ def _leave(number: int, frame) -> None:
 
 
 if __name__ == "__main__":
+    keep_printing()
     sys.exit(main())

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..distributed.launch import end_processes, is_main_process, peer_failed, print_error_once
+from ..terminal import keep_printing
 
 # Sub-command → description. Its options are read by a module of `options`, without torch; its own module, imported only
 # once they are read, has the `main` that takes them.
@@ -38,6 +39,7 @@ USER_ERRORS = (ValueError, OSError, ArithmeticError)
 
 def main(argv: list[str] | None = None) -> None:
     """Run `orthossl` or `python -m hf_orthossl`."""
+    keep_printing()
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -76,6 +78,7 @@ def run(prog: str, command: Callable[[list[str]], object], argv: list[str]) -> N
 
     If several processes fail, only the first prints its error.
     """
+    keep_printing()
     debug = "--debug" in argv
     try:
         command([argument for argument in argv if argument != "--debug"])

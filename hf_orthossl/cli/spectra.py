@@ -249,7 +249,7 @@ def write(measured: Measured, folder: Path, source: ImageSource | None, args: Sp
     for name in ("filters.png", "representations.png"):
         (folder / name).unlink(missing_ok=True)
     written = ["spectra.txt", "spectra.png"]
-    (folder / "spectra.txt").write_text(measured.report.table() + "\n")
+    (folder / "spectra.txt").write_text(measured.report.table() + "\n", encoding="utf-8")
     measured.report.plot(folder / "spectra.png")
     if all(min(matrix.shape) > 1 for matrix in measured.filters.values()):
         written.append(plot_filter_correlation(measured.filters, folder / "filters.png").name)
@@ -274,7 +274,7 @@ def closing(reports: dict[str, SpectralReport], folder: Path, written: list[str]
         shown, files = first.table(brief=True), written
     else:
         plot_spectra(reports, folder / "comparison.png")
-        (folder / "comparison.txt").write_text(first.compare(*others) + "\n")
+        (folder / "comparison.txt").write_text(first.compare(*others) + "\n", encoding="utf-8")
         shown = first.compare(*others, brief=True)
         files = ["comparison.txt", "comparison.png", "a folder for each model"]
     return f"{shown}\n\nresults  {folder} ({', '.join(files)})"

@@ -65,8 +65,8 @@ def _free_memory() -> int:
     """Return the number of free bytes of the machine or, if it is smaller, of the container."""
     free = psutil.virtual_memory().available
     try:
-        limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        limit, used = (int((_CGROUP / name).read_text(encoding="utf-8")) for name in ("memory.max", "memory.current"))
+        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="utf-8").splitlines())
         # The page cache counts as used, although the kernel frees it on demand.
         return min(free, limit - used + int(statistics["inactive_file"]))
     except (OSError, ValueError, KeyError):  # no limit, or the word "max"

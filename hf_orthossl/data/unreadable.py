@@ -75,7 +75,7 @@ class UnreadableLog:
         self._new = 0
         self._images: dict[int, Unreadable] = {}
         if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            for line in self.path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
                 index, *rest = line.split("\t")
                 if index.isdecimal() and len(rest) == 2:  # a run that was killed may have left half a line
                     self._images[int(index)] = Unreadable(int(index), *rest)
@@ -109,7 +109,7 @@ class UnreadableLog:
         self._images |= new
         if new and rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
+            with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
                 file.writelines("\t".join(map(str, image)) + "\n" for image in new.values())
         # The file does not record how many images of a stream an earlier part of the run saw.
         count, total = (self._new, self.seen) if self.total is None else (len(self), self.total)

@@ -124,7 +124,7 @@ def _write_timm(encoder: Encoder, backbone: torch.nn.Module, folder: Path, metad
         "crop_pct": crop_pct,
     }
     save_for_hf(backbone, str(folder), data_config=preprocessing, safe_serialization=True)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     # transformers passes num_classes itself and fails on a second one; timm reads the one at the top level.
     config.get("model_args", {}).pop("num_classes", None)
     for claim in ("tag", "license"):  # they describe the release of the architecture, not these weights
@@ -138,7 +138,7 @@ def _write_timm(encoder: Encoder, backbone: torch.nn.Module, folder: Path, metad
             "from torch import Tensor, nn\nfrom transformers import TimmWrapperModel\n",
             1,
         )
-        (folder / f"{remote}.py").write_text(source + REMOTE_MODEL.format(name=name))
+        (folder / f"{remote}.py").write_text(source + REMOTE_MODEL.format(name=name), encoding="utf-8")
     _write_config(folder, config, metadata)
 
 
@@ -151,13 +151,13 @@ def _write_transformers(encoder: Encoder, backbone: torch.nn.Module, folder: Pat
         image_mean=list(encoder.mean),
         image_std=list(encoder.std),
     ).save_pretrained(folder)
-    _write_config(folder, json.loads((folder / "config.json").read_text()), metadata)
+    _write_config(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")), metadata)
 
 
 def _write_config(folder: Path, config: dict, metadata: dict | None) -> None:
     if metadata is not None:
         config["orthossl"] = metadata
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _move(unfinished: Path, folder: Path) -> None:

@@ -137,8 +137,8 @@ def _download(name: str, repo_id: str, pretrained: bool) -> Path:
 
 def _load_folder(name: str, folder: Path, pretrained: bool, image_size: int | None, **backbone_kwargs: Any) -> Encoder:
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except json.JSONDecodeError as error:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"backbone {name!r}: {folder / 'config.json'} is not JSON ({error}), repair it") from error
     if "architecture" in config:
         architecture = config["architecture"]

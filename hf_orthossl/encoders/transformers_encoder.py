@@ -107,7 +107,7 @@ def build_transformers_encoder(
 
 
 def _read_config(name: str, folder: Path, changes: dict) -> PreTrainedConfig:
-    content = json.loads((folder / "config.json").read_text())
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if content["model_type"] not in CONFIG_MAPPING:
         raise ValueError(
             f"backbone {name!r} has model_type {content['model_type']!r}, which transformers does not support, "
@@ -146,7 +146,7 @@ def _without_untrained_pooler(architecture: type[PreTrainedModel], config: PreTr
 def _read_processor(folder: Path) -> dict:
     """Return the normalization and size from the folder's image processor; defaults are ImageNet's at 224 pixels."""
     path = folder / "preprocessor_config.json"
-    saved = json.loads(path.read_text()) if path.exists() else {}
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     size = saved.get("crop_size") or saved.get("size") or 224
     if isinstance(size, dict):
         size = [size["height"], size["width"]] if "height" in size else size.get("shortest_edge", 224)

@@ -98,7 +98,9 @@ def transfer_sets(names: Sequence[str] | None = None, folder: str | Path | None 
         ValueError: If a name is unknown; the message suggests the nearest one.
         FileNotFoundError: If `folder` does not exist.
     """
-    known = {name: TransferSet(name, **entry) for name, entry in yaml.safe_load(TABLE.read_text()).items()}
+    known = {
+        name: TransferSet(name, **entry) for name, entry in yaml.safe_load(TABLE.read_text(encoding="utf-8")).items()
+    }
     if folder is not None and not Path(folder).is_dir():
         raise FileNotFoundError(f"transfer_data {folder} does not exist: pass a folder with a subfolder for each set")
     sets = []

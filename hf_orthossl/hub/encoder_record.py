@@ -206,7 +206,13 @@ def package_commit() -> str | None:
         environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
         command, folder = ["git", *arguments], Path(__file__).parents[1]
         return subprocess.run(
-            command, cwd=folder, env=environment, check=True, capture_output=True, text=True, timeout=10
+            command,
+            cwd=folder,
+            env=environment,
+            check=True,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=10,
         ).stdout
 
     try:

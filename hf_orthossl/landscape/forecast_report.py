@@ -198,7 +198,7 @@ class Forecast:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"{path} is too large: a forecast must be at most {_MAX_BYTES >> 20} MiB")
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a JSON file: {error}") from error
         version = content.pop("schema_version", None) if isinstance(content, dict) else None

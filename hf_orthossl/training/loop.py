@@ -209,7 +209,7 @@ class LoopState:
             if main:
                 # Not registered with accelerate, because it would unpickle the file.
                 torch.save(self.scheduler.state_dict(), checkpoint / SCHEDULER)
-                (checkpoint / STATE).write_text(json.dumps({"step": done}))
+                (checkpoint / STATE).write_text(json.dumps({"step": done}), encoding="utf-8")
         checkpoint = folder / checkpoint.name
         if main:
             remove_old_checkpoints(folder, self.args.save_total_limit, checkpoint)
@@ -229,7 +229,7 @@ class LoopState:
         self.accelerator.step = 0
         self.scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER, weights_only=True))
         seed_if_processes_changed(checkpoint, self.args)
-        return json.loads((checkpoint / STATE).read_text())["step"]
+        return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["step"]
 
 
 def _finish_trackers(accelerator: Accelerator) -> None:

@@ -140,7 +140,7 @@ def save_position(checkpoint: Path, data: TrainingData, step: SSLStep, done: int
     """
     checkpoint.mkdir(exist_ok=True)
     args = data.args
-    _step_file(checkpoint, args.process_index).write_text(json.dumps(step.state_dict()))
+    _step_file(checkpoint, args.process_index).write_text(json.dumps(step.state_dict()), encoding="utf-8")
     if args.process_index == 0:
         shape = {
             "processes": args.world_size,
@@ -148,7 +148,7 @@ def save_position(checkpoint: Path, data: TrainingData, step: SSLStep, done: int
             "steps_per_epoch": data.steps_per_epoch,
             "data": data.position(done),
         }
-        (checkpoint / SHAPE).write_text(json.dumps(shape))
+        (checkpoint / SHAPE).write_text(json.dumps(shape), encoding="utf-8")
 
 
 def load_position(checkpoint: Path, data: TrainingData, step: SSLStep) -> None:
@@ -168,7 +168,9 @@ def load_position(checkpoint: Path, data: TrainingData, step: SSLStep) -> None:
     data.resume(steps_done(checkpoint), shape["data"])
     same = shape["processes"] == args.world_size
     ranks = [args.process_index] if same else range(shape["processes"])
-    step.load_state_dicts([json.loads(_step_file(checkpoint, process).read_text()) for process in ranks])
+    step.load_state_dicts(
+        [json.loads(_step_file(checkpoint, process).read_text(encoding="utf-8")) for process in ranks]
+    )
 
 
 def seed_if_processes_changed(checkpoint: Path, args: OrthoSSLTrainingArguments) -> bool:
@@ -188,7 +190,7 @@ def seed_if_processes_changed(checkpoint: Path, args: OrthoSSLTrainingArguments)
 
 
 def _read_shape(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / SHAPE).read_text())
+    return json.loads((checkpoint / SHAPE).read_text(encoding="utf-8"))
 
 
 def _step_file(checkpoint: Path, process: int) -> Path:

@@ -64,7 +64,7 @@ def holds_run(folder: Path) -> bool:
 def is_run(folder: Path) -> bool:
     """Return whether a folder was made by `orthossl pretrain`, which may therefore clear it."""
     config = folder / "config.yaml"
-    return config.is_file() and config.read_text(errors="replace").startswith(MARK)
+    return config.is_file() and config.read_text(errors="replace", encoding="utf-8").startswith(MARK)
 
 
 @contextlib.contextmanager

@@ -130,7 +130,7 @@ class OrthoSSLTrainer(Trainer):
         checkpoint = chosen_checkpoint(self.data.args, resume_from_checkpoint, STATE)
         if checkpoint:
             check_engine(checkpoint, self.accelerator)
-            done = json.loads((checkpoint / STATE).read_text())["global_step"]
+            done = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"]
             if self.data.planned_steps(done) == done:
                 # The Trainer would otherwise take one more step.
                 self._load_from_checkpoint(str(checkpoint))

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, list[dict]]:
     text = table(found, failed)
     print(f"\n{text}")
     if args.markdown:
-        args.markdown.write_text(text + "\n")
+        args.markdown.write_text(text + "\n", encoding="utf-8")
         print(f"\nwritten to {args.markdown}")
     if failed:
         raise Failed(found, failed)
@@ -90,9 +90,9 @@ def _start(name: str, args: argparse.Namespace) -> list[dict] | None:
         if args.repeats:
             options += ["--repeats", str(args.repeats)]
         with subprocess.Popen(
-            [sys.executable, str(SCRIPT), name, *options], stdout=subprocess.PIPE, text=True
+            [sys.executable, str(SCRIPT), name, *options], stdout=subprocess.PIPE, encoding="utf-8", errors="replace"
         ) as process:
             for line in process.stdout:
                 if str(answer) not in line:
                     print(line, end="", flush=True)
-        return json.loads(answer.read_text())[name] if process.returncode == 0 else None
+        return json.loads(answer.read_text(encoding="utf-8"))[name] if process.returncode == 0 else None

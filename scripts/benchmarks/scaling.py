@@ -81,12 +81,13 @@ def _start(processes: int, work: str, args: argparse.Namespace) -> list[dict]:
             [*launch, str(WORKER), work, json.dumps(settings), str(answer)],
             env={**os.environ, "OMP_NUM_THREADS": str(args.threads)},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if "Error: " in line]
             raise OSError(f"{processes} processes failed: {said[0] if said else done.stderr[-500:]}")
-        return json.loads(answer.read_text())
+        return json.loads(answer.read_text(encoding="utf-8"))
 
 
 def _extrapolate(steps: list[dict], traffic: list[dict], args: argparse.Namespace) -> list[dict]:

@@ -166,5 +166,5 @@ if __name__ == "__main__":
     PartialState(cpu=args.device == "cpu")
     rows = {"step": time_steps, "traffic": count_traffic}[work](args)
     if dist.get_rank() == 0:
-        Path(answer).write_text(json.dumps(rows))
+        Path(answer).write_text(json.dumps(rows), encoding="utf-8")
     dist.destroy_process_group()

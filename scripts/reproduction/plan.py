@@ -50,7 +50,11 @@ class Plan:
         found = {}
         for arm in self.experiment.arms:
             paths = {run.weight: run.folder / TUNED for run in self._candidates(arm)}
-            read = {weight: json.loads(path.read_text())["knn"] for weight, path in paths.items() if path.is_file()}
+            read = {
+                weight: json.loads(path.read_text(encoding="utf-8"))["knn"]
+                for weight, path in paths.items()
+                if path.is_file()
+            }
             found |= {arm.name: read} if read else {}
         return found
 

@@ -70,7 +70,7 @@ class Run:
     @property
     def steps(self) -> int:
         """Optimizer steps that a trained run has taken."""
-        return json.loads((self.encoder / "config.json").read_text())["orthossl"]["training"]["steps"]
+        return json.loads((self.encoder / "config.json").read_text(encoding="utf-8"))["orthossl"]["training"]["steps"]
 
     @property
     def is_measured(self) -> bool:
@@ -134,7 +134,7 @@ class Run:
         self._check()
         path = self.folder / MEASURED
         if self.is_measured:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         encoder = self._load()
         results = self._accuracies(encoder)
         report = self._spectra(encoder)

@@ -110,7 +110,7 @@ def append_history(folder: str | Path, entry: Mapping[str, Any]) -> None:
     """Append one log entry to `<folder>/history.jsonl`."""
     path = Path(folder) / "history.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
 
@@ -119,7 +119,7 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
     path = Path(folder) / "history.jsonl"
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
 
 
 def trim_history(folder: str | Path, step: int) -> list[dict[str, Any]]:

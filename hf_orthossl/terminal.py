@@ -1,0 +1,81 @@
+"""Printing that never fails: characters that a terminal cannot show are replaced, and a closed pipe loses only lines.
+
+`orthossl pretrain … | head` must not end a training, and "γ" must not end it on a terminal without Greek.
+"""
+
+import codecs
+import errno
+import io
+import os
+import sys
+
+# What to show instead, in an encoding without these characters.
+PLAIN = {"γ": "gamma", "α": "alpha", "β": "beta", "ε": "eps", "σ": "sigma", "×": "x", "·": ".", "…": "...", "–": "-"}
+PLAIN |= {"−": "-", "±": "+-", "≥": ">=", "≤": "<=", "→": "->", "°": " deg", "‖": "||", "é": "e", "’": "'"}
+# The reader of a pipe has ended, or the terminal is gone.
+GONE = (errno.EPIPE, errno.EIO)
+
+
+def keep_printing() -> None:
+    """Make printing to standard output and standard error never fail, in this process.
+
+    Call it first in a command. Streams that are no files, such as those of a notebook, are left as they are.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is not io.TextIOWrapper or isinstance(getattr(stream.buffer, "raw", stream.buffer), _Lines):
+            continue
+        try:
+            stream.flush()
+            raw = _Lines(stream.fileno(), "w", closefd=False)
+            # If it were collected, it would close the file.
+            raw.replaced = stream
+        except (OSError, ValueError):
+            continue
+        setattr(
+            sys,
+            name,
+            io.TextIOWrapper(
+                raw if stream.write_through else io.BufferedWriter(raw),  # type: ignore[arg-type]  # as Python does
+                encoding=stream.encoding,
+                errors="orthossl",
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            ),
+        )
+
+
+def replace_characters() -> None:
+    """Show characters that the terminal has not as plain ones; unlike [`keep_printing`], keep the streams."""
+    for stream in (sys.stdout, sys.stderr):
+        if type(stream) is io.TextIOWrapper:
+            stream.reconfigure(errors="orthossl")
+
+
+class _Lines(io.FileIO):
+    """A file whose lines are lost once nobody reads them."""
+
+    replaced: io.TextIOWrapper
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return memoryview(data).nbytes
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    """Return plain text for characters that cannot be encoded; bytes of file names that are not text as hex."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    shown = (f"\\x{ord(one) - 0xDC00:02x}" if "\udc80" <= one <= "\udcff" else PLAIN.get(one, "?") for one in text)
+    return "".join(shown), error.end
+
+
+codecs.register_error("orthossl", _replaced)
