@@ -41,6 +41,15 @@ def first_line(error: BaseException) -> str:
     return next((line for line in lines if line), type(error).__name__)
 
 
+def readable_size(size: float) -> str:
+    """Return a number of bytes for reading, as in "1.2 MB"."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
 def warn_once(logger: logging.Logger, message: str) -> None:
     """Log a warning once per process."""
     if (logger.name, message) not in _warned:

@@ -1,5 +1,6 @@
 """The model that the Trainer and the accelerate loop train: an encoder with an SSL method and a penalty."""
 
+import os
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from .distributed.collectives import rank, world_size
 from .distributed.gather import all_gather
 from .distributed.sharding import block_classes
 from .encoders import Encoder, load_encoder
+from .encoders.export import separate_weights
 from .messages import suggest
 from .methods import METHODS, ChunkedEncoder, Progress, SSLOutput, build_method, get_method
 from .methods.losses import whitening_terms
@@ -156,6 +158,13 @@ class SSLModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, Encoder):
                 module.restore_buffers()
+
+    def save_pretrained(  # type: ignore[override]  # the arguments between these two are handed on
+        self, save_directory: str | os.PathLike, *, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Write config and weights; tied weights, which safetensors refuses, are written under each of their names."""
+        weights = separate_weights(self.state_dict() if state_dict is None else state_dict)
+        super().save_pretrained(save_directory, state_dict=weights, **kwargs)
 
     # Only the calls are compiled: this method depends on the step number and would be recompiled at each step.
     @torch.compiler.disable(recursive=False)

@@ -33,6 +33,7 @@ from .training.inherited import refusal
 from .training.loop import STATE as LOOP_STATE
 from .training.options import OPTION_CLASSES, DataArguments, ModelArguments, TrainingOptions, check_given
 from .training.publishing import training_record
+from .training.rehearsal import rehearse
 from .training.resume import settled_arguments
 from .training.run_folder import begin_folder, check_folder, overwriting
 from .training.trainer import STATE as TRAINER_STATE
@@ -171,8 +172,10 @@ def run_pretraining(
     model = build_model(model_args, source)
     data = TrainingData(source, model, args.with_recipe(model.method.recipe))
     data.planned_steps()
-    args = data.args
-    # Some errors in the options appear only in training: an earlier run is kept until the first step.
+    args, trained_by = data.args, "accelerate loop" if front == "loop" else "Trainer"
+    with _without_library_bars():
+        rehearse(model, data, front=trained_by)
+    # Some errors appear only in training: an earlier run is kept until the first step.
     replacing = overwriting(folder) if is_main and args.overwrite_output else contextlib.nullcontext()
     with replacing, _without_library_bars():
         if is_main:
@@ -200,7 +203,7 @@ def run_pretraining(
         if monitor:
             results += monitor.measure(encoder, step="end")
         write_results(folder / "results.json", results)
-        record = training_record(model, data, front="accelerate loop" if front == "loop" else "Trainer")
+        record = training_record(model, data, front=trained_by)
         write_encoder_folder(model, run.encoder, source=source, results=results, training=record, encoder=encoder)
         print(summary(run, results, penalties, model))
         return dataclasses.replace(run, publication=publish_run(run, args)) if args.push_to_hub else run

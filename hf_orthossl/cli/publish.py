@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..hub.publish import Publication, publish_encoder
+from ..messages import readable_size
 from .options.publish import PublishArguments
 
 
@@ -46,19 +47,11 @@ def file_table(publication: Publication) -> str:
     """Return the published files and their sizes, one per line."""
     width = max(map(len, publication.files))
     total = sum(publication.files.values())
-    lines = [f"  {path:<{width}}  {_readable(size):>9}" for path, size in publication.files.items()]
-    return "\n".join([f"{len(lines)} files, {_readable(total)}", *lines])
+    lines = [f"  {path:<{width}}  {readable_size(size):>9}" for path, size in publication.files.items()]
+    return "\n".join([f"{len(lines)} files, {readable_size(total)}", *lines])
 
 
 def published(publication: Publication) -> str:
     """Return the lines that state where an encoder was published and how to load it."""
     noted = [publication.note] if publication.note else []
     return "\n".join([*noted, f"published  {publication.url}", *(f"  {line}" for line in publication.loading)])
-
-
-def _readable(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from timm.models import save_for_hf
+from torch import Tensor
 from transformers import BitImageProcessor, PreTrainedModel
 
 from ..distributed.sharding import has_sharded_weights
@@ -40,7 +42,9 @@ OWN_FILES = (
 )
 
 
-def export_encoder(encoder: Encoder, folder: str | Path, *, metadata: dict | None = None) -> Path:
+def export_encoder(
+    encoder: Encoder, folder: str | Path, *, metadata: dict | None = None, rehearsal: bool = False
+) -> Path:
     """Write an encoder as a folder that timm and transformers load without this package.
 
     timm backbones load by `timm.create_model("local-dir:…", pretrained=True)`, by `AutoModel`, whose `pooler_output` is
@@ -56,6 +60,8 @@ def export_encoder(encoder: Encoder, folder: str | Path, *, metadata: dict | Non
             preprocessing: the shorter side is resized to `image_size`, and the centre is cropped.
         folder (`str` or `Path`): The folder to write.
         metadata (`dict`, *optional*): JSON values to store in `config.json` under the key `orthossl`.
+        rehearsal (`bool`, defaults to `False`): Write one number of each weight only: whatever could stop an export
+            stops this one, without the time and the space for the weights. The folder cannot be loaded.
 
     Returns:
         `Path`: The folder.
@@ -85,10 +91,15 @@ def export_encoder(encoder: Encoder, folder: str | Path, *, metadata: dict | Non
     unfinished = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     # Exported on the CPU, where users load it, and contiguous, as safetensors requires.
     backbone = copy.deepcopy(encoder.backbone).to("cpu").to(memory_format=torch.contiguous_format)
+    weights = separate_weights(backbone.state_dict())
+    if rehearsal:
+        weights = {name: weight.reshape(-1)[:1].clone() for name, weight in weights.items()}
     try:
         unfinished.mkdir(parents=True)
-        write = _write_timm if encoder.library == "timm" else _write_transformers
-        write(encoder, backbone, unfinished, metadata)
+        if encoder.library == "timm":
+            _write_timm(encoder, backbone, weights, unfinished, metadata)
+        else:
+            _write_transformers(encoder, backbone, weights, unfinished, metadata, rehearsal)
         _move(unfinished, folder)
     except (OSError, SafetensorError) as error:
         raise OSError(
@@ -97,6 +108,27 @@ def export_encoder(encoder: Encoder, folder: str | Path, *, metadata: dict | Non
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def separate_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights of which no two share memory, as safetensors requires: those that do are copied.
+
+    A tied weight keeps all its names, because a loader that is not told of the tie, such as timm's, expects each of
+    them. A module that ties its weights ties them again when they are loaded.
+
+    Args:
+        weights (mapping of `str` to `Tensor`): The state dict of a module.
+    """
+    separate: dict[str, Tensor] = {}
+    seen = set()
+    for name, weight in weights.items():
+        # Subclasses, such as sharded weights, are gathered by whoever writes them.
+        if type(weight) in (Tensor, torch.nn.Parameter) and weight.numel() and weight.device.type != "meta":
+            place = weight.device, weight.untyped_storage().data_ptr()
+            weight = weight.clone() if place in seen else weight
+            seen.add(place)
+        separate[name] = weight
+    return separate
 
 
 def _require_json(metadata: dict | None) -> None:
@@ -111,7 +143,9 @@ def _require_json(metadata: dict | None) -> None:
         raise TypeError(f"metadata must be a dict of JSON values ({first_line(error)})") from None
 
 
-def _write_timm(encoder: Encoder, backbone: torch.nn.Module, folder: Path, metadata: dict | None) -> None:
+def _write_timm(
+    encoder: Encoder, backbone: torch.nn.Module, weights: dict[str, Tensor], folder: Path, metadata: dict | None
+) -> None:
     cfg = cast(dict, backbone.pretrained_cfg)  # an attribute of every timm model
     size = (3, encoder.image_size, encoder.image_size)
     # A crop ratio that was tuned for another size does not apply to this one.
@@ -123,6 +157,8 @@ def _write_timm(encoder: Encoder, backbone: torch.nn.Module, folder: Path, metad
         "interpolation": encoder.interpolation,
         "crop_pct": crop_pct,
     }
+    # timm asks the backbone, here a copy, for its weights, and they may be tied.
+    backbone.state_dict = lambda: weights  # type: ignore[method-assign,assignment]
     save_for_hf(backbone, str(folder), data_config=preprocessing, safe_serialization=True)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     # transformers passes num_classes itself and fails on a second one; timm reads the one at the top level.
@@ -142,8 +178,16 @@ def _write_timm(encoder: Encoder, backbone: torch.nn.Module, folder: Path, metad
     _write_config(folder, config, metadata)
 
 
-def _write_transformers(encoder: Encoder, backbone: torch.nn.Module, folder: Path, metadata: dict | None) -> None:
-    cast(PreTrainedModel, backbone).save_pretrained(folder)
+def _write_transformers(
+    encoder: Encoder,
+    backbone: torch.nn.Module,
+    weights: dict[str, Tensor],
+    folder: Path,
+    metadata: dict | None,
+    rehearsal: bool,
+) -> None:
+    # The original format may join or split weights, which single numbers are not fit for.
+    cast(PreTrainedModel, backbone).save_pretrained(folder, state_dict=weights, save_original_format=not rehearsal)
     BitImageProcessor(
         size={"shortest_edge": encoder.image_size},
         crop_size={"height": encoder.image_size, "width": encoder.image_size},

@@ -79,6 +79,7 @@ def results_repo(model: str, token: str | None = None) -> tuple[HubRepo, RepoSta
             "publish first"
         )
     repo = HubRepo(repo_id, require_token(token), model.partition("@")[2] or None)
+    repo.check_token()
     found = repo.read_state()
     if found is None or not found.has_revision:
         raise OSError(f"{repo.url} does not exist: publish the encoder with orthossl publish first")

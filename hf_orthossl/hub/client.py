@@ -165,12 +165,30 @@ class HubRepo:
         return f"{self.api.endpoint}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.repo_id}"
 
     def check_token(self) -> None:
-        """Check that the Hub accepts the token.
+        """Check that the Hub accepts the token, and lets it write into the namespace of the repository.
 
         Raises:
-            OSError: The Hub rejects the token, or does not answer.
+            OSError: The Hub rejects the token or does not answer, the token may only read, or the namespace belongs to
+                somebody else.
         """
-        self._request(self.api.whoami)
+        identity: Any = self._request(self.api.whoami)
+        owner = self.repo_id.partition("/")[0]
+        access = (identity.get("auth") or {}).get("accessToken") or {}
+        scopes = (access.get("fineGrained") or {}).get("scoped")
+        writable = [scope for scope in scopes or () if "repo.write" in scope.get("permissions", ())]
+        if access.get("role") == "read" or (scopes is not None and not writable):
+            raise OSError(
+                f"the token has no write access to {self.repo_id}, because it may only read: use one that may write"
+            )
+        organizations = [org["name"] for org in identity.get("orgs", ()) if org.get("roleInOrg") != "read"]
+        # A token for single repositories or organizations names them.
+        named = [str((scope.get("entity") or {}).get("name", "")).partition("/")[0] for scope in writable]
+        owners = dict.fromkeys([identity.get("name", owner), *organizations, *filter(None, named)])
+        if owner.lower() not in [name.lower() for name in owners]:
+            raise OSError(
+                f"the token has no write access to {self.repo_id}, because {owner} is not among those it may write "
+                f"for ({', '.join(owners)}): use another token, or another repo_id"
+            )
 
     def read_state(self) -> RepoState | None:
         """Read the newest commit of a model repository.

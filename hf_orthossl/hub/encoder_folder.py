@@ -1,8 +1,10 @@
 """Write the encoder folder of a run: weights, card and spectra, loadable without this package."""
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..data import ImageDataset, ImageSource
@@ -10,13 +12,16 @@ from ..encoders import Encoder, export_encoder
 from ..evaluation import Result, write_results
 from ..evaluation.features import normalized_batches
 from ..modeling import SSLModel
-from ..spectra import spectral_report
+from ..regularization import select_matrices
+from ..spectra import SpectralReport, last_weights, spectral_report
 from .card.render import FIGURE, render_card
 from .client import hub_id, public_name
 from .encoder_record import EncoderRecord, package_commit
 from .measurements import RESULTS, public_result
 
 CARD = "README.md"
+# The fewest that have a covariance.
+REHEARSAL_IMAGES = 2
 
 
 def write_encoder_folder(
@@ -65,16 +70,66 @@ def write_encoder_folder(
         write_results(folder / RESULTS, [public_result(result) for result in results])
     else:
         (folder / RESULTS).unlink(missing_ok=True)
-    images = None
-    if source is not None and source.num_rows:
-        chosen = spectra_rows(source.num_rows, spectra_images)
-        images = normalized_batches(encoder, ImageDataset(source, image_size=encoder.image_size, indices=chosen))
-    about = {"model": record.short_name, "dataset": record.dataset, "split": record.split, "version": record.version}
-    report = spectral_report(encoder, images, metadata=about)
+    report = spectral_report(encoder, _images(encoder, source, spectra_images), metadata=_about(record))
     report.save(folder)
     report.plot(folder / FIGURE)
     _write_card(folder)
     return folder
+
+
+def rehearse_encoder_folder(
+    model: SSLModel, folder: str | Path, *, source: ImageSource | None, training: dict | None = None
+) -> None:
+    """Do on a small scale what [`write_encoder_folder`] does, before training, so that it cannot fail there for long.
+
+    The weights are reduced to one number each, and the spectra to the smallest matrix and the first stage of a few
+    images; everything else is the same.
+
+    Args:
+        model ([`SSLModel`]): The model to train.
+        folder (`str` or `Path`): An empty folder.
+        source ([`ImageSource`], *optional*): See [`write_encoder_folder`].
+        training (`dict`, *optional*): See [`write_encoder_folder`].
+
+    Raises:
+        Exception: Whatever [`write_encoder_folder`] would raise.
+    """
+    encoder, record = model.encoder, _record(model, source, training or {})
+    folder = export_encoder(encoder, folder, metadata=record.to_dict(), rehearsal=True)
+    write_results(folder / RESULTS, [public_result(Result("knn", "rehearsal", "train", "top1", 0.5, {}))])
+    images = list(_images(encoder, source, REHEARSAL_IMAGES) or ())
+    # One may be unreadable although most of the others are not.
+    enough = sum(len(batch["pixel_values"]) for batch in images) >= REHEARSAL_IMAGES
+    # Of those that the figure shows.
+    sizes = {matrix.name: math.prod(matrix.shape) for matrix in select_matrices(encoder)}
+    smallest = min(last_weights(sizes) or sizes, key=lambda name: sizes[name])
+    report = spectral_report(
+        encoder,
+        images if enough else None,
+        layers=encoder.stage_names[:1] if enough else None,
+        include=smallest.partition("[")[0],
+        metadata=_about(record),
+    )
+    # Few images may be alike, and an untrained layer may be constant, without anything being wrong.
+    report.features = {layer: spectrum for layer, spectrum in report.features.items() if spectrum.num_positive}
+    report.weights = {name: spectrum for name, spectrum in report.weights.items() if spectrum.num_positive}
+    report.save(folder)
+    if last_weights(report.weights):
+        # One panel, because the time for a figure is that of its panels.
+        SpectralReport(weights=report.weights).plot(folder / FIGURE)
+    _write_card(folder)
+
+
+def _images(encoder: Encoder, source: ImageSource | None, count: int) -> Iterable[dict[str, Any]] | None:
+    """Return batches of up to `count` images for the feature spectra; `None` for a stream, and without images."""
+    if source is None or not source.num_rows:
+        return None
+    chosen = spectra_rows(source.num_rows, count)
+    return normalized_batches(encoder, ImageDataset(source, image_size=encoder.image_size, indices=chosen))
+
+
+def _about(record: EncoderRecord) -> dict[str, Any]:
+    return {"model": record.short_name, "dataset": record.dataset, "split": record.split, "version": record.version}
 
 
 def spectra_rows(num_rows: int, images: int = 1024) -> list[int]:

@@ -166,7 +166,8 @@ def check_destination(
     Raises:
         ValueError: `repo_id` is missing, `repo_id` or `revision` is malformed, or the repository contains other files,
             is public although `private=True`, or has a card whose markers or metadata are broken.
-        OSError: There is no valid token, or the Hub does not answer.
+        OSError: There is no valid token, it has no write access to the repository's namespace, or the Hub does not
+            answer.
     """
     check_repo_id(repo_id)
     assert repo_id is not None  # otherwise check_repo_id would have raised

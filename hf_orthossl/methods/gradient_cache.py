@@ -47,17 +47,23 @@ class ChunkedEncoder(nn.Module):
         """
         if not torch.is_grad_enabled():
             return self.encoder(images)
-        count = -(-len(images) // self.size)
-        if 1 < len(images) < 2 * count and any(map(_needs_two_images, self.encoder.modules())):
-            raise ValueError(
-                f"gradient_cache is {self.size}: in a batch of {len(images)}, one chunk has a single image, too "
-                "few for the statistics of the encoder's batch norm: pass --gradient_cache "
-                f"{-(-len(images) // (len(images) // 2))} or more"
-            )
-        chunks = images.tensor_split(count)
+        self.check(len(images))
+        chunks = images.tensor_split(-(-len(images) // self.size))
         return torch.cat(
             [checkpoint(self.encoder, chunk, use_reentrant=False, context_fn=self._contexts) for chunk in chunks]
         )
+
+    def check(self, images: int) -> None:
+        """Reject a batch of this many images if it has a chunk that is too small for the encoder's batch norm.
+
+        Raises:
+            ValueError: A chunk has a single image and the encoder's batch norm is not synchronized.
+        """
+        if 1 < images < 2 * -(-images // self.size) and any(map(_needs_two_images, self.encoder.modules())):
+            raise ValueError(
+                f"gradient_cache is {self.size}: in a batch of {images}, one chunk has a single image, too few for the "
+                f"statistics of the encoder's batch norm: pass --gradient_cache {-(-images // (images // 2))} or more"
+            )
 
     def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         return contextlib.nullcontext(), self._frozen_running_statistics()

@@ -28,6 +28,7 @@ from .interruption import Interruption
 from .intervals import steps_between
 from .optimizers import build_optimizer
 from .publishing import EncoderOutput
+from .rehearsal import rehearse
 from .resume import begin_run, load_position, save_position, seed_if_processes_changed
 from .step import SSLStep, build_step
 
@@ -75,6 +76,9 @@ def pretrain_loop(
     data = begin_run(model, train_dataset, args, STATE)
     args = data.args
     max_steps = data.planned_steps()
+    output = EncoderOutput(model, data, front="accelerate loop")
+    if write_encoder:
+        rehearse(model, data, front=output.front, encoder=output.is_wanted)
     set_seed(args.seed)
     accelerator = Accelerator(
         **engine_settings(args),
@@ -87,7 +91,6 @@ def pretrain_loop(
         log_with=args.report_to or None,
     )
     accelerator.init_trackers("orthossl")
-    output = EncoderOutput(model, data, front="accelerate loop")
     loader = data.loader(accelerator)
     # A stream is one long epoch.
     epoch_steps = data.steps_per_epoch or max_steps

@@ -99,6 +99,11 @@ class EncoderOutput:
         self.written: int | None = None
         self.pushed: int | None = None
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the arguments ask for the encoder at the end of the run."""
+        return self.args.push_to_hub or self.args.save_strategy != "no"
+
     def publish(self, message: str | None = None, *, step: int | None = None, **changes: Any) -> Publication | None:
         """Write and publish the encoder now; `changes` replaces arguments of [`publish_encoder`]."""
         encoder = self._encoder()
@@ -134,8 +139,7 @@ class EncoderOutput:
             OSError: The folder cannot be written.
         """
         self.wait()
-        wanted = self.args.push_to_hub or self.args.save_strategy != "no"
-        encoder = self._encoder() if wanted else None
+        encoder = self._encoder() if self.is_wanted else None
         if encoder is None:
             return
         if self.written != step:

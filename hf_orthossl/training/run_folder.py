@@ -61,6 +61,12 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in produced) or bool(checkpoints(folder))
 
 
+def size_of_run(folder: Path) -> int:
+    """Return the bytes of everything that `overwrite_output` removes from a folder."""
+    files = (file for path in _written_by_run(folder) for file in (path.rglob("*") if path.is_dir() else (path,)))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def is_run(folder: Path) -> bool:
     """Return whether a folder was made by `orthossl pretrain`, which may therefore clear it."""
     config = folder / "config.yaml"

@@ -24,6 +24,7 @@ from .engines import check_engine, prepare_model
 from .interruption import Interrupted, Interruption
 from .optimizers import build_optimizer
 from .publishing import EncoderOutput
+from .rehearsal import rehearse
 from .resume import begin_run, chosen_checkpoint, load_position, save_position, seed_if_processes_changed
 from .step import build_step
 
@@ -137,6 +138,8 @@ class OrthoSSLTrainer(Trainer):
                 self.state.global_step = done
                 self._finish(done)
                 return TrainOutput(done, 0.0, {})
+        if self._write_encoder:
+            rehearse(self.step.model, self.data, front=self.output.front, encoder=self.output.is_wanted)
         self._resuming = checkpoint
         with self.interruption:
             try:

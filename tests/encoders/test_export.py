@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import transformers as hf
 from PIL import Image
@@ -209,3 +210,37 @@ def test_full_disk_leaves_the_previous_encoder(library, tmp_path):
     assert "\n" not in str(raised.value)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in Path(folder).parent.iterdir()] == ["encoder"]
+
+
+def test_tied_weights_are_written_under_each_name(tmp_path):
+    sizes = {"embed_dims": (64,) * 4, "serial_depths": (1,) * 4, "parallel_depth": 1}
+    encoder = load_encoder("coat_tiny", pretrained=False, image_size=32, **sizes).eval()
+    export_encoder(encoder, tmp_path / "encoder")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = encoder(images)
+        for found in (
+            timm.create_model(f"local-dir:{tmp_path / 'encoder'}", pretrained=True).eval()(images),
+            hf.AutoModel.from_pretrained(tmp_path / "encoder").eval()(images).pooler_output,
+            load_encoder(str(tmp_path / "encoder"), pretrained=True).eval()(images),
+        ):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("case", ["timm_vit", "hf_vit", "hf_dinov2", "resnet18_cifar"])
+def test_a_rehearsal_writes_all_but_the_weights(case, tmp_path):
+    name, settings = CASES[case]
+    if not isinstance(name, str):
+        name.save_pretrained(tmp_path / "config")
+        name = str(tmp_path / "config")
+    encoder = load_encoder(name, pretrained=False, **settings)
+    export_encoder(encoder, tmp_path / "whole")
+    export_encoder(encoder, tmp_path / "rehearsal", rehearsal=True)
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {
+        path.name for path in (tmp_path / "rehearsal").iterdir()
+    }
+    for file in ("config.json", "preprocessor_config.json"):
+        if (tmp_path / "whole" / file).exists():
+            assert (tmp_path / "whole" / file).read_text() == (tmp_path / "rehearsal" / file).read_text()
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("rehearsal", "whole")]
+    assert sizes[0] < sizes[1] / 2

@@ -153,6 +153,14 @@ def test_what_cannot_be_published_is_said_before_training(front, digits, hub_her
         trained(digits, make_args(tmp_path, hub_model_id=None), front)
     with pytest.raises(OSError, match=r"does not accept the token \(401\)"):
         trained(digits, make_args(tmp_path, hub_token="wrong"), front)
+    with pytest.raises(OSError, match="no write access to stranger/run, because stranger is not among .* \\(tester\\)"):
+        trained(digits, make_args(tmp_path, hub_model_id="stranger/run"), front)
+    hub_here.store.create("model", "stranger/theirs", "stranger")
+    with pytest.raises(OSError, match="no write access to stranger/theirs"):
+        trained(digits, make_args(tmp_path, hub_model_id="stranger/theirs"), front)
+    hub_here.tokens["hf_reader"] = ("tester", False)
+    with pytest.raises(OSError, match="it may only read"):
+        trained(digits, make_args(tmp_path, hub_token="hf_reader"), front)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(OSError, match="run `hf auth login`"):
         trained(digits, make_args(tmp_path), front)

@@ -1,0 +1,203 @@
+"""Before step 1, do on a small scale what comes after the last: whatever would stop a run there stops it here."""
+
+import contextlib
+import copy
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..distributed.collectives import on_main, world_size
+from ..files import require_writable, scratch_folder
+from ..hub.encoder_folder import rehearse_encoder_folder
+from ..messages import first_line, readable_size
+from ..methods import ChunkedEncoder, Progress
+from ..modeling import SSLModel
+from .arguments import OrthoSSLTrainingArguments, steps_between
+from .callbacks.measuring import error_text
+from .checkpoints import STAGING, checkpoints, steps_done
+from .data import TrainingData
+from .publishing import training_record
+from .run_folder import RUN_FILES, size_of_run
+
+# The fewest images of a batch, which every method and every batch norm accepts.
+FEWEST = 2
+# Tensors of a parameter's size that optimizers keep for it, of those whose number is known.
+MOMENTS = {"sgd": 1, "lars": 1, "adam": 2, "adamw_torch": 2, "adamw_torch_fused": 2}
+
+
+def rehearse(model: SSLModel, data: TrainingData, *, front: str, encoder: bool = True) -> None:
+    """Check that a run can write what it will write, and train on every batch that it will see.
+
+    Checkpoints, encoder folder and disk are checked on the main process, without writing the weights. A batch of the
+    smallest size goes through views, encoder, heads and loss on every process. Nothing changes: model, random states
+    and files are the same as before, so that training is the same, bit for bit. The memory that training needs is not
+    tested.
+
+    Args:
+        model ([`SSLModel`]): The model to train, not yet wrapped by an engine.
+        data ([`TrainingData`]): The data of the run and its settings.
+        front (`str`): "Trainer" or "accelerate loop".
+        encoder (`bool`, defaults to `True`): Whether the run writes its encoder.
+
+    Raises:
+        ValueError: A batch, the views, the export or the card would fail; the message says which, and the remedy.
+        OSError: The folder of the run cannot be written, or the disk has too little space.
+    """
+    with _random_states_kept(data.args.device):
+        on_main(lambda: _rehearse_files(model, data, front, encoder))
+        check_batches(model, data)
+
+
+def check_batches(model: SSLModel, data: TrainingData) -> None:
+    """Check that the model can be trained on the views, and on the first and the last batch of an epoch.
+
+    Raises:
+        ValueError: The encoder cannot process a view, a batch of one image or a chunk of the gradient cache is too
+            small, or the method fails.
+    """
+    args, last = data.args, last_batch(data)
+    if args.gradient_cache is not None:
+        for images in {args.train_batch_size, last or args.train_batch_size}:
+            if not (args.sync_batchnorm and world_size() > 1):
+                ChunkedEncoder(model.encoder, args.gradient_cache).check(images)
+    sizes = ", ".join(f"{size} px" for size in sorted(set(data.views.sizes), reverse=True))
+    reason = _failure(model, data, FEWEST)
+    if reason is not None:
+        raise ValueError(
+            f"views {args.views!r} ({sizes}) cannot be trained on with backbone {model.config.backbone!r} at "
+            f"image_size={model.encoder.image_size} and method {model.config.method!r} ({reason}): choose other "
+            "--views, --backbone or --image_size"
+        )
+    if last == 1:
+        reason = _failure(model, data, 1)
+        if reason is not None:
+            raise ValueError(
+                f"the last batch of an epoch has a single image ({data.num_images:,} images in batches of "
+                f"{args.train_batch_size}), too few for {model.method.title} ({reason}): pass --dataloader_drop_last "
+                "true, or another --per_device_train_batch_size"
+            )
+
+
+def last_batch(data: TrainingData) -> int | None:
+    """Return the images of the last batch of an epoch, if it is smaller than the others and the run reaches it."""
+    args, images, steps = data.args, data.num_images, data.steps_per_epoch
+    # Several processes fill the last batch up. The length of a stream is unknown.
+    if args.dataloader_drop_last or images is None or steps is None or args.world_size > 1:
+        return None
+    remainder = images % args.train_batch_size
+    return remainder if remainder and data.planned_steps() >= steps else None
+
+
+@torch.no_grad()
+def _failure(model: SSLModel, data: TrainingData, images: int) -> str | None:
+    """Return why a batch of noise of so many images cannot be trained on, or `None` if it can."""
+    try:
+        rehearsed = copy.deepcopy(model)
+    except (TypeError, RuntimeError):
+        # A model of the user's own may hold what cannot be copied: it is then first used at the first step.
+        return None
+    rehearsed.gradient_cache = None
+    try:
+        rehearsed = rehearsed.to(data.args.device).train()
+        rehearsed.begin_step(Progress(0, data.planned_steps(), data.steps_per_epoch or 1, data.args.seed))
+        size = (images, 3, model.encoder.image_size, model.encoder.image_size)
+        noise = torch.randint(256, size, dtype=torch.uint8, device=data.args.device)
+        loss = rehearsed(data.views(noise, seed=0), penalty_weight=0).loss
+    except torch.OutOfMemoryError:
+        # Whether the run itself has enough memory shows at its first step.
+        return None
+    except Exception as error:  # each backbone and each method of the user's own raises its own
+        return error_text(error)
+    # Two images of noise may give any loss, but one that is not a number for a single image never is one.
+    return None if images > 1 or torch.isfinite(loss) else f"the loss is {loss.item()}"
+
+
+def _rehearse_files(model: SSLModel, data: TrainingData, front: str, encoder: bool) -> None:
+    folder = Path(data.args.output_dir)
+    require_writable(folder, [name for name in RUN_FILES if name != "encoder"])
+    for path in (folder / "encoder", folder / STAGING):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"output_dir {folder}: {path} is a file, where a folder is to be written: remove it")
+    check_space(model, data, encoder)
+    if not encoder:
+        return
+    with scratch_folder(folder) as scratch:
+        try:
+            model.config.save_pretrained(scratch / "checkpoint")
+            record = training_record(model, data, front=front)
+            rehearse_encoder_folder(model, scratch / "encoder", source=data.source, training=record)
+        except OSError:
+            raise
+        except Exception as error:  # the libraries raise many classes, and all of them would end the run
+            raise ValueError(
+                f"backbone {model.config.backbone!r} could not be written after training, with its spectra and card "
+                f"({error_text(error)}): choose another backbone, or correct what the error names"
+            ) from error
+
+
+def check_space(model: SSLModel, data: TrainingData, encoder: bool = True) -> None:
+    """Check that the disk has space for the checkpoints that exist at the same time, and for the encoder.
+
+    Args:
+        model ([`SSLModel`]): The model to train.
+        data ([`TrainingData`]): The data of the run and its settings.
+        encoder (`bool`, defaults to `True`): Whether the run writes its encoder.
+
+    Raises:
+        OSError: It has not; the message states what is needed and what is free.
+    """
+    args, folder = data.args, Path(data.args.output_dir)
+    weights = sum(_bytes(weight) for weight in model.state_dict().values())
+    trained = sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    checkpoint = weights + MOMENTS.get(str(getattr(args.optim, "value", args.optim)), 0) * trained
+    exported = sum(_bytes(weight) for weight in model.encoder.state_dict().values()) if encoder else 0
+    existing = checkpoints(folder) if args.resume else []
+    saves = planned_saves(args, data, steps_done(existing[0]) if existing else 0)
+    kept = args.save_total_limit or saves + len(existing)
+    # The oldest is removed after a new one is complete.
+    most = min(saves, max(kept + 1 - len(existing), 1))
+    at_the_end = min(saves, max(kept - len(existing), 0))
+    needed = max(most * checkpoint, at_the_end * checkpoint + exported)
+    free = _free(folder) + (size_of_run(folder) if args.overwrite_output else 0)
+    if free < needed:
+        raise OSError(
+            f"output_dir {folder} has {readable_size(free)} ({free:,} bytes) free and the run needs "
+            f"{readable_size(needed)} ({needed:,} bytes), for up to {most} checkpoints of {readable_size(checkpoint)} "
+            "at a time and the encoder: free space, lower --save_total_limit, or pass another --output_dir"
+        )
+
+
+def planned_saves(args: OrthoSSLTrainingArguments, data: TrainingData, done: int = 0) -> int:
+    """Return the number of checkpoints that a run saves after `done` steps."""
+    steps = data.planned_steps()
+    if args.save_strategy == "no" or done >= steps:
+        return 0
+    every = (data.steps_per_epoch or steps) if args.save_strategy == "epoch" else steps_between(args.save_steps, steps)
+    # There is one at the end in any case.
+    return -(-steps // every) - done // every
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _free(folder: Path) -> int:
+    """Return the free bytes of the disk that a folder is on, or would be."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(existing).free
+
+
+@contextlib.contextmanager
+def _random_states_kept(device: torch.device) -> Iterator[None]:
+    """Restore the states of all random number generators: whoever decodes, probes or drops out may draw from them."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
