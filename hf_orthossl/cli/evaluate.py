@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
+from ..distributed.collectives import on_main
 from ..distributed.launch import init_processes, is_main_process, is_multi_process
 from ..encoders import Encoder, load_encoder
 from ..evaluation import Result, Transfer, read_results, transfer_sets, transfer_suite, write_results
 from ..evaluation.features import FeatureCache
 from ..evaluation.frozen import LabelledFeatures, knn_results, labelled_splits, linear_results
+from ..evaluation.labels import check_labels
 from ..evaluation.tables import results_table
 from ..evaluation.transfer import with_earlier
+from ..files import require_writable
 from ..hub.adding_results import publish_results, results_repo
 from ..messages import first_line
 from .evaluate_tasks import (
@@ -46,9 +49,7 @@ def main(
     seeds, path = range(args.seed, args.seed + args.seeds), Path(args.output_dir) / "results.json"
     for name in args.models if args.push_to_hub else ():
         results_repo(name)
-    if path.exists():
-        # Earlier transfer results are preserved: if they cannot be read, fail before measuring anything.
-        read_results(path)
+    on_main(lambda: check_output(path))
     splits = {"train_split": args.train_split, "test_split": args.test_split}
     frozen = any(task in args.task for task in FROZEN)
     common: dict[str, Any] = {"output_dir": args.output_dir, "device": args.device, "num_workers": args.num_workers}
@@ -60,6 +61,9 @@ def main(
     if frozen or runs:
         train, test = labelled_splits(args.location, exclude=[args.output_dir], **splits, **args.reading())
         print(f"data     {train.describe(test)}")
+        labelled = check_labels(train, test)
+        if "knn" in args.task and args.k > labelled:
+            notes.append(f"k is {args.k} and {train.split} has {labelled:,} labelled images: all of them vote.")
     if "detection" in args.task:
         columns = {"name": args.dataset_name, "image_column": args.image_column}
         boxed = boxed_splits(args.location, args.image_size, **splits, **columns)
@@ -110,6 +114,18 @@ def main(
         push(args.models, results + [r for outcome in transferred.values() for r in outcome.results], path)
     if not complete:
         raise SystemExit(1)
+
+
+def check_output(path: Path) -> None:
+    """Check before anything is measured that the results can be written, next to those that are already there.
+
+    Raises:
+        ValueError: A file is in the way, or the file of results cannot be read.
+        OSError: The folder cannot be written.
+    """
+    require_writable(path.parent, [path.name])
+    if path.exists():
+        read_results(path)
 
 
 def report(path: Path, results: list[Result], notes: list[str], transferred: dict[str, Transfer]) -> bool:

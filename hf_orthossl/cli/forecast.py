@@ -15,10 +15,12 @@ from tqdm.auto import tqdm
 from ..data import ImageDataset, ImageSource, Recipe, Views, collate, get_recipe, load_source
 from ..data.dataset import Shape
 from ..encoders import Encoder, load_encoder
+from ..files import require_writable
 from ..landscape import forecast, plot_directions
 from ..landscape.covariances import check_dimension
 from ..methods import METHODS, SSLMethod, get_method
 from ..spectra import SpectralReport
+from ..spectra.figures import check_figures
 from .options.forecast import ForecastArguments
 
 # For each augmentation, the fields of a view that disable it.
@@ -43,6 +45,8 @@ def main(args: ForecastArguments) -> None:
     Args:
         args ([`ForecastArguments`]): The options.
     """
+    require_writable(args.output_dir, ["forecast.json"])
+    check_figures()
     settings, notes = landscape_settings(args)
     measured = None if args.after_run is None else representation_spectrum(Path(args.after_run))
     name = args.views or ("digits" if args.location == "digits" else get_method(args.method).recipe.views)

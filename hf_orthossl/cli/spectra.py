@@ -12,11 +12,12 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data import ImageDataset, ImageSource, Views, available_splits, collate, get_recipe, load_source
-from ..distributed.collectives import all_gather_rows, shard_range
+from ..distributed.collectives import all_gather_rows, on_main, shard_range
 from ..distributed.launch import init_processes, is_main_process
 from ..encoders import Encoder
 from ..evaluation.features import normalized_batches
 from ..evaluation.frozen import HELD_OUT_SPLITS
+from ..files import require_writable
 from ..regularization import select_matrices
 from ..spectra import (
     SpectralReport,
@@ -26,7 +27,7 @@ from ..spectra import (
     plot_spectra,
     spectral_report,
 )
-from ..spectra.figures import COLORS
+from ..spectra.figures import COLORS, check_figures
 from ..spectra.layers import check_layers
 from ..spectra.stages import short_name
 from .evaluate import open_encoder
@@ -63,8 +64,8 @@ def main(args: SpectraArguments) -> None:
         raise ValueError(f"models must be at most {len(COLORS)} to have a colour each, got {len(args.models)}")
     init_processes(args.device)
     folder = Path(args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir {folder} is a file: pass a folder")
+    on_main(lambda: require_writable(folder))
+    check_figures()
     source = open_images(args) if args.dataset else None
     if source:
         print(f"data     {source.describe()}\n         {min(args.images, source.num_rows):,} of them are measured")

@@ -76,6 +76,20 @@ def match_splits(
     return *matched, notes
 
 
+def check_labels(train: ImageSource, test: ImageSource) -> int:
+    """Check before any image is decoded that probes can be trained and scored on two splits.
+
+    Returns:
+        `int`: The number of labelled training images.
+
+    Raises:
+        ValueError: Labels are missing, training has fewer than two classes, or the splits share no class.
+    """
+    labels = row_labels(train)
+    match_splits(train, test, labels, row_labels(test))
+    return int((labels >= 0).sum())
+
+
 def require_labels(source: ImageSource) -> None:
     """Raise a ValueError if a split has no column of labels."""
     if source.label_column is None:

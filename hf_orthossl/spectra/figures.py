@@ -1,5 +1,6 @@
 """Plot spectral reports (the paper's log-log panels), filter correlations, and maps of representations."""
 
+import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import ArrayLike, as_int, as_tensor
-from ..messages import describe
+from ..messages import describe, first_line
 from .spectrum import FeatureSpectrum, WeightSpectrum
 from .stages import match_features, match_weights
 
@@ -101,6 +102,20 @@ def save_figure(figure: "Figure", path: str | PathLike) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, facecolor="white")
     return path
+
+
+def check_figures() -> None:
+    """Check before a long measurement that figures can be drawn here, with their text.
+
+    Raises:
+        ValueError: matplotlib or its fonts do not work.
+    """
+    try:
+        figure = new_figure(1, 1)
+        figure.suptitle("γ = 1")
+        figure.savefig(io.BytesIO(), format="png")
+    except Exception as error:  # a broken installation raises anything
+        raise ValueError(f"figures cannot be drawn ({first_line(error)}): install matplotlib again") from error
 
 
 def _by_name(reports: "SpectralReport | Mapping[str, SpectralReport]") -> "dict[str, SpectralReport]":

@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +14,14 @@ import torch
 from ..distributed.collectives import on_main, world_size
 from ..files import require_writable, scratch_folder
 from ..hub.encoder_folder import rehearse_encoder_folder
-from ..messages import first_line, readable_size
+from ..messages import readable_size
 from ..methods import ChunkedEncoder, Progress
 from ..modeling import SSLModel
-from .arguments import OrthoSSLTrainingArguments, steps_between
+from .arguments import OrthoSSLTrainingArguments
 from .callbacks.measuring import error_text
 from .checkpoints import STAGING, checkpoints, steps_done
 from .data import TrainingData
+from .intervals import steps_between
 from .publishing import training_record
 from .run_folder import RUN_FILES, size_of_run
 
@@ -102,10 +104,11 @@ def _failure(model: SSLModel, data: TrainingData, images: int) -> str | None:
         return None
     rehearsed.gradient_cache = None
     try:
-        rehearsed = rehearsed.to(data.args.device).train()
+        device: Any = data.args.device
+        rehearsed.to(device).train()
         rehearsed.begin_step(Progress(0, data.planned_steps(), data.steps_per_epoch or 1, data.args.seed))
         size = (images, 3, model.encoder.image_size, model.encoder.image_size)
-        noise = torch.randint(256, size, dtype=torch.uint8, device=data.args.device)
+        noise = torch.randint(256, size, dtype=torch.uint8, device=device)
         loss = rehearsed(data.views(noise, seed=0), penalty_weight=0).loss
     except torch.OutOfMemoryError:
         # Whether the run itself has enough memory shows at its first step.

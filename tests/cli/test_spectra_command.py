@@ -201,7 +201,9 @@ def test_bad_input_is_one_line(arguments, said, models, tmp_path, capsys):
 
 def test_an_output_folder_that_is_a_file(models, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
-    assert "is a file: pass a folder" in refused([models / "narrow", "--output_dir", tmp_path / "out"], capsys)
+    assert "is a file: pass another --output_dir" in refused(
+        [models / "narrow", "--output_dir", tmp_path / "out"], capsys
+    )
 
 
 def test_umap_is_asked_for_before_anything_is_measured(models, tmp_path, capsys, monkeypatch):

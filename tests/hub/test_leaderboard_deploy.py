@@ -115,5 +115,5 @@ def test_a_file_in_the_way_is_named(folder, hub, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     hub.requests.clear()
     for command in (["build"], ["verify", "tester/encoder-0000"]):
-        assert "file is a file: pass another folder" in refused(capsys, *command, "--output_dir", folder)
+        assert "file is a file: pass another --output_dir" in refused(capsys, *command, "--output_dir", folder)
     assert hub.requests == []

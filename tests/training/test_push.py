@@ -153,7 +153,7 @@ def test_what_cannot_be_published_is_said_before_training(front, digits, hub_her
         trained(digits, make_args(tmp_path, hub_model_id=None), front)
     with pytest.raises(OSError, match=r"does not accept the token \(401\)"):
         trained(digits, make_args(tmp_path, hub_token="wrong"), front)
-    with pytest.raises(OSError, match="no write access to stranger/run, because stranger is not among .* \\(tester\\)"):
+    with pytest.raises(OSError, match=r"write access to stranger/run, because stranger is not among .* \(tester\)"):
         trained(digits, make_args(tmp_path, hub_model_id="stranger/run"), front)
     hub_here.store.create("model", "stranger/theirs", "stranger")
     with pytest.raises(OSError, match="no write access to stranger/theirs"):

@@ -13,7 +13,8 @@ from hf_orthossl.training import TrainingData, pretrain_loop
 from hf_orthossl.training.rehearsal import check_batches, last_batch, planned_saves, rehearse
 
 TINY = ["--backbone_config", "channels=[8,8,16,16]", "--method_config", "hidden_dim=16", "output_dim=8"]
-RUN = ["--use_cpu", "--disable_tqdm", "true", "--per_device_train_batch_size", "16", "--max_steps", "1", *TINY]
+RUN = ["--use_cpu", "--disable_tqdm", "true", "--per_device_train_batch_size", "16", "--max_steps", "1"]
+MULTICROP = ["--method", "swav", "--views", "cifar-multicrop", "--image_size", "32"]
 VIT = {"img_size": 32, "patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
 
 
@@ -21,7 +22,7 @@ def refused(folder, capsys, *options):
     """The line that a refused run prints; nothing of it is left."""
     before = sorted(folder.parent.rglob("*"))
     with pytest.raises(SystemExit) as stopped:
-        main(["pretrain", *RUN, "--output_dir", str(folder), *options])
+        main(["pretrain", *RUN, *([] if "--backbone" in options else TINY), "--output_dir", str(folder), *options])
     assert stopped.value.code == 2
     assert sorted(folder.parent.rglob("*")) == before
     said = capsys.readouterr()
@@ -44,8 +45,7 @@ def refused(folder, capsys, *options):
             "--gradient_cache 3",
         ),
         (
-            ["--backbone", "vit_tiny_patch16_224", "--method", "swav", "--views", "cifar-multicrop", "--image_size"]
-            + ["32", "--backbone_config", "patch_size=8", "depth=1", "embed_dim=24", "num_heads=2"],
+            ["--backbone", "vit_tiny_patch16_224", "--backbone_config", "depth=1", "patch_size=8", *MULTICROP],
             "views 'cifar-multicrop' (32 px, 16 px) cannot be trained on",
             "choose other --views",
         ),
@@ -59,7 +59,7 @@ def test_a_batch_that_cannot_be_trained_on(options, reason, remedy, tmp_path, ca
 
 def test_an_earlier_run_survives_the_refusal_of_its_replacement(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
-    main(["pretrain", *RUN, "--output_dir", str(folder), "--knn_images", "0"])
+    main(["pretrain", *RUN, *TINY, "--output_dir", str(folder), "--knn_images", "0"])
     capsys.readouterr()
     with monkeypatch.context() as patch:
 
@@ -72,7 +72,7 @@ def test_an_earlier_run_survives_the_refusal_of_its_replacement(tmp_path, capsys
     usage = namedtuple("usage", "total used free")(2**40, 2**40, 1000)
     monkeypatch.setattr("hf_orthossl.training.rehearsal.shutil.disk_usage", lambda path: usage)
     # What it replaces is removed before its own first checkpoint, and a run of one checkpoint fits in its place.
-    main(["pretrain", *RUN, "--output_dir", str(folder), "--knn_images", "0", "--overwrite_output"])
+    main(["pretrain", *RUN, *TINY, "--output_dir", str(folder), "--knn_images", "0", "--overwrite_output"])
     line = refused(folder, capsys, "--overwrite_output", "--max_steps", "2", "--save_steps", "1")
     assert f"output_dir {folder} has " in line
     assert "for up to 2 checkpoints of " in line
@@ -86,7 +86,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"results\.json is a folder, where a file is to be written"):
         rehearse(*make_run(tmp_path / "run"), front="Trainer")
     with pytest.raises(SystemExit):
-        main(["pretrain", *RUN, "--output_dir", "/proc/orthossl/run"])
+        main(["pretrain", *RUN, *TINY, "--output_dir", "/proc/orthossl/run"])
     assert "output_dir /proc/orthossl/run cannot be written" in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ....files import require_writable
 from ...client import BARE, HubRepo, check_repo_id, require_token
 from ..claims.verify import (
     VERIFIED,
@@ -92,12 +93,9 @@ def build(
 
 
 def check_folder(folder: str | Path, argument: str = "output_dir") -> Path:
-    """Return a folder, which need not exist; raise a ValueError if a file is in its way."""
-    folder = Path(folder)
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{argument} {folder}: {path} is a file: pass another folder")
-    return folder
+    """Return a folder, which need not exist, after checking that files can be written there."""
+    require_writable(folder, argument=argument)
+    return Path(folder)
 
 
 def add_verification(folder: str | Path, verification: Verification) -> Path:
