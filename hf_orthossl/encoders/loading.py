@@ -19,6 +19,16 @@ from .transformers_encoder import build_transformers_encoder
 
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
+# Entries of timm's `pretrained_cfg` that describe a model; the others name sources of weights.
+_DESCRIBING = (
+    *("architecture", "tag", "input_size", "test_input_size", "min_input_size", "fixed_input_size", "interpolation"),
+    *("crop_pct", "test_crop_pct", "crop_mode", "mean", "std", "num_classes", "pool_size", "first_conv", "classifier"),
+)
+# Arguments of `timm.create_model` that a configuration from elsewhere must not set, besides pretrained_*.
+_NOT_ARCHITECTURE = (
+    *("checkpoint_path", "cache_dir", "features_only", "feature_cfg", "model_cfg", "kwargs_filter", "scriptable"),
+    *("exportable", "no_jit", "device", "dtype"),
+)
 
 
 def load_encoder(
@@ -147,9 +157,9 @@ def _load_folder(name: str, folder: Path, pretrained: bool, image_size: int | No
                 f"backbone {name!r} has unknown architecture {architecture!r}: "
                 f"{suggest_architecture(architecture, timm.list_models())}"
             )
-        config.setdefault("pretrained_cfg", config)
         weights = _find_weights(name, folder) if pretrained else None
-        return build_timm_encoder(name, f"local-dir:{folder}", config, weights, image_size, **backbone_kwargs)
+        about = {"pretrained_cfg": _description(config), "model_args": _model_args(name, config)}
+        return build_timm_encoder(name, architecture, about, weights, image_size, **backbone_kwargs)
     if "model_type" in config:
         if pretrained and not (folder / SHARDED_WEIGHTS).exists():
             _find_weights(name, folder)
@@ -158,6 +168,33 @@ def _load_folder(name: str, folder: Path, pretrained: bool, image_size: int | No
         f"backbone {name!r}: {folder / 'config.json'} names neither a timm architecture nor a transformers model_type, "
         "choose a folder of timm or transformers"
     )
+
+
+def _description(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what timm's configuration says of the images and layers, without the sources of weights that it names."""
+    cfg = config.get("pretrained_cfg", config)
+    return {key: cfg[key] for key in _DESCRIBING if key in cfg}
+
+
+def _model_args(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the architecture in timm's configuration.
+
+    Raises:
+        ValueError: An argument determines how weights are loaded, not how the architecture is built, or is a path, a
+            URL or an object.
+    """
+    given = config.get("model_args") or {}
+    for key, value in given.items():
+        plain = isinstance(value, str | int | float | None) or (
+            isinstance(value, list) and all(isinstance(item, str | int | float) for item in value)
+        )
+        located = any(isinstance(item, str) and "/" in item for item in (value if isinstance(value, list) else [value]))
+        if key.startswith("pretrained") or key in _NOT_ARCHITECTURE or not plain or located:
+            raise ValueError(
+                f"backbone {name!r}: config.json has the model_args entry {key}={value!r}, which is no argument of an "
+                "architecture: remove it"
+            )
+    return given
 
 
 def _find_weights(name: str, folder: Path) -> Path:

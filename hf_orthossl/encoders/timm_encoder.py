@@ -38,8 +38,8 @@ def build_timm_encoder(
 
     Args:
         name (`str`): The name that the user gave.
-        model (`str`): The name for timm: an architecture, with or without tag, or `"local-dir:…"`.
-        config (`dict`): `pretrained_cfg` and, for a saved model, `model_args`.
+        model (`str`): The name for timm: an architecture, with or without tag.
+        config (`dict`): `pretrained_cfg` and, for a saved model, `model_args`, which replace timm's own.
         weights (`Path`, *optional*): The safetensors file to load.
         image_size (`int`, *optional*): The side of the images in pixels; defaults to that of the model.
         backbone_kwargs: Further arguments of `timm.create_model`.
@@ -59,7 +59,10 @@ def build_timm_encoder(
     pool = backbone_kwargs.get("global_pool", model_args.get("global_pool", cfg.get("global_pool")))
     if pool == "":  # in timm this disables pooling, without which there is no representation
         backbone_kwargs["global_pool"] = "avg"
-    if weights is not None and not model.startswith("local-dir:"):
+    if "model_args" in config:
+        own = {key: value for key, value in model_args.items() if key != "num_classes"}
+        backbone_kwargs = {**own, **backbone_kwargs, "pretrained_cfg": cfg}
+    if weights is not None:
         # With custom_load the file would be read in the format of the original release.
         backbone_kwargs["pretrained_cfg_overlay"] = {"file": str(weights), "custom_load": False}
     try:

@@ -114,3 +114,37 @@ def test_weights_of_another_network_are_refused(library, vit_folder, tmp_path):
     with pytest.raises(ValueError, match=r"encoder' cannot be built|its weights lack") as raised:
         load_encoder(str(folder), pretrained=True)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"pretrained_strict": False},
+        {"pretrained_cfg_overlay": {"url": "http://localhost/x"}},
+        {"checkpoint_path": "elsewhere.safetensors"},
+        {"features_only": True},
+        {"act_layer": "../../x"},
+        {"block_args": {"a": 1}},
+    ],
+    ids=lambda entry: next(iter(entry)),
+)
+def test_a_configuration_cannot_say_how_its_weights_are_loaded(entry, tmp_path):
+    export_encoder(load_encoder("resnet10t"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config["model_args"] = entry
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"model_args entry {next(iter(entry))}") as raised:
+        load_encoder(tmp_path, pretrained=True)
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_of_the_folder_are_loaded_whatever_source_its_configuration_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    encoder = load_encoder("resnet10t")
+    export_encoder(encoder, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    cfg = config.setdefault("pretrained_cfg", {})
+    cfg |= {"hf_hub_id": "somebody/else", "url": "http://localhost/x", "file": "/etc/passwd", "source": "hf-hub"}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    loaded = load_encoder(tmp_path, pretrained=True)
+    assert all((a == b).all() for a, b in zip(encoder.state_dict().values(), loaded.state_dict().values(), strict=True))
