@@ -13,7 +13,7 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from .data import ImageSource, load_source
+from .data import ImageSource, UnreadableLog, load_source
 from .data.listing import HELD_OUT, split_kind
 from .distributed.collectives import on_main
 from .distributed.launch import end_processes, silence
@@ -29,6 +29,7 @@ from .options import convert, default_of, forms, read_config, unknown
 from .terminal import replace_characters
 from .training import OrthoSSLTrainer, OrthoSSLTrainingArguments, TrainingData, pretrain_loop
 from .training.callbacks.reporting import read_history
+from .training.data import UNREADABLE_IMAGES
 from .training.inherited import refusal
 from .training.loop import STATE as LOOP_STATE
 from .training.options import OPTION_CLASSES, DataArguments, ModelArguments, TrainingOptions, check_given
@@ -318,6 +319,9 @@ def summary(run: PretrainingRun, results: list[Result], penalties: list[float], 
         lines.append(
             f"{model.config.regularizer:<8} {penalties[0]:.5g} before training, {penalties[-1]:.5g} after (before γ)"
         )
+    unreadable = run.output_dir / UNREADABLE_IMAGES
+    if count := len(UnreadableLog(unreadable)):
+        lines.append(f"images   {count:,} unreadable ones left out: {unreadable}")
     lines += [
         f"results  {run.output_dir / 'results.json'}",
         f"encoder  {run.encoder} (README.md shows how to load it)",

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data import ImageDataset, ImageSource, Recipe, Views, collate, get_recipe, load_source
+from ..data import ImageDataset, ImageSource, Recipe, Views, collate, get_recipe, load_source, without_unreadable
 from ..data.dataset import Shape
+from ..data.unreadable import Unreadable, check_unreadable, left_out_note
 from ..encoders import Encoder, load_encoder
 from ..files import require_writable
 from ..landscape import forecast, plot_directions
@@ -58,7 +59,8 @@ def main(args: ForecastArguments) -> None:
     notes += dropped
     if encoder is None:
         check_dimension(3 * size**2)
-    images, labels = read_images(source, recipe, size, args)
+    images, labels, left_out = read_images(source, recipe, size, args)
+    notes += left_out
     unit = "pixels" if encoder is None else f"features of {args.encoder}"
     print(f"data     {source.describe()}")
     print(f"views    {recipe.name} at {size} px of {len(images):,} images, in {unit}")
@@ -223,8 +225,8 @@ def without_one(recipe: Recipe) -> dict[str, Recipe]:
 
 def read_images(
     source: ImageSource, recipe: Recipe, size: int, args: ForecastArguments
-) -> tuple[Tensor, Tensor | None]:
-    """Return images `(n, 3, H, W)` uint8 drawn at random, with their labels `(n,)` if there are any.
+) -> tuple[Tensor, Tensor | None, list[str]]:
+    """Return images `(n, 3, H, W)` uint8 drawn at random, their labels `(n,)` if any, and a note on unreadable ones.
 
     Args:
         source ([`ImageSource`]): The data set.
@@ -233,8 +235,8 @@ def read_images(
         args ([`ForecastArguments`]): The options.
 
     Raises:
-        ValueError: There are too few images, they are all equal or smaller than the views, or they do not fit in
-            memory.
+        ValueError: There are too few images, they are all equal or smaller than the views, they do not fit in
+            memory, or more cannot be read than are allowed.
     """
     if source.num_rows < 4:
         raise ValueError(f"dataset {source.name} has {source.num_rows} images, but intervals need at least 4")
@@ -246,13 +248,15 @@ def read_images(
         fit = LARGEST // (3 * height * width)
         raise ValueError(f"images is {count:,}, which need more than 2 GiB at {width}×{height} px: pass --images {fit}")
     indices = np.sort(np.random.default_rng(args.seed).permutation(source.num_rows)[:count])
-    dataset = ImageDataset(source, image_size=None if shape.whole else height, indices=indices)
+    dataset = ImageDataset(source, image_size=None if shape.whole else height, indices=indices, unreadable="omit")
     loader = DataLoader(dataset, batch_size=256, collate_fn=collate)
-    batches = list(progress_bar(loader, "images"))
+    batches = [without_unreadable(batch) for batch in progress_bar(loader, "images")]
+    unreadable = [Unreadable(*image) for batch in batches for image in batch["unreadable"]]
+    check_unreadable(unreadable, count, source.max_unreadable)
     images, labels = (torch.cat([batch[key] for batch in batches]) for key in ("pixel_values", "labels"))
     if bool((images == images[:1]).all()):
         raise ValueError(f"images of data set {source.name} are all the same: a forecast needs images that differ")
-    return images, labels if (labels >= 0).any() else None
+    return images, labels if (labels >= 0).any() else None, left_out_note(unreadable, count, source.split)
 
 
 def progress_bar(batches: Iterable[Any], title: str) -> tqdm:

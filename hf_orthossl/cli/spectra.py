@@ -11,8 +11,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..data import ImageDataset, ImageSource, Views, available_splits, collate, get_recipe, load_source
-from ..distributed.collectives import all_gather_rows, on_main, shard_range
+from ..data import (
+    ImageDataset,
+    ImageSource,
+    Views,
+    available_splits,
+    collate,
+    get_recipe,
+    load_source,
+    without_unreadable,
+)
+from ..data.unreadable import Unreadable, check_unreadable, left_out_note
+from ..distributed.collectives import all_gather_object, all_gather_rows, on_main, shard_range
 from ..distributed.launch import init_processes, is_main_process
 from ..encoders import Encoder
 from ..evaluation.features import normalized_batches
@@ -150,10 +160,11 @@ def measure(name: str, encoder: Encoder, source: ImageSource | None, args: Spect
     views: Generator[Tensor, None, None] | None = None
     labels: list[Tensor] = []
     representations: list[Tensor] = []
+    unreadable: list[Unreadable] = []
     hook = None
     if source is not None:
         about |= {"dataset": source.name, "split": source.split}
-        images = store_labels(batches_of(encoder, source, name, args), labels)
+        images = store_labels(batches_of(encoder, source, name, args, unreadable), labels)
         views = views_of(encoder, source, name, args) if args.views else None
         hook = encoder.register_forward_hook(lambda module, inputs, output: representations.append(output.cpu()))
     try:
@@ -177,6 +188,8 @@ def measure(name: str, encoder: Encoder, source: ImageSource | None, args: Spect
             views.close()
         if hook is not None:
             hook.remove()
+    if source is not None:
+        report.notes += left_out_note(unreadable, min(args.images, source.num_rows), source.split)
     last = last_weights(report.weights)[-1]
     matrix = next(matrix for matrix in select_matrices(encoder) if matrix.name == last)
     measured = Measured(report, {f"{name}, {short_name(last)}": matrix.matrix().detach()})
@@ -193,14 +206,29 @@ def spread(count: int, wanted: int) -> list[int]:
     return np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()
 
 
-def batches_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArguments) -> Iterator[dict[str, Any]]:
-    """Return batches of this process's share of the images."""
+def batches_of(
+    encoder: Encoder, source: ImageSource, name: str, args: SpectraArguments, unreadable: list[Unreadable]
+) -> Iterator[dict[str, Any]]:
+    """Yield batches of this process's share of the images, and list those that cannot be read on any process.
+
+    Raises:
+        TooManyUnreadable: They are more than allowed.
+    """
     rows = spread(source.num_rows, args.images)
-    dataset = ImageDataset(source, image_size=encoder.image_size, indices=[rows[i] for i in shard_range(len(rows))])
+    own = [rows[i] for i in shard_range(len(rows))]
+    dataset = ImageDataset(source, image_size=encoder.image_size, indices=own, unreadable="omit")
     progress = f"images of {name}" if is_main_process() else None
-    return normalized_batches(
-        encoder, dataset, batch_size=args.batch_size, num_workers=args.num_workers, progress=progress
+    found: list[Unreadable] = []
+    yield from normalized_batches(
+        encoder,
+        dataset,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        progress=progress,
+        unreadable=found,
     )
+    unreadable += [image for images in all_gather_object(found) for image in images]
+    check_unreadable(unreadable, len(rows), source.max_unreadable)
 
 
 def store_labels(batches: Iterator[dict[str, Any]], labels: list[Tensor]) -> Generator[dict[str, Any], None, None]:
@@ -214,7 +242,8 @@ def views_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArgu
     """Yield this process's share of batches `(n, 10, 3, S, S)` of views, without crops below the input size."""
     recipe = get_recipe(args.views)
     rows = spread(source.num_rows, min(LIDAR_IMAGES, args.images))
-    dataset = ImageDataset(source, views=recipe, image_size=encoder.image_size, seed=args.seed, indices=rows)
+    settings = {"image_size": encoder.image_size, "seed": args.seed, "unreadable": "omit"}
+    dataset = ImageDataset(source, views=recipe, indices=rows, **settings)
     make = Views(recipe, encoder.image_size, encoder.mean, encoder.std)
     whole = [number for number, size in enumerate(make.sizes) if size == max(make.sizes)]
     device = next(encoder.parameters()).device
@@ -223,16 +252,20 @@ def views_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArgu
     for number in tqdm(
         numbers, desc=f"views of {name}", disable=not is_main_process(), leave=False, dynamic_ncols=True
     ):
-        part, views = parts[number], []
+        part = parts[number]
+        views: list[Tensor] = []
         for turn in range(-(-LIDAR_VIEWS // len(whole))):
             # Crops made during decoding depend on the epoch, the following ones on the seed.
             dataset.set_epoch(turn)
-            batch = collate(dataset.__getitems__(part.tolist()))
+            batch = without_unreadable(collate(dataset.__getitems__(part.tolist())))
+            if not len(batch["labels"]):
+                break
             images = batch["crops"] if "crops" in batch else batch["pixel_values"]
             images = images.to(device) if isinstance(images, Tensor) else [crops.to(device) for crops in images]
             made = make(images, seed=args.seed + len(parts) * turn + number)
             views += [made[i] for i in whole]
-        yield torch.stack(views[:LIDAR_VIEWS], dim=1)
+        if views:
+            yield torch.stack(views[:LIDAR_VIEWS], dim=1)
 
 
 def write(measured: Measured, folder: Path, source: ImageSource | None, args: SpectraArguments) -> list[str]:

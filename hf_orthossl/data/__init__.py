@@ -25,6 +25,7 @@ _HOMES = {
     "decode_image": "decoding",
     "get_recipe": "augment.recipes",
     "load_source": "sources",
+    "without_unreadable": "dataset",
 }
 
 __all__ = sorted(_HOMES)

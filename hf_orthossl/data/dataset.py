@@ -18,13 +18,15 @@ from .decoding import decode_image, to_tensor
 from .image_cache import CHOICES, ImageCache, fits_in_memory
 from .opening import UnreadableImage, image_name
 from .sources import ImageSource
-from .unreadable import LIMIT, TooManyUnreadable, Unreadable
+from .unreadable import TooManyUnreadable, Unreadable, allowed
 
 # Stop searching for a replacement of an unreadable image after this many unreadable images in a row.
 _PATIENCE = 32
 # Whole images are sent to the device if they have at most this many times the pixels of a view. Larger ones are
 # cropped during decoding, which is cheaper than transferring them and cropping them on the device.
 _LARGEST = 4
+# What happens to images that cannot be read.
+UNREADABLE = ("replace", "omit")
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,14 @@ class ItemMaker:
             ]
         }
 
+    def blank(self, unreadable: Unreadable) -> dict[str, Any]:
+        """Return the black item of an image that cannot be read."""
+        item = {"labels": -1, "index": unreadable.index, "unreadable": [unreadable]}
+        if self.shape.whole is not None:
+            return item | {"pixel_values": torch.zeros(3, *self.shape.whole, dtype=torch.uint8)}
+        assert self.shape.crops is not None
+        return item | {"crops": [torch.zeros(3, size, size, dtype=torch.uint8) for size in self.shape.crops]}
+
     def _class_index(self, label: Any) -> int:
         if label is None:
             return -1
@@ -164,8 +174,9 @@ class ImageDataset(Dataset):
     - `crops`, one `(3, s, s)` uint8 tensor per view, if image sizes differ or are much larger than `image_size`: random
       resized crops made during decoding, determined by the seed, the epoch and the index.
 
-    An unreadable image is replaced by the next readable one, with the label and index of that one, and is reported in
-    `unreadable` as `(index, name, reason)`.
+    An unreadable image is reported in `unreadable` as `(index, name, reason)`. For training it is replaced by the next
+    readable one, with the label and index of that one. For measuring its item is black, with its own index and the
+    label -1, and [`without_unreadable`] removes it from a batch.
 
     Args:
         source ([`ImageSource`]): The images, from [`load_source`].
@@ -176,6 +187,8 @@ class ImageDataset(Dataset):
         cache_images (`str`, defaults to `"never"`): Whether decoded whole images stay in memory: "auto" for images of
             at most 96 pixels that fill at most a quarter of the free memory, "always", or "never". The items do not
             depend on it.
+        unreadable (`str`, defaults to `"replace"`): What happens to images that cannot be read: "replace" them, for
+            training, or "omit" them, for measuring.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -197,12 +210,16 @@ class ImageDataset(Dataset):
         seed: int = 0,
         indices: Sequence[int] | None = None,
         cache_images: str = "never",
+        unreadable: str = "replace",
     ):
         require_source(source)
         if not isinstance(source.dataset, datasets.Dataset):
             raise ValueError(f"dataset {source.name} is a stream: use StreamingImageDataset")
         self.source = source
         self.indices = None if indices is None else [int(index) for index in indices]
+        if unreadable not in UNREADABLE:
+            raise ValueError(f"unreadable {unreadable!r} is unknown: choose from {', '.join(UNREADABLE)}")
+        self.omits = unreadable == "omit"
         self._make_item = ItemMaker(source, views, image_size, seed)
         columns = [source.image_column] + ([source.label_column] if source.label_column else [])
         self._rows = source.dataset.select_columns(columns).with_format(None)
@@ -247,7 +264,7 @@ class ImageDataset(Dataset):
                 items.append(self._make_item(image, label, row))
             except UnreadableImage as error:
                 unreadable = Unreadable(row, image_name(image, row), str(error))
-                items.append(self._replace(position, unreadable))
+                items.append(self._make_item.blank(unreadable) if self.omits else self._replace(position, unreadable))
         return items
 
     def _make_cache(self, choice: str) -> ImageCache | None:
@@ -274,7 +291,8 @@ class ImageDataset(Dataset):
         """Return the next readable item after a position, and the unreadable images that it replaces."""
         unreadable = [first]
         # With more unreadable images than this, the run stops anyway.
-        patience = min(max(_PATIENCE, int(LIMIT * len(self)) + 1), len(self))
+        limit = self.source.max_unreadable
+        patience = min(max(_PATIENCE, allowed(len(self), limit) + 1), len(self))
         while len(unreadable) < patience:
             position = (position + 1) % len(self)
             row = self._row(position)
@@ -286,7 +304,7 @@ class ImageDataset(Dataset):
                 unreadable.append(Unreadable(row, image_name(image, row), str(error)))
             else:
                 return item | {"unreadable": unreadable}
-        raise TooManyUnreadable.of(unreadable, len(self))
+        raise TooManyUnreadable.of(unreadable, len(self), limit)
 
 
 def require_source(source: ImageSource) -> None:
@@ -317,3 +335,15 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     else:
         batch["pixel_values"] = torch.stack([item["pixel_values"] for item in items])
     return batch
+
+
+def without_unreadable(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch of an [`ImageDataset`] that omits unreadable images without their rows, which may be none."""
+    if not batch["unreadable"]:
+        return batch
+    left_out = {index for index, *_ in batch["unreadable"]}
+    kept = torch.tensor([index not in left_out for index in batch["index"].tolist()])
+    rest: dict[str, Any] = {name: value[kept] for name, value in batch.items() if isinstance(value, Tensor)}
+    if "crops" in batch:
+        rest["crops"] = [crops[kept] for crops in batch["crops"]]
+    return rest | {"unreadable": batch["unreadable"]}

@@ -97,8 +97,9 @@ def image_name(value: Any, index: int | None = None) -> str:
 
 def reason(error: Exception) -> str:
     """Return an error of a decoder in one line."""
-    # Pillow's message contains the address of the buffer, which differs between runs.
-    text = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", f"{type(error).__name__}: {error}")
+    # Pillow's message contains the file, which is named besides, or the address of a buffer, which differs every time.
+    text = re.sub(r"(cannot identify image file) .*", r"\1", f"{type(error).__name__}: {error}")
+    text = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", text)
     return " ".join(text.split())[:300]
 
 
@@ -106,6 +107,8 @@ def _open_file(file: Any) -> Image.Image:
     try:
         return Image.open(file, formats=readable_formats())
     except Image.UnidentifiedImageError as error:
+        if (Path(file).stat().st_size if isinstance(file, str | Path) else file.getbuffer().nbytes) == 0:
+            raise UnreadableImage("the file is empty") from error
         tags = _tiff_tags(file)
         if tags is None:
             raise

@@ -15,7 +15,7 @@ from .augment.recipes import Recipe
 from .dataset import ItemMaker, collate, require_source
 from .opening import UnreadableImage, image_name
 from .sources import ImageSource
-from .unreadable import LIMIT, STREAM_MINIMUM, TooManyUnreadable, Unreadable
+from .unreadable import STREAM_MINIMUM, TooManyUnreadable, Unreadable, allowed
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class StreamingImageDataset(IterableDataset):
         # Each item is delayed by one, so that the last can also report the images skipped after it.
         waiting: dict[str, Any] | None = None
         skipped: list[Unreadable] = []
-        seen = 0
+        seen, limit = 0, self.source.max_unreadable
         for seen, row in enumerate(self._rows, start=1):
             index = first + (seen - 1) * step
             image = row[self.source.image_column]
@@ -96,8 +96,8 @@ class StreamingImageDataset(IterableDataset):
                 item = self._make_item(image, row.get(self.source.label_column), index)
             except UnreadableImage as error:
                 skipped.append(Unreadable(index, image_name(image, index), str(error)))
-                if len(skipped) > max(STREAM_MINIMUM, LIMIT * seen):
-                    raise TooManyUnreadable.of(skipped, seen) from error
+                if len(skipped) > max(STREAM_MINIMUM, allowed(seen, limit)):
+                    raise TooManyUnreadable.of(skipped, seen, limit) from error
                 continue
             if waiting is not None:
                 yield waiting
@@ -105,7 +105,7 @@ class StreamingImageDataset(IterableDataset):
         if waiting is not None:
             yield waiting | {"unreadable": waiting["unreadable"] + skipped}
         elif skipped:
-            raise TooManyUnreadable.of(skipped, seen)
+            raise TooManyUnreadable.of(skipped, seen, limit)
 
     def groups(self, processes: int) -> int:
         """Return the number of groups of shard files: the greatest common divisor of files and processes."""
@@ -164,7 +164,7 @@ class StreamingImageDataset(IterableDataset):
         if not unreadable:
             return [item for item in items if item is not None]
         if len(unreadable) == len(rows):
-            raise TooManyUnreadable.of(unreadable, len(rows))
+            raise TooManyUnreadable.of(unreadable, len(rows), self.source.max_unreadable)
         replaced = [next(item for item in items[place:] + items if item) for place in range(len(items))]
         replaced[0] = replaced[0] | {"unreadable": unreadable}
         return replaced

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from ..data import ImageDataset, ImageSource, collate
+from ..data import ImageDataset, collate, without_unreadable
+from ..data.unreadable import Unreadable, check_unreadable
 from ..distributed.collectives import all_gather_object, all_gather_rows, rank, shard_range, world_size
 from ..encoders import Encoder
 from ..spectra.layers import evaluation_mode
@@ -29,10 +30,12 @@ class Features:
     Args:
         representations (`Tensor` of shape `(N, D)`): Encoder outputs, float32, on the CPU.
         labels (`Tensor` of shape `(N,)`): Class indices, −1 for images without a label.
+        unreadable (`list[Unreadable]`, *optional*): Images that cannot be read and are not among the N.
     """
 
     representations: Tensor
     labels: Tensor
+    unreadable: list[Unreadable] = field(default_factory=list)
 
 
 def normalized_batches(
@@ -42,25 +45,32 @@ def normalized_batches(
     batch_size: int = 256,
     num_workers: int = 0,
     progress: str | None = None,
+    unreadable: list[Unreadable] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield batches of a data set with `pixel_values` as the encoder expects them: float, normalized, on its device.
 
     Args:
         encoder ([`Encoder`]): The encoder, whose `mean`, `std` and device are used.
-        dataset (`ImageDataset`): The images: uint8, `(3, S, S)`, of the encoder's size.
+        dataset (`ImageDataset`): The images: uint8, `(3, S, S)`, of the encoder's size; those that cannot be read
+            must be omitted and not replaced.
         batch_size (`int`, defaults to 256): Images per batch.
         num_workers (`int`, defaults to 0): Number of processes that decode images.
         progress (`str`, *optional*): Title of a progress bar; without it, no bar is shown.
+        unreadable (`list[Unreadable]`, *optional*): Receives the images that cannot be read.
 
     Yields:
-        `dict`: A batch with `pixel_values` `(B, 3, S, S)` and `labels` `(B,)`.
+        `dict`: A batch with `pixel_values` `(B, 3, S, S)` and `labels` `(B,)`, of readable images only.
     """
     device = next(encoder.parameters()).device
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (encoder.mean, encoder.std))
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
     for batch in tqdm(loader, desc=progress, disable=progress is None, leave=False, dynamic_ncols=True):
-        batch["pixel_values"] = (batch["pixel_values"].to(device) - mean) / std
-        yield batch
+        if unreadable is not None:
+            unreadable += [Unreadable(*image) for image in batch["unreadable"]]
+        batch = without_unreadable(batch)
+        if len(batch["labels"]):
+            batch["pixel_values"] = (batch["pixel_values"].to(device) - mean) / std
+            yield batch
 
 
 @torch.no_grad()
@@ -73,29 +83,52 @@ def extract_features(encoder: Encoder, dataset: Dataset, *, shared: bool = False
         shared (`bool`, defaults to `False`): Divide the images among the processes of the run. All of them must call
             this function, and all receive all features.
         kwargs: Further arguments of [`normalized_batches`].
+
+    Raises:
+        TooManyUnreadable: More images cannot be read than the source of the data set allows.
     """
+    assert isinstance(dataset, Sized)
     if shared and world_size() > 1:
-        assert isinstance(dataset, Sized)
         kwargs |= {"progress": None} if rank() else {}
-        own = extract_features(encoder, Subset(dataset, shard_range(len(dataset))), **kwargs)
-        return Features(all_gather_rows(own.representations), all_gather_rows(own.labels))
+        own = _extract(encoder, Subset(dataset, shard_range(len(dataset))), **kwargs)
+        features = _gathered(own)
+    else:
+        features = _extract(encoder, dataset, **kwargs)
+    _check(features, dataset)
+    return features
+
+
+def _check(features: Features, dataset: Any) -> None:
+    if isinstance(dataset, ImageDataset):
+        check_unreadable(features.unreadable, len(dataset), dataset.source.max_unreadable)
+
+
+def _gathered(own: Features) -> Features:
+    """Return the features of all processes, in rank order."""
+    unreadable = [image for images in all_gather_object(own.unreadable) for image in images]
+    return Features(all_gather_rows(own.representations), all_gather_rows(own.labels), unreadable)
+
+
+def _extract(encoder: Encoder, dataset: Dataset, **kwargs: Any) -> Features:
+    """Return the representations of a data set that are extracted in this process."""
+    unreadable: list[Unreadable] = []
     was_training = encoder.training
     encoder.eval()
     # The share of a process may be empty.
     representations, labels = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
     try:
-        for batch in normalized_batches(encoder, dataset, **kwargs):
+        for batch in normalized_batches(encoder, dataset, unreadable=unreadable, **kwargs):
             representations.append(encoder(batch["pixel_values"]).float().cpu())
             labels.append(batch["labels"])
     finally:
         encoder.train(was_training)
-    return Features(torch.cat(representations), torch.cat(labels))
+    return Features(torch.cat(representations), torch.cat(labels), unreadable)
 
 
 # Attributes of an encoder, besides its weights, that determine the representation of an image.
 _TRANSFORM = ("image_size", "mean", "std", "interpolation", "pooling")
 # To be increased when decoding, resizing or pooling changes, so that older cache entries are not used.
-FORM = 1
+FORM = 2
 
 
 class FeatureCache:
@@ -124,6 +157,7 @@ class FeatureCache:
 
         Raises:
             OSError: If the folder cannot be written.
+            TooManyUnreadable: More images cannot be read than the source of the data set allows.
         """
         if not self.enabled:
             return extract_features(encoder, dataset, **kwargs)
@@ -132,9 +166,9 @@ class FeatureCache:
         path = self.folder / f"{features_key(encoder, dataset)}.safetensors" if main else None
         cached = _read(path) if path is not None else None
         if shared and all_gather_object(cached is not None)[0]:
-            cached = cached or Features(torch.empty(0), torch.empty(0))
-            cached = Features(all_gather_rows(cached.representations), all_gather_rows(cached.labels))
+            cached = _gathered(cached or Features(torch.empty(0), torch.empty(0)))
         if cached is not None:
+            _check(cached, dataset)
             return cached
         features = extract_features(encoder, dataset, **kwargs)
         if path is not None:
@@ -144,29 +178,15 @@ class FeatureCache:
 
 def features_key(encoder: Encoder, dataset: ImageDataset) -> str:
     """Return a hash of everything that determines an encoder's features of a data set."""
+    source, rule = dataset.source, dataset.source.pixels
     about = {
         "encoder": encoder_key(encoder),
-        "data": dataset.source.dataset._fingerprint,
-        "files": _files(dataset.source),
-        "columns": [dataset.source.image_column, dataset.source.label_column, dataset.source.class_names],
+        "data": source.fingerprint,
+        "columns": [source.image_column, source.label_column, source.class_names],
+        "pixels": [rule.low, rule.high, rule.nodata, rule.pages, rule.scales_bytes],
         "rows": dataset.indices,
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:40]
-
-
-def _files(source: ImageSource) -> str | None:
-    """Return a hash of the sizes and times of a folder's image files; the data set's fingerprint covers only names."""
-    first = source.dataset[0][source.image_column]
-    if not (isinstance(first, dict) and first.get("path") and first.get("bytes") is None):
-        return None
-    digest = hashlib.sha256()
-    for image in source.dataset.with_format(None)[source.image_column]:
-        try:
-            status = os.stat(image["path"])
-        except (OSError, TypeError):
-            continue
-        digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
-    return digest.hexdigest()
 
 
 def encoder_key(encoder: Encoder) -> str:
@@ -209,7 +229,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _checksum(features: Features) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(json.dumps(features.unreadable).encode(), digest_size=16)
     for tensor in (features.representations, features.labels):
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(_bytes(tensor))
@@ -220,9 +240,11 @@ def _read(path: Path) -> Features | None:
     """Return the features in a file, or `None` if it does not exist or is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            stored = (file.metadata() or {}).get("checksum")
-            features = Features(file.get_tensor("representations"), file.get_tensor("labels"))
-    except (OSError, SafetensorError):
+            metadata = file.metadata() or {}
+            stored = metadata.get("checksum")
+            unreadable = [Unreadable(*image) for image in json.loads(metadata.get("unreadable", "[]"))]
+            features = Features(file.get_tensor("representations"), file.get_tensor("labels"), unreadable)
+    except (OSError, SafetensorError, ValueError, TypeError):
         return None
     return features if _checksum(features) == stored else None
 
@@ -233,7 +255,8 @@ def _write(path: Path, features: Features) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     tensors = {"representations": features.representations.contiguous(), "labels": features.labels.contiguous()}
     try:
-        save_file(tensors, temporary, metadata={"checksum": _checksum(features)})
+        about = {"checksum": _checksum(features), "unreadable": json.dumps(features.unreadable)}
+        save_file(tensors, temporary, metadata=about)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise OSError(

@@ -18,9 +18,10 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, Traini
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..data import ImageDataset, ImageSource, Recipe, Views, ViewSpec, collate
+from ..data.unreadable import Unreadable, check_unreadable, left_out_note
 from ..encoders import Encoder
-from .labels import match_splits, row_labels
-from .results import Result
+from .labels import lost_classes, match_splits, row_labels
+from .results import Result, unreadable_counts
 from .scoring import accuracy, accuracy_results
 
 
@@ -163,6 +164,8 @@ def _layers(encoder: Encoder) -> list[str]:
 
 
 CHECKPOINTS = ".finetune"
+# The label that torch's cross-entropy leaves out.
+_IGNORED = -100
 
 
 class EncoderClassifier(nn.Module):
@@ -216,10 +219,12 @@ def finetune_encoder(
         args ([`FineTuningArguments`], *optional*): The settings.
 
     Raises:
-        ValueError: If labels are missing, the splits do not match, or no class has enough images for validation.
+        ValueError: If labels are missing, the splits do not match, no class has enough images for validation, or more
+            images cannot be read than are allowed.
         FloatingPointError: If the loss is not finite.
     """
     args = args or FineTuningArguments()
+    test = test.as_in(train)
     train_labels, test_labels, names, notes = match_splits(train, test, row_labels(train), row_labels(test))
     rows, validation = validation_split(train_labels, args.validation_share, args.seed)
     set_seed(args.seed)
@@ -237,19 +242,33 @@ def finetune_encoder(
         args,
         recipe=recipe,
         train_dataset=_Rows(train, train_labels, rows, image_size=size, views=views, seed=args.seed),
-        eval_dataset=_Rows(train, train_labels, validation, image_size=size),
+        eval_dataset=_Rows(train, train_labels, validation, image_size=size, unreadable="omit"),
         data_collator=collate,
-        compute_metrics=lambda scored: {"top1": float((scored.predictions.argmax(1) == scored.label_ids).mean())},
+        compute_metrics=lambda scored: {"top1": _share_right(scored.predictions, scored.label_ids)},
         callbacks=[EarlyStoppingCallback(args.patience)],
     )
+    labelled = torch.nonzero(test_labels >= 0).flatten()
+    trainer.begin_count(train, len(rows) + len(validation))
     try:
         trainer.train()
-        labelled = torch.nonzero(test_labels >= 0).flatten()
-        scored = trainer.predict(_Rows(test, test_labels, labelled, image_size=size))
+        training_unreadable = trainer.begin_count(test, len(labelled))
+        scored = trainer.predict(_Rows(test, test_labels, labelled, image_size=size, unreadable="omit"))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    measured = accuracy(torch.from_numpy(scored.predictions), torch.from_numpy(scored.label_ids), names)
-    about = _settings(args, trainer) | {"train_images": len(rows), "validation_images": len(validation)}
+    test_unreadable = trainer.begin_count(test, len(labelled))
+    scores, classes = torch.from_numpy(scored.predictions), torch.from_numpy(scored.label_ids)
+    measured = accuracy(scores, classes, names)
+    notes += left_out_note(training_unreadable, len(rows) + len(validation), train.split)
+    notes += left_out_note(test_unreadable, len(labelled), test.split)
+    if test_unreadable:
+        lost = sorted(set(test_labels[labelled].tolist()) - set(classes.tolist()))
+        notes += lost_classes(test.split, [names[label] for label in lost])
+    held_out = {image.index for image in training_unreadable} & set(validation.tolist())
+    about = _settings(args, trainer) | {
+        "train_images": len(rows) - len(training_unreadable) + len(held_out),
+        "validation_images": len(validation) - len(held_out),
+        **unreadable_counts(len(training_unreadable), len(test_unreadable)),
+    }
     return FineTuned(model, names, accuracy_results("finetune", test.name, test.split, measured, about), notes)
 
 
@@ -283,8 +302,13 @@ def validation_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
     return torch.from_numpy(rows), torch.from_numpy(validation)
 
 
+def _share_right(scores: np.ndarray, labels: np.ndarray) -> float:
+    known = labels != _IGNORED
+    return float((scores.argmax(1) == labels)[known].mean()) if known.any() else 0.0
+
+
 class _Rows(ImageDataset):
-    """Rows of a source with replaced labels."""
+    """Rows of a source with replaced labels; those of omitted images are ignored by the loss."""
 
     def __init__(self, source: ImageSource, labels: Tensor, rows: Tensor, **kwargs: Any):
         super().__init__(source, indices=rows.tolist(), **kwargs)
@@ -292,7 +316,10 @@ class _Rows(ImageDataset):
 
     def __getitems__(self, positions: list[int]) -> list[dict[str, Any]]:
         # Use the row of the item: an image that replaces an unreadable one has another label.
-        return [item | {"labels": int(self.labels[item["index"]])} for item in super().__getitems__(positions)]
+        return [item | {"labels": self._label(item)} for item in super().__getitems__(positions)]
+
+    def _label(self, item: dict[str, Any]) -> int:
+        return _IGNORED if self.omits and item["unreadable"] else int(self.labels[item["index"]])
 
 
 class _FineTuner(Trainer):
@@ -317,6 +344,19 @@ class _FineTuner(Trainer):
         mixes = [(v2.MixUp, args.mixup), (v2.CutMix, args.cutmix)]
         mixes = [mix(alpha=alpha, num_classes=classes) for mix, alpha in mixes if alpha > 0]
         self.mix = v2.RandomChoice(mixes) if mixes else None
+        self._unreadable: dict[int, Unreadable] = {}
+
+    def begin_count(self, source: ImageSource, images: int) -> list[Unreadable]:
+        """Count the unreadable images of a source from now on, and return those counted before.
+
+        Args:
+            source ([`ImageSource`]): The images.
+            images (`int`): How many of them are used.
+        """
+        counted = list(self._unreadable.values())
+        self._unreadable = {}
+        self._limit = images, source.max_unreadable
+        return counted
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader of training batches, without a last batch of one image."""
@@ -352,6 +392,9 @@ class _FineTuner(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the cross-entropy of a batch, augmented and mixed in training."""
+        if inputs["unreadable"]:
+            self._unreadable |= {index: Unreadable(index, *rest) for index, *rest in inputs["unreadable"]}
+            check_unreadable(list(self._unreadable.values()), *self._limit)
         images, labels = inputs["crops" if "crops" in inputs else "pixel_values"], inputs["labels"]
         if model.training:
             (images,) = self.views(images)

@@ -2,19 +2,20 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from ..data import ImageDataset, ImageSource, load_source
+from ..data.unreadable import left_out_note
 from ..encoders import Encoder
 from ..messages import suggest
 from .features import FeatureCache
 from .knn import nearest_neighbours, neighbour_votes
-from .labels import imbalanced_rows, match_splits, noisy_labels, require_labels
+from .labels import imbalanced_rows, lost_classes_note, match_splits, noisy_labels, require_labels
 from .linear_probe import PROTOCOLS, LinearClassifier, lbfgs_probe, sgd_probe
-from .results import Result
+from .results import Result, unreadable_counts
 from .scoring import accuracy, accuracy_results
 
 HELD_OUT_SPLITS = ("test", "validation", "valid", "val")
@@ -33,6 +34,7 @@ class LabelledFeatures:
         dataset (`str`): Name of the data set, as in results.
         split (`str`): Name of the test split, as in results.
         notes (`list[str]`): One sentence for each reason for which images were excluded.
+        counts (`dict`): The numbers of unreadable images that were left out, as in results; without such images, empty.
     """
 
     train: Tensor
@@ -43,6 +45,7 @@ class LabelledFeatures:
     dataset: str
     split: str
     notes: list[str]
+    counts: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def extract(
@@ -66,21 +69,27 @@ class LabelledFeatures:
             kwargs: Further arguments of [`extract_features`].
 
         Raises:
-            ValueError: If labels are missing, or the splits do not match (see [`match_classes`]).
+            ValueError: If labels are missing, the splits do not match (see [`match_classes`]), or more images cannot
+                be read than are allowed.
         """
+        test = test.as_in(train)
         for source in (train, test):
             require_labels(source)
         cache = cache or FeatureCache(enabled=False)
         features = [
             cache.features(
                 encoder,
-                ImageDataset(source, image_size=encoder.image_size),
+                ImageDataset(source, image_size=encoder.image_size, unreadable="omit"),
                 progress=source.split if progress else None,
                 **kwargs,
             )
             for source in (train, test)
         ]
         bank, queries, names, notes = match_splits(train, test, *(part.labels for part in features))
+        for source, part in zip((train, test), features, strict=True):
+            if part.unreadable:
+                notes += left_out_note(part.unreadable, source.num_rows, source.split)
+                notes += lost_classes_note(source, part.labels)
         return cls(
             train=features[0].representations[bank >= 0],
             train_labels=bank[bank >= 0],
@@ -90,6 +99,7 @@ class LabelledFeatures:
             dataset=test.name,
             split=test.split,
             notes=notes,
+            counts=unreadable_counts(*(len(part.unreadable) for part in features)),
         )
 
     def corrupted(self, label_noise: float = 0.0, imbalance: float = 1.0, seed: int = 0) -> "LabelledFeatures":
@@ -166,7 +176,7 @@ def knn_results(
     for temperature in temperatures:
         scores = neighbour_votes(similarity, classes, num_classes=len(features.class_names), temperature=temperature)
         measured = accuracy(scores, features.test_labels, features.class_names)
-        about = {"k": k, "temperature": temperature, "train_images": len(features.train)}
+        about = {"k": k, "temperature": temperature, "train_images": len(features.train)} | features.counts
         results += accuracy_results("knn", features.dataset, features.split, measured, about)
     return results
 
@@ -205,7 +215,7 @@ def linear_results(
             worse.train, worse.train_labels, len(worse.class_names), seed=seed, progress=progress, **settings
         )
         measured = accuracy(classifier(worse.test), worse.test_labels, worse.class_names)
-        about = {**classifier.settings, "seed": seed, "train_images": len(worse.train)}
+        about = {**classifier.settings, "seed": seed, "train_images": len(worse.train)} | worse.counts
         about |= {"label_noise": label_noise} if label_noise else {}
         about |= {"imbalance": imbalance} if imbalance != 1 else {}
         results += accuracy_results("linear", features.dataset, features.split, measured, about)

@@ -1,15 +1,22 @@
 """k-nearest-neighbour classification of frozen representations, once or repeatedly during training."""
 
+import dataclasses
+import logging
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import ImageDataset, ImageSource
-from ..distributed.collectives import all_gather_rows, shard_range, world_size
+from ..data.unreadable import left_out_note
+from ..distributed.collectives import all_gather_rows, rank, shard_range, world_size
 from ..encoders import Encoder
+from ..messages import warn_above_bars
 from .features import Features, extract_features
-from .results import Result
+from .results import Result, unreadable_counts
+
+logger = logging.getLogger(__name__)
 
 
 def knn_scores(
@@ -182,16 +189,18 @@ class KNNMonitor:
         progress: bool = True,
     ):
         self.progress = progress
+        self._said = False
         rng = np.random.default_rng(seed)
         chosen = rng.permutation(source.num_rows)[:images]
         fifth = len(chosen) // 5
-        self.queries_from = held_out or source
+        self.queries_from = source if held_out is None else held_out.as_in(source)
         if held_out is None:
             queries, chosen = chosen[:fifth], chosen[fifth:]
         else:
             queries = rng.permutation(held_out.num_rows)[: max(images // 2, 1)]
-        self.bank = ImageDataset(source, image_size=image_size, indices=chosen.tolist())
-        self.queries = ImageDataset(self.queries_from, image_size=image_size, indices=queries.tolist())
+        measured = {"image_size": image_size, "unreadable": "omit"}
+        self.bank = ImageDataset(source, indices=chosen.tolist(), **measured)
+        self.queries = ImageDataset(self.queries_from, indices=queries.tolist(), **measured)
         self.k, self.temperature = k, temperature
         self.settings = {"k": k, "temperature": temperature, "bank": len(chosen), "queries": len(queries)}
 
@@ -207,11 +216,16 @@ class KNNMonitor:
             extract_features(encoder, dataset, shared=shared, progress=f"kNN {name}" if self.progress else None)
             for dataset, name in ((self.bank, "bank"), (self.queries, "queries"))
         )
+        if not self._said and rank() == 0:
+            for features, dataset in ((bank, self.bank), (queries, self.queries)):
+                for note in left_out_note(features.unreadable, len(dataset), dataset.source.split):
+                    warn_above_bars(logger, f"kNN: {note}")
+        self._said = True
         known, named = self.bank.source.class_names, self.queries_from.class_names
         if known and named and known != named:
             places = torch.tensor([known.index(name) if name in known else -1 for name in named])
             labels = torch.where(queries.labels < 0, -1, places[queries.labels.clamp(min=0)])
-            queries = Features(queries.representations, labels)
+            queries = dataclasses.replace(queries, labels=labels)
         return bank, queries
 
     def measure(self, encoder: Encoder, step: int | str, *, shared: bool = False) -> list[Result]:
@@ -221,6 +235,7 @@ class KNNMonitor:
     def results(self, bank: Features, queries: Features, step: int | str) -> list[Result]:
         """Return top-1 and top-5 accuracy of features that are already extracted."""
         accuracy = knn_accuracy(bank, queries, k=self.k, temperature=self.temperature)
-        about = {**self.settings, "step": step}
+        about = {**self.settings, "bank": len(bank.labels), "queries": len(queries.labels), "step": step}
+        about |= unreadable_counts(len(bank.unreadable), len(queries.unreadable))
         name, split = self.queries_from.name, self.queries_from.split
         return [Result("knn", name, split, metric, value, about) for metric, value in accuracy.items()]

@@ -51,6 +51,27 @@ def match_classes(
     return _translate(train, position), matched, [_name(index, train_names) for index in present]
 
 
+def lost_classes_note(source: ImageSource, labels: Tensor) -> list[str]:
+    """Return a sentence that names the classes of a split of which no image can be read; none without such classes.
+
+    Args:
+        source ([`ImageSource`]): The split.
+        labels (`Tensor` of shape `(N,)`): The labels of its readable images.
+    """
+    every = row_labels(source)
+    lost = sorted(set(every[every >= 0].tolist()) - set(labels.tolist()))
+    return lost_classes(source.split, [_name(label, source.class_names) for label in lost])
+
+
+def lost_classes(split: str, names: Sequence[str]) -> list[str]:
+    """Return a sentence about the classes of a split of which no image can be read; none without such classes."""
+    if not names:
+        return []
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    which = f"class {shown}" if len(names) == 1 else f"{len(names)} classes ({shown})"
+    return [f"Of {which}, no image of {split} can be read."]
+
+
 def match_splits(
     train: ImageSource, test: ImageSource, train_labels: Tensor, test_labels: Tensor
 ) -> tuple[Tensor, Tensor, list[str], list[str]]:

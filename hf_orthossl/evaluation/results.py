@@ -33,7 +33,9 @@ PER_RUN = frozenset(
 # Local names of models and files, which do not affect the outcome and are never published.
 PRIVATE = frozenset(("model", "run", "notes"))
 # The number of images behind a result, not the way it was measured.
-COUNTS = frozenset(("train_images", "test_images", "bank", "queries"))
+COUNTS = frozenset(
+    ("train_images", "test_images", "bank", "queries", "unreadable_train_images", "unreadable_test_images")
+)
 
 # Far above the size of any evaluation's results, and small enough to read into memory.
 MAX_BYTES = 16 * 2**20
@@ -180,6 +182,12 @@ def _is_bounded(value: Any, depth: int = 4) -> bool:
 def _plain(value: Any) -> Any:
     """Return a number in the form on which JSON and YAML agree: 20.0 as 20."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def unreadable_counts(train: int, test: int) -> dict[str, int]:
+    """Return the entries of a protocol for the images that could not be read and were left out; none for none."""
+    counts = {"unreadable_train_images": train, "unreadable_test_images": test}
+    return {name: count for name, count in counts.items() if count}
 
 
 def overlap(one: str, other: str) -> bool:

@@ -141,7 +141,7 @@ def transfer_suite(
         sets (`Sequence[TransferSet]`, *optional*): From [`transfer_sets`]; the six sets of the paper by default.
         model (`str`, defaults to ""): Name of the encoder in the results.
         results_file (`str` or `Path`, *optional*): File of results, written after each set. Sets for which it has
-            results of the same encoder and settings are not measured again; its other results are preserved.
+            results of the same encoder, images and settings are not measured again; its other results are preserved.
         cache ([`FeatureCache`], *optional*): A cache of extracted features.
         probes (`Sequence[str]`, defaults to ("linear",)): "linear", the paper's; "knn" with T = 0.07.
         seeds (`Sequence[int]`, defaults to (0,)): Seeds of the linear probes, one for each.
@@ -163,29 +163,30 @@ def transfer_suite(
     earlier = read_results(path) if path is not None and path.exists() else []
     weights, outcome = encoder_key(encoder), Transfer()
     for entry in transfer_sets() if sets is None else sets:
-        about = [weights, dataclasses.asdict(entry), sorted(probes), k, list(seeds), settings]
-        run = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-        results = [result for result in earlier if result.protocol.get("run") == run]
-        outcome_line = f"read from {path}"
-        if results:
-            # The same weights may have been measured under another name.
-            results = [dataclasses.replace(r, protocol=r.protocol | {"model": model}) for r in results]
-            earlier = [result for result in earlier if result.protocol.get("run") != run]
-        else:
-            try:
-                train, test = entry.open()
+        results: list[Result] = []
+        try:
+            train, test = entry.open()
+            data = [[source.fingerprint, source.pixels.describe()] for source in (train, test)]
+            about = [weights, dataclasses.asdict(entry), data, sorted(probes), k, list(seeds), settings]
+            run = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+            results = [result for result in earlier if result.protocol.get("run") == run]
+            outcome_line = f"read from {path}"
+            if results:
+                # The same weights may have been measured under another name.
+                results = [dataclasses.replace(r, protocol=r.protocol | {"model": model}) for r in results]
+                earlier = [result for result in earlier if result.protocol.get("run") != run]
+            else:
                 features = LabelledFeatures.extract(
                     encoder, train, test, cache, progress=progress, **(extraction or {})
                 )
                 probing = rank() == 0 or not (extraction or {}).get("shared")
                 results = _probed(features, probes if probing else (), k=k, seeds=seeds, progress=progress, **settings)
-            except (ValueError, OSError, ArithmeticError) as error:
-                outcome.failures[entry.name] = " ".join(str(error).split())
-                outcome_line = f"failed: {outcome.failures[entry.name]}"
-            else:
                 notes = [*features.notes, *_differences(entry, features)]
                 results = [_as_transfer(result, entry, notes, model, run) for result in results]
                 outcome_line = f"{len(features.train):,} training and {len(features.test):,} test images"
+        except (ValueError, OSError, ArithmeticError) as error:
+            outcome.failures[entry.name] = " ".join(str(error).split())
+            outcome_line = f"failed: {outcome.failures[entry.name]}"
         for note in results[0].protocol.get("notes", ()) if results else ():
             outcome.notes.append(f"{entry.name}: {note}")
         if say is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import __version__
 from ..data import ImageDataset, ImageSource
+from ..data.unreadable import Unreadable
 from ..encoders import Encoder, export_encoder
 from ..evaluation import Result, write_results
 from ..evaluation.features import normalized_batches
@@ -70,7 +71,11 @@ def write_encoder_folder(
         write_results(folder / RESULTS, [public_result(result) for result in results])
     else:
         (folder / RESULTS).unlink(missing_ok=True)
-    report = spectral_report(encoder, _images(encoder, source, spectra_images), metadata=_about(record))
+    unreadable: list[Unreadable] = []
+    report = spectral_report(encoder, _images(encoder, source, spectra_images, unreadable), metadata=_about(record))
+    if unreadable:
+        # Their names are those of local files, which are not published.
+        report.notes.append(f"{len(unreadable):,} further images cannot be read and were left out.")
     report.save(folder)
     report.plot(folder / FIGURE)
     _write_card(folder)
@@ -120,12 +125,15 @@ def rehearse_encoder_folder(
     _write_card(folder)
 
 
-def _images(encoder: Encoder, source: ImageSource | None, count: int) -> Iterable[dict[str, Any]] | None:
+def _images(
+    encoder: Encoder, source: ImageSource | None, count: int, unreadable: list[Unreadable] | None = None
+) -> Iterable[dict[str, Any]] | None:
     """Return batches of up to `count` images for the feature spectra; `None` for a stream, and without images."""
     if source is None or not source.num_rows:
         return None
     chosen = spectra_rows(source.num_rows, count)
-    return normalized_batches(encoder, ImageDataset(source, image_size=encoder.image_size, indices=chosen))
+    measured = ImageDataset(source, image_size=encoder.image_size, indices=chosen, unreadable="omit")
+    return normalized_batches(encoder, measured, unreadable=unreadable)
 
 
 def _about(record: EncoderRecord) -> dict[str, Any]:

@@ -23,10 +23,13 @@ from ..data import (
     get_recipe,
     load_source,
 )
+from ..data.options import MAX_UNREADABLE
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .interruption import outlast_interruption
 
+# The file of a run folder that lists the images that cannot be read.
+UNREADABLE_IMAGES = "unreadable_images.txt"
 # Size of a stream's shuffle buffer, in images; the default of `datasets`.
 STREAM_SHUFFLE = 1000
 
@@ -187,7 +190,8 @@ class TrainingData:
 
     def unreadable_log(self) -> UnreadableLog:
         """Return a log that counts images that cannot be decoded, in a file of the run folder."""
-        return UnreadableLog(Path(self.args.output_dir) / "unreadable_images.txt", self.num_images)
+        limit = MAX_UNREADABLE if self.source is None else self.source.max_unreadable
+        return UnreadableLog(Path(self.args.output_dir) / UNREADABLE_IMAGES, self.num_images, limit)
 
     @property
     def _stream(self) -> StreamBatches | None:

@@ -35,7 +35,8 @@ def training_record(
         `dict`: `front`, `views`, `epochs` (passes over the data; omitted for a stream), `steps` (taken),
         `planned_steps` (of a run that has not ended), `images_per_step`, `processes`, `optim`, `learning_rate` (peak),
         `lr_scheduler_type`, `weight_decay`, `momentum` (if the optimizer has one), `warmup_steps`, `penalty_every`
-        (steps between two penalties, if above 1), `precision`, `seed` and `pretrained` (whether it started from
+        (steps between two penalties, if above 1), `precision`, `seed`,
+        `unreadable_images` (if any were left out) and `pretrained` (whether it started from
         published weights; omitted if unknown).
     """
     args, planned = data.args, data.planned_steps()
@@ -58,6 +59,7 @@ def training_record(
         "penalty_every": model.config.penalty_every if model.regularizer and model.config.penalty_every > 1 else None,
         "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
         "seed": args.seed,
+        "unreadable_images": len(data.unreadable_log()) or None,
         # A checkpoint does not record whether it started from published weights.
         "pretrained": None if model.name_or_path else model.encoder.pretrained,
     }

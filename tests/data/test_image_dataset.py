@@ -18,7 +18,9 @@ from hf_orthossl.data import (
     collate,
     get_recipe,
     load_source,
+    without_unreadable,
 )
+from hf_orthossl.data.unreadable import allowed
 from hf_orthossl.distributed.collectives import rank
 
 RECIPE = get_recipe("cifar-asym")
@@ -181,7 +183,9 @@ def test_a_data_set_that_breaks_off_ends_the_search_in_one_line_from_a_worker_to
     for workers in (0, 1):
         with pytest.raises(TooManyUnreadable) as caught:
             list(DataLoader(data, 15, collate_fn=collate, num_workers=workers))
-        assert str(caught.value).startswith("32 of 90 images cannot be read, more than 1%: repair or remove 10.png (")
+        assert str(caught.value).startswith(
+            "32 of 90 images cannot be read, more than the 5 allowed: repair or remove 10.png ("
+        )
         assert "\n" not in str(caught.value)
 
 
@@ -196,8 +200,16 @@ def test_log_counts_each_image_once_and_names_it(tmp_path):
     assert path.read_text().splitlines() == ["7\ta b .png\tOSError: bad file", "8\tc.png\ttruncated"]
 
 
-def test_log_stops_above_one_percent_with_the_names(tmp_path):
-    log = UnreadableLog(tmp_path / "unreadable_images.txt", total=200)
+@pytest.mark.parametrize(
+    ("total", "limit", "number"),
+    [(50, 0.01, 5), (1000, 0.01, 10), (50, 0.2, 10), (1000, 1, 1), (1000, 30, 30), (1000, 0, 0), (40, 0.5, 20)],
+)
+def test_a_share_allows_five_images_and_a_number_is_one(total, limit, number):
+    assert allowed(total, limit) == number
+
+
+def test_log_stops_above_the_limit_with_the_names(tmp_path):
+    log = UnreadableLog(tmp_path / "unreadable_images.txt", total=200, max_unreadable=2)
     log.add([(1, "one.png", "bad"), (2, "two.png", "bad")])
     with pytest.raises(TooManyUnreadable, match=r"3 of 200 .*one\.png \(bad\); two\.png \(bad\); three\.png \(worse\)"):
         log.add([(3, "three.png", "worse")])
@@ -207,10 +219,10 @@ def test_log_stops_above_one_percent_with_the_names(tmp_path):
 
 def test_log_of_a_resumed_run_goes_on_where_it_was(tmp_path):
     path = tmp_path / "unreadable_images.txt"
-    UnreadableLog(path, total=200).add([(1, "one.png", "bad"), (2, "two.png", "bad")])
+    UnreadableLog(path, 200, 2).add([(1, "one.png", "bad"), (2, "two.png", "bad")])
     with path.open("a") as file:
         file.write("3\tcut o")
-    again = UnreadableLog(path, total=200)
+    again = UnreadableLog(path, 200, 2)
     again.add([(2, "two.png", "bad")])
     assert len(again) == 2
     with pytest.raises(TooManyUnreadable):
@@ -218,7 +230,7 @@ def test_log_of_a_resumed_run_goes_on_where_it_was(tmp_path):
 
 
 def log_on_a_process(path, total):
-    log, here = UnreadableLog(path, total), rank()
+    log, here = UnreadableLog(path, total, 3), rank()
     log.add([(here, f"{here}.png", "bad"), (9, "9.png", "bad")], seen=150)
     log.add([])
     early = len(log), log.seen
@@ -239,18 +251,47 @@ def test_log_of_several_processes_counts_for_all_and_names_each_image_once(total
 
 
 def test_log_of_a_stream_judges_by_what_was_seen(tmp_path):
-    log = UnreadableLog(tmp_path / "unreadable_images.txt")
-    log.add([(1, "one.png", "bad")], seen=50)
-    log.add([], seen=150)
-    log.add([(2, "two.png", "bad")], seen=50)
-    with pytest.raises(TooManyUnreadable, match="3 of 251 images"):
-        log.add([(3, "three.png", "bad")], seen=1)
+    def bad(*numbers):
+        return [(number, f"{number}.png", "bad") for number in numbers]
+
+    log = UnreadableLog(tmp_path / "unreadable_images.txt", max_unreadable=0.1)
+    log.add(bad(*range(10)), seen=10)  # 10 % of the first hundred
+    log.add([], seen=190)
+    log.add(bad(*range(10, 20)), seen=1)
+    with pytest.raises(TooManyUnreadable, match=r"21 of 202 images cannot be read, more than the 20 allowed"):
+        log.add(bad(20), seen=1)
     # A run that continues has seen none of it yet, and does not know how much the first part saw.
-    again = UnreadableLog(tmp_path / "unreadable_images.txt")
-    again.add([], seen=200)
-    again.add([(4, "four.png", "bad"), (5, "five.png", "bad")], seen=50)
-    with pytest.raises(TooManyUnreadable, match="3 of 290 images cannot be read, more than 1%: repair or remove four"):
-        again.add([(6, "six.png", "bad")], seen=40)
+    again = UnreadableLog(tmp_path / "unreadable_images.txt", max_unreadable=0.1)
+    again.add([], seen=110)
+    again.add(bad(*range(30, 41)), seen=1)
+    with pytest.raises(TooManyUnreadable, match=r"12 of 112 images .* allowed: repair or remove 30\.png"):
+        again.add(bad(41), seen=1)
+
+
+def test_the_first_unreadable_image_is_said_once(tmp_path, caplog):
+    log = UnreadableLog(tmp_path / "unreadable_images.txt", total=300)
+    log.add([(7, "a.png", "truncated")])
+    log.add([(7, "a.png", "truncated"), (8, "b.png", "truncated")])
+    assert caplog.messages == [
+        "a.png cannot be read (truncated): another image takes its place, and all such images are listed in "
+        f"{tmp_path / 'unreadable_images.txt'}"
+    ]
+
+
+def test_a_measurement_omits_what_cannot_be_read():
+    source = source_of([(8, 8)] * 6, broken=(1, 2, 5))
+    batch = without_unreadable(collate(ImageDataset(source, unreadable="omit").__getitems__(range(6))))
+    assert batch["index"].tolist() == batch["labels"].tolist() == [0, 3, 4]
+    assert len(batch["pixel_values"]) == 3
+    assert [name for _, name, _ in batch["unreadable"]] == ["1.png", "2.png", "5.png"]
+    crops = ImageDataset(source_of([(40, 50), (64, 33)], broken=(0,)), views=RECIPE, image_size=8, unreadable="omit")
+    assert [len(part) for part in without_unreadable(collate(crops.__getitems__([0, 1])))["crops"]] == [1, 1]
+    cached = ImageDataset(source, unreadable="omit", cache_images="always")
+    for _ in range(2):
+        items = cached.__getitems__([0, 1])
+        assert [bool(item["unreadable"]) for item in items] == [False, True]
+    with pytest.raises(ValueError, match="unreadable 'drop' is unknown: choose from replace, omit"):
+        ImageDataset(source, unreadable="drop")
 
 
 # --- streams -------------------------------------------------------------------------------------------------------

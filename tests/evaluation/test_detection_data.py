@@ -160,11 +160,11 @@ def test_images_that_cannot_be_read():
     train.note_unreadable(batch.unreadable)
     train.note_unreadable(batch.unreadable)
     assert train.notes[-1] == "1 images of train cannot be decoded and were excluded."
-    with pytest.raises(TooManyUnreadable, match=r"row 0 \("):
-        splits(table([broken, GOOD]))
-    few, _ = splits(table([GOOD, truncated]))
+    with pytest.raises(TooManyUnreadable, match=r"6 of 12 .* more than the 5 allowed: repair or remove row 0 \("):
+        splits(table([broken, GOOD] * 6))
+    few, _ = splits(table([GOOD, truncated] * 6))
     with pytest.raises(TooManyUnreadable, match=r"row 1 \("):
-        few.note_unreadable(collate_detection([few[1]]).unreadable)
+        few.note_unreadable(collate_detection([few[place] for place in range(12)]).unreadable)
 
 
 def test_what_is_no_detection_set():

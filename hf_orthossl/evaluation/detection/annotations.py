@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...data import ImageSource, TooManyUnreadable, UnreadableImage
+from ...data import ImageSource, UnreadableImage
 from ...data.decoding import image_size
-from ...data.unreadable import LIMIT, Unreadable
+from ...data.opening import image_name
+from ...data.unreadable import Unreadable, check_unreadable
 
 _CATEGORY_NAMES = ("category", "categories", "category_id", "label", "labels")
 # Minimum side of a box in pixels. Thinner boxes are in effect empty, and could vanish in float32 when flipped.
@@ -62,7 +63,7 @@ def read_annotations(source: ImageSource, *, progress: bool = False) -> Annotati
         progress (`bool`, defaults to `False`): Show a progress bar.
 
     Raises:
-        ValueError: If the column is missing, the lists of a row differ in length, or more than 1 % of the images cannot
+        ValueError: If the column is missing, the lists of a row differ in length, or more images than allowed cannot
             be read.
     """
     parts, key = _columns(source)
@@ -74,7 +75,7 @@ def read_annotations(source: ImageSource, *, progress: bool = False) -> Annotati
         try:
             height, width = image_size(record[source.image_column], page=source.page(row))
         except UnreadableImage as error:
-            unreadable.append(Unreadable(row, f"row {row}", str(error)))
+            unreadable.append(Unreadable(row, image_name(record[source.image_column], row), str(error)))
             continue
         objects = _as_lists(record["objects"], parts)
         _check_lengths(objects, ("bbox", key), source, row)
@@ -93,8 +94,7 @@ def read_annotations(source: ImageSource, *, progress: bool = False) -> Annotati
         annotations.classes.append([_name(category, known) for category in categories])
         for mark, name in ((annotations.difficult, "difficult"), (annotations.crowd, "iscrowd")):
             mark.append(_marks(objects.get(name), len(usable))[usable])
-    if len(unreadable) > LIMIT * source.num_rows:
-        raise TooManyUnreadable.of(unreadable, source.num_rows)
+    check_unreadable(unreadable, source.num_rows, source.max_unreadable)
     annotations.counts["unreadable"] = len(unreadable)
     annotations.names = [_name(category, known) for category in sorted(seen)]
     return annotations

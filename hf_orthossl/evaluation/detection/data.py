@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ...data import ImageSource, TooManyUnreadable, UnreadableImage, decode_image, load_source
+from ...data import ImageSource, UnreadableImage, decode_image, load_source
 from ...data.decoding import to_tensor
-from ...data.unreadable import LIMIT, Unreadable
+from ...data.opening import image_name
+from ...data.unreadable import Unreadable, check_unreadable
 from ..frozen import held_out_split
 from .annotations import Annotations, read_annotations
 from .shapes import shapes
@@ -114,11 +115,10 @@ class DetectionDataset(Dataset):
         """Record images that could not be decoded.
 
         Raises:
-            TooManyUnreadable: If they are more than 1 % of the data set.
+            TooManyUnreadable: If they are more than are allowed.
         """
         self._unreadable |= {image.index: image for image in images}
-        if len(self._unreadable) > LIMIT * len(self):
-            raise TooManyUnreadable.of(self._unreadable.values(), len(self))
+        check_unreadable(list(self._unreadable.values()), len(self), self._source.max_unreadable)
 
     @property
     def notes(self) -> list[str]:
@@ -134,7 +134,7 @@ class DetectionDataset(Dataset):
             image = self.image(index)
         except UnreadableImage as error:
             row = self._annotations.rows[index]
-            return Unreadable(row, f"row {row}", str(error))
+            return Unreadable(row, image_name(self._images[row][self._column], row), str(error))
         original = image.size
         image = _resized(image, self.image_size)
         pixels = to_tensor(image)

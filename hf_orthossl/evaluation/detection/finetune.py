@@ -118,7 +118,7 @@ def finetune_detector(
         `dict`: The settings that determine the result.
 
     Raises:
-        ValueError: If a setting is out of range, the head has too few classes, or more than 1 % of the images are
+        ValueError: If a setting is out of range, the head has too few classes, or more images than allowed are
             unreadable.
         FloatingPointError: If the loss is not finite.
     """
@@ -203,7 +203,7 @@ def detect(
         the original image, `scores` and `labels` `(N,)`, on the CPU.
 
     Raises:
-        ValueError: If more than 1 % of the images cannot be read.
+        ValueError: If more images than allowed cannot be read.
     """
     detector.eval()
     # A separate generator, because even a loader that does not shuffle draws a seed for its workers.

@@ -40,6 +40,7 @@ from .verify import Comparison, Verification, compare, interval, spectra_digest
 TOLERANCE = 0.01
 # Limits of what an untrusted claim may make this machine compute.
 _WHOLE = {"k": 10_000, "epochs": 1000, "bank": 10**6, "queries": 10**6, "batch_size": 10**6}
+_WHOLE |= {"unreadable_train_images": 10**6, "unreadable_test_images": 10**6}
 _REAL = ("temperature", "learning_rate", "weight_decay", "label_noise", "imbalance")
 _PROBE = ("protocol", "epochs", "batch_size", "learning_rate", "weight_decay", "label_noise", "imbalance")
 # What L-BFGS takes of these; it chooses the rest on the training images again.
@@ -298,7 +299,10 @@ def _monitored(
             held_out,
             encoder.image_size,
             # The number of images that gives this bank and these queries.
-            images=max(protocol["bank"], 2 * protocol.get("queries", 1)),
+            images=max(
+                protocol["bank"] + protocol.get("unreadable_train_images", 0),
+                2 * (protocol.get("queries", 1) + protocol.get("unreadable_test_images", 0)),
+            ),
             k=protocol["k"],
             temperature=protocol["temperature"],
             seed=seed,
@@ -331,7 +335,8 @@ def _images(
     rows = spectra_rows(source.num_rows)
     if len(rows) != count:
         return None, [note.format(f"they are of {count:,} images, not of the {len(rows):,} that training takes")]
-    return normalized_batches(encoder, ImageDataset(source, image_size=encoder.image_size, indices=rows)), []
+    measured = ImageDataset(source, image_size=encoder.image_size, indices=rows, unreadable="omit")
+    return normalized_batches(encoder, measured), []
 
 
 def _wrong_scalars(spectra: Mapping[str, Any], claimed: dict, *keys: str) -> str | None:
