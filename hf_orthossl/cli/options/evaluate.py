@@ -22,6 +22,8 @@ DESCRIPTION = (
 class EvaluateArguments(ImageOptions):
     """Options of the measurements: models, tasks, data and probes."""
 
+    _argument_group_name = "measurements"
+
     models: list[str] = field(
         kw_only=True,
         metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"},
@@ -30,43 +32,42 @@ class EvaluateArguments(ImageOptions):
         default_factory=lambda: list(FROZEN),
         metadata={"help": f"one or more of {', '.join(TASKS)} (default: {' and '.join(FROZEN)})"},
     )
-    train_split: str | None = field(default=None, metadata={"help": "split to train probes on (default: train)"})
+    train_split: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "split to train probes on (default: train)", "group": "data"}
+    )
     test_split: str | None = field(
-        default=None, metadata={"help": "split to score them on (default: test, else validation)"}
+        default=None,
+        metadata={"metavar": "NAME", "help": "split to score on (default: test or validation)", "group": "data"},
     )
     image_size: int | None = field(
         default=None,
-        metadata={"help": "side of the input in pixels (default: the model's; detection: the images' shorter side)"},
+        metadata={"help": "side of the input; detection: shorter side (default: the model's or the images')"},
     )
     untrained: bool = field(default=False, metadata={"help": "use random weights, for comparison"})
     k: int = field(default=200, metadata={"help": "number of neighbours that vote"})
     protocol: Literal["sgd", "lbfgs"] = field(
         default="sgd",
-        metadata={"help": "linear probe: sgd (the paper's) or lbfgs (logistic regression)"},
+        metadata={"help": "how linear probes are trained"},
     )
     epochs: int = field(default=100, metadata={"help": "passes over the data with sgd"})
-    learning_rate: float = field(default=0.1, metadata={"help": "learning rate of sgd; 0.2 for ImageNet in the paper"})
-    probe_batch_size: int = field(default=256, metadata={"help": "batch size of sgd; 128 for ImageNet in the paper"})
-    label_noise: float = field(
-        default=0.0, metadata={"help": "repeat the linear probe with this share of wrong training labels, as in 0.2"}
-    )
+    learning_rate: float = field(default=0.1, metadata={"help": "learning rate of sgd"})
+    probe_batch_size: int = field(default=256, metadata={"help": "batch size of sgd"})
+    label_noise: float = field(default=0.0, metadata={"help": "also probe with this share of labels wrong"})
     imbalance: float = field(
         default=1.0,
-        metadata={"help": "repeat the linear probe with classes of uneven size, largest over smallest, as in 100"},
+        metadata={"help": "also probe with the largest class X × the smallest"},
     )
-    seeds: int = field(default=1, metadata={"help": "number of seeds, one for each probe, fine-tuning and detector"})
-    seed: int = field(default=0, metadata={"help": "the first seed; also the seed of untrained weights"})
+    seeds: int = field(default=1, metadata={"help": "repetitions of whatever is trained"})
+    seed: int = field(default=0, metadata={"help": "first seed, also of untrained weights"})
     batch_size: int = field(default=256, metadata={"help": "images per forward pass"})
-    num_workers: int = field(default=0, metadata={"help": "number of processes that decode images"})
-    device: str | None = field(default=None, metadata={"help": "such as cpu or cuda (default: cuda if there is a GPU)"})
-    cache: str | None = field(
-        default=None, metadata={"help": "folder of cached features, or none (default: in the Hugging Face home)"}
-    )
+    num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: a GPU if there is one)"})
+    cache: str | None = field(default=None, metadata={"help": "folder of features, or none (default: in HF_HOME)"})
     push_to_hub: bool = field(
         default=False,
-        metadata={"help": "add the results to card and .eval_results of the models' repositories"},
+        metadata={"help": "add the results to the models' repositories"},
     )
-    output_dir: str = field(default="runs/evaluate", metadata={"help": "folder of results.json"})
+    output_dir: str = field(default="runs/evaluate", metadata={"metavar": "DIR", "help": "folder of results.json"})
 
     def __post_init__(self):
         super().__post_init__()
@@ -85,17 +86,15 @@ class FineTuneOptions:
 
     _argument_group_name = "fine-tuning"
 
-    finetune_epochs: int = field(default=50, metadata={"help": "maximum number of passes over the training images"})
+    finetune_epochs: int = field(default=50, metadata={"help": "passes over the images at most"})
     finetune_lr: float = field(default=1e-3, metadata={"help": "learning rate of the head"})
     finetune_batch_size: int = field(default=128, metadata={"help": "images per step"})
-    layer_decay: float = field(default=0.75, metadata={"help": "factor of the learning rate per layer, head first"})
+    layer_decay: float = field(default=0.75, metadata={"help": "rate of each layer over the next one's"})
     mixup: float = field(default=0.0, metadata={"help": "α of mixup; 0 for none"})
     cutmix: float = field(default=0.0, metadata={"help": "α of CutMix; 0 for none"})
-    label_smoothing: float = field(default=0.0, metadata={"help": "share of the label spread over all classes"})
-    validation_share: float = field(
-        default=0.1, metadata={"help": "share of the training images held out to choose the best epoch"}
-    )
-    patience: int = field(default=10, metadata={"help": "epochs without improvement after which training stops"})
+    label_smoothing: float = field(default=0.0, metadata={"help": "share of labels spread over classes"})
+    validation_share: float = field(default=0.1, metadata={"help": "share held out to choose an epoch"})
+    patience: int = field(default=10, metadata={"help": "epochs without gain before it stops"})
     bf16: bool = field(default=False, metadata={"help": "fine-tune in bfloat16"})
 
 
@@ -108,12 +107,10 @@ class TransferOptions:
     transfer_sets: list[str] | None = field(
         default=None,
         metadata={
-            "help": "names of the suite, Hub ids or folders (default: cifar10 cifar100 food101 flowers102 dtd gtsrb)"
+            "help": "sets of the suite, Hub ids or folders (default: cifar10 cifar100 food101 flowers102 dtd gtsrb)"
         },
     )
-    transfer_data: str | None = field(
-        default=None, metadata={"help": "folder whose subfolders with these names replace the sets on the Hub"}
-    )
+    transfer_data: str | None = field(default=None, metadata={"help": "folder that has sets of the Hub as subfolders"})
     transfer_knn: bool = field(default=False, metadata={"help": "also measure kNN on each set"})
 
     @property
@@ -128,29 +125,23 @@ class DetectionArguments:
 
     _argument_group_name = "detection"
 
-    detector: Literal["fpn", "c4", "detr"] = field(
-        default="fpn", metadata={"help": "fpn or c4 (the paper's) for Faster R-CNN, or detr (RT-DETR v2)"}
-    )
+    detector: Literal["fpn", "c4", "detr"] = field(default="fpn", metadata={"help": "Faster R-CNN, or RT-DETR v2"})
     steps: int = field(default=200, metadata={"help": "optimizer steps"})
-    detection_batch_size: int = field(default=8, metadata={"help": "images per step; 9 in the paper"})
+    detection_batch_size: int = field(default=8, metadata={"help": "images per step"})
     detection_optimizer: Literal["adamw", "sgd"] = field(
-        default="adamw", metadata={"help": "adamw, which needs fewer steps, or sgd (the paper's)"}
+        default="adamw", metadata={"help": "optimizer; the paper's is sgd"}
     )
     detection_lr: float | None = field(
         default=None,
-        metadata={
-            "help": "learning rate (default: 5e-4 for adamw, 2e-4 with detr, the paper's 0.01 per 9 images for sgd)"
-        },
+        metadata={"help": "rate (default: by optimizer, detector and batch)"},
     )
     batch_norm: Literal["trained", "frozen"] = field(
         default="trained",
-        metadata={"help": "encoder's batch norm: trained, or frozen for batches of one or two images"},
+        metadata={"help": "the encoder's; frozen for batches of 1 or 2"},
     )
-    roi_samples: int = field(
-        default=64, metadata={"help": "proposals per image that train fpn and c4; 512 in Detectron"}
-    )
-    fpn_channels: int = field(default=128, metadata={"help": "width of fpn; 256 in Detectron"})
-    drawn_images: int = field(default=8, metadata={"help": "number of test images to save with their boxes drawn"})
+    roi_samples: int = field(default=64, metadata={"help": "proposals per image for fpn and c4"})
+    fpn_channels: int = field(default=128, metadata={"help": "width of fpn"})
+    drawn_images: int = field(default=8, metadata={"help": "test images to save with their boxes"})
 
     def __post_init__(self):
         if min(self.steps, self.detection_batch_size, self.roi_samples, self.fpn_channels) < 1 or self.drawn_images < 0:
