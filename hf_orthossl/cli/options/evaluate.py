@@ -55,7 +55,7 @@ class EvaluateArguments(ImageOptions):
     label_noise: float = field(default=0.0, metadata={"help": "also probe with this share of labels wrong"})
     imbalance: float = field(
         default=1.0,
-        metadata={"help": "also probe with the largest class X × the smallest"},
+        metadata={"help": "also probe with classes of up to X times the size"},
     )
     seeds: int = field(default=1, metadata={"help": "repetitions of whatever is trained"})
     seed: int = field(default=0, metadata={"help": "first seed, also of untrained weights"})

@@ -18,50 +18,41 @@ class ForecastArguments(ImageOptions):
 
     _argument_group_name = "forecast"
 
-    split: str | None = field(default=None, metadata={"help": "split to forecast (default: train)"})
+    split: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "split to forecast (default: train)", "group": "data"}
+    )
     views: str | None = field(
-        default=None, metadata={"help": "augmentation recipe (default: digits for digits, else the method's)"}
+        default=None, metadata={"metavar": "NAME", "help": "augmentations (default: by data set and method)"}
     )
     encoder: str | None = field(
         default=None,
         metadata={
-            "help": "frozen encoder (such as resnet18, or a run folder) whose features are used instead of pixels"
+            "metavar": "NAME",
+            "help": "frozen encoder for features (default: pixels)",
         },
     )
-    method: str = field(
-        default="simclr", metadata={"help": "method to train with: a name from orthossl methods, infonce, or spectral"}
-    )
+    method: str = field(default="simclr", metadata={"metavar": "NAME", "help": "a method, infonce or spectral"})
     method_config: dict | None = field(
         default=None, metadata={"help": "hyper-parameters, such as similarity=euclidean"}
     )
-    temperature: float | None = field(
-        default=None, metadata={"help": "temperature of the softmax (default: the method's)"}
-    )
-    alpha: float | None = field(
-        default=None, metadata={"help": "weight of the alignment of two views (default: 1, as published)"}
-    )
-    weight_decay: float = field(
-        default=0.0, metadata={"help": "weight decay of the optimizer; not with normalized features"}
-    )
-    gamma: float = field(default=0.0, metadata={"help": "weight of the orthogonality penalty SO on the linear encoder"})
-    dim: int | None = field(
-        default=None, metadata={"help": "number of outputs of the encoder (default: one per direction)"}
-    )
-    images: int = field(default=10000, metadata={"help": "number of images, drawn at random"})
-    views_per_image: int = field(default=4, metadata={"help": "number of views of each image, at least 2"})
+    temperature: float | None = field(default=None, metadata={"help": "of the softmax (default: the method's)"})
+    alpha: float | None = field(default=None, metadata={"help": "weight of the alignment (default: as published, 1)"})
+    weight_decay: float = field(default=0.0, metadata={"help": "not with normalized features"})
+    gamma: float = field(default=0.0, metadata={"help": "weight of SO on the linear encoder"})
+    dim: int | None = field(default=None, metadata={"help": "outputs of the encoder (default: all directions)"})
+    images: int = field(default=10000, metadata={"help": "images, drawn at random"})
+    views_per_image: int = field(default=4, metadata={"help": "views of each image, 2 or more"})
     image_size: int | None = field(
         default=None,
-        metadata={"help": "side of the views in pixels (default: the images' own up to 32, or the encoder's)"},
+        metadata={"help": "side of the views (default: as images, up to 32)"},
     )
-    max_dim: int = field(
-        default=256, metadata={"help": "number of leading principal directions of the views to analyse"}
-    )
+    max_dim: int = field(default=256, metadata={"help": "leading principal directions to analyse"})
     seed: int = field(default=0, metadata={"help": "seed of images, views and intervals"})
     after_run: str | None = field(
-        default=None, metadata={"help": "run folder whose measured spectrum is drawn over the predicted one"}
+        default=None, metadata={"metavar": "RUN", "help": "run whose spectrum is drawn over the forecast"}
     )
     output_dir: str = field(
-        default="runs/forecast", metadata={"help": "folder for forecast.json and the figures, created if needed"}
+        default="runs/forecast", metadata={"metavar": "DIR", "help": "folder of forecast and figures"}
     )
 
     def __post_init__(self) -> None:

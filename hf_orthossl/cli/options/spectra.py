@@ -20,41 +20,47 @@ DESCRIPTION = (
 class SpectraArguments(ImageOptions):
     """Options of `orthossl spectra`; the help of each option describes it."""
 
+    _argument_group_name = "measurements"
+
     dataset: list[str] | None = field(  # type: ignore[assignment]  # None: only the weights are measured
-        default=None, metadata={"help": "images, as for orthossl pretrain, or 'digits' (default: weights only)"}
+        default=None,
+        metadata={
+            "metavar": "NAME",
+            "help": "images, as for orthossl pretrain (default: weights only)",
+            "group": "data",
+        },
     )
     models: list[str] = field(
         kw_only=True,
         metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"},
     )
-    split: str | None = field(default=None, metadata={"help": "split (default: test, else validation, else train)"})
-    images: int = field(default=4096, metadata={"help": "number of images to measure, evenly spread over the split"})
-    image_size: int | None = field(
-        default=None, metadata={"help": "side of the input in pixels (default: the model's)"}
+    split: str | None = field(
+        default=None,
+        metadata={"metavar": "NAME", "help": "split (default: test, validation or train)", "group": "data"},
     )
+    images: int = field(default=4096, metadata={"help": "images, evenly spread over the split", "group": "data"})
+    image_size: int | None = field(default=None, metadata={"help": "side of the input (default: the model's)"})
     layers: list[str] | None = field(
         default=None,
-        metadata={"help": "layers to measure (default: input, all stages, representation)"},
+        metadata={"metavar": "NAME", "help": "layers (default: input, stages, representation)"},
     )
-    include: list[str] | None = field(default=None, metadata={"help": "patterns of weights, such as layer4.*"})
-    exclude: list[str] | None = field(default=None, metadata={"help": "patterns of the weights to omit"})
-    pool: Literal["avg", "flatten"] = field(
-        default="avg", metadata={"help": "pooling of feature maps: avg over positions, or flatten"}
+    include: list[str] | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "patterns of weights, such as layer4.*"}
     )
+    exclude: list[str] | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "patterns of the weights to omit"}
+    )
+    pool: Literal["avg", "flatten"] = field(default="avg", metadata={"help": "pooling of feature maps"})
     views: str | None = field(
-        default=None, metadata={"help": "augmentation recipe for LiDAR, from 10 views of each of at most 1,000 images"}
+        default=None, metadata={"metavar": "NAME", "help": "augmentations for LiDAR, 10 views of 1,000 images"}
     )
-    map: Literal["pca", "umap"] = field(
-        default="pca", metadata={"help": "map of representations by class: pca, or umap (an extra)"}
-    )
+    map: Literal["pca", "umap"] = field(default="pca", metadata={"help": "map of the classes; umap is an extra"})
     untrained: bool = field(default=False, metadata={"help": "use random weights, for comparison"})
     seed: int = field(default=0, metadata={"help": "seed of untrained weights and of views"})
     batch_size: int = field(default=256, metadata={"help": "images per forward pass"})
     num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
-    device: str | None = field(
-        default=None, metadata={"help": "device, such as cpu or cuda (default: cuda if available)"}
-    )
-    output_dir: str = field(default="runs/spectra", metadata={"help": "folder for report and figures"})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: a GPU if there is one)"})
+    output_dir: str = field(default="runs/spectra", metadata={"metavar": "DIR", "help": "folder of report and figures"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
