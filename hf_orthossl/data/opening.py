@@ -4,6 +4,7 @@ import functools
 import importlib
 import io
 import logging
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
+from huggingface_hub.constants import ENDPOINT as HUB
 from PIL import Image, TiffImagePlugin
 
 # The limit at which Pillow raises an error; repeated because other libraries disable Pillow's check.
@@ -61,7 +63,7 @@ def open_image(value: Any) -> Image.Image | np.ndarray:
         `PIL.Image.Image` or `np.ndarray`: The image, or an array of shape `(H, W)` or `(H, W, 3)`.
 
     Raises:
-        UnreadableImage: The header is damaged, the image has more than `MAX_PIXELS` pixels, or it has channels that are
+        UnreadableImage: There is no such regular file, the header is damaged, the image has more than `MAX_PIXELS` pixels, or it has channels that are
             neither grey nor RGB.
     """
     if isinstance(value, dict):
@@ -74,11 +76,7 @@ def open_image(value: Any) -> Image.Image | np.ndarray:
     elif isinstance(value, bytes | bytearray | memoryview):
         image = _open_file(io.BytesIO(value))
     elif isinstance(value, str | Path):
-        if "://" in str(value):  # the files of a stream from the Hub are URLs
-            with fsspec.open(str(value), "rb") as file:
-                image = _open_file(io.BytesIO(file.read()))
-        else:
-            image = _open_file(value)
+        image = _open_file(_find_file(str(value)))
     else:
         return _check_array(np.asarray(value))
     if image.width * image.height > MAX_PIXELS:
@@ -101,6 +99,24 @@ def reason(error: Exception) -> str:
     text = re.sub(r"(cannot identify image file) .*", r"\1", f"{type(error).__name__}: {error}")
     text = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", text)
     return " ".join(text.split())[:300]
+
+
+def _find_file(path: str) -> str | io.BytesIO:
+    """Return the path of a regular file, or the content of one that lies on the Hub or in an archive.
+
+    Raises:
+        UnreadableImage: There is no such file, it is a pipe or device, which could be read forever, or a URL outside
+            the Hub, which a data set of somebody else could make the user request.
+    """
+    if "://" in path:  # the files of a stream are URLs, those in an archive zip://name::archive
+        place = path.rpartition("::")[2]
+        if "://" in place and not place.startswith(("hf://", f"{HUB}/")):
+            raise UnreadableImage("a URL outside the Hub, which is not requested")
+        with fsspec.open(path, "rb") as file:
+            return io.BytesIO(file.read())
+    if not os.path.isfile(path):
+        raise UnreadableImage("not a regular file" if os.path.lexists(path) else "no such file")
+    return path
 
 
 def _open_file(file: Any) -> Image.Image:

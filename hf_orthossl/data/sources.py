@@ -20,6 +20,7 @@ from .locations import AnyDataset, Opened, Splits, call_hub, default_split, is_l
 from .opening import open_image, page_numbers
 from .options import MAX_UNREADABLE, check_reading
 from .pixels import PixelRule
+from .unreadable import Unreadable, check_unreadable
 
 SAMPLED_SIZES = 64
 
@@ -317,6 +318,8 @@ def load_source(
     if opened.listing is not None:
         # The columns of a table were used to make the listing.
         image_column = label_column = None
+        absent = [Unreadable(row, name, "no such file") for row, name in enumerate(opened.listing.missing)]
+        check_unreadable(absent, opened.listing.seen, max_unreadable)
     rows = _rows_of(opened, split or default_split(opened), image_column, label_column, pages)
     return ImageSource(
         **rows,

@@ -38,7 +38,7 @@ class DataArguments(ImageOptions):
     """Options that select the images to train on."""
 
     split: str | None = field(
-        default=None, metadata={"metavar": "NAME", "help": "split to train on (default: train, or the whole)"}
+        default=None, metadata={"metavar": "NAME", "help": "split to train on (default: train and unlabeled)"}
     )
     streaming: bool = field(default=False, metadata={"help": "read the data while training, without a copy"})
     knn_images: int = field(default=2048, metadata={"help": "images to measure kNN with; 0: none"})

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import os
 
 import numpy as np
 import pytest
@@ -203,3 +204,17 @@ def test_decompression_bomb_is_refused_even_where_pillow_was_told_not_to(monkeyp
     monkeypatch.setattr(opening, "MAX_PIXELS", 10_000)
     with pytest.raises(UnreadableImage, match="200×100 pixels"):
         decode_image(encoded(Image.new("L", (200, 100))))
+
+
+def test_only_regular_files_and_the_hub_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for value, words in (
+        (tmp_path / "pipe.png", "not a regular file"),
+        (tmp_path, "not a regular file"),
+        (tmp_path / "gone.png", "no such file"),
+        ({"bytes": None, "path": "http://localhost:1/x.png"}, "a URL outside the Hub"),
+        ({"bytes": None, "path": "zip://x.png::https://example.org/x.zip"}, "a URL outside the Hub"),
+        ("file:///etc/hostname", "a URL outside the Hub"),
+    ):
+        with pytest.raises(UnreadableImage, match=words):
+            decode_image(value)

@@ -139,3 +139,12 @@ def test_a_missing_column_is_suggested(folder):
     table = write(folder / "t.csv", "path,kind\nphotos/1.png,a\n")
     with pytest.raises(ValueError, match=r"label_column 'knd' is not in .*kind"):
         load_source(table, label_column="knd")
+
+
+def test_many_missing_files_are_refused_like_unreadable_ones(folder):
+    table = write(folder / "t.csv", "\n".join(["path", "photos/1.png", *(f"gone/{n}.png" for n in range(6))]))
+    with pytest.raises(
+        ValueError, match=r"6 of 7 images cannot be read, more than the 5 allowed: .* gone/0.png \(no such"
+    ):
+        load_source(table)
+    assert load_source(table, max_unreadable=6).num_rows == 1
