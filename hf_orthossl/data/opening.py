@@ -63,8 +63,8 @@ def open_image(value: Any) -> Image.Image | np.ndarray:
         `PIL.Image.Image` or `np.ndarray`: The image, or an array of shape `(H, W)` or `(H, W, 3)`.
 
     Raises:
-        UnreadableImage: There is no such regular file, the header is damaged, the image has more than `MAX_PIXELS` pixels, or it has channels that are
-            neither grey nor RGB.
+        UnreadableImage: There is no such regular file, the header is damaged, the image has more than `MAX_PIXELS`
+            pixels, or it has channels that are neither grey nor RGB.
     """
     if isinstance(value, dict):
         data, path = value.get("bytes"), value.get("path")
