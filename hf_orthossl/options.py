@@ -177,8 +177,7 @@ def _number(form: Form) -> str:
 
 
 def _in_quotes(value: Any) -> str:
-    # YAML reads `no` as a truth value and 2026-01-01 as a date.
-    return f', in quotes if it is meant as text: "{str(value).lower()}"' if isinstance(value, bool) else ""
+    return ", and YAML reads words such as no and on as truth values unless quoted" if isinstance(value, bool) else ""
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
@@ -236,7 +235,16 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, with numbers in exponential notation without a dot."""
+    """YAML's safe loader, with numbers in exponential notation without a dot, and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping; of a key that is given twice, YAML would silently keep the last value."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.YAMLError(f"{key.value} is given twice, again in line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

@@ -128,6 +128,8 @@ def pretrain(
         raise ValueError(f"front {front!r} is unknown: {suggest(front, ['trainer', 'loop'])}")
     if "dataset" in options:
         raise ValueError("dataset is given as an option: pass the data set as the first argument of pretrain")
+    if {"max_steps", "num_train_epochs"} <= set(options) and options["max_steps"] != -1:
+        raise ValueError("max_steps and num_train_epochs exclude each other: pass one of them")
     settings = _settings(options)
     paths = [data] if isinstance(data, str | os.PathLike) else data
     in_memory = not (isinstance(paths, list | tuple) and all(isinstance(path, str | os.PathLike) for path in paths))

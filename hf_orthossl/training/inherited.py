@@ -88,6 +88,7 @@ _WHY_HIDDEN = {name: why for why, names in HIDDEN.items() for name in names}
 ELSEWHERE = {
     "evaluation_strategy": REFUSED["eval_strategy"],
     "group_by_length": REFUSED["train_sampling_strategy"],
+    "logging_dir": "trackers write into output_dir; leave it out",
     "no_cuda": "pass --use_cpu",
     "overwrite_output_dir": "pass --overwrite_output",
     "warmup_ratio": "pass --warmup_steps, as a share of the run if below 1",

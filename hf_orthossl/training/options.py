@@ -239,6 +239,10 @@ class TrainingOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value:g}: it must be {least} or more")
+        if not self.output_dir.strip():
+            raise ValueError("output_dir is empty: pass the folder of the run, as in runs/a")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed is {self.seed}: it must be below 2**32")
         if self.per_device_train_batch_size < 2:
             raise ValueError(
                 f"per_device_train_batch_size is {self.per_device_train_batch_size}: batch normalization and every "

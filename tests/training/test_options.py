@@ -120,6 +120,8 @@ def test_defaults_are_stated_once():
         ("--max_steps 1.5", "--max_steps is '1.5': it must be a whole number"),
         ("--num_train_epochs 0", "num_train_epochs is 0: it must be above 0"),
         ("--gradient_accumulation_steps 0", "gradient_accumulation_steps is 0: it must be 1 or more"),
+        ("--max_steps 5 --num_train_epochs 2", "max_steps and num_train_epochs exclude each other"),
+        ("--seed 5000000000", "seed is 5000000000: it must be below 2**32"),
         ("--seed -1", "seed is -1: it must be 0 or more"),
         ("--learning_rate nan", "--learning_rate is 'nan': it must be a number"),
         ("--bf16 maybe", "--bf16 is 'maybe': it must be true or false"),

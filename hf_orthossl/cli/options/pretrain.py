@@ -26,4 +26,7 @@ def read(
     base = saved if quick.resume and saved.is_file() else None
     (data, model, training), given = parse(prog, DESCRIPTION, list(OPTION_CLASSES), argv, base=base, refusal=refusal)
     check_given(given)
+    flags = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
+    if training.max_steps > 0 and {"max_steps", "num_train_epochs"} <= flags:
+        raise ValueError("max_steps and num_train_epochs exclude each other: pass one of them")
     return data, model, training, given
