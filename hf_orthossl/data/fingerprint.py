@@ -24,7 +24,7 @@ def fingerprint_of_files(paths: Sequence[str], names: Sequence[str]) -> str:
         paths (`Sequence[str]`): The files; those that cannot be read count as empty.
         names (`Sequence[str]`): Their names in the data set.
     """
-    sizes = [_size(path) for path in paths]
+    sizes = [_status(path)[0] for path in paths]
     sample = (_blocks(paths[row], sizes[row]) for row in _spread(len(paths)))
     return _join(len(paths), names, sizes, sample)
 
@@ -50,6 +50,11 @@ def fingerprint_of_rows(data: datasets.Dataset, image_column: str, label_column:
     plain = data.with_format(None)
     sample = (_content(plain[row][image_column]) for row in _spread(len(data), SAMPLED // 4))
     return "-".join((str(len(data)), names.hexdigest()[:12], sizes.hexdigest()[:12], _hash(sample)))
+
+
+def hash_of_times(paths: Sequence[str]) -> str:
+    """Return a hash of the times of modification of all files, which a copy need not share."""
+    return _hash(b"%d" % _status(path)[1] for path in paths)
 
 
 def difference(before: str, now: str) -> str | None:
@@ -81,11 +86,13 @@ def _spread(count: int, most: int = SAMPLED) -> list[int]:
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
-def _size(path: str) -> int:
+def _status(path: str) -> tuple[int, int]:
+    """Return the size in bytes and the time of modification in nanoseconds; −1 for a file that cannot be read."""
     try:
-        return os.stat(path).st_size
+        status = os.stat(path)
     except OSError:
-        return -1
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def _blocks(path: str, size: int) -> bytes:
@@ -106,7 +113,7 @@ def _content(image: Any) -> bytes:
         if image.get("bytes") is not None:
             return image["bytes"]
         path = str(image.get("path"))
-        return _blocks(path, _size(path))
+        return _blocks(path, _status(path)[0])
     return repr(image).encode()
 
 

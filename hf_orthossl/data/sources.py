@@ -14,7 +14,7 @@ import numpy as np
 
 from ..messages import describe, first_line, suggest
 from .decoding import UnreadableImage, image_size
-from .fingerprint import fingerprint_of_files, fingerprint_of_rows
+from .fingerprint import fingerprint_of_files, fingerprint_of_rows, hash_of_times
 from .listing import ImageFile
 from .locations import AnyDataset, Opened, Splits, call_hub, default_split, is_local, open_splits, what_else
 from .opening import open_image, page_numbers
@@ -106,6 +106,12 @@ class ImageSource:
             names = [f"{path[len(common) :]} {label}" for path, label in zip(paths, labels, strict=True)]
             return fingerprint_of_files(paths, names)
         return fingerprint_of_rows(self.dataset, self.image_column, self.label_column)
+
+    @functools.cached_property
+    def cache_key(self) -> str:
+        """The fingerprint and the times of all files, for results that are kept only while nothing was touched."""
+        files = [] if self.opened is None else [file.path for file in self._files()]
+        return f"{self.fingerprint}-{hash_of_times(files)}"
 
     def _files(self) -> Iterable[ImageFile]:
         """Yield the local files behind the split, image files or shards."""

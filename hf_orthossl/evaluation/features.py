@@ -181,7 +181,7 @@ def features_key(encoder: Encoder, dataset: ImageDataset) -> str:
     source, rule = dataset.source, dataset.source.pixels
     about = {
         "encoder": encoder_key(encoder),
-        "data": source.fingerprint,
+        "data": source.cache_key,
         "columns": [source.image_column, source.label_column, source.class_names],
         "pixels": [rule.low, rule.high, rule.nodata, rule.pages, rule.scales_bytes],
         "rows": dataset.indices,

@@ -166,7 +166,7 @@ def transfer_suite(
         results: list[Result] = []
         try:
             train, test = entry.open()
-            data = [[source.fingerprint, source.pixels.describe()] for source in (train, test)]
+            data = [[source.cache_key, source.pixels.describe()] for source in (train, test)]
             about = [weights, dataclasses.asdict(entry), data, sorted(probes), k, list(seeds), settings]
             run = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
             results = [result for result in earlier if result.protocol.get("run") == run]

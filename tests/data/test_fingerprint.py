@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import datasets
@@ -29,6 +30,10 @@ def test_what_changed_is_named(folder):
     Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(folder / "a" / "1.bmp")
     replaced = load_source(folder).fingerprint
     assert difference(before, replaced) == "their contents differ"
+    key = load_source(folder).cache_key
+    os.utime(folder / "a" / "2.bmp", (1, 1))
+    touched = load_source(folder)
+    assert (touched.fingerprint, touched.cache_key == key) == (replaced, False)
     (folder / "a" / "1.bmp").rename(folder / "a" / "9.bmp")
     assert "names" in difference(replaced, load_source(folder).fingerprint)
     (folder / "a" / "9.bmp").unlink()
