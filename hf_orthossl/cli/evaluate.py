@@ -66,7 +66,7 @@ def main(
             notes.append(f"k is {args.k} and {train.split} has {labelled:,} labelled images: all of them vote.")
     if "detection" in args.task:
         columns = {"name": args.dataset_name, "image_column": args.image_column}
-        boxed = boxed_splits(args.location, args.image_size, **splits, **columns)
+        boxed = boxed_splits(args.location, args.image_size, box_format=detection.box_format, **splits, **columns)
         print("data     " + describe_boxes(boxed))
     extraction = {"batch_size": args.batch_size, "num_workers": args.num_workers, "shared": True}
     cache = FeatureCache(None if args.cache == "none" else args.cache, enabled=args.cache != "none")

@@ -90,10 +90,11 @@ def boxed_splits(
 
 
 def describe_boxes(splits: tuple[DetectionDataset, DetectionDataset]) -> str:
-    """Describe the two splits in one line."""
+    """Describe the two splits, and how their boxes are read."""
     train, test = splits
     parts = (f"{split.num_boxes:,} boxes in {len(split):,} images of {split.split}" for split in splits)
-    return f"{train.name}: {train.num_classes} classes, {', '.join(parts)}, shorter side {test.image_size} px"
+    first = f"{train.name}: {train.num_classes} classes, {', '.join(parts)}, shorter side {test.image_size} px"
+    return f"{first}\n         boxes: {train.box_format.describe()}"
 
 
 def measure_detection(

@@ -139,6 +139,9 @@ class DetectionArguments:
         default="trained",
         metadata={"help": "the encoder's; frozen for batches of 1 or 2"},
     )
+    box_format: Literal["coco", "xyxy", "cxcywh", "coco_normalized", "xyxy_normalized", "cxcywh_normalized"] | None = (
+        field(default=None, metadata={"help": "numbers of a box, as in xyxy (default: recognized)"})
+    )
     roi_samples: int = field(default=64, metadata={"help": "proposals per image for fpn and c4"})
     fpn_channels: int = field(default=128, metadata={"help": "width of fpn"})
     drawn_images: int = field(default=8, metadata={"help": "test images to save with their boxes"})

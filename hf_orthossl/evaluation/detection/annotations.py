@@ -1,5 +1,6 @@
-"""Read the boxes of a data set: clip them to their images, drop empty ones, and count both."""
+"""Read the boxes of a data set: convert and clip them to their images, drop empty ones, and count both."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from ...data import ImageSource, UnreadableImage
 from ...data.decoding import image_size
 from ...data.opening import image_name
 from ...data.unreadable import Unreadable, check_unreadable
+from .boxes import BoxFormat, recognize_format, to_corners
 
 _CATEGORY_NAMES = ("category", "categories", "category_id", "label", "labels")
 # Minimum side of a box in pixels. Thinner boxes are in effect empty, and could vanish in float32 when flipped.
@@ -38,6 +40,7 @@ class Annotations:
         crowd (`list[Tensor]`): COCO's marks `(N,)` of each image, boolean.
         names (`list[str]`): Names of the classes that occur, in the data set's order.
         counts (`Counter`): Numbers of boxes and images that were clipped, dropped or excluded.
+        box_format ([`~boxes.BoxFormat`]): What the numbers of the boxes were in the data set.
     """
 
     rows: list[int] = field(default_factory=list)
@@ -47,19 +50,56 @@ class Annotations:
     crowd: list[Tensor] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)
+    box_format: BoxFormat = field(default_factory=BoxFormat)
 
     def notes(self, split: str) -> list[str]:
         """Return one sentence for each way in which boxes or images were clipped, dropped or excluded."""
         return [f"{words.format(self.counts[kind], split)}." for kind, words in _WORDS.items() if self.counts[kind]]
 
 
-def read_annotations(source: ImageSource, *, progress: bool = False) -> Annotations:
-    """Read and correct all boxes of a split; only the headers of the images are read.
+@dataclass
+class RawBoxes:
+    """The boxes of a split as the data set states them, image by image.
 
     Args:
-        source ([`ImageSource`]): A split with a column `objects`, which has `bbox` (COCO's x, y, width, height in
-            pixels of the upright image) and `category` (indices or names), and optionally `difficult` and `iscrowd`,
-            as a mapping of lists or a list of mappings.
+        rows (`list[int]`): Rows of the source, one per readable image.
+        boxes (`list[Tensor]`): The four numbers `(N, 4)` of the boxes of each image, float64.
+        sizes (`list[tuple[int, int]]`): Width and height of each image.
+        objects (`list[dict]`): What is known of the boxes of each image, as lists.
+        known (`list[str]`, *optional*): Names of the classes, if `key` holds indices.
+        key (`str`): The list of `objects` with the classes.
+        unreadable (`int`): Number of images that cannot be read.
+    """
+
+    rows: list[int]
+    boxes: list[Tensor]
+    sizes: list[tuple[int, int]]
+    objects: list[dict[str, list]]
+    known: list[str] | None
+    key: str
+    unreadable: int
+
+    def recognize_format(self, where: str) -> BoxFormat:
+        """Return the format of the boxes, see [`~boxes.recognize_format`]."""
+        counts = [len(boxes) for boxes in self.boxes]
+        if not sum(counts):
+            return BoxFormat("coco")
+        sizes = torch.tensor(self.sizes, dtype=torch.float64).repeat_interleave(torch.tensor(counts), dim=0)
+        stated = [objects.get("area") or [None] * n for objects, n in zip(self.objects, counts, strict=True)]
+        areas = None
+        if all(len(values) == n for values, n in zip(stated, counts, strict=True)):
+            flat = [math.nan if area is None else float(area) for values in stated for area in values]
+            areas = torch.tensor(flat, dtype=torch.float64)
+        return recognize_format(torch.cat(self.boxes), sizes, areas, where)
+
+
+def read_boxes(source: ImageSource, *, progress: bool = False) -> RawBoxes:
+    """Read all boxes of a split as they are; only the headers of the images are read.
+
+    Args:
+        source ([`ImageSource`]): A split with a column `objects`, which has `bbox` (four numbers of any of
+            `BOX_FORMATS`, relative to the upright image) and `category` (indices or names), and optionally `area`,
+            `difficult` and `iscrowd`, as a mapping of lists or a list of mappings.
         progress (`bool`, defaults to `False`): Show a progress bar.
 
     Raises:
@@ -67,8 +107,8 @@ def read_annotations(source: ImageSource, *, progress: bool = False) -> Annotati
             be read.
     """
     parts, key = _columns(source)
-    known = getattr(parts[key], "names", None)
-    annotations, unreadable, seen = Annotations(), [], set()
+    raw = RawBoxes([], [], [], [], getattr(parts[key], "names", None), key, 0)
+    unreadable = []
     columns = source.dataset.select_columns([source.image_column, "objects"]).with_format(None)
     rows = tqdm(columns, desc="boxes", disable=not progress, leave=False, dynamic_ncols=True)
     for row, record in enumerate(rows):
@@ -79,24 +119,41 @@ def read_annotations(source: ImageSource, *, progress: bool = False) -> Annotati
             continue
         objects = _as_lists(record["objects"], parts)
         _check_lengths(objects, ("bbox", key), source, row)
-        corners, clipped = _corners(objects["bbox"], height, width)
-        named = torch.tensor([category is not None for category in objects[key]], dtype=torch.bool)
+        raw.rows.append(row)
+        numbers = [[math.nan if number is None else number for number in box] for box in objects.pop("bbox")]
+        raw.boxes.append(torch.tensor(numbers, dtype=torch.float64).reshape(-1, 4))
+        raw.sizes.append((width, height))
+        raw.objects.append(objects)
+    check_unreadable(unreadable, source.num_rows, source.max_unreadable)
+    raw.unreadable = len(unreadable)
+    return raw
+
+
+def correct_boxes(raw: RawBoxes, box_format: BoxFormat) -> Annotations:
+    """Return the boxes as corners within their images, and count those that were clipped or dropped.
+
+    Args:
+        raw ([`RawBoxes`]): The boxes.
+        box_format ([`~boxes.BoxFormat`]): What their numbers are.
+    """
+    annotations, seen = Annotations(rows=raw.rows, box_format=box_format), set()
+    for boxes, size, objects in zip(raw.boxes, raw.sizes, raw.objects, strict=True):
+        corners, clipped = _corners(boxes, size, box_format.name)
+        named = torch.tensor([category is not None for category in objects[raw.key]], dtype=torch.bool)
         solid = ((corners[:, 2:] - corners[:, :2]) >= _THINNEST).all(1)
         usable = solid & named
         annotations.counts["empty"] += int((named & ~solid).sum())
         annotations.counts["nameless"] += int((~named).sum())
         annotations.counts["clipped"] += int((clipped & usable).sum())
         annotations.counts["without boxes"] += int(not usable.any())
-        categories = [category for category, keep in zip(objects[key], usable, strict=True) if keep]
+        categories = [category for category, keep in zip(objects[raw.key], usable, strict=True) if keep]
         seen.update(categories)
-        annotations.rows.append(row)
         annotations.boxes.append(corners[usable])
-        annotations.classes.append([_name(category, known) for category in categories])
+        annotations.classes.append([_name(category, raw.known) for category in categories])
         for mark, name in ((annotations.difficult, "difficult"), (annotations.crowd, "iscrowd")):
             mark.append(_marks(objects.get(name), len(usable))[usable])
-    check_unreadable(unreadable, source.num_rows, source.max_unreadable)
-    annotations.counts["unreadable"] = len(unreadable)
-    annotations.names = [_name(category, known) for category in sorted(seen)]
+    annotations.counts["unreadable"] = raw.unreadable
+    annotations.names = [_name(category, raw.known) for category in sorted(seen)]
     return annotations
 
 
@@ -128,16 +185,16 @@ def _check_lengths(objects: dict[str, list], names: tuple[str, ...], source: Ima
         counts = ", ".join(f"{count} of {name}" for name, count in lengths.items())
         raise ValueError(
             f"data set {source.name}, split {source.split}, row {row}: objects has {counts}: each box must have 4 "
-            "numbers (x, y, width, height) and one category"
+            "numbers and one category"
         )
 
 
-def _corners(boxes: list, height: int, width: int) -> tuple[Tensor, Tensor]:
+def _corners(boxes: Tensor, size: tuple[int, int], box_format: str) -> tuple[Tensor, Tensor]:
     """Return the corners within the image, and which boxes were clipped; boxes that are not finite become empty."""
-    given = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
-    given = torch.where(given.isfinite().all(1, keepdim=True), given, 0.0)
-    corners = torch.cat([given[:, :2], given[:, :2] + given[:, 2:]], dim=1)
-    inside = corners.clamp(min=0).minimum(torch.tensor([width, height, width, height], dtype=torch.float64))
+    given = torch.where(boxes.isfinite().all(1, keepdim=True), boxes, 0.0)
+    sides = torch.tensor(size, dtype=torch.float64)
+    corners = to_corners(given, sides, box_format)
+    inside = corners.clamp(min=0).minimum(sides.repeat(2))
     return inside.float(), ((corners - inside).abs() > _THINNEST).any(1)
 
 

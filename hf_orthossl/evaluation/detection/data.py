@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,8 +15,11 @@ from ...data import ImageSource, UnreadableImage, decode_image, load_source
 from ...data.decoding import to_tensor
 from ...data.opening import image_name
 from ...data.unreadable import Unreadable, check_unreadable
+from ...messages import suggest
 from ..frozen import held_out_split
-from .annotations import Annotations, read_annotations
+from .annotations import Annotations, correct_boxes, read_boxes
+from .boxes import BOX_FORMATS, BoxFormat, common_format
+from .coco import open_coco
 from .shapes import shapes
 
 # Maximum ratio of longer to shorter side: 1333 to 800 pixels, as in Detectron's recipes.
@@ -52,6 +56,7 @@ class DetectionDataset(Dataset):
         class_names (`Sequence[str]`): Names by label; boxes of other classes are excluded.
         image_size (`int`): Length of the shorter side, in pixels; the longer side has at most 1.67 times that.
         train (`bool`, defaults to `False`): Whether the images are for training.
+        notes (iterable of `str`, *optional*): Sentences on what was left out when the split was opened.
 
     Raises:
         ValueError: If `image_size` is not a positive integer.
@@ -65,6 +70,7 @@ class DetectionDataset(Dataset):
         image_size: int,
         *,
         train: bool = False,
+        notes: Iterable[str] = (),
     ):
         if not isinstance(image_size, int) or image_size < 1:
             raise ValueError(f"image_size is {image_size!r}: it must be a positive number of pixels")
@@ -72,7 +78,8 @@ class DetectionDataset(Dataset):
         self.class_names = list(class_names)
         self.image_size = image_size
         self.train = train
-        self._notes = annotations.notes(source.split)
+        self.box_format = annotations.box_format
+        self._notes = [*notes, *annotations.notes(source.split)]
         self._unreadable: dict[int, Unreadable] = {}
         self._annotations = annotations
         self._source = source
@@ -157,35 +164,47 @@ def detection_splits(
     test_split: str | None = None,
     image_column: str | None = None,
     image_size: int | None = None,
+    box_format: str | None = None,
     progress: bool = False,
 ) -> tuple[DetectionDataset, DetectionDataset]:
     """Open the training and test split of a detection data set, with classes matched by name.
 
     Args:
-        dataset (`str` or `DatasetDict`): "shapes" (built in), a folder, a Hub id, or a loaded data set, with the
-            columns that [`read_annotations`] reads.
+        dataset (`str` or `DatasetDict`): "shapes" (built in), a folder of images with COCO's JSON files (see
+            [`open_coco`]), or a folder, a Hub id or a loaded data set with the columns that [`read_boxes`] reads.
         name (`str`, *optional*): Configuration of a Hub data set.
         train_split (`str`, *optional*): The training split; "train" by default.
         test_split (`str`, *optional*): The test split; the first of test, validation, valid and val by default.
         image_column (`str`, *optional*): Column of images; found by type by default.
         image_size (`int`, *optional*): Length of the shorter side, in pixels; by default that of the images, at most
             800.
+        box_format (`str`, *optional*): What the four numbers of a box are, a key of `BOX_FORMATS`; by default it is
+            recognized from all boxes, see [`~boxes.recognize_format`].
         progress (`bool`, defaults to `False`): Show a progress bar while reading boxes.
 
     Returns:
         `tuple[DetectionDataset, DetectionDataset]`: The training and the test split.
 
     Raises:
-        ValueError: If a split has no boxes, there is no test split, the splits share no class, or [`load_source`] or
-            [`read_annotations`] rejects a split.
+        ValueError: If a split has no boxes, there is no test split, the splits share no class or no format of boxes, or
+            [`load_source`], [`open_coco`] or [`read_boxes`] rejects the data.
     """
     title = dataset if isinstance(dataset, str) else None
-    opened = shapes() if dataset == "shapes" else dataset
+    coco = open_coco(Path(dataset)) if isinstance(dataset, str) and Path(dataset).is_dir() else None
+    opened = shapes() if dataset == "shapes" else dataset if coco is None else coco.splits
     columns = {"name": name, "image_column": image_column}
     train = load_source(opened, split=train_split, **columns)
     test = train.with_split(test_split or held_out_split(train))
     train.name = test.name = title or train.name
-    boxes = [read_annotations(source, progress=progress) for source in (train, test)]
+    raw = {source.split: read_boxes(source, progress=progress) for source in (train, test)}
+    if box_format is None:
+        formats = {split: part.recognize_format(f"{train.name}, split {split}") for split, part in raw.items()}
+        meant = common_format(formats, train.name)
+    elif box_format in BOX_FORMATS:
+        meant = BoxFormat(box_format)
+    else:
+        raise ValueError(f"box_format {box_format!r} is unknown: {suggest(box_format, BOX_FORMATS)}")
+    boxes = [correct_boxes(raw[source.split], meant) for source in (train, test)]
     for source, annotations in zip((train, test), boxes, strict=True):
         if not annotations.names:
             raise ValueError(f"data set {train.name}, split {source.split}, has no usable box: pass another split")
@@ -197,9 +216,10 @@ def detection_splits(
         )
     if image_size is None:
         image_size = min(round(train.shorter_side), LARGEST_SIDE)
+    notes = [[] if coco is None else coco.notes[source.split.partition("[")[0]] for source in (train, test)]
     return (
-        DetectionDataset(train, boxes[0], class_names, image_size, train=True),
-        DetectionDataset(test, boxes[1], class_names, image_size),
+        DetectionDataset(train, boxes[0], class_names, image_size, train=True, notes=notes[0]),
+        DetectionDataset(test, boxes[1], class_names, image_size, notes=notes[1]),
     )
 
 

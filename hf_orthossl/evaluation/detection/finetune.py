@@ -293,6 +293,8 @@ def detection_results(
     positions, predictions = detect(detector, test, num_workers=num_workers, progress=progress)
     scores = detection_scores(predictions, [test.truth(position) for position in positions], test.num_classes)
     settings |= {"train_images": len(train), "test_images": len(positions)}
+    if test.box_format.name != "coco":
+        settings["box_format"] = test.box_format.name
     if figures is not None:
         for place in chosen_images(num_figures, len(positions)):
             path = Path(figures) / f"test-{positions[place]:05d}.png"
