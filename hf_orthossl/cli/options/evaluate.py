@@ -139,8 +139,12 @@ class DetectionArguments:
         default="trained",
         metadata={"help": "the encoder's; frozen for batches of 1 or 2"},
     )
-    box_format: Literal["coco", "xyxy", "cxcywh", "coco_normalized", "xyxy_normalized", "cxcywh_normalized"] | None = (
-        field(default=None, metadata={"help": "numbers of a box, as in xyxy (default: recognized)"})
+    box_format: str | None = field(
+        default=None,
+        metadata={
+            "help": "numbers of a box: coco, xyxy or cxcywh, also with _normalized (default: recognized)",
+            "metavar": "FORMAT",
+        },
     )
     roi_samples: int = field(default=64, metadata={"help": "proposals per image for fpn and c4"})
     fpn_channels: int = field(default=128, metadata={"help": "width of fpn"})

@@ -189,6 +189,8 @@ def detection_splits(
         ValueError: If a split has no boxes, there is no test split, the splits share no class or no format of boxes, or
             [`load_source`], [`open_coco`] or [`read_boxes`] rejects the data.
     """
+    if box_format is not None and box_format not in BOX_FORMATS:
+        raise ValueError(f"box_format {box_format!r} is unknown: {suggest(box_format, BOX_FORMATS)}")
     title = dataset if isinstance(dataset, str) else None
     coco = open_coco(Path(dataset)) if isinstance(dataset, str) and Path(dataset).is_dir() else None
     opened = shapes() if dataset == "shapes" else dataset if coco is None else coco.splits
@@ -200,10 +202,8 @@ def detection_splits(
     if box_format is None:
         formats = {split: part.recognize_format(f"{train.name}, split {split}") for split, part in raw.items()}
         meant = common_format(formats, train.name)
-    elif box_format in BOX_FORMATS:
-        meant = BoxFormat(box_format)
     else:
-        raise ValueError(f"box_format {box_format!r} is unknown: {suggest(box_format, BOX_FORMATS)}")
+        meant = BoxFormat(box_format)
     boxes = [correct_boxes(raw[source.split], meant) for source in (train, test)]
     for source, annotations in zip((train, test), boxes, strict=True):
         if not annotations.names:
