@@ -276,7 +276,8 @@ def knn_monitor(
             continue
         held_out = source.with_split(split)
         # Some data sets publish their test images with the label -1 throughout.
-        if set(held_out.dataset[: data_args.knn_images][source.label_column]) - {-1, None}:
+        labels = held_out.dataset.select_columns([source.label_column])[: data_args.knn_images][source.label_column]
+        if any(held_out.class_index(label) >= 0 for label in labels):
             queries = held_out
             break
     return KNNMonitor(source, queries, model.encoder.image_size, images=data_args.knn_images, seed=args.seed)

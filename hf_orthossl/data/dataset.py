@@ -113,7 +113,6 @@ class ItemMaker:
         self.seed = seed
         self.shape = Shape.of(source, self.views, image_size)
         self._pixels = source.pixels
-        self._classes = {name: number for number, name in enumerate(source.class_names or ())}
         # In shared memory, so that persistent workers see the number of the next epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -135,7 +134,7 @@ class ItemMaker:
             UnreadableImage: The image cannot be decoded.
         """
         image = decode_image(value, self._pixels, page=self.source.page(index))
-        item = {"labels": self._class_index(label), "index": index, "unreadable": []}
+        item = {"labels": self.source.class_index(label), "index": index, "unreadable": []}
         if self.shape.whole is not None:
             return item | {"pixel_values": to_tensor(fit(image, *self.shape.whole))}
         assert self.views is not None
@@ -156,11 +155,6 @@ class ItemMaker:
             return item | {"pixel_values": torch.zeros(3, *self.shape.whole, dtype=torch.uint8)}
         assert self.shape.crops is not None
         return item | {"crops": [torch.zeros(3, size, size, dtype=torch.uint8) for size in self.shape.crops]}
-
-    def _class_index(self, label: Any) -> int:
-        if label is None:
-            return -1
-        return self._classes[label] if isinstance(label, str) else int(label)
 
 
 class ImageDataset(Dataset):

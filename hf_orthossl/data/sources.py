@@ -15,6 +15,7 @@ import numpy as np
 from ..messages import describe, first_line, suggest
 from .decoding import UnreadableImage, image_size
 from .fingerprint import fingerprint_of_files, fingerprint_of_rows, hash_of_times
+from .labels import Classes, classes_of, holds_classes, is_integer, is_label, is_text
 from .listing import ImageFile
 from .locations import AnyDataset, Opened, Splits, call_hub, default_split, is_local, open_splits, what_else
 from .opening import open_image, page_numbers
@@ -50,6 +51,7 @@ class ImageSource:
             unreadable.
         opened ([`Opened`], *optional*): All splits of the data set.
         page_of_row (`Sequence[int]`, *optional*): The page of each row's file, if every page is an image.
+        classes ([`Classes`], *optional*): The classes of the label column.
     """
 
     dataset: AnyDataset
@@ -65,6 +67,7 @@ class ImageSource:
     max_unreadable: float = MAX_UNREADABLE
     opened: Opened | None = field(default=None, repr=False)
     page_of_row: Sequence[int] | None = field(default=None, repr=False)
+    classes: Classes | None = field(default=None, repr=False)
 
     @property
     def splits(self) -> list[str]:
@@ -220,6 +223,14 @@ class ImageSource:
         source.pixels = other.pixels
         return source
 
+    def class_index(self, label: Any) -> int:
+        """Return the class index of a label, or -1 if it is missing.
+
+        Raises:
+            ValueError: The label is no class of the label column.
+        """
+        return -1 if self.classes is None else self.classes.index(label)
+
     def page(self, row: int) -> int:
         """Return the page of a row's file."""
         return 0 if self.page_of_row is None else self.page_of_row[row]
@@ -368,12 +379,13 @@ def _rows_of(
         raise ValueError(f"split {split} of dataset {title} has no images: pass another split")
     features = data.features or _resolve_features(data)
     image_column = _find_image_column(features, image_column, title)
-    label_column = _find_label_column(features, label_column, title)
+    parts = list(opened.splits.values())
+    label_column = _find_label_column(features, label_column, title, parts)
     classes = None
-    if label_column and _is_text(features[label_column]):
-        classes = _collect_class_names(opened.splits, label_column, title)
-    elif label_column:
-        classes = getattr(features[label_column], "names", None)
+    if label_column is not None:
+        # Each split of a data set in memory may have names of its own.
+        named = isinstance(features[label_column], datasets.ClassLabel)
+        classes = classes_of([data] if named else parts, label_column, features[label_column], title)
     data = _undecoded(data, image_column, features)
     page_of_row = None
     if pages == "images":
@@ -382,7 +394,8 @@ def _rows_of(
         "dataset": data,
         "image_column": image_column,
         "label_column": label_column,
-        "class_names": classes,
+        "class_names": None if classes is None else classes.names,
+        "classes": classes,
         "num_rows": len(data) if isinstance(data, datasets.Dataset) else None,
         "split": split,
         "page_of_row": page_of_row,
@@ -472,42 +485,28 @@ def _find_image_column(features: datasets.Features, requested: str | None, title
     return next((column for column in _IMAGE_COLUMNS if column in images), images[0])
 
 
-def _find_label_column(features: datasets.Features, requested: str | None, title: str) -> str | None:
-    """Return the requested label column, else an integer column with a usual name or a `ClassLabel`, else `None`.
+def _find_label_column(
+    features: datasets.Features, requested: str | None, title: str, parts: Sequence[AnyDataset]
+) -> str | None:
+    """Return the requested label column, else one with a usual name, else a `ClassLabel`, else `None`.
+
+    A column with a usual name is taken if it contains integers or text, or numbers that are whole. Text and
+    floating-point numbers of a stream are not.
 
     Raises:
-        ValueError: The requested column does not exist, or contains neither classes, integers nor text.
+        ValueError: The requested column does not exist, or contains neither classes, numbers nor text.
     """
     if requested is not None:
         feature = features[_require_column(requested, "label_column", features, title)]
-        if not (_is_integer(feature) or _is_text(feature)):
+        if not is_label(feature):
             raise ValueError(
                 f"label_column {requested!r} of data set {title} contains {feature}: pass a column of integers or text"
             )
         return requested
-    usable = [column for column in _LABEL_COLUMNS if column in features and _is_integer(features[column])]
-    usable += [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    return usable[0] if usable else None
-
-
-def _is_integer(feature: object) -> bool:
-    """Return whether a column contains class indices."""
-    if isinstance(feature, datasets.ClassLabel):
-        return True
-    return isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "bool"))
-
-
-def _is_text(feature: object) -> bool:
-    """Return whether a column contains class names."""
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
-
-
-def _collect_class_names(splits: Splits, column: str, title: str) -> list[str]:
-    """Return the class names in a column of text, in the same order for every split."""
-    if not all(isinstance(part, datasets.Dataset) for part in splits.values()):
-        raise ValueError(
-            f"label_column {column!r} of data set {title} contains text: a stream needs integer classes, so load "
-            "without streaming or pass another label_column"
-        )
-    texts = {text for part in splits.values() if column in part.features for text in part.unique(column)}
-    return sorted(texts - {None})
+    streams = any(isinstance(part, datasets.IterableDataset) for part in parts)
+    for column in _LABEL_COLUMNS:
+        feature = features.get(column)
+        whole = not streams and (is_text(feature) or (is_label(feature) and holds_classes(parts, column)))
+        if is_integer(feature) or whole:
+            return column
+    return next((column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)), None)

@@ -135,7 +135,7 @@ def knn_accuracy(
     Args:
         bank ([`Features`]): Representations that vote; those without a label (−1) are excluded.
         queries ([`Features`]): Representations to classify; those without a label (−1) are excluded.
-        num_classes (`int`, *optional*): Number of classes; the largest label plus one by default.
+        num_classes (`int`, *optional*): Number of classes; those that occur by default.
         k (`int`, defaults to 200): See [`knn_scores`].
         temperature (`float`, *optional*, defaults to 0.1): See [`knn_scores`].
 
@@ -145,18 +145,21 @@ def knn_accuracy(
     known, asked = bank.labels >= 0, queries.labels >= 0
     if not known.any() or not asked.any():
         raise ValueError("kNN needs labels in both splits: pass --label_column, or omit the evaluation")
+    bank_labels, query_labels = bank.labels[known], queries.labels[asked]
     if num_classes is None:
-        num_classes = int(max(bank.labels.max(), queries.labels.max())) + 1
+        present, places = torch.cat([bank_labels, query_labels]).unique(return_inverse=True)
+        num_classes = len(present)
+        bank_labels, query_labels = places.split([len(bank_labels), len(query_labels)])
     scores = knn_scores(
         bank.representations[known],
-        bank.labels[known],
+        bank_labels,
         queries.representations[asked],
         num_classes=num_classes,
         k=k,
         temperature=temperature,
     )
     ranked = scores.topk(min(5, num_classes), dim=1).indices
-    hits = ranked == queries.labels[asked][:, None]
+    hits = ranked == query_labels[:, None]
     return {"top1": hits[:, 0].double().mean().item(), "top5": hits.any(dim=1).double().mean().item()}
 
 

@@ -121,7 +121,7 @@ def build_probes(model: SSLModel, data: TrainingData) -> list[ProbeCallback]:
     if source is None or source.label_column is None or source.num_rows is None:
         name, steps = next(iter(intervals.items()))
         raise ValueError(
-            f"{name} is {steps}, but the data have no labels or are a stream: pass label_column, or {name} 0"
+            f"{name} is {steps:g}, but the data have no labels or are a stream: pass label_column, or {name} 0"
         )
     monitor = KNNMonitor(source, None, model.encoder.image_size, seed=data.args.seed, progress=False)
     return [kinds[name](monitor, steps) for name, steps in intervals.items()]
