@@ -34,6 +34,8 @@ _FILLED = 0.1
 _FEWEST = 16
 # Pillow reads the upper 8 bits of some 16-bit colours: enough if the values reach half of their range.
 _REACHED = 2**15
+# In a channel of transparency at least this share of the pixels is invisible or opaque.
+_OPAQUE_OR_NOT = 0.5
 
 
 class _Once:
@@ -236,6 +238,7 @@ class _Sampled:
             wide = wide_values(image)
             if reduces(image):
                 _check_reduced(image)
+            _check_alpha(image)
         except UnreadableImage:
             raise
         except Exception as error:  # decoders raise arbitrary exceptions
@@ -262,6 +265,19 @@ class _Sampled:
     @property
     def is_float(self) -> bool:
         return self.values is not None and np.issubdtype(self.values.dtype, np.floating)
+
+
+def _check_alpha(image: Image.Image | np.ndarray) -> None:
+    """Refuse a last channel of 8 bits that is a band, such as near infrared: transparency is mostly all or nothing."""
+    if not isinstance(image, Image.Image) or image.mode not in ("RGBA", "LA"):
+        return
+    alpha = np.asarray(image.getchannel("A"))
+    if ((alpha == 0) | (alpha == 255)).mean() < _OPAQUE_OR_NOT:
+        raise UnsupportedImage(
+            f"an image of {len(image.getbands())} channels, of which the last is marked as transparency and does not look like it "
+            "(most of its values are neither 0 nor 255); 1 or 3 are read: convert the images to three channels, or "
+            "remove the transparency"
+        )
 
 
 def _check_reduced(image: Image.Image | np.ndarray) -> None:

@@ -323,3 +323,18 @@ def test_frames_of_animations_are_pages(kind):
         np.asarray(decode_image(source.dataset[row]["image"], source.pixels, page=source.page(row))) for row in range(3)
     ]
     assert [image[0, 0].tolist() for image in found] == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jp2"])
+def test_a_band_marked_as_transparency_is_refused_and_transparency_is_not(kind, tmp_path):
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    shape = np.zeros((16, 16, 1), np.uint8)
+    shape[4:12, 4:12] = 255
+    shape[3] = 128
+    for name, last in (("cut out", shape), ("infrared", rng.integers(0, 256, (16, 16, 1), dtype=np.uint8))):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.dstack([colours, last])).save(tmp_path / name / f"0.{kind}", lossless=True)
+    assert "transparency is shown on white (1 of 1 sampled)" in load_source(tmp_path / "cut out").describe()
+    with pytest.raises(ValueError, match=f"0.{kind} is an image of 4 channels, of which the last is marked as transp"):
+        load_source(tmp_path / "infrared").describe()
