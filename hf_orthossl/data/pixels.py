@@ -274,9 +274,9 @@ def _check_alpha(image: Image.Image | np.ndarray) -> None:
     alpha = np.asarray(image.getchannel("A"))
     if ((alpha == 0) | (alpha == 255)).mean() < _OPAQUE_OR_NOT:
         raise UnsupportedImage(
-            f"an image of {len(image.getbands())} channels, of which the last is marked as transparency and does not look like it "
-            "(most of its values are neither 0 nor 255); 1 or 3 are read: convert the images to three channels, or "
-            "remove the transparency"
+            f"an image of {len(image.getbands())} channels, of which the last is marked as transparency and does not "
+            "look like it (most of its values are neither 0 nor 255); 1 or 3 are read: convert the images to three "
+            "channels, or remove the transparency"
         )
 
 

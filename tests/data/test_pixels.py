@@ -113,6 +113,7 @@ def test_16_bit_colours_are_read_in_full_and_transparency_is_white():
     colours = RNG.integers(0, 4096, (6, 5, 3)).astype(np.uint16)
     colours[0, 0] = 4095
     opacity = RNG.integers(0, 65536, (6, 5, 1)).astype(np.uint16)
+    opacity[:4] = 65535
     source = source_of([png16(colours), png16(np.concatenate([colours, opacity], -1))])
     assert source.pixels.describe().startswith("16-bit RGB, values")
     assert "scaled from 12 bits; transparency is shown on white (1 of 2 sampled)" in source.pixels.describe()
