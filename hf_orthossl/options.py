@@ -79,7 +79,9 @@ def default_of(spec: dataclasses.Field) -> Any:
     return spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
 
 
-def unknown(name: str, known: Iterable[str], refusal: Callable[[str], str | None], where: str = "") -> str:
+def unknown(
+    name: str, known: Iterable[str], refusal: Callable[[str], str | None], where: str = "", otherwise: str | None = None
+) -> str:
     """Return the error line for an option that does not exist: why it is not taken, or the nearest name.
 
     Args:
@@ -87,13 +89,11 @@ def unknown(name: str, known: Iterable[str], refusal: Callable[[str], str | None
         known (iterable of `str`): The options that exist.
         refusal (callable): Returns why an option is not taken that users may know from elsewhere, or `None`.
         where (`str`, defaults to ""): Where it was given, such as "recipe.yaml: ".
+        otherwise (`str`, *optional*): What to do if no name is near; by default, all names are listed.
     """
-    reason = refusal(name.lstrip("-").replace("-", "_"))
-    return (
-        f"{where}{name} cannot be used: {reason}"
-        if reason
-        else f"{where}unknown option {name!r}: {suggest(name, known)}"
-    )
+    if reason := refusal(name.lstrip("-").replace("-", "_")):
+        return f"{where}{name} cannot be used: {reason}"
+    return f"{where}unknown option {name!r}: {suggest(name, known, otherwise=otherwise)}"
 
 
 def convert(name: str, value: Any, form: Form) -> Any:

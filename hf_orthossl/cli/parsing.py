@@ -99,7 +99,7 @@ def parse(
     for key in settings:
         if key not in options or options[key].positional:
             known = [name for name, option in options.items() if not option.positional]
-            raise ValueError(unknown(key, known, refusal, where=f"{path}: "))
+            raise ValueError(unknown(key, known, refusal, f"{path}: ", f"{prog} --help lists the options"))
     values = {key: convert(f"{path}: {key}", value, options[key].form) for key, value in settings.items()}
     for key, value in flagged.items():
         given = convert(_shown(options[key]), value, options[key].form)
@@ -163,12 +163,12 @@ def _flagged(
     if positional:
         argv = _switches_closed(argv, options)
     found, rest = parser.parse_known_intermixed_args(argv)
-    flags = ["--config", *(flag for option in options.values() if not option.positional for flag in option.flags)]
+    flags = ["--config", *(option.flags[0] for option in options.values() if not option.positional)]
     if rest and not rest[0].startswith("-"):
         raise ValueError(f"unexpected argument {rest[0]!r}: {usage(prog, list(options.values()))}")
     if rest:
         flag = rest[0].split("=")[0]
-        raise ValueError(unknown(flag, flags, refusal))
+        raise ValueError(unknown(flag, flags, refusal, otherwise=f"{prog} --help lists the options"))
     return vars(found)
 
 

@@ -7,11 +7,11 @@ from typing import Self
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DynamoBackend, parse_flag_from_env
 from transformers import TrainingArguments, get_scheduler
 from transformers.utils.logging import get_logger
 
-from ..messages import first_line
+from ..messages import first_line, suggest
 from ..methods import TrainingRecipe
 from ..options import default_of
 from .choices import OWN_OPTIMIZERS, TRACKERS
@@ -75,6 +75,8 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
         TrainingOptions.__post_init__(self)
         _check_not_set(self)
         _check_schedule(self)
+        if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
+            _check_compilation(self.torch_compile_backend or "inductor", self.torch_compile_mode)
         if not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
             # Otherwise accelerate does not recognize several CPU processes as one run, and bf16 is refused.
             self.use_cpu = True
@@ -83,11 +85,14 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
                 raise ValueError("fp16 needs a GPU: pass --bf16, which computes in bfloat16 on the CPU")
             if self.tf32 is not None:
                 raise ValueError(f"tf32 is {self.tf32}, which only NVIDIA's GPUs have: leave it out")
-        if self.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if self.use_cpu and several:
             # The parent class would create the process group without the timeout.
             PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
-        # The parent class rejects these values and `None`, so pass a placeholder while it checks the rest.
-        ours = self.optim, self.warmup_steps
+        # The parent class rejects these values and `None`, so pass a placeholder while it checks the rest. With a
+        # backend it would expect a process group even of one process.
+        ours = self.optim, self.warmup_steps, self.ddp_backend
+        self.ddp_backend = self.ddp_backend if several else None
         self.optim = "sgd" if self.optim in (None, *OWN_OPTIMIZERS) else self.optim
         self.warmup_steps = self.warmup_steps or 0
         TrainingArguments.__post_init__(self)
@@ -104,7 +109,7 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
             raise ValueError("on_nonfinite skip does not work with DeepSpeed, which steps by itself: use stop")
         if ours[0] in (None, *OWN_OPTIMIZERS):
             self.optim = ours[0]
-        self.warmup_steps = ours[1]
+        self.warmup_steps, self.ddp_backend = ours[1:]
 
     @property
     def images_per_step(self) -> int:
@@ -143,6 +148,17 @@ def _check_not_set(args: OrthoSSLTrainingArguments) -> None:
     for name in given:
         if getattr(args, name) != getattr(usual, name, MISSING):
             raise ValueError(f"{name} cannot be used: {refusal(name, inherited=True)}")
+
+
+def _check_compilation(backend: str, mode: str | None) -> None:
+    """Reject a backend or mode of `torch.compile` that does not exist."""
+    known = [one.value.lower() for one in DynamoBackend if one is not DynamoBackend.NO]
+    if backend not in known:
+        raise ValueError(f"torch_compile_backend is {backend!r}: {suggest(backend, known)}")
+    try:
+        torch.compile(lambda: None, backend=backend, mode=mode)
+    except RuntimeError as error:
+        raise ValueError(f"torch_compile_mode is {mode!r}: {first_line(error)}") from error
 
 
 def _check_schedule(args: OrthoSSLTrainingArguments) -> None:

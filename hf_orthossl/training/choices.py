@@ -159,6 +159,8 @@ def checked_trackers(names: list[str] | None) -> list[str]:
         ValueError: With the nearest name, or the package to install.
     """
     names = [] if names in (None, ["none"]) else list(names or [])
+    if "none" in names:
+        raise ValueError(f"report_to is {' '.join(names)}: none excludes the others, leave it out")
     for name in names:
         if name not in TRACKERS:
             raise ValueError(f"report_to is {name!r}: {suggest(name, ['none', *TRACKERS])}")

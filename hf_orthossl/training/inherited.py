@@ -86,8 +86,10 @@ _WHY_HIDDEN = {name: why for why, names in HIDDEN.items() for name in names}
 
 # Names of older releases, and of other tools, whose nearest name here would mislead.
 ELSEWHERE = {
+    "batch_size": "pass --per_device_train_batch_size",
     "evaluation_strategy": REFUSED["eval_strategy"],
     "group_by_length": REFUSED["train_sampling_strategy"],
+    "lr": "pass --learning_rate",
     "logging_dir": "trackers write into output_dir; leave it out",
     "no_cuda": "pass --use_cpu",
     "overwrite_output_dir": "pass --overwrite_output",

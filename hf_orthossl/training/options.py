@@ -171,7 +171,7 @@ class TrainingOptions:
     ddp_broadcast_buffers: bool | None = field(
         default=False, metadata={"help": "send the main process's buffers at every step", "more": True}
     )
-    ddp_backend: str | None = field(
+    ddp_backend: Literal["nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"] | None = field(
         default=None,
         metadata={"metavar": "NAME", "help": "nccl, gloo, … (default: by device)", "more": True},
     )
