@@ -30,6 +30,16 @@ from .step import build_step
 
 # File that distinguishes the checkpoints of the Trainer from the loop's.
 STATE = "trainer_state.json"
+# Arguments of `transformers.Trainer` that this one does not read, and why.
+WITHOUT_EFFECT = {
+    "compute_loss_func": "the method is the loss",
+    "compute_metrics": "pretraining has no labels to evaluate with",
+    "data_collator": "batches are made of images, as in the accelerate loop",
+    "eval_dataset": "pretraining has no labels to evaluate with",
+    "model_init": "the model is given",
+    "optimizer_cls_and_kwargs": "args.optim chooses the optimizer, and optimizers=(…) replaces it",
+    "preprocess_logits_for_metrics": "pretraining has no labels to evaluate with",
+}
 
 
 class OrthoSSLTrainer(Trainer):
@@ -56,7 +66,7 @@ class OrthoSSLTrainer(Trainer):
         kwargs: Further arguments of `transformers.Trainer`.
 
     Raises:
-        ValueError: `train_dataset` is missing, `eval_dataset` is given, or an argument cannot be used.
+        ValueError: `train_dataset` is missing, an argument has no effect here, or one cannot be used.
         OSError: The encoder cannot be published, or there is no checkpoint to resume from.
 
     Example:
@@ -76,8 +86,9 @@ class OrthoSSLTrainer(Trainer):
         write_encoder: bool = True,
         **kwargs: Any,
     ):
-        if kwargs.get("eval_dataset") is not None:
-            raise ValueError("eval_dataset is not used, because pretraining has no labels to evaluate with: omit it")
+        for name, why in WITHOUT_EFFECT.items():
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} is not used, because {why}: omit it")
         self.data = begin_run(model, train_dataset, args, STATE)
         args = self.data.args
         # The Trainer's sum of losses, which it uses for the summary, must not include a skipped step.

@@ -1,19 +1,21 @@
 """Which options of training are taken: three lists of every training argument, and one line for each refusal."""
 
 import dataclasses
+import inspect
 import subprocess
 import sys
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 import pytest
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from hf_orthossl import OrthoSSLTrainingArguments, pretrain
+from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, pretrain
 from hf_orthossl.cli import main
 from hf_orthossl.options import default_of
 from hf_orthossl.training.inherited import ELSEWHERE, HIDDEN, REFUSED, refusal
 from hf_orthossl.training.options import TrainingOptions
+from hf_orthossl.training.trainer import WITHOUT_EFFECT
 
 ROOT = Path(__file__).parents[2]
 WORKS = {spec.name for spec in fields(TrainingOptions)}
@@ -152,3 +154,14 @@ def test_the_table_of_options_is_up_to_date():
     script = ROOT / "scripts" / "training_options.py"
     table = subprocess.run([sys.executable, script], capture_output=True, check=True, timeout=60).stdout
     assert (ROOT / "docs" / "training_options.md").read_bytes() == table
+
+
+@pytest.mark.parametrize("name", WITHOUT_EFFECT)
+def test_arguments_of_the_trainer_without_effect(name):
+    with pytest.raises(ValueError, match=f"^{name} is not used, because "):
+        OrthoSSLTrainer(None, None, "digits", **{name: object()})
+
+
+def test_every_argument_of_the_trainer_is_used_or_refused():
+    used = {"self", "model", "args", "train_dataset", "processing_class", "callbacks", "optimizers"}
+    assert set(inspect.signature(Trainer.__init__).parameters) <= used | set(WITHOUT_EFFECT)
