@@ -81,6 +81,14 @@ class ImageFile(NamedTuple):
     label: str | int | None = None
 
 
+class Place(NamedTuple):
+    """Where a file lies: its split, the parts of its path, and those parts without the split's folder."""
+
+    split: str
+    parts: tuple[str, ...]
+    rest: tuple[str, ...]
+
+
 @dataclass
 class LeftOut:
     """Files that were seen and are not used, for one reason.
@@ -162,23 +170,20 @@ def list_folders(roots: Sequence[Path], exclude: Iterable[Path] = ()) -> Listing
     tables: list[str] = []
     visited: set[tuple[int, int]] = set()
     excluded = {os.path.realpath(path) for path in exclude}
-    divided: dict[str, list[tuple[str, tuple[str, ...], tuple[str, ...]]]] = defaultdict(list)
+    splits: dict[str, list[ImageFile]] = {split: [] for split in SPLITS}
+    classes_from, notes = None, []
     for root in roots:
-        files, count = _walk(root, excluded, visited, left_out, tables)
+        names, count = _walk(root, excluded, visited, left_out, tables)
         seen += count
-        places: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
-        _divide([tuple(name.split("/")) for name in files], 0, None, (), places, left_out)
-        for split, parts, rest in places:
-            divided[split].append((f"{root}{os.sep}{os.sep.join(parts)}", parts, rest))
-    splits, classes_from, notes = _classify(divided, left_out)
-    return Listing(
-        {split: splits[split] for split in SPLITS if splits.get(split)},
-        seen,
-        list(left_out.values()),
-        classes_from,
-        notes,
-        tables=sorted(tables),
-    )
+        places: list[Place] = []
+        _divide([tuple(name.split("/")) for name in names], 0, None, (), places, left_out)
+        files, from_folders, note = _classify(str(root), places, left_out)
+        for split, members in files.items():
+            splits[split] += members
+        classes_from = "folders" if from_folders else classes_from
+        notes += [note] if note and note not in notes else []
+    used = {split: files for split, files in splits.items() if files}
+    return Listing(used, seen, list(left_out.values()), classes_from, notes, tables=sorted(tables))
 
 
 def readable_extensions() -> frozenset[str]:
@@ -301,10 +306,10 @@ def _divide(
     depth: int,
     split: str | None,
     above: tuple[str, ...],
-    places: list[tuple[str, tuple[str, ...], tuple[str, ...]]],
+    places: list[Place],
     left_out: _Counts,
 ) -> None:
-    """Assign each file to a split, by the folders from a depth on; collects (split, path, path without the split).
+    """Assign each file to a split, by the folders from a depth on.
 
     Args:
         files: Paths that share their first `depth` parts.
@@ -322,7 +327,7 @@ def _divide(
         else:
             loose.append(parts)
     if split is not None or not folders:
-        places += [(split or "train", parts, above + parts[depth:]) for parts in files]
+        places += [Place(split or "train", parts, above + parts[depth:]) for parts in files]
         return
     kinds = _split_folders(folders, depth)
     images = {name for name in folders if name.lower() in _IMAGE_FOLDERS}
@@ -336,7 +341,7 @@ def _divide(
             elif rest:
                 _divide(members, depth + 1, rest, (*above, name), places, left_out)
         if rest:
-            places += [(rest, parts, above + parts[depth:]) for parts in loose]
+            places += [Place(rest, parts, above + parts[depth:]) for parts in loose]
         else:
             where = f"beside the folders {', '.join(sorted(kinds))}"
             for parts in [*loose, *(parts for name in beside for parts in folders[name])]:
@@ -352,7 +357,7 @@ def _divide(
                 left_out.add(f"in folders of annotations beside {', '.join(sorted(images))}", "/".join(parts))
     for name, members in folders.items():
         _divide(members, depth + 1, None, (*above, name), places, left_out)
-    places += [("train", parts, above + parts[depth:]) for parts in loose]
+    places += [Place("train", parts, above + parts[depth:]) for parts in loose]
 
 
 def _split_folders(folders: dict[str, list[tuple[str, ...]]], depth: int) -> dict[str, str]:
@@ -374,19 +379,18 @@ def _split_folders(folders: dict[str, list[tuple[str, ...]]], depth: int) -> dic
 # --- which classes ---------------------------------------------------------------------------------------------------
 
 
-def _classify(
-    divided: dict[str, list[tuple[str, tuple[str, ...], tuple[str, ...]]]], left_out: _Counts
-) -> tuple[dict[str, list[ImageFile]], str | None, list[str]]:
-    """Return the files of each split with their classes, where these come from, and remarks."""
-    depth = _shared_depth([rest for files in divided.values() for _, _, rest in files])
+def _classify(root: str, places: list[Place], left_out: _Counts) -> tuple[dict[str, list[ImageFile]], bool, str | None]:
+    """Return the files of each split of a folder, whether its folders are classes, and if not, why."""
+    divided: dict[str, list[Place]] = defaultdict(list)
+    for place in places:
+        divided[place.split].append(place)
+    depth = _shared_depth([place.rest for place in places])
     classes: dict[str, set[str]] = {}
-    notes: list[str] = []
     for split, files in divided.items():
-        inside = [rest[depth] for _, _, rest in files if len(rest) > depth + 1]
+        inside = [place.rest[depth] for place in files if len(place.rest) > depth + 1]
         few = len(files) - len(inside) <= _strays(len(files))
-        names = set(inside)
-        if split != "unlabeled" and names and few:
-            classes[split] = names
+        if split != "unlabeled" and inside and few:
+            classes[split] = set(inside)
     # A single folder is a class only if another split has several, and its name is not one of all images.
     several = any(len(names) > 1 for names in classes.values())
     classes = {
@@ -395,22 +399,21 @@ def _classify(
         if len(names) > 1 or (several and not any(name.lower() in _IMAGE_FOLDERS for name in names))
     }
     together = set().union(*classes.values())
-    labelled_images = sum(len(rest) > depth + 1 for split in classes for _, _, rest in divided[split])
+    labelled_images = sum(len(place.rest) > depth + 1 for split in classes for place in divided[split])
     reason = _no_classes(together, labelled_images)
-    if reason:
-        notes, classes = [reason] if together else [], {}
+    classes = {} if reason else classes
     splits: dict[str, list[ImageFile]] = {}
     for split, files in divided.items():
-        labelled, chosen = split in classes, []
-        for path, parts, rest in files:
-            if not labelled:
-                chosen.append(ImageFile(path, "/".join(parts)))
-            elif len(rest) > depth + 1:
-                chosen.append(ImageFile(path, "/".join(parts), rest[depth]))
+        splits[split] = []
+        for place in files:
+            path, name = f"{root}{os.sep}{os.sep.join(place.parts)}", "/".join(place.parts)
+            if split not in classes:
+                splits[split].append(ImageFile(path, name))
+            elif len(place.rest) > depth + 1:
+                splits[split].append(ImageFile(path, name, place.rest[depth]))
             else:
-                left_out.add("beside the class folders", "/".join(parts))
-        splits[split] = chosen
-    return splits, "folders" if classes else None, notes
+                left_out.add("beside the class folders", name)
+    return splits, bool(classes), reason if together else None
 
 
 def _shared_depth(paths: list[tuple[str, ...]]) -> int:

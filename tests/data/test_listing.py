@@ -196,6 +196,10 @@ def test_several_folders_are_united_by_the_names_of_splits_and_classes(tmp_path,
     assert (source.num_rows, source.splits, source.class_names) == (16, ["train", "test"], ["cat", "dog", "emu"])
     assert "16 of 18 files" in source.describe()
     assert load_source([tmp_path, tmp_path / "two", tmp_path]).num_rows == 16
+    write(tmp_path / "flat", "a.png b.png", png)
+    mixed = load_source([tmp_path / "one", tmp_path / "flat"])
+    assert (mixed.num_rows, mixed.class_names) == (10, ["cat", "dog"])
+    assert sorted(mixed.dataset["label"], key=str) == [0] * 4 + [1] * 4 + [None] * 2
 
 
 def test_held_out_images_are_not_taken_unless_requested(tmp_path, png):
