@@ -72,7 +72,10 @@ class PixelRule:
         pages (`str`, defaults to "first"): What a file of several pages gives, see [`load_source`].
         scales_bytes (`bool`, defaults to `False`): Whether the range applies to 8-bit values too: a requested range,
             in a data set without wider values.
+        requested (`bool`, defaults to `False`): Whether the user chose the range.
         text (`str`, defaults to "8-bit"): The description.
+        notes (`tuple[str]`, defaults to `()`): Remarks on the sample: missing pixels, transparency, pages, and a range
+            of which the values fill little.
     """
 
     low: float | None = None
@@ -80,7 +83,9 @@ class PixelRule:
     nodata: float | None = None
     pages: str = "first"
     scales_bytes: bool = False
+    requested: bool = field(default=False, compare=False)
     text: str = field(default="8-bit", compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
     says: _Once = field(default_factory=_Once, compare=False, repr=False)
 
     @classmethod
@@ -120,12 +125,31 @@ class PixelRule:
         if pixel_range is not None:
             low, high = map(float, pixel_range)
             scaled = f"scaled from {_span(low, high)} as requested"
-        text = _description(sampled, low, high, scaled, pixel_range is None, nodata, pages)
-        return cls(low, high, nodata, pages, pixel_range is not None and not wide, text)
+            if any(one.least < low or one.most > high for one in wide):
+                scaled += ", what is beyond is clipped"
+        requested = pixel_range is not None
+        text = _description(sampled, scaled)
+        notes = _notes(sampled, nodata, pages)
+        if wide and not requested:
+            assert low is not None
+            assert high is not None
+            notes = _hint(np.concatenate([one.values for one in wide if one.values is not None]), low, high) + notes
+        return cls(low, high, nodata, pages, requested and not wide, requested, text, tuple(notes))
 
     def describe(self) -> str:
         """Return the rule in one phrase, such as "16-bit grey, values 0–4095: scaled from 12 bits"."""
-        return self.text
+        return "; ".join([self.text, *self.notes])
+
+    def settings(self) -> dict[str, str | float]:
+        """Return what of the rule belongs to the protocol of a result; nothing for plain images of 8 bits."""
+        settings: dict[str, str | float] = {}
+        if self.low is not None and self.high is not None:
+            settings["pixel_range"] = _span(self.low, self.high)
+        if self.nodata is not None:
+            settings["nodata"] = "nan" if self.nodata != self.nodata else self.nodata
+        if self.pages != "first":
+            settings["pages"] = self.pages
+        return settings
 
     def to_rgb(self, values: np.ndarray, nodata: float | None = None) -> np.ndarray:
         """Return values as 8 bits, of the same shape.
@@ -163,7 +187,8 @@ class PixelRule:
             values (`np.ndarray`): Values as for [`~PixelRule.to_rgb`].
             nodata (`float`, *optional*): The value of missing pixels that the image names itself.
         """
-        if self.low is None or self.high is None or (values.dtype == np.uint8 and not self.scales_bytes):
+        # What a requested range clips was said where the range is described.
+        if self.low is None or self.high is None or self.requested or values.dtype in (np.uint8, bool):
             return None
         missing = missing_values(values, self.nodata, nodata)
         if missing is not None:
@@ -317,38 +342,27 @@ def _range(wide: Sequence[_Sampled], title: str, is_needed: bool) -> tuple[float
     return low, high, "scaled from that range"
 
 
-def _description(
-    sampled: Sequence[_Sampled],
-    low: float | None,
-    high: float | None,
-    scaled: str,
-    is_found: bool,
-    nodata: float | None,
-    pages: str,
-) -> str:
-    """Return the description of a rule and the sample it is from."""
+def _description(sampled: Sequence[_Sampled], scaled: str) -> str:
+    """Return what the sampled images are, and how their values become 8 bits."""
     if not sampled:
         return "no sampled image can be read"
-    wide = [one for one in sampled if one.values is not None]
+    wide = [one for one in sampled if one.is_wide]
     narrow = " and ".join(form for form, _ in Counter(one.form for one in sampled if not one.is_wide).most_common())
-    text = narrow
-    if wide:
-        forms = " and ".join(form for form, _ in Counter(one.form for one in wide).most_common())
-        span = _span(min(one.least for one in wide), max(one.most for one in wide))
-        text = f"{narrow} as it is, and {forms}" if narrow else forms
-        text += f", values {span}: {scaled}"
-    elif scaled:
-        text += f": {scaled}"
-    parts = [text]
-    if wide and is_found and low is not None and high is not None:
-        parts += _hint(np.concatenate([one.values for one in wide if one.values is not None]), low, high)
-    named = sorted(
-        {one.nodata for one in sampled if one.nodata is not None} | {value for value in [nodata] if value is not None}
-    )
+    if not wide:
+        return f"{narrow}: {scaled}" if scaled else narrow
+    forms = " and ".join(form for form, _ in Counter(one.form for one in wide).most_common())
+    span = _span(min(one.least for one in wide), max(one.most for one in wide))
+    return (f"{narrow} as it is, and {forms}" if narrow else forms) + f", values {span}: {scaled}"
+
+
+def _notes(sampled: Sequence[_Sampled], nodata: float | None, pages: str) -> list[str]:
+    """Return remarks on missing pixels, transparency and pages of the sampled images."""
+    notes = []
+    named = {one.nodata for one in sampled if one.nodata is not None} | ({nodata} if nodata is not None else set())
     if named:
-        parts.append(f"missing pixels ({', '.join(f'{value:.6g}' for value in named)}) are black")
+        notes.append(f"missing pixels ({', '.join(f'{value:.6g}' for value in sorted(named))}) are black")
     if transparent := sum(one.is_transparent for one in sampled):
-        parts.append(f"transparency is shown on white ({transparent} of {len(sampled)} sampled)")
+        notes.append(f"transparency is shown on white ({transparent} of {len(sampled)} sampled)")
     counts = sorted(one.pages for one in sampled if one.pages > 1)
     if counts:
         span = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]}–{counts[-1]}"
@@ -357,8 +371,8 @@ def _description(
             "images": "each is an image",
             "channels": "they are its channels",
         }[pages]
-        parts.append(f"{len(counts)} of {len(sampled)} sampled files have {span} pages: {what}")
-    return "; ".join(parts)
+        notes.append(f"{len(counts)} of {len(sampled)} sampled files have {span} pages: {what}")
+    return notes
 
 
 def _hint(values: np.ndarray, low: float, high: float) -> list[str]:

@@ -141,6 +141,7 @@ class ImageSource:
         if self.opened is not None and self.opened.left_out:
             lines.append("left out: " + "; ".join(map(str, self.opened.left_out)))
         lines.append(", ".join(filter(None, [self._sizes(), self._classes()])))
+        lines += self.pixels.notes
         # Aligned with the first line, which follows a title of 8 characters and a space.
         return "\n         ".join(lines)
 
@@ -150,7 +151,8 @@ class ImageSource:
             return f"{self.split}: " + ("a stream of images" if self.num_rows is None else f"{self.num_rows:,} images")
         count = len(list(self._files())) if self.num_rows is None else self.num_rows
         streamed = "a stream of " if self.num_rows is None else ""
-        return f"{self.split}: {streamed}{count:,} of {listing.seen:,} files"
+        pages = "" if self.page_of_row is None else "pages "
+        return f"{self.split}: {streamed}{count:,} {pages}of {listing.seen:,} files"
 
     def record(self) -> dict[str, Any]:
         """Return what was taken, as JSON values for the record of a run."""
@@ -195,7 +197,7 @@ class ImageSource:
 
     def _sizes(self) -> str:
         size = self.image_size
-        pixels = self.pixels.describe()
+        pixels = self.pixels.text
         sizes = f"{size[1]}×{size[0]} px" if size else f"different sizes, mostly {self.shorter_side:.0f} px and more"
         return f"{sizes}, {pixels}"
 

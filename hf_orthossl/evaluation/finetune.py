@@ -267,6 +267,7 @@ def finetune_encoder(
     about = _settings(args, trainer) | {
         "train_images": len(rows) - len(training_unreadable) + len(held_out),
         "validation_images": len(validation) - len(held_out),
+        **train.pixels.settings(),
         **unreadable_counts(len(training_unreadable), len(test_unreadable)),
     }
     return FineTuned(model, names, accuracy_results("finetune", test.name, test.split, measured, about), notes)

@@ -34,7 +34,8 @@ class LabelledFeatures:
         dataset (`str`): Name of the data set, as in results.
         split (`str`): Name of the test split, as in results.
         notes (`list[str]`): One sentence for each reason for which images were excluded.
-        counts (`dict`): The numbers of unreadable images that were left out, as in results; without such images, empty.
+        about (`dict`): The entries of a result's protocol on the images: how their values became 8 bits, if they were
+            not, and how many unreadable ones were left out, if any.
     """
 
     train: Tensor
@@ -45,7 +46,7 @@ class LabelledFeatures:
     dataset: str
     split: str
     notes: list[str]
-    counts: dict[str, int] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def extract(
@@ -99,7 +100,7 @@ class LabelledFeatures:
             dataset=test.name,
             split=test.split,
             notes=notes,
-            counts=unreadable_counts(*(len(part.unreadable) for part in features)),
+            about=train.pixels.settings() | unreadable_counts(*(len(part.unreadable) for part in features)),
         )
 
     def corrupted(self, label_noise: float = 0.0, imbalance: float = 1.0, seed: int = 0) -> "LabelledFeatures":
@@ -176,7 +177,7 @@ def knn_results(
     for temperature in temperatures:
         scores = neighbour_votes(similarity, classes, num_classes=len(features.class_names), temperature=temperature)
         measured = accuracy(scores, features.test_labels, features.class_names)
-        about = {"k": k, "temperature": temperature, "train_images": len(features.train)} | features.counts
+        about = {"k": k, "temperature": temperature, "train_images": len(features.train)} | features.about
         results += accuracy_results("knn", features.dataset, features.split, measured, about)
     return results
 
@@ -215,7 +216,7 @@ def linear_results(
             worse.train, worse.train_labels, len(worse.class_names), seed=seed, progress=progress, **settings
         )
         measured = accuracy(classifier(worse.test), worse.test_labels, worse.class_names)
-        about = {**classifier.settings, "seed": seed, "train_images": len(worse.train)} | worse.counts
+        about = {**classifier.settings, "seed": seed, "train_images": len(worse.train)} | worse.about
         about |= {"label_noise": label_noise} if label_noise else {}
         about |= {"imbalance": imbalance} if imbalance != 1 else {}
         results += accuracy_results("linear", features.dataset, features.split, measured, about)

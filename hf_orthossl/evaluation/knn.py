@@ -239,6 +239,6 @@ class KNNMonitor:
         """Return top-1 and top-5 accuracy of features that are already extracted."""
         accuracy = knn_accuracy(bank, queries, k=self.k, temperature=self.temperature)
         about = {**self.settings, "bank": len(bank.labels), "queries": len(queries.labels), "step": step}
-        about |= unreadable_counts(len(bank.unreadable), len(queries.unreadable))
+        about |= self.bank.source.pixels.settings() | unreadable_counts(len(bank.unreadable), len(queries.unreadable))
         name, split = self.queries_from.name, self.queries_from.split
         return [Result("knn", name, split, metric, value, about) for metric, value in accuracy.items()]

@@ -178,7 +178,8 @@ def test_a_requested_range_holds_for_every_kind_of_value():
     values = RNG.integers(0, 5000, (8, 8)).astype(np.uint16)
     source = source_of([encoded(values)], pixel_range=(100, 2000))
     np.testing.assert_array_equal(grey(source), scaled(values, 100, 2000))
-    assert source.pixels.describe().endswith("scaled from 100–2000 as requested")
+    assert source.pixels.describe().endswith("scaled from 100–2000 as requested, what is beyond is clipped")
+    assert source.pixels.settings() == {"pixel_range": "100–2000"}
     small = RNG.integers(0, 16, (8, 8)).astype(np.uint8)
     np.testing.assert_array_equal(grey(source_of([encoded(small, "PNG")], pixel_range=(0, 15))), scaled(small, 0, 15))
 

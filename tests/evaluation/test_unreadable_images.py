@@ -97,7 +97,7 @@ def test_the_cache_keeps_what_was_left_out(damaged, tmp_path, monkeypatch):
     first = extract(damaged, cache)
     monkeypatch.setattr(features_module, "extract_features", None)
     again = extract(damaged, cache)
-    assert (again.notes, again.counts) == (first.notes, first.counts)
+    assert (again.notes, again.about) == (first.notes, first.about)
     assert torch.equal(again.test, first.test)
     with pytest.raises(TooManyUnreadable, match="2 of 24 images cannot be read, more than the 1 allowed"):
         extract(damaged, cache, max_unreadable=1)
@@ -105,14 +105,14 @@ def test_the_cache_keeps_what_was_left_out(damaged, tmp_path, monkeypatch):
 
 def shared_features(folder):
     features = extract(folder, shared=True)
-    return features.test, features.notes, features.counts
+    return features.test, features.notes, features.about
 
 
 def test_several_processes_leave_out_the_same(damaged, two_processes):
     alone = extract(damaged)
-    for test, notes, counts in two_processes.run(shared_features, damaged):
+    for test, notes, about in two_processes.run(shared_features, damaged):
         torch.testing.assert_close(test, alone.test)
-        assert (notes, counts) == (alone.notes, alone.counts)
+        assert (notes, about) == (alone.notes, alone.about)
 
 
 def test_a_class_that_is_gone_is_named_and_a_result_says_what_it_is_of(tmp_path):
