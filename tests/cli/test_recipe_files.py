@@ -128,7 +128,8 @@ def test_a_recipe_trains_with_its_views_and_its_optimizer(file, tmp_path):
 
     wanted = read_config(file)
     sizes = list(get_recipe(wanted["views"]).sizes(64 if family == "imagenet" else 32))
-    assert given == [sizes, sizes]
+    # Before these two steps, the rehearsal took one batch.
+    assert given[-2:] == [sizes, sizes]
     assert trainer.step.views.recipe == get_recipe(wanted["views"])
     optimizer = trainer.optimizer
     optimizer = getattr(optimizer, "optimizer", optimizer)
