@@ -114,6 +114,8 @@ class SSLModel(PreTrainedModel):
             recomputing activations in the backward pass: a loss that couples the whole batch then needs the memory of a
             chunk, at a third more time. Batch norm within the encoder sees one chunk at a time. `None` turns it off;
             see [`ChunkedEncoder`].
+        precision (`dict[str, str]`): The precision of the last forward pass: that of autocast where it was active, with
+            that of the weights beside it, else that of the weights.
 
     Example:
         ```python
@@ -140,6 +142,7 @@ class SSLModel(PreTrainedModel):
         if config.regularizer is not None:
             self.regularizer = OrthogonalityRegularizer(self.encoder, config.regularizer, **config.regularizer_config)
         self.gradient_cache: int | None = None
+        self.precision: dict[str, str] = {}
         self.post_init()
         # The blocks that FSDP shards one by one.
         self._no_split_modules = block_classes(self.encoder)
@@ -182,6 +185,7 @@ class SSLModel(PreTrainedModel):
         Returns:
             `SSLOutput`: The loss, its detached parts by name, and what the method computed.
         """
+        self.precision = _precision(views[0].device, next(self.encoder.parameters()).dtype)
         encoder: nn.Module = self.encoder
         if self.gradient_cache is not None:
             encoder = ChunkedEncoder(encoder, self.gradient_cache)
@@ -231,3 +235,11 @@ class SSLModel(PreTrainedModel):
             skipped (`bool`, defaults to `False`): Whether mixed precision made the optimizer skip the step.
         """
         self.method.end_step(self.encoder, skipped)
+
+
+def _precision(device: torch.device, weights: torch.dtype) -> dict[str, str]:
+    """Return the precision of a forward pass that is being computed, by name of a setting."""
+    names = {"weights_precision": str(weights).removeprefix("torch.")}
+    if not torch.is_autocast_enabled(device.type):
+        return {"precision": names["weights_precision"]}
+    return {"precision": str(torch.get_autocast_dtype(device.type)).removeprefix("torch."), **names}

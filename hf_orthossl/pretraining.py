@@ -35,14 +35,13 @@ from .training.loop import STATE as LOOP_STATE
 from .training.options import OPTION_CLASSES, DataArguments, ModelArguments, TrainingOptions, check_given
 from .training.publishing import training_record
 from .training.rehearsal import rehearse
-from .training.resume import settled_arguments
+from .training.resume import begin_record, settled_arguments
 from .training.run_folder import begin_folder, check_folder, overwriting
+from .training.settings import MOVABLE, NOT_SETTINGS, check_changes, differences
 from .training.trainer import STATE as TRAINER_STATE
 
 Front = Literal["trainer", "loop"]
 
-# Options that are not saved in a run's config.yaml: its location, how it is started, and secrets.
-NOT_SETTINGS = ("output_dir", "resume", "overwrite_output", "hub_token")
 # The `dataset` of a run that was started from Python with a data set in memory.
 IN_MEMORY = "(data set in memory)"
 
@@ -173,8 +172,9 @@ def run_pretraining(
     set_seed(args.seed)
     source = _load_source(data_args, images, folder)
     model = build_model(model_args, source)
-    data = TrainingData(source, model, args.with_recipe(model.method.recipe))
-    data.planned_steps()
+    options = fixed_settings(data_args, model_args, args)
+    data = TrainingData(source, model, args.with_recipe(model.method.recipe), options)
+    begin_record(model, data)
     args, trained_by = data.args, "accelerate loop" if front == "loop" else "Trainer"
     with _without_library_bars():
         rehearse(model, data, front=trained_by)
@@ -213,22 +213,21 @@ def run_pretraining(
 
 
 def check_resumed(data_args: DataArguments, model_args: ModelArguments, args: OrthoSSLTrainingArguments) -> None:
-    """Reject options that differ from those of the run that `resume` continues.
+    """Reject options of data and model that differ from those of the run that `resume` continues.
+
+    [`~training.resume.begin_record`] compares all options with those of the checkpoint; this comparison with
+    `config.yaml` needs neither data nor model.
 
     Raises:
-        ValueError: An option that determines the run has another value than in its `config.yaml`.
+        ValueError: An option that a resumed run cannot change has another value than in its `config.yaml`.
     """
     saved = Path(args.output_dir) / "config.yaml"
     if not (args.resume and saved.is_file()):
         return
-    before = read_config(saved)
-    for name, value in fixed_settings(data_args, model_args, args).items():
-        # kNN does not change the training. Options at their default may be missing.
-        if name in before and before[name] != value and name != "knn_images":
-            raise ValueError(
-                f"{name} is {value!r} and the run in {saved.parent} was started with {before[name]!r}: omit "
-                "the option to resume that run, or start a new one with another --output_dir"
-            )
+    given, before = fixed_settings(data_args, model_args, args), read_config(saved)
+    # Where an option was left open, its value is known once data and model are there; so is whether data are the same.
+    known = {name: value for name, value in given.items() if None not in (value, before.get(name))}
+    check_changes(differences(before, known), saved.parent, (MOVABLE,))
 
 
 def fixed_settings(

@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,18 @@ from ..data import (
     load_source,
 )
 from ..data.options import MAX_UNREADABLE
+from ..distributed.collectives import on_main
 from ..modeling import SSLModel
+from ..options import forms
 from .arguments import OrthoSSLTrainingArguments
 from .interruption import outlast_interruption
+from .options import ModelArguments, TrainingOptions
+from .settings import NOT_SETTINGS, RunRecord, as_json, option_text
 
 # The file of a run folder that lists the images that cannot be read.
 UNREADABLE_IMAGES = "unreadable_images.txt"
+# Options of which a source knows the value in use.
+SOURCE_OPTIONS = ("split", "image_column", "label_column", "pixel_range", "nodata", "pages", "max_unreadable")
 # Size of a stream's shuffle buffer, in images; the default of `datasets`.
 STREAM_SHUFFLE = 1000
 
@@ -42,9 +49,13 @@ class TrainingData:
             [`~data.collate`] can batch.
         model ([`SSLModel`]): The model to train; its encoder determines the image size, and its method the views.
         args ([`OrthoSSLTrainingArguments`]): Settings of the run, with the recipe's values; not changed.
+        options (`dict`, *optional*): Further options by which the run was started, for its record.
 
     Attributes:
         args ([`OrthoSSLTrainingArguments`]): The settings, with `views` chosen.
+        options (`dict`): All options of the run as JSON values: those given, and the ones that `model`, data and `args`
+            determine.
+        record ([`RunRecord`]): What the run was given and what it did, over all the times that it was resumed.
         dataset (`Dataset`): The torch data set.
         source ([`ImageSource`], *optional*): The source of the images, if known.
         views ([`Views`]): The augmentations, normalizing as the encoder expects.
@@ -66,6 +77,7 @@ class TrainingData:
         data: Any,
         model: SSLModel,
         args: OrthoSSLTrainingArguments,
+        options: Mapping[str, Any] | None = None,
     ):
         encoder = model.encoder
         named = (str, os.PathLike, list, datasets.Dataset, datasets.DatasetDict, datasets.IterableDataset)
@@ -88,6 +100,8 @@ class TrainingData:
             )
         self.views = Views(recipe, encoder.image_size, encoder.mean, encoder.std)
         self._loader: DataLoader | None = None
+        self.options = self._all_options(model, options or {})
+        self.record = RunRecord()
         count, batch = self.num_images, args.train_batch_size * args.world_size
         if args.dataloader_drop_last and count is not None and count < batch:
             raise ValueError(
@@ -192,6 +206,36 @@ class TrainingData:
         """Return a log that counts images that cannot be decoded, in a file of the run folder."""
         limit = MAX_UNREADABLE if self.source is None else self.source.max_unreadable
         return UnreadableLog(Path(self.args.output_dir) / UNREADABLE_IMAGES, self.num_images, limit)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what determines the steps besides the optimizer, as JSON values; call it on every process."""
+        args, source, planned = self.args, self.source, self.planned_steps()
+        schedule = option_text(args.lr_scheduler_type)
+        return {
+            "views": args.views,
+            "planned_steps": planned,
+            "images_per_step": args.images_per_step,
+            "processes": args.world_size,
+            "device": args.device.type,
+            "lr_scheduler_type": schedule,
+            # transformers' constant schedule has none.
+            "warmup_steps": 0 if schedule == "constant" else args.get_warmup_steps(planned),
+            "max_grad_norm": args.max_grad_norm or None,
+            "gradient_cache": args.gradient_cache,
+            "seed": args.seed,
+            "num_images": self.num_images,
+            "fingerprint": on_main(lambda: None if source is None else source.fingerprint),
+        }
+
+    def _all_options(self, model: SSLModel, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options as JSON values: those given, and what data, model and arguments have made of them."""
+        options = dict(given)
+        if self.source is not None:
+            options.setdefault("dataset", self.source.name)
+            options |= {name: getattr(self.source, name) for name in SOURCE_OPTIONS}
+        options |= {name: getattr(model.config, name) for name in forms(ModelArguments) if hasattr(model.config, name)}
+        options |= {name: getattr(self.args, name) for name in forms(TrainingOptions)}
+        return as_json({name: value for name, value in options.items() if name not in NOT_SETTINGS})
 
     @property
     def _stream(self) -> StreamBatches | None:

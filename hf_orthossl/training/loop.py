@@ -12,6 +12,7 @@ from accelerate.utils import (
     ProjectConfiguration,
     set_seed,
 )
+from accelerate.utils.constants import RNG_STATE_NAME
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -26,10 +27,10 @@ from .data import TrainingData
 from .engines import check_engine, engine_settings, prepare_model
 from .interruption import Interruption
 from .intervals import steps_between
-from .optimizers import build_optimizer
+from .optimizers import GivenSettings, build_optimizer
 from .publishing import EncoderOutput
 from .rehearsal import rehearse
-from .resume import begin_run, load_position, save_position, seed_if_processes_changed
+from .resume import begin_run, begin_steps, load_position, load_random_states, save_position
 from .step import SSLStep, build_step
 
 # File that distinguishes the checkpoints of this loop from the Trainer's.
@@ -114,10 +115,9 @@ def pretrain_loop(
     step = build_step(model, data)
     state = LoopState(accelerator, scheduler, step, data)
     done = state.load() if args.resume else 0
-    # Before anything is written, check that the run does not end before the steps that it has taken.
-    data.planned_steps(done)
     callbacks = [SpectraCallback(args.spectra_steps, threshold=args.spectra_threshold), *build_probes(model, data)]
     history = trim_history(args.output_dir, done) if accelerator.is_main_process else []
+    begin_steps(data, optimizer, scheduler, done)
     for callback in callbacks:
         callback.begin(model, history)
     quiet = args.disable_tqdm or not accelerator.is_main_process
@@ -208,6 +208,8 @@ class LoopState:
         with staged(folder, done, write=main) as staging:
             checkpoint = staging / f"checkpoint-{done}"
             self.accelerator.save_state(str(checkpoint))
+            # Random states are part of what `save_position` writes.
+            (checkpoint / f"{RNG_STATE_NAME}_{self.accelerator.process_index}.pkl").unlink()
             save_position(checkpoint, self.data, self.step, done)
             if main:
                 # Not registered with accelerate, because it would unpickle the file.
@@ -227,11 +229,15 @@ class LoopState:
         checkpoint = Path(str(self.args.resume_from_checkpoint))
         check_engine(checkpoint, self.accelerator)
         load_position(checkpoint, self.data, self.step)
+        optimizer = cast(torch.optim.Optimizer, self.scheduler.optimizer)
+        given = GivenSettings(optimizer, self.scheduler)
         self.accelerator.load_state(str(checkpoint))
         # Checkpoints are made between optimizer steps, regardless of accumulation before and now.
         self.accelerator.step = 0
         self.scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER, weights_only=True))
-        seed_if_processes_changed(checkpoint, self.args)
+        given.restore(self.data.record.changes)
+        # accelerate would go on without them if its own file of them could not be read.
+        load_random_states(checkpoint, self.args)
         return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["step"]
 
 

@@ -1,15 +1,25 @@
-"""Build the optimizer of a run, for both the Trainer and the loop."""
+"""Build the optimizer of a run, and change it when the run is resumed, for both the Trainer and the loop."""
 
+from collections.abc import Collection
 from typing import Any, cast
 
 import torch
 from timm.optim import Lars
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedModel, Trainer
 
 from .arguments import OrthoSSLTrainingArguments
 
 SOLO_LEARN_LARS = {"trust_coeff": 0.02, "trust_clip": True}
+# Option → its key in the parameter groups of an optimizer.
+GROUP_KEYS = {
+    "weight_decay": "weight_decay",
+    "momentum": "momentum",
+    "adam_beta1": "betas",
+    "adam_beta2": "betas",
+    "adam_epsilon": "eps",
+}
 
 
 def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.optim.Optimizer:
@@ -47,3 +57,59 @@ def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.
         return Lars(groups, lr=args.learning_rate, momentum=args.momentum, **settings)
     optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, cast(PreTrainedModel, model))
     return optimizer_class(groups, **settings)
+
+
+class GivenSettings:
+    """The hyper-parameters that an optimizer and its schedule were built with, to outlast the loading of their states.
+
+    A saved state holds the hyper-parameters of the run so far, which would replace those given now.
+
+    Args:
+        optimizer (`Optimizer`): The optimizer, as built from the arguments.
+        scheduler (`LRScheduler`): Its schedule, as built from the arguments.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: LRScheduler):
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self._groups = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
+        self._rates = list(scheduler.base_lrs) if isinstance(scheduler, LambdaLR) else []
+
+    def restore(self, changed: Collection[str]) -> None:
+        """Apply the options that differ from those of the saved state, which has been loaded.
+
+        The rate of the next step is that of the current schedule at this step: of another peak, another shape or
+        another length of the run, if these have changed. Momentum buffers and other states are kept.
+
+        Args:
+            changed (collection of `str`): The options that differ.
+        """
+        keys = [key for option, key in GROUP_KEYS.items() if option in changed]
+        for group, given in zip(self.optimizer.param_groups, self._groups, strict=True):
+            group.update({key: given[key] for key in keys if key in given})
+        scheduler = self.scheduler
+        if isinstance(scheduler, LambdaLR):
+            scheduler.base_lrs = self._rates
+            factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+            scheduler._last_lr = [rate * factor for rate, factor in zip(self._rates, factors, strict=True)]
+            for group, peak, rate in zip(self.optimizer.param_groups, self._rates, scheduler._last_lr, strict=True):
+                group["initial_lr"], group["lr"] = peak, rate
+
+
+def optimizer_facts(optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> dict[str, Any]:
+    """Return what an optimizer steps with, by name of the option, as JSON values; `None` for what it does not have."""
+    groups = optimizer.param_groups
+    betas = next((group["betas"] for group in groups if "betas" in group), (None, None))
+    kind = getattr(optimizer, "optimizer", optimizer)
+    return {
+        "optimizer": type(kind).__name__,
+        # The peak of the schedule.
+        "learning_rate": max(map(float, getattr(scheduler, "base_lrs", [group["lr"] for group in groups]))),
+        # Groups of norms and biases are exempt from it.
+        "weight_decay": max(
+            (float(group["weight_decay"]) for group in groups if "weight_decay" in group), default=None
+        ),
+        "momentum": next((float(group["momentum"]) for group in groups if "momentum" in group), None),
+        "adam_beta1": betas[0],
+        "adam_beta2": betas[1],
+        "adam_epsilon": next((float(group["eps"]) for group in groups if "betas" in group), None),
+    }

@@ -16,52 +16,53 @@ from ..hub.publish import Publication, check_destination, publish_encoder
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .data import TrainingData
+from .settings import option_text
 
 logger = logging.getLogger(__name__)
 
 
-def training_record(
-    model: SSLModel, data: TrainingData, *, front: str, step: int | None = None
-) -> dict[str, str | float | int | bool]:
-    """Return the settings of a run as JSON values, for the `training` of [`write_encoder_folder`].
+# What a card says of the steps, in this order, from the facts of a run's record.
+STEP_FACTS = (
+    *("images_per_step", "processes", "optimizer", "learning_rate", "lr_scheduler_type", "warmup_steps"),
+    *("weight_decay", "momentum", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "gradient_cache"),
+    *("precision", "weights_precision", "device", "seed", "pretrained", "fingerprint"),
+)
+
+
+def training_record(model: SSLModel, data: TrainingData, *, front: str) -> dict[str, str | float | int | bool]:
+    """Return what a run trained with as JSON values, for the `training` of [`write_encoder_folder`].
+
+    The values are those that the steps were seen to use. One that changed when the run was resumed is text with all
+    its values and their steps, as in "0.06 (steps 0–100), 0.3 (from step 100)".
 
     Args:
         model ([`SSLModel`]): The trained model.
-        data ([`TrainingData`]): Its data and settings.
+        data ([`TrainingData`]): Its data, with the record of the run.
         front (`str`): "Trainer" or "accelerate loop".
-        step (`int`, *optional*): Optimizer steps taken so far; all steps of the run by default.
 
     Returns:
         `dict`: `front`, `views`, `epochs` (passes over the data; omitted for a stream), `steps` (taken),
-        `planned_steps` (of a run that has not ended), `images_per_step`, `processes`, `optim`, `learning_rate` (peak),
-        `lr_scheduler_type`, `weight_decay`, `momentum` (if the optimizer has one), `warmup_steps`, `penalty_every`
-        (steps between two penalties, if above 1), `precision`, `seed`,
-        `unreadable_images` (if any were left out) and `pretrained` (whether it started from
-        published weights; omitted if unknown).
+        `planned_steps` (of a run that has not ended), `skipped_steps` (that changed nothing, if any), `penalty_every`
+        (steps between two penalties, if above 1), `optim` (the option), and those of `STEP_FACTS` that apply:
+        `optimizer` (its class), `learning_rate` (peak), `precision` (that of autocast where it was active, with
+        `weights_precision` beside it), `pretrained` (whether the run started from published weights; omitted if
+        unknown), `fingerprint` (of the data) and `unreadable_images` (if any were left out).
     """
-    args, planned = data.args, data.planned_steps()
-    steps = planned if step is None else step
-    optimizer = str(getattr(args.optim, "value", args.optim))
+    run, facts = data.record, data.record.facts
+    shown = {name: facts.describe(name) for name in STEP_FACTS if name in facts}
+    planned = facts["planned_steps"]
+    penalty_every = model.config.penalty_every if model.regularizer else 1
     record: dict[str, Any] = {
         "front": front,
-        "views": args.views,
-        "epochs": None if data.steps_per_epoch is None else round(steps / max(data.steps_per_epoch, 1), 3),
-        "steps": steps,
-        "planned_steps": planned if steps < planned else None,
-        "images_per_step": args.images_per_step,
-        "processes": args.world_size,
-        "optim": optimizer,
-        "learning_rate": args.learning_rate,
-        "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-        "weight_decay": args.weight_decay,
-        "momentum": args.momentum if optimizer in ("sgd", "lars") else None,
-        "warmup_steps": args.get_warmup_steps(planned),
-        "penalty_every": model.config.penalty_every if model.regularizer and model.config.penalty_every > 1 else None,
-        "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
-        "seed": args.seed,
+        "views": facts["views"],
+        "epochs": None if data.steps_per_epoch is None else round(run.steps / max(data.steps_per_epoch, 1), 3),
+        "steps": run.steps,
+        "planned_steps": planned if run.steps < planned else None,
+        "skipped_steps": run.skipped_steps or None,
+        "optim": option_text(data.args.optim),
+        **shown,
         "unreadable_images": len(data.unreadable_log()) or None,
-        # A checkpoint does not record whether it started from published weights.
-        "pretrained": None if model.name_or_path else model.encoder.pretrained,
+        "penalty_every": penalty_every if penalty_every > 1 else None,
     }
     return {name: value for name, value in record.items() if value is not None}
 
@@ -171,7 +172,7 @@ class EncoderOutput:
         return encoder if rank() == 0 else None
 
     def _write(self, encoder: Encoder, step: int | None) -> Path:
-        record = training_record(self.model, self.data, front=self.front, step=step)
+        record = training_record(self.model, self.data, front=self.front)
         write_encoder_folder(self.model, self._folder, source=self.data.source, training=record, encoder=encoder)
         self.written = step
         return self._folder

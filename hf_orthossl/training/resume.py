@@ -1,4 +1,4 @@
-"""Begin or resume a run: choose the checkpoint, and restore position and averages on any number of processes."""
+"""Begin or resume a run: choose the checkpoint, compare the options with the run's, and restore its position."""
 
 import copy
 import json
@@ -7,18 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import set_seed
+from torch.optim.lr_scheduler import LRScheduler
 
+from ..data.fingerprint import difference
 from ..distributed.collectives import on_main, rank
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
+from .callbacks.reporting import CHANGED, append_history
 from .checkpoints import damage, newest_checkpoint, steps_done
 from .data import TrainingData
+from .optimizers import optimizer_facts
 from .publishing import check_push
+from .random_states import read_random_states, save_random_states, set_random_states
+from .run_folder import update_settings
+from .settings import MOVABLE, STEP_OPTIONS, Timeline, check_changes, differences
 from .step import SSLStep
 
-# File in a checkpoint with the number of processes, the images per step, and the position in the data.
-SHAPE = "run_shape.json"
+# File in a checkpoint: what the run was given and did so far, how its steps are made up, and the position in the data.
+RUN = "run.json"
+ACCUMULATION = "gradient_accumulation_steps"
 
 
 def begin_run(model: SSLModel, train_dataset: Any, args: OrthoSSLTrainingArguments | None, marker: str) -> TrainingData:
@@ -27,23 +36,26 @@ def begin_run(model: SSLModel, train_dataset: Any, args: OrthoSSLTrainingArgumen
     Args:
         model ([`SSLModel`]): The model to train.
         train_dataset: Any data that [`TrainingData`] accepts, or a [`TrainingData`] made with the result of
-            [`settled_arguments`], which is returned unchanged.
+            [`settled_arguments`], which is returned.
         args ([`OrthoSSLTrainingArguments`], *optional*): Settings of the run; not changed.
         marker (`str`): File that identifies checkpoints of the training loop in use.
 
     Returns:
-        [`TrainingData`]: The data, whose `args` are the complete settings of the run.
+        [`TrainingData`]: The data, whose `args` are the complete settings of the run, and whose record has begun.
 
     Raises:
-        ValueError: `train_dataset` is `None`, or an argument cannot be used.
+        ValueError: `train_dataset` is `None`, an argument cannot be used, or a resumed run cannot change it.
         OSError: The encoder cannot be published, or there is no checkpoint to resume from.
     """
-    if isinstance(train_dataset, TrainingData):
-        return train_dataset
     if train_dataset is None:
         raise ValueError("train_dataset is None: pass a data set")
-    args = settled_arguments(args or OrthoSSLTrainingArguments(), marker)
-    return TrainingData(train_dataset, model, args.with_recipe(model.method.recipe))
+    if isinstance(train_dataset, TrainingData):
+        data = train_dataset
+    else:
+        args = settled_arguments(args or OrthoSSLTrainingArguments(), marker)
+        data = TrainingData(train_dataset, model, args.with_recipe(model.method.recipe))
+    begin_record(model, data)
+    return data
 
 
 def settled_arguments(args: OrthoSSLTrainingArguments, marker: str) -> OrthoSSLTrainingArguments:
@@ -71,12 +83,18 @@ def settled_arguments(args: OrthoSSLTrainingArguments, marker: str) -> OrthoSSLT
         return args
     # Only the main process checks and cleans up.
     checkpoint = on_main(lambda: newest_checkpoint(Path(args.output_dir), marker))
-    shape = _read_shape(checkpoint)
+    run = _read_run(checkpoint)
     args = copy.copy(args)
     args.resume_from_checkpoint = str(checkpoint)
-    images, parts = shape["images_per_step"], args.images_per_step // args.per_device_train_batch_size
+    images, batch = run["images_per_step"], args.per_device_train_batch_size
+    parts = args.images_per_step // batch
     if images == args.images_per_step:
         return args
+    if batch not in Timeline(run["options"]).values_of("per_device_train_batch_size"):
+        raise ValueError(
+            f"per_device_train_batch_size is {batch}, {args.images_per_step} images per optimizer step, and the run in "
+            f"{args.output_dir} has {images}: omit it, or pass the --gradient_accumulation_steps that keep {images}"
+        )
     if images % parts or images // parts < 2:
         raise ValueError(
             f"the run in {args.output_dir} has {images} images per optimizer step, which {parts} batches (processes "
@@ -86,27 +104,30 @@ def settled_arguments(args: OrthoSSLTrainingArguments, marker: str) -> OrthoSSLT
     args.per_device_train_batch_size = images // parts
     if rank() == 0:
         print(
-            f"resume   {shape['processes']} processes before, {args.world_size} now: --per_device_train_batch_size "
+            f"resume   {run['processes']} processes before, {args.world_size} now: --per_device_train_batch_size "
             f"{args.per_device_train_batch_size} keeps {images} images per optimizer step"
         )
     return args
 
 
 def chosen_checkpoint(
-    args: OrthoSSLTrainingArguments, chosen: str | os.PathLike | bool | None, marker: str
+    data: TrainingData, model: SSLModel, chosen: str | os.PathLike | bool | None, marker: str
 ) -> Path | None:
     """Return the checkpoint to resume from for `train(resume_from_checkpoint=chosen)`, or `None`.
 
     Args:
-        args ([`OrthoSSLTrainingArguments`]): Arguments of the run, from [`settled_arguments`].
+        data ([`TrainingData`]): Data and settings of the run, from [`begin_run`].
+        model ([`SSLModel`]): The model to train.
         chosen (`str`, `PathLike` or `bool`, *optional*): A checkpoint; `True` for the newest valid one, as with
             `args.resume`.
         marker (`str`): File that identifies checkpoints of the training loop in use.
 
     Raises:
         FileNotFoundError: There is no valid checkpoint, or another training loop wrote it.
-        ValueError: The checkpoint is damaged, or its run has another number of images per step.
+        ValueError: The checkpoint is damaged, its run has another number of images per step, or an option differs that
+            a resumed run cannot change.
     """
+    args = data.args
     if chosen is None and args.resume:
         return Path(str(args.resume_from_checkpoint))
     if not chosen:
@@ -120,77 +141,170 @@ def chosen_checkpoint(
             )
     else:
         checkpoint = on_main(lambda: newest_checkpoint(Path(args.output_dir), marker))
-    images = _read_shape(checkpoint)["images_per_step"]
+    images = _read_run(checkpoint)["images_per_step"]
     if images != args.images_per_step:
         raise ValueError(
             f"the run of {checkpoint} has {images} images per optimizer step, not {args.images_per_step}: pass "
             "resume=True in the arguments, which adapts the batch size"
         )
+    _continue_record(checkpoint, model, data)
     return checkpoint
 
 
+def begin_record(model: SSLModel, data: TrainingData) -> None:
+    """Begin the record of a run, or continue that of the run to resume; call it on every process, before training.
+
+    Raises:
+        ValueError: An option, the model or the data differ from those of the run in a way that it cannot continue
+            with, or a file of the checkpoint cannot be used. Nothing in the run folder has changed.
+    """
+    if "seed" in data.record.facts:
+        return
+    if data.args.resume:
+        _continue_record(Path(str(data.args.resume_from_checkpoint)), model, data)
+        return
+    data.record.options.note(0, data.options)
+    # A checkpoint does not record whether it started from published weights.
+    pretrained = None if model.name_or_path else model.encoder.pretrained
+    data.record.facts.note(0, data.facts() | {"pretrained": pretrained})
+
+
+def _continue_record(checkpoint: Path, model: SSLModel, data: TrainingData) -> None:
+    """Take over the record of a run, compare its options with those given now, and apply the changes to `data.args`."""
+    run, args, done, record = _read_run(checkpoint), data.args, steps_done(checkpoint), data.record
+    options, facts = Timeline(run["options"]), Timeline(run["facts"])
+    if run["processes"] == args.world_size:
+        on_main(lambda: _check_random_states(checkpoint, args.world_size))
+    changes = differences(options, data.options)
+    # Extending a run does not warm it up again.
+    if not {"warmup_steps", "lr_scheduler_type"} & set(changes):
+        args.warmup_steps = facts["warmup_steps"]
+    planned, now = data.planned_steps(done), data.facts()
+    same_data = now["fingerprint"] is not None and now["fingerprint"] == facts["fingerprint"]
+    check_changes(changes, args.output_dir, (MOVABLE,) if same_data else ())
+    _check_data(facts, now, args)
+    if run["steps_per_epoch"] != data.steps_per_epoch:
+        raise ValueError(
+            f"an epoch of the run in {args.output_dir} had {run['steps_per_epoch']} optimizer steps and would now have "
+            f"{data.steps_per_epoch}: resume it with --gradient_accumulation_steps {options[ACCUMULATION]}, as before"
+        )
+    if "num_train_epochs" in changes and args.max_steps > 0:
+        raise ValueError(
+            f"num_train_epochs is {args.num_train_epochs:g} and has no effect, because max_steps is {args.max_steps}: "
+            "pass --max_steps -1 with it, or omit it"
+        )
+    unused = [name for name in STEP_OPTIONS if name in changes]
+    if planned == done and unused:
+        given = ", ".join(f"{name} is {changes[name][1]!r}" for name in unused)
+        raise ValueError(
+            f"{given}, but the run in {args.output_dir} has taken all its {done} steps: pass --max_steps above {done} "
+            "to continue it, or omit the option"
+        )
+    record.options, record.facts = options, facts
+    record.steps, record.skipped_steps = done, run["skipped_steps"]
+    if planned == done:
+        return
+    record.changes = changes
+    record.options.note(done, data.options)
+    record.facts.note(done, now)
+    if changes and rank() == 0:
+        given = ", ".join(f"{name} {after} (was {before})" for name, (before, after) in changes.items())
+        print(f"resume   from step {done} on: {given}")
+
+
+def _check_random_states(checkpoint: Path, processes: int) -> None:
+    for process in range(processes):
+        read_random_states(checkpoint, process)
+
+
+def _check_data(facts: Timeline, now: dict[str, Any], args: OrthoSSLTrainingArguments) -> None:
+    """Refuse data that are not those of the run."""
+    what = None
+    if None not in (facts["fingerprint"], now["fingerprint"]):
+        what = difference(facts["fingerprint"], now["fingerprint"])
+    if what is None and facts["num_images"] != now["num_images"]:
+        what = f"{facts['num_images']} images before, {now['num_images']} now"
+    if what:
+        raise ValueError(
+            f"the images are not those of the run in {args.output_dir} ({what}): restore them to resume it, or start a "
+            "new run with another --output_dir"
+        )
+
+
+def begin_steps(data: TrainingData, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, done: int) -> None:
+    """Record what the first step will use, and note the changes of a resumed run in its history and settings.
+
+    Both fronts call it on every process once all states are loaded and before the first step.
+
+    Args:
+        data ([`TrainingData`]): Data and settings of the run.
+        optimizer (`Optimizer`): The optimizer, in the state of its next step.
+        scheduler (`LRScheduler`): Its schedule.
+        done (`int`): Optimizer steps taken.
+    """
+    record, folder = data.record, data.args.output_dir
+    if done >= data.planned_steps():
+        return
+    record.facts.note(done, optimizer_facts(optimizer, scheduler))
+    if record.changes and rank() == 0:
+        changed = {name: {"before": before, "now": now} for name, (before, now) in record.changes.items()}
+        append_history(folder, {"step": done, CHANGED: changed})
+        update_settings(Path(folder), record)
+
+
 def save_position(checkpoint: Path, data: TrainingData, step: SSLStep, done: int) -> None:
-    """Write the position, for [`load_position`] and [`settled_arguments`], into a checkpoint, on every process.
+    """Write record, position and random states, for [`begin_record`] and [`load_position`], on every process.
 
     Args:
         checkpoint (`Path`): The checkpoint that is being written.
-        data ([`TrainingData`]): The data, whose steps per epoch and position are saved.
+        data ([`TrainingData`]): The data, whose record, steps per epoch and position are saved.
         step ([`SSLStep`]): The step, whose averages that are not yet logged are saved, one file per process.
         done (`int`): Optimizer steps taken.
     """
     checkpoint.mkdir(exist_ok=True)
     args = data.args
     _step_file(checkpoint, args.process_index).write_text(json.dumps(step.state_dict()), encoding="utf-8")
+    save_random_states(checkpoint, args.process_index)
     if args.process_index == 0:
-        shape = {
+        run = {
             "processes": args.world_size,
             "images_per_step": args.images_per_step,
             "steps_per_epoch": data.steps_per_epoch,
             "data": data.position(done),
+            **data.record.to_dict(),
         }
-        (checkpoint / SHAPE).write_text(json.dumps(shape), encoding="utf-8")
+        (checkpoint / RUN).write_text(json.dumps(run), encoding="utf-8")
 
 
 def load_position(checkpoint: Path, data: TrainingData, step: SSLStep) -> None:
-    """Restore the position of `data` and the averages of `step`, on the same or a different number of processes.
-
-    Raises:
-        ValueError: An epoch has another number of optimizer steps than before, so that positions do not correspond.
-    """
-    shape, args = _read_shape(checkpoint), data.args
-    before, now = shape["steps_per_epoch"], data.steps_per_epoch
-    if before != now:
-        raise ValueError(
-            f"an epoch of the run in {args.output_dir} had {before} optimizer steps and would now have "
-            f"{now}: resume it on the same data set, with --gradient_accumulation_steps and "
-            "--dataloader_drop_last as before"
-        )
-    data.resume(steps_done(checkpoint), shape["data"])
-    same = shape["processes"] == args.world_size
-    ranks = [args.process_index] if same else range(shape["processes"])
+    """Restore the position of `data` and the averages of `step`, on the same or a different number of processes."""
+    run, args = _read_run(checkpoint), data.args
+    data.resume(steps_done(checkpoint), run["data"])
+    same = run["processes"] == args.world_size
+    ranks = [args.process_index] if same else range(run["processes"])
     step.load_state_dicts(
         [json.loads(_step_file(checkpoint, process).read_text(encoding="utf-8")) for process in ranks]
     )
 
 
-def seed_if_processes_changed(checkpoint: Path, args: OrthoSSLTrainingArguments) -> bool:
-    """Seed all random number generators from seed, process and step if the number of processes has changed.
+def load_random_states(checkpoint: Path, args: OrthoSSLTrainingArguments) -> None:
+    """Restore the random number generators of this process, or seed them anew if the number of processes has changed.
 
-    The saved generator states belong to processes that saw other images. With the same number of processes nothing
-    happens.
+    Saved states belong to processes that saw certain images. With another number of processes, all generators are
+    seeded from seed, process and step.
 
-    Returns:
-        `bool`: Whether the generators were seeded.
+    Raises:
+        ValueError: The states of this process are missing or cannot be read.
     """
-    if _read_shape(checkpoint)["processes"] == args.world_size:
-        return False
+    if _read_run(checkpoint)["processes"] == args.world_size:
+        set_random_states(read_random_states(checkpoint, args.process_index))
+        return
     parts = (args.seed, args.process_index, steps_done(checkpoint))
     set_seed(int(np.random.SeedSequence(parts).generate_state(1)[0]))
-    return True
 
 
-def _read_shape(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / SHAPE).read_text(encoding="utf-8"))
+def _read_run(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / RUN).read_text(encoding="utf-8"))
 
 
 def _step_file(checkpoint: Path, process: int) -> Path:

@@ -11,8 +11,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import replace_file
+from ..options import read_config
 from .arguments import OrthoSSLTrainingArguments
 from .checkpoints import DAMAGED, STAGING, checkpoints
+from .settings import RunRecord
 
 # Where an earlier run is stored until its replacement has taken a step, and its name while it is removed.
 OVERWRITTEN, REMOVING = ".overwritten", ".overwritten.removing"
@@ -46,6 +48,24 @@ def check_folder(folder: Path, args: OrthoSSLTrainingArguments) -> None:
             f"output_dir {folder} holds files that orthossl pretrain did not write, and it overwrites only its own "
             "runs: pass another --output_dir"
         )
+
+
+def update_settings(folder: Path, record: RunRecord) -> None:
+    """Write the options that a resumed run changed into its settings, with their earlier values as comments.
+
+    Without options, `--resume` then continues with the changed ones.
+
+    Args:
+        folder (`Path`): Run folder; nothing is written if no command has written settings into it.
+        record ([`RunRecord`]): The record of the run, with the changes.
+    """
+    if not is_run(folder):
+        return
+    settings = read_config(folder / "config.yaml")
+    settings |= {name: now for name, (_, now) in record.changes.items()}
+    changed = [name for name in record.options if len(record.options.values_of(name)) > 1]
+    comments = "".join(f"# Changed when resumed: {name} {record.options.describe(name)}\n" for name in changed)
+    replace_file(folder / "config.yaml", MARK + comments + yaml.safe_dump(settings, sort_keys=False), durable=True)
 
 
 def begin_folder(folder: Path, args: OrthoSSLTrainingArguments, settings: dict[str, Any]) -> None:

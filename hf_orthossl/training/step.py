@@ -14,6 +14,7 @@ from ..messages import warn_above_bars
 from ..methods import Progress
 from ..modeling import SSLModel
 from .data import TrainingData
+from .settings import RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class SSLStep:
         images_per_step (`int`, *optional*): Images of a full optimizer step over all processes and micro-batches; by
             default, the sum over the batches of the current step.
         on_nonfinite (`str`, defaults to "stop"): "stop" or "skip", see [`NonfiniteGuard`].
+        record ([`RunRecord`], *optional*): Receives the steps taken and skipped, and the precision that is seen.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class SSLStep:
         unreadable: UnreadableLog | None = None,
         images_per_step: int | None = None,
         on_nonfinite: str = "stop",
+        record: RunRecord | None = None,
     ):
         self.model = model
+        self.record = record or RunRecord()
         self.views = views
         self.seed = seed
         self.process_index = process_index
@@ -82,6 +86,7 @@ class SSLStep:
             self.unreadable.add(batch["unreadable"], seen=len(batch["labels"]))
         views = self._make_views(batch, accumulation)
         output = model(views, penalty_weight=accumulation if last else 0)
+        self.record.facts.note(self.model.method.progress.step, getattr(self.model, "precision", {}))
         self.guard.watch(output.loss, output.parts)
         # The loss of a step is the mean over its micro-batches, and only the last of them includes the penalty.
         self._waiting.append(("loss", output.loss.detach() / accumulation, int(last)))
@@ -111,6 +116,8 @@ class SSLStep:
             for name, value, count in self._waiting:
                 self._averages.add(name, value, count)
         self.model.end_step(skipped or self._rejected)
+        self.record.steps = self.model.method.progress.step + 1
+        self.record.skipped_steps += int(skipped or self._rejected)
 
     def drain(self) -> dict[str, float]:
         """Return the averages of loss and parts since the last call over all processes; call it on all of them.
@@ -162,6 +169,7 @@ def build_step(model: SSLModel, data: TrainingData) -> SSLStep:
         data.unreadable_log(),
         images_per_step=args.images_per_step,
         on_nonfinite=args.on_nonfinite,
+        record=data.record,
     )
 
 

@@ -1,6 +1,7 @@
 """Pretraining with `transformers.Trainer`."""
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -22,10 +23,17 @@ from .callbacks.reporting import HistoryCallback, LossBar, ReportingCallback
 from .checkpoints import remove_old_checkpoints, staged
 from .engines import check_engine, prepare_model
 from .interruption import Interrupted, Interruption
-from .optimizers import build_optimizer
+from .optimizers import GivenSettings, build_optimizer
 from .publishing import EncoderOutput
 from .rehearsal import rehearse
-from .resume import begin_run, chosen_checkpoint, load_position, save_position, seed_if_processes_changed
+from .resume import (
+    begin_run,
+    begin_steps,
+    chosen_checkpoint,
+    load_position,
+    load_random_states,
+    save_position,
+)
 from .step import build_step
 
 # File that distinguishes the checkpoints of the Trainer from the loop's.
@@ -101,8 +109,8 @@ class OrthoSSLTrainer(Trainer):
         self.interruption = Interruption()
         self.output = EncoderOutput(model, self.data, front="Trainer")
         self.step = build_step(model, self.data)
-        self.add_callback(StepCallback(self))
         self.add_callback(HistoryCallback())
+        self.add_callback(StepCallback(self))
         callbacks = self.callback_handler.callbacks
         for callback in [callback for callback in callbacks if isinstance(callback, ReportingCallback)]:
             callback.attach(self)
@@ -139,7 +147,7 @@ class OrthoSSLTrainer(Trainer):
             ValueError: The checkpoint is damaged, or does not fit the arguments.
             Interrupted: A signal ended the run; a `SystemExit`.
         """
-        checkpoint = chosen_checkpoint(self.data.args, resume_from_checkpoint, STATE)
+        checkpoint = chosen_checkpoint(self.data, self.step.model, resume_from_checkpoint, STATE)
         if checkpoint:
             check_engine(checkpoint, self.accelerator)
             done = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"]
@@ -264,9 +272,28 @@ class OrthoSSLTrainer(Trainer):
                 self.callback_handler.on_push_begin(self.args, self.state, self.control)
             self.output.at_save(step)
 
+    def _init_training_state(self, *args, **kwargs):
+        # It warns of intervals that differ from the checkpoint's, as if they were not applied: `StepCallback` does so.
+        quiet = logging.getLogger("transformers.trainer_utils")
+        level = quiet.level
+        quiet.setLevel(logging.ERROR)
+        try:
+            return super()._init_training_state(*args, **kwargs)
+        finally:
+            quiet.setLevel(level)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            given = GivenSettings(self.optimizer, self.lr_scheduler)
+            super()._load_optimizer_and_scheduler(checkpoint)
+            given.restore(self.data.record.changes)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Do nothing: random states are part of what [`save_position`] writes."""
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not seed_if_processes_changed(Path(checkpoint), self.data.args):
-            super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            load_random_states(Path(checkpoint), self.data.args)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Do nothing: checkpoints are not published; the encoder is, once the checkpoint has its final name."""
@@ -280,6 +307,12 @@ class StepCallback(TrainerCallback):
 
     def __init__(self, trainer: OrthoSSLTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
+        """Record what the steps use."""
+        # A resumed trainer has read the intervals of the run so far.
+        state.compute_steps(args, state.max_steps)
+        begin_steps(self.trainer.data, optimizer, lr_scheduler, state.global_step)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         """Set the epoch, which determines the order of the images."""

@@ -186,7 +186,7 @@ def test_resume_continues(tmp_path):
     pretrain("--max_steps 1 --knn_images 0", tmp_path)
     pretrain("--max_steps 2 --knn_images 0 --resume", tmp_path)
     steps = [json.loads(line)["step"] for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert steps == [1, 1, 2, 2]  # each part ends with a summary of itself
+    assert steps == [1, 1, 1, 2, 2]  # each part ends with a summary of itself, and the second begins with its changes
 
 
 @pytest.mark.parametrize(

@@ -137,4 +137,4 @@ def test_the_images_of_a_step_must_be_shared_out_equally(tmp_path):
     # 84 images in batches of 32 are an epoch of 2 steps, not of 3.
     with pytest.raises(ValueError, match="had 3 optimizer steps and would now have 2: resume"):
         train("loop", tmp_path, resume=True, gradient_accumulation_steps=1)
-    assert json.loads((tmp_path / "checkpoint-2" / "run_shape.json").read_text())["steps_per_epoch"] == 3
+    assert json.loads((tmp_path / "checkpoint-2" / "run.json").read_text())["steps_per_epoch"] == 3

@@ -104,7 +104,7 @@ def test_any_damaged_file_of_the_newest_checkpoint_is_named_and_the_one_before_t
         for path in (source / "checkpoint-6").rglob("*")
         if path.is_file()
     )
-    assert {"model.safetensors", "manifest.json", "run_shape.json", "step_state_0.json"} < set(names)
+    assert {"model.safetensors", "manifest.json", "run.json", "step_state_0.json"} < set(names)
     assert len(names) >= 8
     args = tiny_arguments(tmp_path / "run", resume=True)
     for name, damage in itertools.product(names, ("cut", "flip")):

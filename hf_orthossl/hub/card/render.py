@@ -35,12 +35,18 @@ _LABELS = {
     "epochs": "passes over the data",
     "steps": "optimizer steps",
     "images_per_step": "images per step",
+    "skipped_steps": "steps skipped (not finite)",
+    "optimizer": "optimizer class",
     "optim": "optimizer",
     "learning_rate": "learning rate (peak)",
     "lr_scheduler_type": "learning rate schedule",
     "weight_decay": "weight decay",
     "warmup_steps": "warm-up steps",
     "penalty_every": "steps between two penalties",
+    "max_grad_norm": "maximum gradient norm",
+    "gradient_cache": "images per chunk (gradient cache)",
+    "weights_precision": "precision of the weights",
+    "fingerprint": "fingerprint of the data",
     "front": "trained by",
 }
 

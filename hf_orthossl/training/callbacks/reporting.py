@@ -14,6 +14,8 @@ from ...messages import warn_once
 
 logger = logging.getLogger(__name__)
 
+# Key of an entry that holds the options that a resumed run changed, each with its values before and now.
+CHANGED = "changed"
 # The values shown next to the progress bar, in this order; the history file contains everything that is logged.
 SHOWN = ("loss", "ssl", "orthogonality", "embedding_std")
 
@@ -123,10 +125,10 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def trim_history(folder: str | Path, step: int) -> list[dict[str, Any]]:
-    """Remove the log entries after `step`, which a resumed run writes again, and return the remaining ones."""
+    """Remove the log entries that a run resumed after `step` writes again, and return the remaining ones."""
     path = Path(folder) / "history.jsonl"
     if not path.exists():
         return []
-    entries = [entry for entry in read_history(folder) if entry["step"] <= step]
+    entries = [entry for entry in read_history(folder) if entry["step"] < step + (CHANGED not in entry)]
     replace_file(path, "".join(json.dumps(entry) + "\n" for entry in entries), durable=True)
     return entries
