@@ -3,7 +3,7 @@
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ def save_random_states(checkpoint: Path, process: int) -> None:
         checkpoint (`Path`): The checkpoint that is being written.
         process (`int`): Rank of this process, which is part of the name of the file.
     """
-    numpy_state = np.random.get_state(legacy=True)
+    name, keys, *rest = cast(tuple, np.random.get_state(legacy=True))
     device = _device_module()
     states = {
         "python": random.getstate(),
-        "numpy": [numpy_state[0], [int(word) for word in numpy_state[1]], *numpy_state[2:]],
+        "numpy": [name, keys.tolist(), *rest],
         "torch": _to_text(torch.get_rng_state()),
         "device": None if device is None else _to_text(device.get_rng_state()),
     }
@@ -38,7 +38,7 @@ def read_random_states(checkpoint: Path, process: int) -> dict[str, Any]:
         states = json.loads(path.read_text(encoding="utf-8"))
         version, words, gauss = states["python"]
         name, keys, *rest = states["numpy"]
-        read = {
+        read: dict[str, Any] = {
             "python": (version, tuple(words), gauss),
             "numpy": (name, np.array(keys, dtype=np.uint32), *rest),
             "torch": _from_text(states["torch"]),
@@ -74,9 +74,9 @@ def random_file(checkpoint: Path, process: int) -> Path:
 
 def _device_module() -> Any:
     """Return torch's module of the accelerator, such as `torch.cuda`, or `None` on a CPU."""
-    return (
-        torch.get_device_module(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else None
-    )
+    if not torch.accelerator.is_available():
+        return None
+    return torch.get_device_module(torch.accelerator.current_accelerator())
 
 
 def _to_text(state: torch.Tensor) -> str:

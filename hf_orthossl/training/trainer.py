@@ -284,6 +284,8 @@ class OrthoSSLTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
+            assert self.optimizer is not None
+            assert self.lr_scheduler is not None
             given = GivenSettings(self.optimizer, self.lr_scheduler)
             super()._load_optimizer_and_scheduler(checkpoint)
             given.restore(self.data.record.changes)

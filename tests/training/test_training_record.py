@@ -6,8 +6,10 @@ import pytest
 
 from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel, load_encoder
 from hf_orthossl.data import load_source
-from hf_orthossl.training import TrainingData
+from hf_orthossl.training import pretrain_loop
+from hf_orthossl.training.loop import STATE
 from hf_orthossl.training.publishing import training_record
+from hf_orthossl.training.resume import begin_run
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,11 @@ def test_steps_are_those_the_trainer_takes(model, tmp_path, settings):
     )
     trainer = OrthoSSLTrainer(model=model, args=args, train_dataset=load_source("digits", split="train[:53]"))
     steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+    assert training_record(model, trainer.data, front="Trainer")["planned_steps"] == steps
+    trainer.data.record.steps = steps
     record = training_record(model, trainer.data, front="Trainer")
     assert record["steps"] == steps
+    assert "planned_steps" not in record
     assert record["images_per_step"] == 8 * settings.get("gradient_accumulation_steps", 1)
     assert record["epochs"] == pytest.approx(trainer_epochs(53, record, args), abs=1e-3)
 
@@ -42,10 +47,12 @@ def trainer_epochs(images, record, args):
 
 
 def test_what_was_left_open_is_the_recipes_and_all_is_json(model, tmp_path):
-    args = OrthoSSLTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=16, bf16=False, seed=3)
-    data = TrainingData(load_source("digits", split="train[:64]"), model, args.with_recipe(model.method.recipe))
-    record = training_record(model, data, front="accelerate loop")
-    recipe = model.method.recipe
+    args = OrthoSSLTrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=16, seed=3, max_steps=1, save_strategy="no"
+    )
+    data = begin_run(model, load_source("digits", split="train[:64]"), args, STATE)
+    pretrain_loop(model, data, write_encoder=False)
+    record, recipe = training_record(model, data, front="accelerate loop"), model.method.recipe
     assert record["optim"] == recipe.optim
     assert record["learning_rate"] == recipe.learning_rate * 16 / recipe.lr_batch_size
     assert record["weight_decay"] == recipe.weight_decay
@@ -55,7 +62,7 @@ def test_what_was_left_open_is_the_recipes_and_all_is_json(model, tmp_path):
 
 def test_a_stream_has_steps_but_no_epochs(model, tmp_path):
     args = OrthoSSLTrainingArguments(output_dir=str(tmp_path), max_steps=5)
-    data = TrainingData(load_source("digits", streaming=True), model, args.with_recipe(model.method.recipe))
-    record = training_record(model, data, front="Trainer")
-    assert record["steps"] == 5
+    data = begin_run(model, load_source("digits", streaming=True), args, STATE)
+    record = training_record(model, data, front="accelerate loop")
+    assert (record["steps"], record["planned_steps"]) == (0, 5)
     assert "epochs" not in record
