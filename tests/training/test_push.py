@@ -11,6 +11,7 @@ from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, S
 from hf_orthossl.data import ImageDataset, get_recipe, load_source
 from hf_orthossl.training import TrainingData, pretrain_loop
 from hf_orthossl.training.publishing import EncoderOutput
+from hf_orthossl.training.resume import begin_record
 
 REPO = "tester/run"
 
@@ -60,6 +61,7 @@ def trained(digits, args, front="trainer"):
 def make_output(digits, args):
     model = make_model()
     data = TrainingData(digits, model, args.with_recipe(model.method.recipe))
+    begin_record(model, data)
     return EncoderOutput(model, data, front="Trainer")
 
 
@@ -127,6 +129,7 @@ def test_the_last_step_reaches_the_hub_and_cards_say_what_was_done(front, digits
 
 def test_a_card_pushed_during_training_says_how_far_it_is(digits, hub_here, tmp_path):
     push = make_output(digits, make_args(tmp_path))
+    push.data.record.steps = 2
     push.at_save(2)
     push.wait()
     card = hub_here.files(REPO)["README.md"].decode()

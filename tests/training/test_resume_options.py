@@ -182,6 +182,11 @@ def test_each_option_is_of_one_kind():
     assert len({*STEP_OPTIONS, *OTHER_OPTIONS}) == len(STEP_OPTIONS) + len(OTHER_OPTIONS)
 
 
+def test_the_docs_name_each_option_that_may_change():
+    text = (Path(__file__).parents[2] / "docs" / "resuming.md").read_text(encoding="utf-8")
+    assert [name for name in (*STEP_OPTIONS, *OTHER_OPTIONS) if f"`{name}`" not in text] == []
+
+
 @pytest.mark.parametrize("front", FRONTS)
 @pytest.mark.parametrize("name", STEP_CHANGES)
 def test_a_change_of_the_steps_is_applied_and_recorded(name, front, copied, spy, capsys):
