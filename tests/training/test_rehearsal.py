@@ -11,6 +11,7 @@ from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, S
 from hf_orthossl.cli import main
 from hf_orthossl.training import TrainingData, pretrain_loop
 from hf_orthossl.training.rehearsal import check_batches, last_batch, planned_saves, rehearse
+from hf_orthossl.training.resume import begin_record
 
 TINY = ["--backbone_config", "channels=[8,8,16,16]", "--method_config", "hidden_dim=16", "output_dim=8"]
 RUN = ["--use_cpu", "--disable_tqdm", "true", "--per_device_train_batch_size", "16", "--max_steps", "1"]
@@ -126,7 +127,9 @@ def make_run(folder, rows="digits", method="simclr", backbone=None, **settings):
     model = SSLModel(SSLConfig("vit_tiny_patch16_224" if backbone else "resnet10t", 32, config, method))
     settings = {"per_device_train_batch_size": 16, "max_steps": 1000, "use_cpu": True} | settings
     args = OrthoSSLTrainingArguments(str(folder), **settings)
-    return model, TrainingData(rows, model, args.with_recipe(model.method.recipe))
+    data = TrainingData(rows, model, args.with_recipe(model.method.recipe))
+    begin_record(model, data)
+    return model, data
 
 
 def images(count):
