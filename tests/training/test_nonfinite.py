@@ -122,7 +122,7 @@ def test_all_processes_skip_or_stop_when_one_has_to(front, two_processes, tmp_pa
     ("settings", "said"),
     [
         ({"on_nonfinite": "ignore"}, "on_nonfinite is 'ignore': choose from stop, skip"),
-        ({"save_only_model": True}, "removes from checkpoints the state that resume needs"),
+        ({"save_only_model": True}, "a checkpoint without the optimizer cannot be resumed"),
     ],
 )
 def test_bad_arguments(settings, said, tmp_path):
