@@ -8,6 +8,7 @@ import pytest
 from leaderboard_command import refused, run
 from leaderboard_repos import SPLITS, change, files_of
 
+from hf_orthossl.cli import main
 from hf_orthossl.evaluation import Result, read_results
 from hf_orthossl.hub.leaderboard.board.snapshot import read_snapshot
 
@@ -168,6 +169,9 @@ def test_serve_says_what_is_missing_and_where(hub, capsys, tmp_path):
 
 
 def test_help_lists_the_actions(capsys):
-    out = run(capsys)
+    with pytest.raises(SystemExit) as ended:
+        main(["leaderboard"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
     for action in ("build", "serve", "deploy", "verify"):
         assert action in out
