@@ -154,22 +154,20 @@ class ImageSource:
         pages = "" if self.page_of_row is None else "pages "
         return f"{self.split}: {streamed}{count:,} {pages}of {listing.seen:,} files"
 
-    def record(self) -> dict[str, Any]:
-        """Return what was taken, as JSON values for the record of a run."""
-        listing = None if self.opened is None else self.opened.listing
-        size = self.image_size if self.num_rows else None
-        return {
-            "dataset": self.name,
-            "split": self.split,
-            "images": self.num_rows,
-            "files_seen": None if listing is None else listing.seen,
-            "left_out": [] if self.opened is None else [str(entry) for entry in self.opened.left_out],
-            "classes": self.class_names,
-            "classes_from": self._classes_from(),
-            "image_size": None if size is None else list(size),
-            "pixels": self.pixels.describe(),
-            "fingerprint": self.fingerprint,
-        }
+    @property
+    def taken(self) -> str:
+        """What was taken, for the record of a run, without the names of files and classes, which may be private."""
+        left_out = [] if self.opened is None else self.opened.left_out
+        parts = [self._counted()]
+        if left_out:
+            parts.append("left out: " + ", ".join(f"{entry.count:,} {entry.reason}" for entry in left_out))
+        parts.append(self._sizes())
+        if self.label_column is None:
+            parts.append("no labels")
+        else:
+            count = "integer labels" if self.class_names is None else f"{len(self.class_names):,} classes"
+            parts.append(f"{count} from {self._classes_from()}")
+        return "; ".join(parts)
 
     def _unused(self, *others: "ImageSource") -> list[str]:
         """Return the splits that are not used, with the number of their images."""

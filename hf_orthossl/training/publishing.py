@@ -41,8 +41,8 @@ def training_record(model: SSLModel, data: TrainingData, *, front: str) -> dict[
         front (`str`): "Trainer" or "accelerate loop".
 
     Returns:
-        `dict`: `front`, `views`, `epochs` (passes over the data; omitted for a stream), `steps` (taken),
-        `planned_steps` (of a run that has not ended), `skipped_steps` (that changed nothing, if any), `penalty_every`
+        `dict`: `front`, `taken` (what was taken of the data set), `views`, `epochs` (passes over the data; omitted for
+        a stream), `steps` (taken), `planned_steps` (of a run that has not ended), `skipped_steps` (that changed nothing, if any), `penalty_every`
         (steps between two penalties, if above 1), `optim` (the option), and those of `STEP_FACTS` that apply:
         `optimizer` (its class), `learning_rate` (peak), `precision` (that of autocast where it was active, with
         `weights_precision` beside it), `pretrained` (whether the run started from published weights; omitted if
@@ -54,6 +54,7 @@ def training_record(model: SSLModel, data: TrainingData, *, front: str) -> dict[
     penalty_every = model.config.penalty_every if model.regularizer else 1
     record: dict[str, Any] = {
         "front": front,
+        "taken": None if data.source is None else data.source.taken,
         "views": facts["views"],
         "epochs": None if data.steps_per_epoch is None else round(run.steps / max(data.steps_per_epoch, 1), 3),
         "steps": run.steps,

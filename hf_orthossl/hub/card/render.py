@@ -31,6 +31,7 @@ _FROM_OUTPUTS = {
 _FROM_FEATURES = {"pooler_output": "features.flatten(1)", "cls": "features[:, 0]", "mean": _MEAN}
 # Labels of entries of `training`; entries without a label are shown by name.
 _LABELS = {
+    "taken": "images taken",
     "views": "views (augmentations)",
     "epochs": "passes over the data",
     "steps": "optimizer steps",
