@@ -42,11 +42,11 @@ def training_record(model: SSLModel, data: TrainingData, *, front: str) -> dict[
 
     Returns:
         `dict`: `front`, `taken` (what was taken of the data set), `views`, `epochs` (passes over the data; omitted for
-        a stream), `steps` (taken), `planned_steps` (of a run that has not ended), `skipped_steps` (that changed nothing, if any), `penalty_every`
-        (steps between two penalties, if above 1), `optim` (the option), and those of `STEP_FACTS` that apply:
-        `optimizer` (its class), `learning_rate` (peak), `precision` (that of autocast where it was active, with
-        `weights_precision` beside it), `pretrained` (whether the run started from published weights; omitted if
-        unknown), `fingerprint` (of the data) and `unreadable_images` (if any were left out).
+        a stream), `steps` (taken), `planned_steps` (of a run that has not ended), `skipped_steps` (that changed
+        nothing, if any), `penalty_every` (steps between two penalties, if above 1), `optim` (the option), and those of
+        `STEP_FACTS` that apply: `optimizer` (its class), `learning_rate` (peak), `precision` (that of autocast where it
+        was active, with `weights_precision` beside it), `pretrained` (whether the run started from published weights;
+        omitted if unknown), `fingerprint` (of the data) and `unreadable_images` (if any were left out).
     """
     run, facts = data.record, data.record.facts
     shown = {name: facts.describe(name) for name in STEP_FACTS if name in facts}

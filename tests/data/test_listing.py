@@ -140,8 +140,8 @@ def test_what_cannot_be_read_is_counted_with_its_remedy(tmp_path, png):
     assert "train: 8 of 209 files" in text
     assert "200 .heic cannot be read: install pillow-heif" in text
     assert load_source(tmp_path).taken == (
-        "train: 8 of 209 files; left out: 1 .txt not read, 200 .heic cannot be read: install pillow-heif; 4×4 px, 8-bit "
-        "RGB; no labels"
+        "train: 8 of 209 files; left out: 1 .txt not read, 200 .heic cannot be read: install pillow-heif; "
+        "4×4 px, 8-bit RGB; no labels"
     )
     assert "1 .txt not read" in text
 
