@@ -49,6 +49,10 @@ def begin_run(model: SSLModel, train_dataset: Any, args: OrthoSSLTrainingArgumen
     """
     if train_dataset is None:
         raise ValueError("train_dataset is None: pass a data set")
+    if args is not None and not isinstance(args, OrthoSSLTrainingArguments):
+        raise ValueError(
+            f"args is {type(args).__name__}: pass OrthoSSLTrainingArguments, which has the options of a run"
+        )
     if isinstance(train_dataset, TrainingData):
         data = train_dataset
     else:

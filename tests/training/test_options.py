@@ -165,3 +165,8 @@ def test_arguments_of_the_trainer_without_effect(name):
 def test_every_argument_of_the_trainer_is_used_or_refused():
     used = {"self", "model", "args", "train_dataset", "processing_class", "callbacks", "optimizers"}
     assert set(inspect.signature(Trainer.__init__).parameters) <= used | set(WITHOUT_EFFECT)
+
+
+def test_plain_training_arguments_are_refused():
+    with pytest.raises(ValueError, match=r"^args is TrainingArguments: pass OrthoSSL"):
+        OrthoSSLTrainer(None, TrainingArguments(use_cpu=True), "digits")
