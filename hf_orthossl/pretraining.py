@@ -323,7 +323,7 @@ def summary(run: PretrainingRun, results: list[Result], penalties: list[float], 
         )
     unreadable = run.output_dir / UNREADABLE_IMAGES
     if count := len(UnreadableLog(unreadable)):
-        lines.append(f"images   {count:,} unreadable ones left out: {unreadable}")
+        lines.append(f"images   {count:,} unreadable, left out: {unreadable}")
     lines += [
         f"results  {run.output_dir / 'results.json'}",
         f"encoder  {run.encoder} (README.md shows how to load it)",

@@ -103,9 +103,9 @@ def left_out_note(unreadable: Sequence[Unreadable], total: int, split: str) -> l
     """Return a sentence that says which images of a split a measurement leaves out; none without such images."""
     if not unreadable:
         return []
-    used = total - len(unreadable)
+    used, were = total - len(unreadable), "was" if len(unreadable) == 1 else "were"
     return [
-        f"{used:,} of {total:,} images of {split} were used: {len(unreadable):,} cannot be read and were left out "
+        f"{used:,} of {total:,} images of {split} were used: {len(unreadable):,} cannot be read and {were} left out "
         f"({_named(unreadable)})."
     ]
 
@@ -173,6 +173,10 @@ class UnreadableLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
                 file.writelines("\t".join(map(str, image)) + "\n" for image in new.values())
+        # The file does not record how many images of a stream an earlier part of the run saw.
+        count, total = (self._new, self.seen) if self.total is None else (len(self), self.total)
+        if count > allowed(max(total, STREAM_MINIMUM if self.total is None else 0), self.max_unreadable):
+            raise TooManyUnreadable.of(list(self._images.values())[-count:], total, self.max_unreadable, self.path)
         if new and len(new) == len(self._images) and rank() == 0:
             first = next(iter(new.values()))
             warn_above_bars(
@@ -180,7 +184,3 @@ class UnreadableLog:
                 f"{first.name} cannot be read ({first.reason}): another image takes its place, and all such images are "
                 f"listed in {self.path}",
             )
-        # The file does not record how many images of a stream an earlier part of the run saw.
-        count, total = (self._new, self.seen) if self.total is None else (len(self), self.total)
-        if count > allowed(max(total, STREAM_MINIMUM if self.total is None else 0), self.max_unreadable):
-            raise TooManyUnreadable.of(list(self._images.values())[-count:], total, self.max_unreadable, self.path)

@@ -81,7 +81,7 @@ def test_features_are_those_of_the_data_without_the_damaged_files(damaged, tmp_p
     for name in ("train", "train_labels", "test", "test_labels"):
         assert torch.equal(getattr(features, name), getattr(expected, name))
     assert features.notes == [
-        f"23 of 24 images of train were used: 1 cannot be read and were left out ({damaged / DAMAGED[0]}).",
+        f"23 of 24 images of train were used: 1 cannot be read and was left out ({damaged / DAMAGED[0]}).",
         f"22 of 24 images of test were used: 2 cannot be read and were left out ({damaged / DAMAGED[1]}, "
         f"{damaged / DAMAGED[2]}).",
     ]
@@ -193,9 +193,7 @@ def test_training_keeps_its_batches_and_records_what_it_left_out(damaged, tmp_pa
     options |= {"max_steps": 3, "per_device_train_batch_size": 24, "use_cpu": True, "report_to": "none"}
     options |= {"image_size": SIZE, "spectra_steps": 0}
     run = pretrain(damaged, output_dir=tmp_path / "run", **options)
-    assert (
-        f"images   1 unreadable ones left out: {tmp_path / 'run' / 'unreadable_images.txt'}" in capsys.readouterr().out
-    )
+    assert f"images   1 unreadable, left out: {tmp_path / 'run' / 'unreadable_images.txt'}" in capsys.readouterr().out
     config = json.loads((run.encoder / "config.json").read_text())
     assert config["orthossl"]["training"]["unreadable_images"] == 1
     assert run.results[-1].protocol["unreadable_test_images"] == 2
