@@ -166,18 +166,31 @@ def _open_local(
     if len(kinds) > 1:
         raise ValueError(f"dataset names {' and '.join(sorted(kinds))}: pass several of one kind")
     kind = kinds.pop()
+    columns = {"image_column": image_column, "label_column": label_column}
     if kind == "folders":
-        return _open_folders(paths, title, name, streaming, exclude)
+        return _without_columns(_open_folders(paths, title, name, streaming, exclude), columns)
     if kind == "shards":
         return _open_shards(paths, title, streaming)
     if kind == "lists of paths":
+        is_list = [path.suffix.lower() in LISTS for path in paths]
         listings = [
-            list_paths(path) if path.suffix.lower() in LISTS else list_table(path, image_column, label_column)
-            for path in paths
+            list_paths(path) if plain else list_table(path, image_column, label_column)
+            for path, plain in zip(paths, is_list, strict=True)
         ]
-        return _from_listing(functools.reduce(_united, listings), title)
+        opened = _from_listing(functools.reduce(_united, listings), title)
+        return _without_columns(opened, columns) if all(is_list) else opened
     files = [ImageFile(str(path), str(path)) for path in paths]
-    return _from_listing(Listing({"train": files}, len(files), []), title)
+    return _without_columns(_from_listing(Listing({"train": files}, len(files), []), title), columns)
+
+
+def _without_columns(opened: Opened, columns: dict[str, str | None]) -> Opened:
+    """Return a data set; if it consists of listed files, refuse names of columns, which it does not have."""
+    name = next((name for name, value in columns.items() if value is not None), None)
+    if name is not None and opened.listing is not None:
+        raise ValueError(
+            f"{name} is {columns[name]!r}, but the images of {opened.title} are files without columns: leave it out"
+        )
+    return opened
 
 
 def _kind(path: Path, image_column: str | None) -> str:

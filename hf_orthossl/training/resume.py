@@ -108,8 +108,8 @@ def settled_arguments(args: OrthoSSLTrainingArguments, marker: str) -> OrthoSSLT
     args.per_device_train_batch_size = images // parts
     if rank() == 0:
         print(
-            f"resume   {run['processes']} processes before, {args.world_size} now: --per_device_train_batch_size "
-            f"{args.per_device_train_batch_size} keeps {images} images per optimizer step"
+            f"resume   {parts} batches per optimizer step ({args.world_size} processes, {run['processes']} before): "
+            f"--per_device_train_batch_size {args.per_device_train_batch_size} keeps {images} images per step"
         )
     return args
 

@@ -148,3 +148,9 @@ def test_many_missing_files_are_refused_like_unreadable_ones(folder):
     ):
         load_source(table)
     assert load_source(table, max_unreadable=6).num_rows == 1
+
+
+def test_names_of_columns_are_refused_where_there_are_none(folder):
+    for given in (folder / "photos", write(folder / "l.txt", "photos/1.png"), str(folder / "photos" / "*.png")):
+        with pytest.raises(ValueError, match=r"label_column is 'kind', but the images of .* are files without columns"):
+            load_source(given, label_column="kind")

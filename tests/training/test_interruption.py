@@ -158,7 +158,7 @@ def test_one_of_two_processes_gets_the_signal_and_either_number_goes_on(front, t
     assert history(folder) == history(tmp_path / "straight")
 
     alone = state(train(front, tmp_path / "alone", tiny_model(**STEADY), resume=True, **pair))
-    assert "2 processes before, 1 now: --per_device_train_batch_size 16 keeps 32 images" in capfd.readouterr().out
+    assert "(1 processes, 2 before): --per_device_train_batch_size 16 keeps 32 images" in capfd.readouterr().out
     reference = state(train(front, tmp_path / "reference", tiny_model(**STEADY), **SHARED))
     for name, tensor in reference.items():
         torch.testing.assert_close(

@@ -15,6 +15,8 @@ def spoil(model, steps, what="loss", micro_batch=1):
 
     def broken(encoder, views):
         output = forward(encoder, views)
+        if not torch.is_grad_enabled():  # the rehearsal before the first step
+            return output
         step = model.method.progress.step
         seen[step] = seen.get(step, -1) + 1
         if step in steps and seen[step] == micro_batch:
@@ -33,7 +35,8 @@ def watch(model):
     kept, begin_step = [], model.begin_step
 
     def begin(progress):
-        kept.append(state(model))
+        if torch.is_grad_enabled():  # not in the rehearsal before the first step
+            kept.append(state(model))
         begin_step(progress)
 
     model.begin_step = begin
