@@ -34,6 +34,7 @@ class Form:
         optional (`bool`): Whether `None` is a value.
         choices (`tuple[str, ...]`): The only values, if they are listed.
         nan (`bool`): Whether NaN and infinity are values of a number.
+        objects (`bool`): Whether Python code may pass an object in the place of a name.
     """
 
     kind: type
@@ -41,6 +42,7 @@ class Form:
     optional: bool = False
     choices: tuple[str, ...] = ()
     nan: bool = False
+    objects: bool = False
 
 
 def forms(kind: type) -> dict[str, Form]:
@@ -51,13 +53,11 @@ def forms(kind: type) -> dict[str, Form]:
     """
     hints = get_type_hints(kind)
     return {
-        spec.name: _form(spec.name, hints[spec.name], bool(spec.metadata.get("nan")))
-        for spec in dataclasses.fields(kind)
-        if spec.init
+        spec.name: _form(spec.name, hints[spec.name], spec.metadata) for spec in dataclasses.fields(kind) if spec.init
     }
 
 
-def _form(name: str, hint: Any, nan: bool) -> Form:
+def _form(name: str, hint: Any, metadata: Mapping[str, Any]) -> Form:
     optional = False
     if get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in get_args(hint) if part is not type(None)]
@@ -71,7 +71,7 @@ def _form(name: str, hint: Any, nan: bool) -> Form:
     hint = get_origin(hint) or hint
     if hint not in (str, int, float, bool, dict):
         raise TypeError(f"option {name} has the type {hint}, which no command line can give")
-    return Form(hint, many, optional, nan=nan)
+    return Form(hint, many, optional, nan=bool(metadata.get("nan")), objects=bool(metadata.get("objects")))
 
 
 def default_of(spec: dataclasses.Field) -> Any:
@@ -140,6 +140,8 @@ def _single(name: str, value: Any, form: Form) -> Any:
     if isinstance(value, Mapping):
         raise ValueError(f"{name} is the mapping {describe(value)}: it must be a single value")
     text = value.strip() if isinstance(value, str) else ""
+    if form.objects and not isinstance(value, str | Real):
+        return value
     if form.kind is str:
         if isinstance(value, bool) or not isinstance(value, str | Real):
             raise ValueError(f"{name} is {describe(value)}: it must be text{_in_quotes(value)}")

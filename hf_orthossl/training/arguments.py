@@ -145,8 +145,9 @@ def _check_not_set(args: OrthoSSLTrainingArguments) -> None:
         return
     # `dataclasses.replace` passes on what the parent class has made of a default.
     usual = TrainingArguments(args.output_dir)
+    fixed = OrthoSSLTrainingArguments.__annotations__
     for name in given:
-        if getattr(args, name) != getattr(usual, name, MISSING):
+        if name in fixed or getattr(args, name) != getattr(usual, name, MISSING):
             raise ValueError(f"{name} cannot be used: {refusal(name, inherited=True)}")
 
 

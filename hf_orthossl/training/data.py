@@ -80,8 +80,9 @@ class TrainingData:
         options: Mapping[str, Any] | None = None,
     ):
         encoder = model.encoder
-        named = (str, os.PathLike, list, datasets.Dataset, datasets.DatasetDict, datasets.IterableDataset)
-        if isinstance(data, named):
+        named = (str, os.PathLike, datasets.Dataset, datasets.DatasetDict, datasets.IterableDataset)
+        several = isinstance(data, list) and all(isinstance(path, str | os.PathLike) for path in data)
+        if several or isinstance(data, named):
             data = load_source(data)
         self.source: ImageSource | None = data if isinstance(data, ImageSource) else getattr(data, "source", None)
         self.args = copy.copy(args)

@@ -92,7 +92,7 @@ class TrainingOptions:
 
     views: str | None = field(
         default=None,
-        metadata={"metavar": "NAME", "help": "augmentations (default: by method and image size)"},
+        metadata={"metavar": "NAME", "objects": True, "help": "augmentations (default: by method and image size)"},
     )
     per_device_train_batch_size: int = field(default=256, metadata={"help": "images per process and step"})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches per process and step"})

@@ -14,7 +14,7 @@ import torch
 from ..distributed.collectives import on_main, world_size
 from ..files import require_writable, scratch_folder
 from ..hub.encoder_folder import rehearse_encoder_folder
-from ..messages import readable_size
+from ..messages import first_line, readable_size
 from ..methods import ChunkedEncoder, Progress
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
@@ -133,8 +133,10 @@ def _rehearse_files(model: SSLModel, data: TrainingData, front: str, encoder: bo
             model.config.save_pretrained(scratch / "checkpoint")
             record = training_record(model, data, front=front)
             rehearse_encoder_folder(model, scratch / "encoder", source=data.source, training=record)
-        except OSError:
-            raise
+        except OSError as error:
+            raise OSError(
+                f"output_dir {folder} cannot be written ({first_line(error)}): free space, or pass another --output_dir"
+            ) from error
         except Exception as error:  # the libraries raise many classes, and all of them would end the run
             raise ValueError(
                 f"backbone {model.config.backbone!r} could not be written after training, with its spectra and card "

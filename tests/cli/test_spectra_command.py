@@ -110,7 +110,7 @@ def test_help_lists_options_in_their_order(capsys):
     with pytest.raises(SystemExit):
         main(["spectra", "--help"])
     out = capsys.readouterr().out
-    assert out.index("--dataset TEXT") < out.index("--views TEXT") < out.index("--output_dir TEXT")
+    assert out.index("--dataset NAME") < out.index("--views NAME") < out.index("--output_dir DIR")
     assert "default: False" not in out
 
 

@@ -219,8 +219,9 @@ def image_folder(tmp_path):
 def test_unreadable_images_are_named_and_too_many_stop_the_run(front, image_folder, tmp_path):
     broken = sorted(image_folder.iterdir())[7]
     broken.write_bytes(b"no image")
+    source = load_source(str(image_folder), max_unreadable=0)
     with pytest.raises(ValueError, match=broken.name):
-        FRONTS[front](make_model(), str(image_folder), make_args(tmp_path / "run", max_steps=2))
+        FRONTS[front](make_model(), source, make_args(tmp_path / "run", max_steps=2))
     assert broken.name in (tmp_path / "run" / "unreadable_images.txt").read_text()
 
 
@@ -277,7 +278,7 @@ def test_multi_crop(method, tmp_path):
         ({"views": "digit"}, "did you mean 'digits'"),
         ({"views": "cifar-multicrop"}, r"views has 8 per image, but BYOL uses 2: .*\(dino, swav\)"),
         ({"resume_from_checkpoint": "x"}, "pass --resume"),
-        ({"remove_unused_columns": True}, "must stay False"),
+        ({"remove_unused_columns": True}, "remove_unused_columns cannot be used: views need every column"),
     ],
 )
 def test_bad_arguments(settings, said, digits, tmp_path):

@@ -53,5 +53,5 @@ def test_batch_norm_and_a_chunk_of_one_image(batch, size, remedy, tiny_encoder):
 
 
 def test_a_chunk_holds_at_least_one_image(tmp_path):
-    with pytest.raises(ValueError, match="gradient_cache is 0: the number of images in a chunk"):
+    with pytest.raises(ValueError, match="gradient_cache is 0: it must be 1 or more"):
         OrthoSSLTrainingArguments(str(tmp_path), gradient_cache=0)

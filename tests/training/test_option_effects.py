@@ -140,7 +140,7 @@ def test_precision_trackers_and_bar(front, source, tmp_path, monkeypatch, capsys
     assert "it/s" not in capsys.readouterr().err
     assert list((tmp_path / "quiet").rglob("events.out.tfevents*"))
     seen.clear()
-    run(front, source, tmp_path / "loud", max_steps=1)
+    run(front, source, tmp_path / "loud", max_steps=1, disable_tqdm=False)
     assert {output.dtype for output in seen} == {torch.float32}
     assert "it/s" in capsys.readouterr().err
 

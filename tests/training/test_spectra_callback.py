@@ -94,7 +94,7 @@ def test_without_stages_a_handful_of_matrices_is_measured():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"every": -1}, "every is -1: it must be a whole number of steps, a share below 1, or 0 for none"),
+        ({"every": -1}, "every is -1: it must be a whole number of steps or a share below 1, or 0 for none"),
         ({"every": 1.5}, "every is 1.5"),
         ({"every": float("nan")}, "every is nan"),
         ({"every": float("inf")}, "every is inf"),

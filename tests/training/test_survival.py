@@ -25,6 +25,7 @@ from survival_runs import (
 )
 
 from hf_orthossl.training import OrthoSSLTrainer
+from hf_orthossl.training.step import SSLStep
 
 
 @pytest.fixture(scope="module", params=FRONTS)
@@ -144,19 +145,28 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def assert_full_disk_is_survived(front, source, folder, fill, empty, final):
+def assert_full_disk_is_survived(front, source, folder, fill, empty, final, monkeypatch):
     start_with([4], folder, source)
-    fill()
+    begin = SSLStep.begin
+
+    def begin_on_full_disk(self, step, *others):
+        # After the rehearsal, which refuses a disk that is full from the start.
+        if step == 4:
+            fill()
+        begin(self, step, *others)
+
+    monkeypatch.setattr(SSLStep, "begin", begin_on_full_disk)
     try:
         with pytest.raises(OSError, match=r"could not save checkpoint .*checkpoint-6 .*earlier checkpoints are intact"):
             train(front, folder, resume=True)
     finally:
         empty()
+        monkeypatch.undo()
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {"checkpoint-4"}
     assert_same(state(train(front, folder, resume=True)), final)
 
 
-def test_a_full_disk_is_survived(whole, small_disk):
+def test_a_full_disk_is_survived(whole, small_disk, monkeypatch):
     front, source, final = whole
 
     def fill():
@@ -164,10 +174,10 @@ def test_a_full_disk_is_survived(whole, small_disk):
         with (small_disk / "rest").open("wb") as file:
             file.write(bytes(shutil.disk_usage(small_disk).free - size // 2))
 
-    assert_full_disk_is_survived(front, source, small_disk, fill, (small_disk / "rest").unlink, final)
+    assert_full_disk_is_survived(front, source, small_disk, fill, (small_disk / "rest").unlink, final, monkeypatch)
 
 
-def test_a_limit_on_files_is_survived(whole, tmp_path):
+def test_a_limit_on_files_is_survived(whole, tmp_path, monkeypatch):
     """The same by a limit that any user may set: no file may grow beyond 20 kB."""
     front, source, final = whole
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -178,4 +188,5 @@ def test_a_limit_on_files_is_survived(whole, tmp_path):
         lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1])),
         lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits),
         final,
+        monkeypatch,
     )
