@@ -32,12 +32,12 @@ class Option:
 
     @property
     def positional(self) -> bool:
-        """Whether it is an argument without a flag."""
+        """Return whether the option is an argument without a flag."""
         return bool(self.metadata.get("positional"))
 
     @property
     def flags(self) -> list[str]:
-        """How it is spelt on the command line, with underscores and with dashes."""
+        """Return the flags of the option, spelt with underscores and with dashes."""
         names = [self.name, f"no_{self.name}"] if self.default is True else [self.name]
         spelt = [f"--{spelling}" for name in names for spelling in (name, name.replace("_", "-"))]
         return list(dict.fromkeys(spelt))

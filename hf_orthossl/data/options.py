@@ -48,7 +48,7 @@ class ImageOptions:
 
     @property
     def location(self) -> str | list[str]:
-        """The data set as the user named it: one name, or a list of several."""
+        """Return the data set as the user named it: one name, or a list of several."""
         return self.dataset[0] if len(self.dataset) == 1 else self.dataset
 
     def reading(self) -> dict[str, Any]:

@@ -205,7 +205,7 @@ class PixelRule:
 
     @functools.cached_property
     def _table(self) -> np.ndarray:
-        """The 8-bit value of every 16-bit one."""
+        """Return the 8-bit value of every 16-bit one, of shape `(65536,)`."""
         return self._scale(np.arange(2**16))
 
     def _scale(self, values: np.ndarray) -> np.ndarray:

@@ -10,25 +10,20 @@ from statistics import median
 from typing import Any, Self
 
 import datasets
-import numpy as np
 
-from ..messages import describe, first_line, suggest
+from ..messages import describe
+from .columns import rows_of, sample, undecoded
 from .decoding import UnreadableImage, image_size
 from .fingerprint import fingerprint_of_files, fingerprint_of_rows, hash_of_times
-from .labels import Classes, classes_of, holds_classes, is_integer, is_label, is_text
+from .labels import Classes
 from .listing import ImageFile
-from .locations import AnyDataset, Opened, Splits, call_hub, default_split, is_local, open_splits, what_else
-from .opening import open_image, page_numbers
+from .locations import AnyDataset, Opened, call_hub, default_split, is_local, open_splits, what_else
 from .options import MAX_UNREADABLE, check_reading
 from .pixels import PixelRule
 from .unreadable import Unreadable, check_unreadable
 
-SAMPLED_SIZES = 64
-
 # Class names shown before "…".
 _SHOWN = 6
-_IMAGE_COLUMNS = ("image", "img", "pixel_values", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
 
 
 @dataclass
@@ -40,7 +35,6 @@ class ImageSource:
             one cannot stop an iteration.
         image_column (`str`): The column of images.
         label_column (`str`, *optional*): The column of classes; `None` for unlabelled images.
-        class_names (`list[str]`, *optional*): The name of each class, in the order of the class indices, if known.
         num_rows (`int`, *optional*): The number of images; `None` for a stream.
         name (`str`): The name of the data set.
         split (`str`): The split, as requested.
@@ -57,7 +51,6 @@ class ImageSource:
     dataset: AnyDataset
     image_column: str
     label_column: str | None
-    class_names: list[str] | None
     num_rows: int | None
     name: str
     split: str
@@ -70,8 +63,13 @@ class ImageSource:
     classes: Classes | None = field(default=None, repr=False)
 
     @property
+    def class_names(self) -> list[str] | None:
+        """Return the name of each class, in the order of the class indices, if known."""
+        return None if self.classes is None else self.classes.names
+
+    @property
     def splits(self) -> list[str]:
-        """The names of all splits of the data set."""
+        """Return the names of all splits of the data set."""
         return [self.split] if self.opened is None else list(self.opened.splits)
 
     def with_split(self, split: str) -> Self:
@@ -84,7 +82,7 @@ class ImageSource:
             ValueError: The split does not exist or has no images.
         """
         opened = self.opened or Opened({self.split: self.dataset}, self.name)
-        rows = _rows_of(opened, split, self.image_column, self.label_column, self.pages)
+        rows = rows_of(opened, split, self.image_column, self.label_column, self.pages)
         source = dataclasses.replace(self, **rows)
         if "pixels" in self.__dict__:
             source.pixels = self.pixels
@@ -92,7 +90,7 @@ class ImageSource:
 
     @functools.cached_property
     def fingerprint(self) -> str | None:
-        """A fingerprint of names, sizes and a sample of bytes; `None` for a stream whose files are not local.
+        """Return a fingerprint of names, sizes and a sample of bytes; `None` for a stream whose files are not local.
 
         A copy of the data set has the same one. [`difference`] says in what two of them differ.
         """
@@ -112,7 +110,7 @@ class ImageSource:
 
     @functools.cached_property
     def cache_key(self) -> str:
-        """The fingerprint and the times of all files, for results that are kept only while nothing was touched."""
+        """Return the fingerprint and a hash of the times of all files, for what is kept only while none is touched."""
         files = [] if self.opened is None else [file.path for file in self._files()]
         return f"{self.fingerprint}-{hash_of_times(files)}"
 
@@ -156,7 +154,7 @@ class ImageSource:
 
     @property
     def taken(self) -> str:
-        """What was taken, for the record of a run, without the names of files and classes, which may be private."""
+        """Return what was taken, for the record of a run, without names of files and classes, which may be private."""
         left_out = [] if self.opened is None else self.opened.left_out
         parts = [self._counted()]
         if left_out:
@@ -201,7 +199,7 @@ class ImageSource:
 
     @functools.cached_property
     def pixels(self) -> PixelRule:
-        """The rule by which images become 8-bit RGB, the same for all splits of the data set.
+        """Return the rule by which images become 8-bit RGB, the same for all splits of the data set.
 
         Raises:
             ValueError: A sampled image has channels or pages that cannot be used, see [`PixelRule`].
@@ -212,7 +210,7 @@ class ImageSource:
         empty = isinstance(rows, datasets.Dataset) and len(rows) == 0
         if self.image_column not in features or empty:
             rows, features = self.dataset, {}
-        images = [image for _, image in _sample(_undecoded(rows, self.image_column, features), self.image_column)]
+        images = [image for _, image in sample(undecoded(rows, self.image_column, features), self.image_column)]
         return PixelRule.of(images, title=self.name, pixel_range=self.pixel_range, nodata=self.nodata, pages=self.pages)
 
     def as_in(self, other: "ImageSource") -> "ImageSource":
@@ -237,14 +235,14 @@ class ImageSource:
 
     @functools.cached_property
     def sampled_sizes(self) -> list[tuple[int, int]]:
-        """Height and width in pixels of each sampled image that can be read.
+        """Return height and width in pixels of each sampled image that can be read.
 
         Raises:
             ValueError: No sampled image can be read, or one has channels or pages that cannot be used.
         """
         self.pixels  # noqa: B018  # refuses channels and pages that cannot be used, and names them
         sizes, reason = [], "the data set is empty"
-        for row, image in _sample(self.dataset, self.image_column):
+        for row, image in sample(self.dataset, self.image_column):
             try:
                 sizes.append(image_size(image, page=self.page(row)))
             except UnreadableImage as error:
@@ -258,12 +256,12 @@ class ImageSource:
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Height and width `(H, W)` that all sampled images share, or `None` if they differ."""
+        """Return height and width `(H, W)` that all sampled images share, or `None` if they differ."""
         return self.sampled_sizes[0] if len(set(self.sampled_sizes)) == 1 else None
 
     @property
     def shorter_side(self) -> float:
-        """Median length of the shorter side of the sampled images, in pixels."""
+        """Return the median length of the shorter side of the sampled images, in pixels."""
         return median(min(size) for size in self.sampled_sizes)
 
 
@@ -337,7 +335,7 @@ def load_source(
         image_column = label_column = None
         absent = [Unreadable(row, name, "no such file") for row, name in enumerate(opened.listing.missing)]
         check_unreadable(absent, opened.listing.seen, max_unreadable)
-    rows = _rows_of(opened, split or default_split(opened), image_column, label_column, pages)
+    rows = rows_of(opened, split or default_split(opened), image_column, label_column, pages)
     return ImageSource(
         **rows,
         name=opened.title,
@@ -364,149 +362,3 @@ def available_splits(dataset: Any, name: str | None = None) -> list[str]:
     if isinstance(dataset, str) and dataset != "digits" and not is_local(dataset):
         return call_hub(datasets.get_dataset_split_names, dataset, name)
     return list(open_splits(dataset, name, streaming=False).splits)
-
-
-# --- from splits to one split and its columns ----------------------------------------------------------------------
-
-
-def _rows_of(
-    opened: Opened, split: str, image_column: str | None, label_column: str | None, pages: str
-) -> dict[str, Any]:
-    """Return the fields of an [`ImageSource`] that belong to one split."""
-    title = opened.title
-    data = _select_split(opened.splits, split, title)
-    if isinstance(data, datasets.Dataset) and len(data) == 0:
-        raise ValueError(f"split {split} of dataset {title} has no images: pass another split")
-    features = data.features or _resolve_features(data)
-    image_column = _find_image_column(features, image_column, title)
-    parts = list(opened.splits.values())
-    label_column = _find_label_column(features, label_column, title, parts)
-    classes = None
-    if label_column is not None:
-        # Each split of a data set in memory may have names of its own.
-        named = isinstance(features[label_column], datasets.ClassLabel)
-        classes = classes_of([data] if named else parts, label_column, features[label_column], title)
-    data = _undecoded(data, image_column, features)
-    page_of_row = None
-    if pages == "images":
-        data, page_of_row = _spread_pages(data, image_column, title)
-    return {
-        "dataset": data,
-        "image_column": image_column,
-        "label_column": label_column,
-        "class_names": None if classes is None else classes.names,
-        "classes": classes,
-        "num_rows": len(data) if isinstance(data, datasets.Dataset) else None,
-        "split": split,
-        "page_of_row": page_of_row,
-    }
-
-
-def _select_split(splits: Splits, split: str, title: str) -> AnyDataset:
-    """Return the rows that a split specification such as `"train[:5000]+test"` selects."""
-    if split in splits:
-        return splits[split]
-    names = [part.partition("[")[0].strip() for part in split.split("+")]
-    for name in names:
-        if name not in splits:
-            raise ValueError(f"split {name!r} is not in data set {title}: {suggest(name, splits)}")
-    if not all(isinstance(splits[name], datasets.Dataset) for name in names):
-        raise ValueError(
-            f"split {split!r} slices a stream, which is not supported: choose from {', '.join(splits)}, or load "
-            "without streaming"
-        )
-    try:
-        parts = datasets.ReadInstruction.from_spec(split).to_absolute({key: len(splits[key]) for key in splits})
-    except (AssertionError, ValueError) as error:
-        raise ValueError(
-            f"split {split!r} is not valid ({first_line(error)}): write, for example, train[:5000]"
-        ) from error
-    rows = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
-    return rows[0] if len(rows) == 1 else datasets.concatenate_datasets(rows)
-
-
-def _sample(data: AnyDataset, column: str) -> list[tuple[int, Any]]:
-    """Return up to 64 undecoded images by row: evenly spaced over a data set, or the first ones of a stream."""
-    data = data.select_columns([column])
-    if isinstance(data, datasets.IterableDataset):
-        return [(number, row[column]) for number, row in enumerate(data.take(SAMPLED_SIZES))]
-    rows = np.linspace(0, len(data) - 1, min(SAMPLED_SIZES, len(data))).round().astype(int).tolist()
-    return list(zip(rows, data.with_format(None)[rows][column], strict=True))
-
-
-def _undecoded(data: AnyDataset, column: str, features: datasets.Features) -> AnyDataset:
-    if isinstance(features.get(column), datasets.Image):
-        return data.cast_column(column, datasets.Image(decode=False))
-    return data
-
-
-def _spread_pages(data: AnyDataset, column: str, title: str) -> tuple[datasets.Dataset, list[int]]:
-    """Return a data set with one row for each page of its files, and the page of each row."""
-    if isinstance(data, datasets.IterableDataset):
-        raise ValueError(
-            f"pages is images, but the data set {title} is a stream, whose pages are not counted: omit --streaming"
-        )
-    rows, pages = [], []
-    for row, image in enumerate(data.select_columns([column]).with_format(None)):
-        try:
-            numbers = page_numbers(open_image(image[column]))
-        except Exception:  # an image that cannot be opened is counted when it is decoded
-            numbers = [0]
-        rows += [row] * len(numbers)
-        pages += numbers
-    return data.select(rows), pages
-
-
-def _resolve_features(data: datasets.IterableDataset) -> datasets.Features:
-    """Return the features of a stream that does not declare them, inferred from its first rows."""
-    features = data._resolve_features().features  # datasets has no public method for this
-    return features if features is not None else datasets.Features()
-
-
-def _require_column(column: str, argument: str, features: datasets.Features, title: str) -> str:
-    if column not in features:
-        raise ValueError(f"{argument} {column!r} is not in data set {title}: {suggest(column, features)}")
-    return column
-
-
-def _find_image_column(features: datasets.Features, requested: str | None, title: str) -> str:
-    """Return the requested image column, else a column of type `Image`, preferring the usual names.
-
-    Raises:
-        ValueError: The requested column does not exist, or no column is of type `Image`.
-    """
-    if requested is not None:
-        return _require_column(requested, "image_column", features, title)
-    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    if not images:
-        raise ValueError(
-            f"data set {title} has no column of type Image: pass image_column, one of {', '.join(features)}"
-        )
-    return next((column for column in _IMAGE_COLUMNS if column in images), images[0])
-
-
-def _find_label_column(
-    features: datasets.Features, requested: str | None, title: str, parts: Sequence[AnyDataset]
-) -> str | None:
-    """Return the requested label column, else one with a usual name, else a `ClassLabel`, else `None`.
-
-    A column with a usual name is taken if it contains integers or text, or numbers that are whole. Text and
-    floating-point numbers of a stream are not.
-
-    Raises:
-        ValueError: The requested column does not exist, or contains neither classes, numbers nor text.
-    """
-    if requested is not None:
-        feature = features[_require_column(requested, "label_column", features, title)]
-        if not is_label(feature):
-            raise ValueError(
-                f"label_column {requested!r} of data set {title} contains {feature}: pass a column of integers or text"
-            )
-        return requested
-    streams = any(isinstance(part, datasets.IterableDataset) for part in parts)
-    for column in _LABEL_COLUMNS:
-        feature = features.get(column)
-        whole = not streams and (is_text(feature) or (is_label(feature) and holds_classes(parts, column)))
-        if is_integer(feature) or whole:
-            return column
-    return next((column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)), None)

@@ -72,7 +72,7 @@ class Result:
 
     @property
     def key(self) -> Key:
-        """The identity of the measurement without its value: the same in every file and on the board."""
+        """Return the identity of the measurement without its value: the same in every file and on the board."""
         return self.key_without(frozenset())
 
     def key_without(self, names: frozenset[str]) -> Key:
@@ -88,7 +88,7 @@ class Result:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the value, or `None` if none was measured."""
+        """Return the 95 % interval of the value, or `None` if none was measured."""
         bounds = self.protocol.get("interval")
         if isinstance(bounds, list | tuple) and len(bounds) == 2 and all(type(v) in (int, float) for v in bounds):
             return float(bounds[0]), float(bounds[1])

@@ -114,7 +114,7 @@ class EncoderRecord:
 
     @property
     def known_method(self) -> "type[SSLMethod] | None":
-        """The class of the method; `None` if this version does not have it."""
+        """Return the class of the method; `None` if this version does not have it."""
         # Imported only when needed, because it imports torch, which reading a record does not need.
         from ..methods import get_method
 
@@ -125,7 +125,7 @@ class EncoderRecord:
 
     @property
     def title(self) -> str:
-        """The method's title, as its authors write it."""
+        """Return the method's title, as its authors write it."""
         return self.known_method.title if self.known_method else self.method
 
     @property

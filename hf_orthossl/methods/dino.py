@@ -95,7 +95,7 @@ class DINO(SSLMethod[DINOConfig]):
 
     @property
     def teacher_temperature(self) -> float:
-        """The teacher's temperature T_t at this step: linear over the warm-up epochs, then constant."""
+        """Return the teacher's temperature T_t at this step: linear over the warm-up epochs, then constant."""
         config = self.config
         if self.progress.epoch >= config.warmup_teacher_epochs:
             return config.teacher_temperature

@@ -49,7 +49,7 @@ class WeightMatrix:
 
     @property
     def parameter(self) -> Tensor:
-        """The current parameter of the module: a whole tensor, or a `DTensor` sharded over processes."""
+        """Return the current parameter of the module: a whole tensor, or a `DTensor` sharded over processes."""
         return getattr(self.module, self.attribute)
 
     def stack(self) -> Tensor:

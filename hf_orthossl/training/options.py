@@ -289,7 +289,7 @@ class TrainingOptions:
 
     @property
     def optimizer_arguments(self) -> dict[str, Any]:
-        """The assignments of `optim_args`."""
+        """Return the assignments of `optim_args`."""
         return parse_assignments((self.optim_args or "").replace(",", " ").split())
 
 

@@ -105,7 +105,7 @@ class EncoderOutput:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether the arguments ask for the encoder at the end of the run."""
+        """Return whether the arguments ask for the encoder at the end of the run."""
         return self.args.push_to_hub or self.args.save_strategy != "no"
 
     def publish(self, message: str | None = None, *, step: int | None = None, **changes: Any) -> Publication | None:

@@ -27,7 +27,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """The verdict: "higher" or "lower" if the interval excludes 0, else "not told apart"."""
+        """Return the verdict: "higher" or "lower" if the interval excludes 0, else "not told apart"."""
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "not told apart"
 
 
