@@ -214,5 +214,7 @@ def test_umap_is_asked_for_before_anything_is_measured(models, tmp_path, capsys,
 
 def test_real_cifar10_against_an_untrained_encoder(cifar10, models, tmp_path, capsys):
     spectra([models / "narrow", "--dataset", cifar10, "--images", 64], tmp_path)
-    assert "64 of 10,000 images of test" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "test: 10,000 images" in printed
+    assert "64 of them are measured" in printed
     assert (tmp_path / "representations.png").exists()
