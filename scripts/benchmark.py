@@ -15,6 +15,7 @@ import torch
 from benchmarks import approximations, everything, methods, penalty, pretrain, scaling, spectra, step, views
 from benchmarks.measure import machine
 
+from hf_orthossl.files import replace_file
 from hf_orthossl.terminal import keep_printing
 
 BENCHMARKS = {
@@ -64,9 +65,7 @@ def main() -> None:
         if args.json:
             # With `all`, one report that has the rows of each benchmark under its name.
             named = rows if isinstance(rows, dict) else {args.benchmark: rows}
-            args.json.write_text(
-                json.dumps({"machine": machine(args.device), **named}, indent=2) + "\n", encoding="utf-8"
-            )
+            replace_file(args.json, json.dumps({"machine": machine(args.device), **named}, indent=2) + "\n")
             print(f"written to {args.json}")
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)

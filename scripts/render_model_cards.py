@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hf_orthossl.files import replace_file
 from hf_orthossl.hub import render_card
 from hf_orthossl.spectra import SpectralReport, plot_spectra
 from hf_orthossl.terminal import keep_printing
@@ -67,7 +68,7 @@ def visit(folder: Path, check: bool) -> list[Path]:
         report.plot(figure)
     text = render(folder).encode("utf-8")
     if not check:
-        card.write_bytes(text)
+        replace_file(card, text)
         print(f"rendered {folder}")
         return []
     differs = not card.is_file() or card.read_bytes() != text

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from landscape_checks import ranking, training
 
+from hf_orthossl.files import replace_file
 from hf_orthossl.terminal import keep_printing
 
 CHECKS = {"training": training, "ranking": ranking}
@@ -42,8 +43,8 @@ def main() -> None:
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         rows, table = CHECKS[args.check].run(args)
-        (args.output_dir / f"{args.check}.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        (args.output_dir / f"{args.check}.md").write_text(table + "\n", encoding="utf-8")
+        replace_file(args.output_dir / f"{args.check}.json", json.dumps(rows, indent=2) + "\n")
+        replace_file(args.output_dir / f"{args.check}.md", table + "\n")
     except (ValueError, OSError, ArithmeticError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -27,7 +27,7 @@ from ..distributed.launch import init_processes, is_main_process
 from ..encoders import Encoder
 from ..evaluation.features import normalized_batches
 from ..evaluation.frozen import HELD_OUT_SPLITS
-from ..files import require_writable
+from ..files import replace_file, replacing_files, require_writable
 from ..regularization import select_matrices
 from ..spectra import (
     SpectralReport,
@@ -279,25 +279,27 @@ def write(measured: Measured, folder: Path, source: ImageSource | None, args: Sp
         source ([`ImageSource`], *optional*): The data set.
         args ([`SpectraArguments`]): The options.
     """
-    measured.report.save(folder)
-    for name in ("filters.png", "representations.png"):
-        (folder / name).unlink(missing_ok=True)
     written = ["spectra.txt", "spectra.png"]
-    (folder / "spectra.txt").write_text(measured.report.table() + "\n", encoding="utf-8")
-    measured.report.plot(folder / "spectra.png")
-    if all(min(matrix.shape) > 1 for matrix in measured.filters.values()):
-        written.append(plot_filter_correlation(measured.filters, folder / "filters.png").name)
-    points, labels = measured.representations, measured.labels
-    if points is not None and labels is not None and int((labels >= 0).sum()) > 1:
-        labelled = labels >= 0
-        made = plot_representations(
-            {measured.report.name: points[labelled]},
-            labels[labelled],
-            folder / "representations.png",
-            class_names=None if source is None else source.class_names,
-            method=args.map,
-        )
-        written.append(made.name)
+    # A figure that cannot be drawn leaves all files of an earlier run as they were.
+    with replacing_files(folder) as unfinished:
+        measured.report.save(unfinished)
+        replace_file(unfinished / "spectra.txt", measured.report.table() + "\n")
+        measured.report.plot(unfinished / "spectra.png")
+        if all(min(matrix.shape) > 1 for matrix in measured.filters.values()):
+            written.append(plot_filter_correlation(measured.filters, unfinished / "filters.png").name)
+        points, labels = measured.representations, measured.labels
+        if points is not None and labels is not None and int((labels >= 0).sum()) > 1:
+            labelled = labels >= 0
+            made = plot_representations(
+                {measured.report.name: points[labelled]},
+                labels[labelled],
+                unfinished / "representations.png",
+                class_names=None if source is None else source.class_names,
+                method=args.map,
+            )
+            written.append(made.name)
+    for stale in {"filters.png", "representations.png"} - set(written):
+        (folder / stale).unlink(missing_ok=True)
     return written
 
 
@@ -308,7 +310,7 @@ def closing(reports: dict[str, SpectralReport], folder: Path, written: list[str]
         shown, files = first.table(brief=True), written
     else:
         plot_spectra(reports, folder / "comparison.png")
-        (folder / "comparison.txt").write_text(first.compare(*others) + "\n", encoding="utf-8")
+        replace_file(folder / "comparison.txt", first.compare(*others) + "\n")
         shown = first.compare(*others, brief=True)
         files = ["comparison.txt", "comparison.png", "a folder for each model"]
     return f"{shown}\n\nresults  {folder} ({', '.join(files)})"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..distributed.collectives import all_gather_object, all_reduce_max, rank, world_size
+from ..files import append_lines, read_lines
 from ..messages import warn_above_bars
 from .options import MAX_UNREADABLE
 
@@ -136,11 +137,10 @@ class UnreadableLog:
         self.seen = 0
         self._new = 0
         self._images: dict[int, Unreadable] = {}
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-                index, *rest = line.split("\t")
-                if index.isdecimal() and len(rest) == 2:  # a run that was killed may have left half a line
-                    self._images[int(index)] = Unreadable(int(index), *rest)
+        for line in read_lines(self.path):
+            index, *rest = line.split("\t")
+            if index.isdecimal() and len(rest) == 2:
+                self._images[int(index)] = Unreadable(int(index), *rest)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -170,9 +170,7 @@ class UnreadableLog:
         self._new += len(new)
         self._images |= new
         if new and rank() == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                file.writelines("\t".join(map(str, image)) + "\n" for image in new.values())
+            append_lines(self.path, ("\t".join(map(str, image)) for image in new.values()))
         # The file does not record how many images of a stream an earlier part of the run saw.
         count, total = (self._new, self.seen) if self.total is None else (len(self), self.total)
         if count > allowed(max(total, STREAM_MINIMUM if self.total is None else 0), self.max_unreadable):

@@ -3,9 +3,6 @@
 import copy
 import inspect
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -13,12 +10,12 @@ from typing import cast
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import Tensor
 from transformers import BitImageProcessor, PreTrainedModel
 
 from ..distributed.sharding import has_sharded_weights
+from ..files import replacing_folder
 from ..messages import describe, first_line
 from . import linear_backbone, small_images
 from .encoder import Encoder
@@ -52,8 +49,8 @@ def export_encoder(
     `AutoImageProcessor`; `encoder.pooling` names the output that is the representation. CIFAR-stem networks and the
     linear encoder carry their own code (`AutoModel.from_pretrained(…, trust_remote_code=True)`).
 
-    The files are written to a temporary folder next to `folder` and moved into it once all are complete, so that its
-    earlier content survives a full disk. Other files in `folder` are left unchanged.
+    The files are written to a temporary folder next to `folder`, which takes its place as a whole once all are complete
+    ([`~files.replacing_folder`]). Other files in `folder` are kept.
 
     Args:
         encoder ([`Encoder`]): The encoder. Its `mean`, `std`, `interpolation` and `image_size` become the
@@ -88,25 +85,17 @@ def export_encoder(
             "processes, and export the result on the main one"
         )
     folder = Path(folder)
-    unfinished = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     # Exported on the CPU, where users load it, and contiguous, as safetensors requires.
     backbone = copy.deepcopy(encoder.backbone).to("cpu").to(memory_format=torch.contiguous_format)
     weights = separate_weights(backbone.state_dict())
     if rehearsal:
         weights = {name: weight.reshape(-1)[:1].clone() for name, weight in weights.items()}
-    try:
-        unfinished.mkdir(parents=True)
+    need = sum(weight.nbytes for weight in weights.values())
+    with replacing_folder(folder, OWN_FILES, need=need) as unfinished:
         if encoder.library == "timm":
             _write_timm(encoder, backbone, weights, unfinished, metadata)
         else:
             _write_transformers(encoder, backbone, weights, unfinished, metadata, rehearsal)
-        _move(unfinished, folder)
-    except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"the encoder could not be written to {folder} ({first_line(error)}): free space or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
@@ -202,14 +191,3 @@ def _write_config(folder: Path, config: dict, metadata: dict | None) -> None:
     if metadata is not None:
         config["orthossl"] = metadata
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _move(unfinished: Path, folder: Path) -> None:
-    if not folder.exists():
-        unfinished.rename(folder)
-        return
-    written = {path.name for path in unfinished.iterdir()}
-    for file in written:
-        os.replace(unfinished / file, folder / file)
-    for stale in set(OWN_FILES) - written:
-        (folder / stale).unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..data import ImageDataset, collate, without_unreadable
 from ..data.unreadable import Unreadable, check_unreadable
 from ..distributed.collectives import all_gather_object, all_gather_rows, rank, shard_range, world_size
 from ..encoders import Encoder
+from ..files import replacing
 from ..spectra.layers import evaluation_mode
 
 
@@ -251,16 +251,9 @@ def _read(path: Path) -> Features | None:
 
 def _write(path: Path, features: Features) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes may write the same entry at once: each writes a separate file, and the last one renamed remains.
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     tensors = {"representations": features.representations.contiguous(), "labels": features.labels.contiguous()}
-    try:
-        about = {"checksum": _checksum(features), "unreadable": json.dumps(features.unreadable)}
-        save_file(tensors, temporary, metadata=about)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"features cannot be cached in {path.parent} ({error}): free disk space, or pass --cache none"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    about = {"checksum": _checksum(features), "unreadable": json.dumps(features.unreadable)}
+    need = sum(tensor.nbytes for tensor in tensors.values())
+    # Two processes may write the same entry at once: each writes a separate file, and the last one renamed remains.
+    with replacing(path, need=need, otherwise="pass --cache none") as partial:
+        save_file(tensors, partial, metadata=about)

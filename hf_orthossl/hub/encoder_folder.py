@@ -10,17 +10,23 @@ from .. import __version__
 from ..data import ImageDataset, ImageSource
 from ..data.unreadable import Unreadable
 from ..encoders import Encoder, export_encoder
+from ..encoders.export import OWN_FILES
 from ..evaluation import Result, write_results
 from ..evaluation.features import normalized_batches
+from ..files import replace_file, replacing_folder
 from ..modeling import SSLModel
 from ..regularization import select_matrices
 from ..spectra import SpectralReport, last_weights, spectral_report
+from ..spectra.report import ARRAYS, SCALARS
 from .card.render import FIGURE, render_card
 from .client import hub_id, public_name
 from .encoder_record import EncoderRecord, package_commit
 from .measurements import RESULTS, public_result
+from .publish import FIGURES
 
 CARD = "README.md"
+# What describes the weights beside it, and is of no use without them.
+DESCRIBED = (CARD, RESULTS, SCALARS, ARRAYS, *FIGURES)
 # The fewest that have a covariance.
 REHEARSAL_IMAGES = 2
 
@@ -66,19 +72,20 @@ def write_encoder_folder(
     """
     encoder = encoder or model.encoder
     record = _record(model, source, training or {})
-    folder = export_encoder(encoder, folder, metadata=record.to_dict())
-    if results:
-        write_results(folder / RESULTS, [public_result(result) for result in results])
-    else:
-        (folder / RESULTS).unlink(missing_ok=True)
+    folder = Path(folder)
     unreadable: list[Unreadable] = []
-    report = spectral_report(encoder, _images(encoder, source, spectra_images, unreadable), metadata=_about(record))
-    if unreadable:
-        # Their names are those of local files, which are not published.
-        report.notes.append(f"{len(unreadable):,} further images cannot be read and were left out.")
-    report.save(folder)
-    report.plot(folder / FIGURE)
-    _write_card(folder)
+    # As a whole, so that no card ever describes other weights than those beside it.
+    with replacing_folder(folder, (*OWN_FILES, *DESCRIBED)) as unfinished:
+        export_encoder(encoder, unfinished, metadata=record.to_dict())
+        if results:
+            write_results(unfinished / RESULTS, [public_result(result) for result in results])
+        report = spectral_report(encoder, _images(encoder, source, spectra_images, unreadable), metadata=_about(record))
+        if unreadable:
+            # Their names are those of local files, which are not published.
+            report.notes.append(f"{len(unreadable):,} further images cannot be read and were left out.")
+        report.save(unfinished)
+        report.plot(unfinished / FIGURE)
+        _write_card(unfinished, folder)
     return folder
 
 
@@ -122,7 +129,7 @@ def rehearse_encoder_folder(
     if last_weights(report.weights):
         # One panel, because the time for a figure is that of its panels.
         SpectralReport(weights=report.weights).plot(folder / FIGURE)
-    _write_card(folder)
+    _write_card(folder, folder)
 
 
 def _images(
@@ -184,14 +191,20 @@ def _base_model(backbone: str, encoder: Encoder) -> str | None:
     return hub_id(backbone) or hub_id(cfg.get("hf_hub_id") or "")
 
 
-def _write_card(folder: Path) -> None:
-    """Render the card; if the owner's markers are broken, warn and keep the card, so as not to fail the run."""
+def _write_card(unfinished: Path, folder: Path) -> None:
+    """Render the card of a folder that takes the place of another, whose card the owner may have written in.
+
+    If the owner's markers are broken, warn and keep that card byte for byte, so as not to fail the run.
+    """
     path = folder / CARD
+    # Read as bytes, because reading as text would change the owner's line breaks.
+    before = path.read_bytes() if path.is_file() else None
     try:
-        # Read as bytes, because reading as text would change the owner's line breaks.
-        previous = path.read_bytes().decode("utf-8") if path.is_file() else None
-        card = render_card(folder, previous=previous)
+        previous = None if before is None else before.decode("utf-8")
+        card = render_card(unfinished, location=folder, previous=previous).encode()
     except ValueError as error:
         warnings.warn(f"{path} was not updated: {error}", stacklevel=3)
-        return
-    path.write_bytes(card.encode("utf-8"))
+        if before is None:
+            return
+        card = before
+    replace_file(unfinished / CARD, card)

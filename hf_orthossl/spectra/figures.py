@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import ArrayLike, as_int, as_tensor
+from ..files import replace_file
 from ..messages import describe, first_line
 from .spectrum import FeatureSpectrum, WeightSpectrum
 from .stages import match_features, match_weights
@@ -93,15 +94,18 @@ def save_figure(figure: "Figure", path: str | PathLike) -> Path:
 
     Args:
         figure (`Figure`): The figure.
-        path (`str` or path): The file to write; its suffix chooses the format.
+        path (`str` or path): The file to write; its suffix chooses the format, PNG without one.
 
     Raises:
         ValueError: The format is unknown.
+        OSError: The file cannot be written; an earlier one is unchanged.
     """
     path = Path(path)
+    path = path if path.suffix else path.with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, facecolor="white")
-    return path
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], facecolor="white")
+    return replace_file(path, drawn.getvalue())
 
 
 def check_figures() -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load as load_arrays
 from safetensors.torch import save as save_arrays
 from torch import Tensor
 
-from ..files import replace_file
+from ..files import replace_file, replacing_files
 from . import tables
 from .spectrum import FeatureSpectrum, WeightSpectrum
 
@@ -180,9 +180,10 @@ def _save(weights: dict, features: dict, metadata: dict, notes: list[str], direc
         text = json.dumps(content, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"metadata must contain only JSON values, no NaN or infinity: {error}") from error
-    directory.mkdir(parents=True, exist_ok=True)
-    replace_file(directory / ARRAYS, save_arrays(arrays))
-    replace_file(directory / SCALARS, text + "\n")
+    # Both or none, because each is read with the other.
+    with replacing_files(directory) as unfinished:
+        replace_file(unfinished / ARRAYS, save_arrays(arrays))
+        replace_file(unfinished / SCALARS, text + "\n")
     return directory
 
 

@@ -16,12 +16,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..disk_errors import cause_of, error_number
 from ..distributed.collectives import all_reduce_min
 from ..files import replace_file, sync_folder
-from ..messages import first_line, warn_above_bars
+from ..messages import warn_above_bars
 
 logger = logging.getLogger(__name__)
 
@@ -144,10 +144,9 @@ def _all_or_none(target: Path) -> Iterator[None]:
         failure = error
     if all_reduce_min(int(failure is None)):
         return
-    # torch.save reports a full disk as RuntimeError, safetensors as a SafetensorError.
-    if not isinstance(failure, OSError | RuntimeError | SafetensorError | None):
+    if not isinstance(failure, OSError | None) and error_number(failure) is None:
         raise failure
-    reason = "another process could not write" if failure is None else first_line(failure)
+    reason = "another process could not write" if failure is None else cause_of(failure, target)
     raise OSError(
         f"could not save checkpoint {target} ({reason}): earlier checkpoints are intact; "
         "free disk space and continue with --resume"

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..disk_errors import not_written
 from ..distributed.collectives import on_main, world_size
 from ..files import require_writable, scratch_folder
 from ..hub.encoder_folder import rehearse_encoder_folder
-from ..messages import first_line, readable_size
+from ..messages import readable_size
 from ..methods import ChunkedEncoder, Progress
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
@@ -134,8 +135,8 @@ def _rehearse_files(model: SSLModel, data: TrainingData, front: str, encoder: bo
             record = training_record(model, data, front=front)
             rehearse_encoder_folder(model, scratch / "encoder", source=data.source, training=record)
         except OSError as error:
-            raise OSError(
-                f"output_dir {folder} cannot be written ({first_line(error)}): free space, or pass another --output_dir"
+            raise not_written(
+                folder, error, otherwise="pass another --output_dir", name=f"output_dir {folder}"
             ) from error
         except Exception as error:  # the libraries raise many classes, and all of them would end the run
             raise ValueError(

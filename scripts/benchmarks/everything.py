@@ -7,6 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from hf_orthossl.files import replace_file
+
 from .measure import in_unit
 
 SCRIPT = Path(__file__).parents[1] / "benchmark.py"
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, list[dict]]:
     text = table(found, failed)
     print(f"\n{text}")
     if args.markdown:
-        args.markdown.write_text(text + "\n", encoding="utf-8")
+        replace_file(args.markdown, text + "\n")
         print(f"\nwritten to {args.markdown}")
     if failed:
         raise Failed(found, failed)

@@ -60,6 +60,7 @@ def render_card(
     license: str | None = None,
     previous: str | None = None,
     results: list[Result] | None = None,
+    location: str | Path | None = None,
 ) -> str:
     """Render the card (`README.md`) of an encoder folder.
 
@@ -74,6 +75,7 @@ def render_card(
         previous (`str`, *optional*): An earlier card, whose owner's text is kept: see [`merge_sections`] and
             [`front_matter`].
         results (`list[Result]`, *optional*): Results to show instead of those in the folder.
+        location (`str` or `Path`, *optional*): Where the folder will be, for the code in the card; `folder` by default.
 
     Returns:
         `str`: Text of the card, with YAML metadata.
@@ -108,7 +110,9 @@ def render_card(
             regularizer=_penalty_title(record.regularizer),
             gamma="not recorded" if record.gamma is None else record.gamma,
             license=_licence(metadata),
-            **loading_calls(record, repo_id or str(folder), revision if repo_id else None, is_folder=not repo_id),
+            **loading_calls(
+                record, repo_id or str(location or folder), revision if repo_id else None, is_folder=not repo_id
+            ),
             **_usage(record),
             **_spectra(folder),
         )

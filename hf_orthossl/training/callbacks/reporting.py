@@ -9,11 +9,12 @@ from typing import Any, Self
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback
 
-from ...files import replace_file
+from ...files import append_lines, read_lines, replace_file
 from ...messages import warn_once
 
 logger = logging.getLogger(__name__)
 
+HISTORY = "history.jsonl"
 # Key of an entry that holds the options that a resumed run changed, each with its values before and now.
 CHANGED = "changed"
 # The values shown next to the progress bar, in this order; the history file contains everything that is logged.
@@ -110,24 +111,32 @@ def bar_text(logs: Mapping[str, float]) -> str:
 
 def append_history(folder: str | Path, entry: Mapping[str, Any]) -> None:
     """Append one log entry to `<folder>/history.jsonl`."""
-    path = Path(folder) / "history.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    append_lines(Path(folder) / HISTORY, [json.dumps(entry)])
 
 
 def read_history(folder: str | Path) -> list[dict[str, Any]]:
-    """Return the log entries in `<folder>/history.jsonl`; a truncated last line is ignored."""
-    path = Path(folder) / "history.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    """Return the log entries in `<folder>/history.jsonl`; a truncated last line is ignored.
+
+    Raises:
+        ValueError: A line is not one of a history.
+    """
+    path = Path(folder) / HISTORY
+    entries = []
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+            raise ValueError(f"{path}: line {number} is not a log entry with its step: remove the line")
+        entries.append(entry)
+    return entries
 
 
 def trim_history(folder: str | Path, step: int) -> list[dict[str, Any]]:
     """Remove the log entries that a run resumed after `step` writes again, and return the remaining ones."""
-    path = Path(folder) / "history.jsonl"
-    if not path.exists():
+    path = Path(folder) / HISTORY
+    if not path.is_file():
         return []
     entries = [entry for entry in read_history(folder) if entry["step"] < step + (CHANGED not in entry)]
     replace_file(path, "".join(json.dumps(entry) + "\n" for entry in entries), durable=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ....files import replace_file
+from ....files import replace_file, replacing_files
 from ...measurements import protocol_text
 from ..fetch import Fetcher, Gone, NoFile, NotRead
 from ..schema import Board, BoardResult, Entry, RejectedError, from_json, to_json
@@ -90,9 +90,6 @@ def csv_text(board: Board) -> str:
 def write_snapshot(board: Board, folder: str | Path, *, location: str | None = None) -> Path:
     """Write `board.json`, `board.parquet` and a card that names the data set `location`, by default the folder."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / BOARD, to_json(board).encode())
-    replace_file(folder / TABLE, parquet(board))
     card = _CARD.format(
         encoders=f"{len(board.entries):,}",
         results=f"{sum(len(entry.results) for entry in board.entries):,}",
@@ -102,7 +99,11 @@ def write_snapshot(board: Board, folder: str | Path, *, location: str | None = N
         location=location or folder.name,
         mark=MARK,
     )
-    replace_file(folder / CARD, card.encode())
+    # All or none: each describes the same board.
+    with replacing_files(folder) as unfinished:
+        replace_file(unfinished / BOARD, to_json(board))
+        replace_file(unfinished / TABLE, parquet(board))
+        replace_file(unfinished / CARD, card)
     return folder
 
 
