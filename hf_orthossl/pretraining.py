@@ -37,6 +37,7 @@ from .training.publishing import training_record
 from .training.rehearsal import rehearse
 from .training.resume import begin_record, settled_arguments
 from .training.run_folder import begin_folder, check_folder, overwriting
+from .training.run_lock import locked
 from .training.settings import MOVABLE, NOT_SETTINGS, check_changes, differences
 from .training.trainer import STATE as TRAINER_STATE
 
@@ -167,49 +168,49 @@ def run_pretraining(
     folder = Path(args.output_dir)
     if not is_main:
         silence()
-    on_main(lambda: check_folder(folder, args))
-    args = settled_arguments(args, LOOP_STATE if front == "loop" else TRAINER_STATE)
-    set_seed(args.seed)
-    source = _load_source(data_args, images, folder)
-    model = build_model(model_args, source)
-    options = fixed_settings(data_args, model_args, args)
-    data = TrainingData(source, model, args.with_recipe(model.method.recipe), options)
-    begin_record(model, data)
-    args, trained_by = data.args, "accelerate loop" if front == "loop" else "Trainer"
-    with _without_library_bars():
-        rehearse(model, data, front=trained_by)
-    # Some errors appear only in training: an earlier run is kept until the first step.
-    replacing = overwriting(folder) if is_main and args.overwrite_output else contextlib.nullcontext()
-    with replacing, _without_library_bars():
-        if is_main:
-            settings = {k: v for k, v in given.items() if k not in NOT_SETTINGS}
-            begin_folder(folder, args, settings | fixed_settings(data_args, model_args, args))
-        monitor = knn_monitor(data_args, source, model, args) if is_main else None
-        if is_main:
-            print(describe(model, source, args, monitor))
-        results = monitor.measure(model.encoder, step=0) if monitor else []
-        penalties = [float(model.penalty().detach())] if model.regularizer else []
-        if front == "loop":
-            pretrain_loop(model, data, write_encoder=False)
-        else:
-            OrthoSSLTrainer(model, train_dataset=data, write_encoder=False).train()
-    # Each process holds a part of sharded weights, so all processes must take part in reading them.
-    if model.regularizer:
-        penalties.append(float(model.penalty().detach()))
-    encoder = gather_module(model.encoder)
-    end_processes()
-    run = PretrainingRun(folder)
-    if not is_main or encoder is None:
-        return run
+    with locked(folder):
+        on_main(lambda: check_folder(folder, args))
+        args = settled_arguments(args, LOOP_STATE if front == "loop" else TRAINER_STATE)
+        set_seed(args.seed)
+        source = _load_source(data_args, images, folder)
+        model = build_model(model_args, source)
+        options = fixed_settings(data_args, model_args, args)
+        data = TrainingData(source, model, args.with_recipe(model.method.recipe), options)
+        begin_record(model, data)
+        args, trained_by = data.args, "accelerate loop" if front == "loop" else "Trainer"
+        with _without_library_bars():
+            rehearse(model, data, front=trained_by)
+        # Some errors appear only in training: an earlier run is kept until the first step.
+        with overwriting(args), _without_library_bars():
+            if is_main:
+                settings = {k: v for k, v in given.items() if k not in NOT_SETTINGS}
+                begin_folder(folder, args, settings | fixed_settings(data_args, model_args, args), data.record.run)
+            monitor = knn_monitor(data_args, source, model, args) if is_main else None
+            if is_main:
+                print(describe(model, source, args, monitor))
+            results = monitor.measure(model.encoder, step=0) if monitor else []
+            penalties = [float(model.penalty().detach())] if model.regularizer else []
+            if front == "loop":
+                pretrain_loop(model, data, write_encoder=False)
+            else:
+                OrthoSSLTrainer(model, train_dataset=data, write_encoder=False).train()
+        # Each process holds a part of sharded weights, so all processes must take part in reading them.
+        if model.regularizer:
+            penalties.append(float(model.penalty().detach()))
+        encoder = gather_module(model.encoder)
+        end_processes()
+        run = PretrainingRun(folder)
+        if not is_main or encoder is None:
+            return run
 
-    with _without_library_bars():
-        if monitor:
-            results += monitor.measure(encoder, step="end")
-        write_results(folder / "results.json", results)
-        record = training_record(model, data, front=trained_by)
-        write_encoder_folder(model, run.encoder, source=source, results=results, training=record, encoder=encoder)
-        print(summary(run, results, penalties, model))
-        return dataclasses.replace(run, publication=publish_run(run, args)) if args.push_to_hub else run
+        with _without_library_bars():
+            if monitor:
+                results += monitor.measure(encoder, step="end")
+            write_results(folder / "results.json", results)
+            record = training_record(model, data, front=trained_by)
+            write_encoder_folder(model, run.encoder, source=source, results=results, training=record, encoder=encoder)
+            print(summary(run, results, penalties, model))
+            return dataclasses.replace(run, publication=publish_run(run, args)) if args.push_to_hub else run
 
 
 def check_resumed(data_args: DataArguments, model_args: ModelArguments, args: OrthoSSLTrainingArguments) -> None:

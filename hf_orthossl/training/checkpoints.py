@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -43,7 +43,7 @@ def steps_done(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def newest_checkpoint(folder: Path, marker: str) -> Path:
+def newest_checkpoint(folder: Path, marker: str, check: Callable[[Path], None]) -> Path:
     """Return the newest valid checkpoint, to resume from; call it on the main process.
 
     Newer checkpoints that are damaged are renamed to `checkpoint-<step>.damaged`, with a warning that gives the reason.
@@ -52,6 +52,7 @@ def newest_checkpoint(folder: Path, marker: str) -> Path:
     Args:
         folder (`Path`): Run folder.
         marker (`str`): File that identifies the checkpoints: `trainer_state.json` or `loop_state.json`.
+        check (`Callable`): Raises if a valid checkpoint is not one of this run; called before any is renamed.
 
     Raises:
         FileNotFoundError: There is none, or it was written by the other training loop.
@@ -74,6 +75,7 @@ def newest_checkpoint(folder: Path, marker: str) -> Path:
             f"{checkpoint} has no {marker}: it was written by another training loop; resume it with the command that "
             "started it (orthossl pretrain or scripts/pretrain.py)"
         )
+    check(checkpoint)
     for path, reason in damaged.items():
         warn_above_bars(
             logger,

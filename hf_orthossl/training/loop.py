@@ -1,5 +1,6 @@
 """Pretraining with an accelerate loop: the whole loop and its checkpoints, meant to be read and modified."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks import SpectraCallback
 from .callbacks.probes import build_probes
-from .callbacks.reporting import append_history, bar_text, trim_history
+from .callbacks.reporting import append_history, bar_text, begin_history
 from .checkpoints import remove_old_checkpoints, staged
 from .data import TrainingData
 from .engines import check_engine, engine_settings, prepare_model
@@ -30,7 +31,9 @@ from .intervals import steps_between
 from .optimizers import GivenSettings, build_optimizer
 from .publishing import EncoderOutput
 from .rehearsal import rehearse
-from .resume import begin_run, begin_steps, load_position, load_random_states, save_position
+from .resume import begin_run, begin_steps, check_start, load_position, load_random_states, save_position
+from .run_folder import overwriting
+from .run_lock import locked
 from .step import SSLStep, build_step
 
 # File that distinguishes the checkpoints of this loop from the Trainer's.
@@ -65,6 +68,8 @@ def pretrain_loop(
         `SSLModel`: The trained model, unwrapped.
 
     Raises:
+        ValueError: An argument cannot be used; or another run uses `output_dir`, or has used it and
+            `overwrite_output` is not set.
         FloatingPointError: The loss is not finite, see `on_nonfinite`.
         Interrupted: A signal ended the run; a `SystemExit`.
 
@@ -75,11 +80,19 @@ def pretrain_loop(
         ```
     """
     data = begin_run(model, train_dataset, args, STATE)
-    args = data.args
-    max_steps = data.planned_steps()
-    output = EncoderOutput(model, data, front="accelerate loop")
-    if write_encoder:
-        rehearse(model, data, front=output.front, encoder=output.is_wanted)
+    args, output = data.args, EncoderOutput(model, data, front="accelerate loop")
+    with locked(args.output_dir) as outermost:
+        if outermost:
+            check_start(data, Path(str(args.resume_from_checkpoint)) if args.resume else None)
+        if write_encoder:
+            rehearse(model, data, front=output.front, encoder=output.is_wanted)
+        with overwriting(args) if outermost else contextlib.nullcontext():
+            return _train(model, data, output, write_encoder)
+
+
+def _train(model: SSLModel, data: TrainingData, output: EncoderOutput, write_encoder: bool) -> SSLModel:
+    """Run the loop, in a folder that is locked and ready."""
+    args, max_steps = data.args, data.planned_steps()
     set_seed(args.seed)
     accelerator = Accelerator(
         **engine_settings(args),
@@ -116,7 +129,7 @@ def pretrain_loop(
     state = LoopState(accelerator, scheduler, step, data)
     done = state.load() if args.resume else 0
     callbacks = [SpectraCallback(args.spectra_steps, threshold=args.spectra_threshold), *build_probes(model, data)]
-    history = trim_history(args.output_dir, done) if accelerator.is_main_process else []
+    history = begin_history(args.output_dir, data.record.run, done) if accelerator.is_main_process else []
     begin_steps(data, optimizer, scheduler, done)
     for callback in callbacks:
         callback.begin(model, history)

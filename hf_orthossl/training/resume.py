@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from ..distributed.collectives import on_main, rank
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks.reporting import CHANGED, append_history
-from .checkpoints import damage, newest_checkpoint, steps_done
+from .checkpoints import checkpoints, damage, newest_checkpoint, steps_done
 from .data import TrainingData
 from .optimizers import optimizer_facts
 from .publishing import check_push
 from .random_states import read_random_states, save_random_states, set_random_states
-from .run_folder import update_settings
+from .run_folder import EXCLUSIVE, check_folder, run_of, update_settings
+from .run_lock import locked
 from .settings import MOVABLE, STEP_OPTIONS, Timeline, check_changes, differences
 from .step import SSLStep
 
@@ -40,6 +42,8 @@ def begin_run(model: SSLModel, train_dataset: Any, args: OrthoSSLTrainingArgumen
         args ([`OrthoSSLTrainingArguments`], *optional*): Settings of the run; not changed.
         marker (`str`): File that identifies checkpoints of the training loop in use.
 
+    The folder of a run to resume is locked while its checkpoints are looked at.
+
     Returns:
         [`TrainingData`]: The data, whose `args` are the complete settings of the run, and whose record has begun.
 
@@ -56,7 +60,9 @@ def begin_run(model: SSLModel, train_dataset: Any, args: OrthoSSLTrainingArgumen
     if isinstance(train_dataset, TrainingData):
         data = train_dataset
     else:
-        args = settled_arguments(args or OrthoSSLTrainingArguments(), marker)
+        args = args or OrthoSSLTrainingArguments()
+        with locked(args.output_dir):
+            args = settled_arguments(args, marker)
         data = TrainingData(train_dataset, model, args.with_recipe(model.method.recipe))
     begin_record(model, data)
     return data
@@ -85,8 +91,7 @@ def settled_arguments(args: OrthoSSLTrainingArguments, marker: str) -> OrthoSSLT
     on_main(lambda: check_push(args))
     if not args.resume:
         return args
-    # Only the main process checks and cleans up.
-    checkpoint = on_main(lambda: newest_checkpoint(Path(args.output_dir), marker))
+    checkpoint = _newest_of_run(Path(args.output_dir), marker)
     run = _read_run(checkpoint)
     args = copy.copy(args)
     args.resume_from_checkpoint = str(checkpoint)
@@ -128,10 +133,10 @@ def chosen_checkpoint(
 
     Raises:
         FileNotFoundError: There is no valid checkpoint, or another training loop wrote it.
-        ValueError: The checkpoint is damaged, its run has another number of images per step, or an option differs that
-            a resumed run cannot change.
+        ValueError: The checkpoint is damaged or not one of the run in the folder, its run has another number of images
+            per step, or an option differs that a resumed run cannot change.
     """
-    args = data.args
+    args, folder = data.args, Path(data.args.output_dir)
     if chosen is None and args.resume:
         return Path(str(args.resume_from_checkpoint))
     if not chosen:
@@ -143,8 +148,9 @@ def chosen_checkpoint(
             raise ValueError(
                 f"checkpoint {chosen} is damaged ({reason}): pass resume=True, which uses the newest valid one"
             )
+        on_main(lambda: _check_origin(checkpoint, folder))
     else:
-        checkpoint = on_main(lambda: newest_checkpoint(Path(args.output_dir), marker))
+        checkpoint = _newest_of_run(folder, marker)
     images = _read_run(checkpoint)["images_per_step"]
     if images != args.images_per_step:
         raise ValueError(
@@ -153,6 +159,29 @@ def chosen_checkpoint(
         )
     _continue_record(checkpoint, model, data)
     return checkpoint
+
+
+def check_start(data: TrainingData, checkpoint: Path | None) -> None:
+    """Check that a run may use its folder; a front calls it on every process, unless a command has prepared the folder.
+
+    Args:
+        data ([`TrainingData`]): Data and settings of the run, whose folder is locked.
+        checkpoint (`Path`, *optional*): The checkpoint that the run continues from.
+
+    Raises:
+        ValueError: See [`check_folder`], or another command has used the folder since the checkpoint was chosen.
+    """
+    args, folder = data.args, Path(data.args.output_dir)
+
+    def check() -> None:
+        if checkpoint is None:
+            check_folder(folder, args, data.record.run)
+        elif args.overwrite_output:
+            raise ValueError(EXCLUSIVE)
+        elif args.resume:
+            _check_still_newest(checkpoint, folder)
+
+    on_main(check)
 
 
 def begin_record(model: SSLModel, data: TrainingData) -> None:
@@ -167,6 +196,7 @@ def begin_record(model: SSLModel, data: TrainingData) -> None:
     if data.args.resume:
         _continue_record(Path(str(data.args.resume_from_checkpoint)), model, data)
         return
+    data.record.run = on_main(lambda: uuid.uuid4().hex[:12])
     data.record.options.note(0, data.options)
     # A checkpoint does not record whether it started from published weights.
     pretrained = None if model.name_or_path else model.encoder.pretrained
@@ -204,7 +234,7 @@ def _continue_record(checkpoint: Path, model: SSLModel, data: TrainingData) -> N
             f"{given}, but the run in {args.output_dir} has taken all its {done} steps: pass --max_steps above {done} "
             "to continue it, or omit the option"
         )
-    record.options, record.facts = options, facts
+    record.run, record.options, record.facts = run["run"], options, facts
     record.steps, record.skipped_steps = done, run["skipped_steps"]
     if planned == done:
         return
@@ -214,6 +244,41 @@ def _continue_record(checkpoint: Path, model: SSLModel, data: TrainingData) -> N
     if changes and rank() == 0:
         given = ", ".join(f"{name} {after} (was {before})" for name, (before, after) in changes.items())
         print(f"resume   from step {done} on: {given}")
+
+
+def _newest_of_run(folder: Path, marker: str) -> Path:
+    """Return the newest valid checkpoint of the run in a folder; call it on every process, with the folder locked."""
+
+    def check(newest: Path) -> None:
+        for checkpoint in checkpoints(folder):
+            if checkpoint == newest or damage(checkpoint, thorough=False) is None:
+                _check_origin(checkpoint, folder)
+
+    # Only the main process checks and cleans up.
+    return on_main(lambda: newest_checkpoint(folder, marker, check))
+
+
+def _check_origin(checkpoint: Path, folder: Path) -> None:
+    """Refuse a checkpoint of another run than the folder's, or of another step than its name says."""
+    run, own = _read_run(checkpoint), run_of(folder)
+    if run["step"] != steps_done(checkpoint):
+        raise ValueError(
+            f"{checkpoint} was saved after step {run['step']}: rename it to checkpoint-{run['step']}, or remove it"
+        )
+    if own is not None and run["run"] != own:
+        raise ValueError(
+            f"{checkpoint} belongs to run {run['run']}, and {folder} is the folder of run {own}: move the checkpoint "
+            f"out of it to resume run {own}"
+        )
+
+
+def _check_still_newest(checkpoint: Path, folder: Path) -> None:
+    """Refuse to resume if another command has used the folder since the checkpoint was chosen."""
+    valid = (path for path in checkpoints(folder) if damage(path, thorough=False) is None)
+    if next(valid, None) != checkpoint:
+        raise ValueError(
+            f"the checkpoints in {folder} have changed since {checkpoint.name} was chosen: begin again with --resume"
+        )
 
 
 def _check_random_states(checkpoint: Path, processes: int) -> None:
@@ -271,6 +336,7 @@ def save_position(checkpoint: Path, data: TrainingData, step: SSLStep, done: int
     save_random_states(checkpoint, args.process_index)
     if args.process_index == 0:
         run = {
+            "step": done,
             "processes": args.world_size,
             "images_per_step": args.images_per_step,
             "steps_per_epoch": data.steps_per_epoch,

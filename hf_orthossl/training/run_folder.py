@@ -1,6 +1,7 @@
 """The folder of a run: write its settings, recognize what this package wrote, and replace an earlier run."""
 
 import contextlib
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,33 +11,42 @@ import yaml
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..distributed.collectives import rank
 from ..files import replace_file
 from ..options import read_config
 from .arguments import OrthoSSLTrainingArguments
+from .callbacks.reporting import history_run, read_history
 from .checkpoints import DAMAGED, STAGING, checkpoints
 from .settings import RunRecord
 
 # Where an earlier run is stored until its replacement has taken a step, and its name while it is removed.
 OVERWRITTEN, REMOVING = ".overwritten", ".overwritten.removing"
-# The files of a run, the only ones that --overwrite_output may remove. The first identifies a run.
-RUN_FILES = ("config.yaml", "encoder", "history.jsonl", "results.json", "unreadable_images.txt")
-# First line of a run's config.yaml; distinguishes it from a user's file of the same name.
+# The files of a run, the only ones that --overwrite_output may remove. The first two identify a run: they are moved
+# away first, and removed or restored last.
+RUN_FILES = ("config.yaml", "history.jsonl", "encoder", "results.json", "unreadable_images.txt")
+EXCLUSIVE = "resume and overwrite_output exclude each other: pass one of them"
+# First line of a run's config.yaml; distinguishes it from a user's file of the same name. The second is the run's id.
 MARK = "# Settings of an orthossl run; `orthossl pretrain --config` starts it again.\n"
 
 
-def check_folder(folder: Path, args: OrthoSSLTrainingArguments) -> None:
+def check_folder(folder: Path, args: OrthoSSLTrainingArguments, run: str | None = None) -> None:
     """Reject a folder that contains another run, unless `resume` or `overwrite_output` is set.
+
+    Args:
+        folder (`Path`): Run folder, whose lock this process holds.
+        args ([`OrthoSSLTrainingArguments`]): Settings of the run.
+        run (`str`, *optional*): The id of the run, whose own files are not in its way.
 
     Raises:
         ValueError: The folder is a file, or contains another run or files that do not belong to a run.
     """
     if args.resume and args.overwrite_output:
-        raise ValueError("resume and overwrite_output exclude each other: pass one of them")
+        raise ValueError(EXCLUSIVE)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file: pass a folder")
     if not args.resume:
         put_back(folder)
-    if not holds_run(folder) or args.resume:
+    if not holds_run(folder) or args.resume or (run is not None and run_of(folder) == run):
         return
     if not args.overwrite_output:
         raise ValueError(
@@ -45,8 +55,8 @@ def check_folder(folder: Path, args: OrthoSSLTrainingArguments) -> None:
         )
     if not is_run(folder):
         raise ValueError(
-            f"output_dir {folder} holds files that orthossl pretrain did not write, and it overwrites only its own "
-            "runs: pass another --output_dir"
+            f"output_dir {folder} holds files that no run of orthossl wrote, and only its own runs are overwritten: "
+            "pass another --output_dir"
         )
 
 
@@ -59,26 +69,40 @@ def update_settings(folder: Path, record: RunRecord) -> None:
         folder (`Path`): Run folder; nothing is written if no command has written settings into it.
         record ([`RunRecord`]): The record of the run, with the changes.
     """
-    if not is_run(folder):
+    if not _is_config(folder):
         return
     settings = read_config(folder / "config.yaml")
     settings |= {name: now for name, (_, now) in record.changes.items()}
     changed = [name for name in record.options if len(record.options.values_of(name)) > 1]
     comments = "".join(f"# Changed when resumed: {name} {record.options.describe(name)}\n" for name in changed)
-    replace_file(folder / "config.yaml", MARK + comments + yaml.safe_dump(settings, sort_keys=False), durable=True)
+    _write_config(folder, record.run, comments, settings)
 
 
-def begin_folder(folder: Path, args: OrthoSSLTrainingArguments, settings: dict[str, Any]) -> None:
-    """Write the settings of a new run; those of a resumed run are not changed."""
+def begin_folder(folder: Path, args: OrthoSSLTrainingArguments, settings: dict[str, Any], run: str) -> None:
+    """Write the settings of a new run and its id; those of a resumed run are not changed."""
     if not args.resume:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "config.yaml", MARK + yaml.safe_dump(settings, sort_keys=False), durable=True)
+        _write_config(folder, run, "", settings)
+
+
+def _write_config(folder: Path, run: str, comments: str, settings: dict[str, Any]) -> None:
+    content = f"{MARK}# Run {run}\n{comments}{yaml.safe_dump(settings, sort_keys=False)}"
+    replace_file(folder / "config.yaml", content, durable=True)
+
+
+def run_of(folder: Path) -> str | None:
+    """Return the id of the run that a folder belongs to, or `None` if it has no settings and no history of a run."""
+    if _is_config(folder):
+        found = re.search(r"^# Run (\w+)$", (folder / "config.yaml").read_text("utf-8", "replace"), re.MULTILINE)
+        if found:
+            return found[1]
+    return history_run(folder)
 
 
 def holds_run(folder: Path) -> bool:
-    """Return whether a folder contains output of a run; settings alone do not count."""
-    produced = (name for name in RUN_FILES if name != "config.yaml")
-    return any((folder / name).exists() for name in produced) or bool(checkpoints(folder))
+    """Return whether a folder contains output of a run; settings, and a history without entries, do not count."""
+    produced = any((folder / name).exists() for name in RUN_FILES[2:]) or bool(checkpoints(folder))
+    return produced or ((folder / "history.jsonl").exists() and (not history_run(folder) or bool(read_history(folder))))
 
 
 def size_of_run(folder: Path) -> int:
@@ -88,21 +112,29 @@ def size_of_run(folder: Path) -> int:
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder was made by `orthossl pretrain`, which may therefore clear it."""
+    """Return whether a run wrote into a folder, which may therefore be cleared."""
+    return _is_config(folder) or history_run(folder) is not None
+
+
+def _is_config(folder: Path) -> bool:
     config = folder / "config.yaml"
-    return config.is_file() and config.read_text(errors="replace", encoding="utf-8").startswith(MARK)
+    return config.is_file() and config.read_text("utf-8", "replace").startswith(MARK)
 
 
 @contextlib.contextmanager
-def overwriting(folder: Path) -> Iterator[None]:
-    """Set the run in a folder aside until the run that replaces it has taken an optimizer step.
+def overwriting(args: OrthoSSLTrainingArguments) -> Iterator[None]:
+    """With `overwrite_output`, set the run in a folder aside until the run that replaces it has taken a step.
 
     Only then is the earlier run removed. If the new run fails before, the earlier one is restored; after a
-    kill, [`put_back`] restores it.
+    kill, [`put_back`] restores it. Every process may enter the context; the main one acts.
 
     Args:
-        folder (`Path`): Run folder. Call this function on the main process.
+        args ([`OrthoSSLTrainingArguments`]): Settings of the run, whose `output_dir` is locked.
     """
+    folder = Path(args.output_dir)
+    if not args.overwrite_output or rank() > 0:
+        yield
+        return
     earlier = folder / OVERWRITTEN
     earlier.mkdir(parents=True, exist_ok=True)
     for path in _written_by_run(folder):
@@ -131,9 +163,9 @@ def put_back(folder: Path) -> None:
     earlier = folder / OVERWRITTEN
     if not earlier.is_dir():
         return
-    # Settings are moved away first and restored last, so settings in both places mean that a new run failed.
-    if is_run(earlier) and is_run(folder):
-        for path in _written_by_run(folder):
+    # What identifies a run is moved away first and restored last, so two runs mean that the new one failed.
+    if run_of(folder) is not None and run_of(earlier) not in (None, run_of(folder)):
+        for path in reversed(_written_by_run(folder)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in reversed(_written_by_run(earlier)):
         path.rename(folder / path.name)
@@ -142,5 +174,5 @@ def put_back(folder: Path) -> None:
 
 def _written_by_run(folder: Path) -> list[Path]:
     damaged = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*{DAMAGED}")
-    named = (folder / name for name in (*RUN_FILES, STAGING))
+    named = (folder / name for name in (*RUN_FILES, STAGING) if name != "config.yaml" or _is_config(folder))
     return [*(path for path in named if path.exists()), *checkpoints(folder), *damaged]

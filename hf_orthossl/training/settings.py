@@ -97,6 +97,7 @@ class RunRecord:
     """What a run was given and what it did, from its first step on; part of every checkpoint.
 
     Args:
+        run (`str`): The id of the run, which is random, and also in its `config.yaml` and history.
         options ([`Timeline`]): The options, with the recipe's value where an option was left open.
         facts ([`Timeline`]): What the steps were seen to use: hyper-parameters of the optimizer, precision of the
             tensors, images per step, processes.
@@ -105,6 +106,7 @@ class RunRecord:
         skipped_steps (`int`): Those among them that changed nothing, because loss or gradients were not finite.
     """
 
+    run: str = ""
     options: Timeline = field(default_factory=Timeline)
     facts: Timeline = field(default_factory=Timeline)
     changes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
@@ -112,8 +114,9 @@ class RunRecord:
     skipped_steps: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON values, for a checkpoint, whose name holds the number of steps."""
+        """Return the record as JSON values, for a checkpoint."""
         return {
+            "run": self.run,
             "options": self.options.to_dict(),
             "facts": self.facts.to_dict(),
             "skipped_steps": self.skipped_steps,

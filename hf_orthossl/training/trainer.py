@@ -1,5 +1,6 @@
 """Pretraining with `transformers.Trainer`."""
 
+import contextlib
 import json
 import logging
 import math
@@ -29,11 +30,14 @@ from .rehearsal import rehearse
 from .resume import (
     begin_run,
     begin_steps,
+    check_start,
     chosen_checkpoint,
     load_position,
     load_random_states,
     save_position,
 )
+from .run_folder import overwriting
+from .run_lock import locked
 from .step import build_step
 
 # File that distinguishes the checkpoints of the Trainer from the loop's.
@@ -109,7 +113,7 @@ class OrthoSSLTrainer(Trainer):
         self.interruption = Interruption()
         self.output = EncoderOutput(model, self.data, front="Trainer")
         self.step = build_step(model, self.data)
-        self.add_callback(HistoryCallback())
+        self.add_callback(HistoryCallback(self.data.record))
         self.add_callback(StepCallback(self))
         callbacks = self.callback_handler.callbacks
         for callback in [callback for callback in callbacks if isinstance(callback, ReportingCallback)]:
@@ -144,21 +148,29 @@ class OrthoSSLTrainer(Trainer):
 
         Raises:
             FloatingPointError: The loss is not finite, see `on_nonfinite`.
-            ValueError: The checkpoint is damaged, or does not fit the arguments.
+            ValueError: The checkpoint is damaged, or does not fit the arguments; or another run uses `output_dir`, or
+                has used it and `overwrite_output` is not set.
             Interrupted: A signal ended the run; a `SystemExit`.
         """
-        checkpoint = chosen_checkpoint(self.data, self.step.model, resume_from_checkpoint, STATE)
-        if checkpoint:
-            check_engine(checkpoint, self.accelerator)
-            done = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"]
-            if self.data.planned_steps(done) == done:
-                # The Trainer would otherwise take one more step.
-                self._load_from_checkpoint(str(checkpoint))
-                self.state.global_step = done
-                self._finish(done)
-                return TrainOutput(done, 0.0, {})
-        if self._write_encoder:
-            rehearse(self.step.model, self.data, front=self.output.front, encoder=self.output.is_wanted)
+        with locked(self.data.args.output_dir) as outermost:
+            checkpoint = chosen_checkpoint(self.data, self.step.model, resume_from_checkpoint, STATE)
+            if checkpoint:
+                check_engine(checkpoint, self.accelerator)
+                done = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"]
+                if self.data.planned_steps(done) == done:
+                    # The Trainer would otherwise take one more step.
+                    self._load_from_checkpoint(str(checkpoint))
+                    self.state.global_step = done
+                    self._finish(done)
+                    return TrainOutput(done, 0.0, {})
+            if outermost:
+                check_start(self.data, checkpoint)
+            if self._write_encoder:
+                rehearse(self.step.model, self.data, front=self.output.front, encoder=self.output.is_wanted)
+            with overwriting(self.data.args) if outermost else contextlib.nullcontext():
+                return self._train(checkpoint, **kwargs)
+
+    def _train(self, checkpoint: Path | None, **kwargs: Any) -> TrainOutput:
         self._resuming = checkpoint
         with self.interruption:
             try:
@@ -204,7 +216,8 @@ class OrthoSSLTrainer(Trainer):
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
         step = self.state.global_step or None
         changes = {"token": token, "revision": revision, "private": private, "license": license}
-        return self.output.publish(commit_message, step=step, **changes)
+        with locked(self.data.args.output_dir):
+            return self.output.publish(commit_message, step=step, **changes)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the batches of this process, from the position of the checkpoint when `train` resumes a run."""

@@ -13,6 +13,7 @@ from PIL import Image
 from hf_orthossl.cli import main
 from hf_orthossl.encoders import load_encoder
 from hf_orthossl.modeling import SSLModel
+from hf_orthossl.training.callbacks.reporting import read_history
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -85,17 +86,14 @@ def test_the_runs_config_starts_the_same_run(tmp_path):
     options = "--logging_steps 1 --knn_images 0 --lr_scheduler_type constant --optim adamw_torch --save_strategy epoch"
     pretrain(f"{options} --method byol --gamma 1e-3 --whitening 1e-3", tmp_path / "one")
     main(["pretrain", "--config", str(tmp_path / "one" / "config.yaml"), "--output_dir", str(tmp_path / "other")])
-    one, other = ((tmp_path / name / "history.jsonl").read_text().splitlines() for name in ("one", "other"))
+    one, other = (read_history(tmp_path / name) for name in ("one", "other"))
     for part in ("loss", "whitening", "orthogonality", "learning_rate"):
-        assert json.loads(one[1])[part] == json.loads(other[1])[part]
+        assert one[1][part] == other[1][part]
 
 
 def test_both_commands_give_the_same_losses(run_folder, tmp_path, monkeypatch):
     loop("--logging_steps 1", tmp_path, monkeypatch)
-    one, other = (
-        [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()][:2]
-        for folder in (run_folder, tmp_path)
-    )
+    one, other = (read_history(folder)[:2] for folder in (run_folder, tmp_path))
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in other], rel=1e-5)
     assert (tmp_path / "encoder" / "README.md").exists()
 
@@ -136,14 +134,14 @@ def test_overwrite_removes_the_run_with_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr(SSLModel, "end_step", look)
     with pytest.raises(SystemExit):
         pretrain("--max_steps 2 --knn_images 0 --overwrite_output --seed 7", tmp_path)
-    assert there == [{"config.yaml", "notes.txt"}]
+    assert there == [{".running", "config.yaml", "history.jsonl", "notes.txt"}]
     assert "seed: 7" in (tmp_path / "config.yaml").read_text()
 
 
 def test_overwrite_clears_our_runs_only(capsys, tmp_path):
     (tmp_path / "encoder").mkdir()
     (tmp_path / "config.yaml").write_text("mine: true")
-    assert "did not write" in refused("pretrain --overwrite_output", capsys, tmp_path)
+    assert "no run of orthossl wrote" in refused("pretrain --overwrite_output", capsys, tmp_path)
     assert (tmp_path / "encoder").is_dir()
 
 
@@ -185,7 +183,7 @@ def test_overwrite_removes_only_what_a_run_leaves(tmp_path):
 def test_resume_continues(tmp_path):
     pretrain("--max_steps 1 --knn_images 0", tmp_path)
     pretrain("--max_steps 2 --knn_images 0 --resume", tmp_path)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    steps = [entry["step"] for entry in read_history(tmp_path)]
     assert steps == [1, 1, 1, 2, 2]  # each part ends with a summary of itself, and the second begins with its changes
 
 

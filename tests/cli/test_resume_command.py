@@ -1,6 +1,5 @@
 """`orthossl pretrain --resume` with other options or other images, in both fronts: what it says, writes and refuses."""
 
-import json
 import shutil
 
 import pytest
@@ -10,6 +9,7 @@ from PIL import Image
 from hf_orthossl import pretrain
 from hf_orthossl.cli import main
 from hf_orthossl.options import forms
+from hf_orthossl.training.callbacks.reporting import read_history
 from hf_orthossl.training.checkpoints import MANIFEST, seal
 from hf_orthossl.training.options import DataArguments, ModelArguments
 from hf_orthossl.training.settings import OTHER_OPTIONS
@@ -123,7 +123,7 @@ def test_changed_settings_are_applied_and_stand_in_config_history_and_card(front
     assert "# Changed when resumed: learning_rate 0.06 (steps 0–2), 0.3 (from step 2)\n" in text
     config = yaml.safe_load(text)
     assert (config["learning_rate"], config["weight_decay"], config["max_steps"]) == (0.3, 0.5, 4)
-    entries = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    entries = read_history(folder)
     (entry,) = [entry for entry in entries if "changed" in entry]
     assert entry == {
         "step": 2,

@@ -1,7 +1,6 @@
 """Tiny runs of both fronts, in this process or in one of their own that can be killed, and what they come to."""
 
 import contextlib
-import json
 import multiprocessing
 import os
 import sys
@@ -15,6 +14,7 @@ from accelerate.state import AcceleratorState, GradientState
 from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel
 from hf_orthossl.data import ImageDataset, get_recipe, load_source
 from hf_orthossl.training import pretrain_loop
+from hf_orthossl.training.callbacks.reporting import read_history
 
 FRONTS = ("trainer", "loop")
 KILLED = 137
@@ -67,7 +67,7 @@ def train(front: str, folder, model: SSLModel | None = None, **changes) -> SSLMo
 
 def history(folder) -> list[dict]:
     """The log entries of steps, without the summaries in which a Trainer tells its time."""
-    lines = [json.loads(line) for line in (Path(folder) / "history.jsonl").read_text().splitlines()]
+    lines = read_history(folder)
     return [line for line in lines if "learning_rate" in line]
 
 

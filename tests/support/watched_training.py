@@ -1,12 +1,11 @@
 """Small models in training, for tests of what watches them."""
 
-import json
-
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_orthossl import SSLConfig, SSLModel
+from hf_orthossl.training.callbacks.reporting import read_history
 
 PREFIX = "spectra/"
 
@@ -50,7 +49,7 @@ def measured(entries):
 
 
 def history(folder):
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return read_history(folder)
 
 
 def make_model():

@@ -1,14 +1,12 @@
 """`--torch_compile` and `--bf16` reach the encoder in both fronts."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch._dynamo.backends import registry
 
 from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel
 from hf_orthossl.training import pretrain_loop
+from hf_orthossl.training.callbacks.reporting import read_history
 
 
 def train_with_trainer(model, dataset, args):
@@ -49,7 +47,7 @@ def trained(train, folder, **settings):
 
 
 def losses(folder):
-    lines = [json.loads(line) for line in (Path(folder) / "history.jsonl").read_text().splitlines()]
+    lines = read_history(folder)
     return [line["loss"] for line in lines if "loss" in line]
 
 

@@ -1,9 +1,7 @@
 """Two processes under accelerate's DDP and FSDP2 against one with the whole batch, through both fronts, in float64."""
 
 import contextlib
-import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from hf_orthossl import OrthoSSLTrainer
 from hf_orthossl.distributed.sharding import gather_module
 from hf_orthossl.encoders import Encoder
 from hf_orthossl.training import pretrain_loop
+from hf_orthossl.training.callbacks.reporting import read_history
 
 ENGINES = {"one": contextlib.nullcontext, "ddp": ddp, "fsdp2": fsdp2}
 
@@ -59,7 +58,7 @@ def fit_here(arguments, settings):
 
 
 def history(folder):
-    return [json.loads(line) for line in (Path(folder) / "history.jsonl").read_text().splitlines()]
+    return read_history(folder)
 
 
 RUNS = {

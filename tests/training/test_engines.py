@@ -24,6 +24,7 @@ from hf_orthossl.cli import perform
 from hf_orthossl.distributed import launch as launching
 from hf_orthossl.distributed.collectives import on_main, rank
 from hf_orthossl.distributed.launch import TIMEOUT
+from hf_orthossl.training.callbacks.reporting import read_history
 from hf_orthossl.training.engines import check_engine, engine_settings, prepare_model
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,7 @@ def launch(config, *arguments):
 
 
 def history(folder):
-    entries = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    entries = read_history(folder)
     return [entry for entry in entries if "loss" in entry]
 
 

@@ -1,8 +1,6 @@
 """The Trainer and the accelerate loop: same losses, exact resume, the penalty once per optimizer step."""
 
 import dataclasses
-import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from PIL import Image
 from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel
 from hf_orthossl.data import ImageDataset, get_recipe, load_source
 from hf_orthossl.training import pretrain_loop
+from hf_orthossl.training.callbacks.reporting import read_history
 
 TINY = {"channels": [8, 8, 16, 16]}
 
@@ -59,7 +58,7 @@ FRONTS = {"trainer": train_with_trainer, "loop": pretrain_loop}
 
 
 def history(folder):
-    lines = [json.loads(line) for line in (Path(folder) / "history.jsonl").read_text().splitlines()]
+    lines = read_history(folder)
     return [line for line in lines if "loss" in line]
 
 

@@ -1,13 +1,12 @@
 """The whole batch's loss at the memory of a chunk, asked for as an argument of both fronts."""
 
-import json
-
 import pytest
 import torch
 
 from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel
 from hf_orthossl.methods import ChunkedEncoder
 from hf_orthossl.training import pretrain_loop
+from hf_orthossl.training.callbacks.reporting import read_history
 
 # Without batch norm in the encoder, whose statistics would be the chunks'.
 SMALL = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
@@ -29,7 +28,7 @@ def losses(front, folder, **settings):
         pretrain_loop(model, "digits", args)
     else:
         OrthoSSLTrainer(model, args, train_dataset="digits").train()
-    entries = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    entries = read_history(folder)
     return [entry["loss"] for entry in entries if "loss" in entry], set(seen)
 
 

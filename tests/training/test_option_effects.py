@@ -1,7 +1,6 @@
 """Every option of training that is accepted has an effect, in the Trainer and in the accelerate loop."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from torch import nn
 from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel
 from hf_orthossl.data import ImageDataset, get_recipe, load_source
 from hf_orthossl.training import TrainingData, pretrain_loop
+from hf_orthossl.training.callbacks.reporting import read_history
 from hf_orthossl.training.data import build_dataloader
 from hf_orthossl.training.engines import engine_settings, prepare_model
 from hf_orthossl.training.optimizers import build_optimizer
@@ -67,7 +67,7 @@ def run(front, source, folder, **options):
     usual = {"max_steps": 2, "logging_steps": 1, "spectra_steps": 0, "save_strategy": "no", "learning_rate": 0.1}
     args = make_args(folder, **usual | options)
     FRONTS[front](make_model(), source, args)
-    lines = [json.loads(line) for line in (Path(folder) / "history.jsonl").read_text().splitlines()]
+    lines = read_history(folder)
     return [line for line in lines if "loss" in line], {path.name for path in Path(folder).iterdir()}
 
 

@@ -1,6 +1,5 @@
 """Online probes: training is bit for bit what it is without them, and their scalars reach history and TensorBoard."""
 
-import json
 import logging
 
 import numpy as np
@@ -17,6 +16,7 @@ from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, S
 from hf_orthossl.data import ImageDataset, get_recipe, load_source
 from hf_orthossl.evaluation import KNNMonitor, knn_accuracy
 from hf_orthossl.training import KNNCallback, LinearProbeCallback, pretrain_loop
+from hf_orthossl.training.callbacks.reporting import read_history
 
 PROBES = ("knn/top1", "knn/top5", "linear_probe/top1", "linear_probe/top5")
 
@@ -42,7 +42,7 @@ def pretrain(folder, source, front="trainer", **more):
 
 
 def history(folder):
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return read_history(folder)
 
 
 @pytest.mark.parametrize("front", ["trainer", "loop"])

@@ -1,6 +1,5 @@
 """`push_to_hub=True`: what the Trainer and the loop upload, when, and that training does not notice."""
 
-import json
 import logging
 
 import pytest
@@ -10,6 +9,7 @@ from safetensors.torch import load
 from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel
 from hf_orthossl.data import ImageDataset, get_recipe, load_source
 from hf_orthossl.training import TrainingData, pretrain_loop
+from hf_orthossl.training.callbacks.reporting import read_history
 from hf_orthossl.training.publishing import EncoderOutput
 from hf_orthossl.training.resume import begin_record
 
@@ -70,7 +70,7 @@ def titles(hub):
 
 
 def losses(folder):
-    entries = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    entries = read_history(folder)
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 

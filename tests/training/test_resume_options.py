@@ -15,6 +15,7 @@ from hf_orthossl import OrthoSSLTrainer
 from hf_orthossl.methods import METHODS
 from hf_orthossl.options import forms
 from hf_orthossl.training import pretrain_loop
+from hf_orthossl.training.callbacks.reporting import read_history
 from hf_orthossl.training.checkpoints import MANIFEST, seal
 from hf_orthossl.training.loop import STATE as LOOP_STATE
 from hf_orthossl.training.options import OPTION_CLASSES, TrainingOptions
@@ -199,7 +200,7 @@ def test_a_change_of_the_steps_is_applied_and_recorded(name, front, copied, spy,
     assert len(spy) == planned - 2
     # The changes are said, and stand in the history at the step from which they hold.
     assert all(f"{option} {value} (was" in said for option, value in changes.items())
-    entries = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    entries = read_history(folder)
     (entry,) = [entry for entry in entries if "changed" in entry]
     assert entry["step"] == 2
     assert {option: values["now"] for option, values in entry["changed"].items()} == changes
@@ -265,7 +266,7 @@ def test_a_change_around_the_steps_is_recorded_and_leaves_them_as_they_were(name
         assert not (folder / "checkpoint-4").exists()
         return
     assert spans(folder, "checkpoint-4")[name][-1] == [2, changes[name]]
-    entries = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    entries = read_history(folder)
     after = [entry for entry in entries if entry["step"] > 2]
     steps = [entry["step"] for entry in after if "loss" in entry]
     saved = {path.name for path in folder.glob("checkpoint-*")}

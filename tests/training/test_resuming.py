@@ -5,6 +5,7 @@ import pickle
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from survival_runs import FRONTS, KILLED, Life, assert_same, digits, history, state, tiny_arguments, tiny_model, train
@@ -115,16 +116,16 @@ def _overwrite_and_die(folder, after):
                 os._exit(KILLED)
 
     sys.addaudithook(watch)
-    with overwriting(folder):
-        (folder / "config.yaml").write_text(MARK + "new: true")
+    with overwriting(SimpleNamespace(output_dir=str(folder), overwrite_output=True)):
+        (folder / "config.yaml").write_text(MARK + "# Run b2\nnew: true")
         (folder / "unreadable_images.txt").write_text("new")
         os._exit(0)
 
 
 def test_a_kill_while_overwriting_loses_nothing(tmp_path):
     old = {
-        "config.yaml": MARK + "old: true",
-        "history.jsonl": "{}",
+        "config.yaml": MARK + "# Run a1\nold: true",
+        "history.jsonl": '{"run": "a1", "step": 0}',
         "checkpoint-1/weights": "1",
         "encoder/weights": "2",
     }

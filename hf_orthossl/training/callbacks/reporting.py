@@ -11,10 +11,13 @@ from transformers.trainer_callback import ProgressCallback
 
 from ...files import append_lines, read_lines, replace_file
 from ...messages import warn_once
+from ..settings import RunRecord
 
 logger = logging.getLogger(__name__)
 
 HISTORY = "history.jsonl"
+# Key of the first entry, which holds the id of the run.
+RUN = "run"
 # Key of an entry that holds the options that a resumed run changed, each with its values before and now.
 CHANGED = "changed"
 # The values shown next to the progress bar, in this order; the history file contains everything that is logged.
@@ -82,12 +85,19 @@ class ReportingCallback(TrainerCallback):
 
 
 class HistoryCallback(TrainerCallback):
-    """Write every log entry to `<output_dir>/history.jsonl`, one JSON object per line."""
+    """Write every log entry to `<output_dir>/history.jsonl`, one JSON object per line.
+
+    Args:
+        record ([`~training.settings.RunRecord`]): The record of the run, which has its id.
+    """
+
+    def __init__(self, record: RunRecord):
+        self.record = record
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Remove the entries that a resumed run will write again."""
+        """Begin the file, without the entries that a resumed run will write again."""
         if state.is_world_process_zero:
-            trim_history(args.output_dir, state.global_step)
+            begin_history(args.output_dir, self.record.run, state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Append one entry."""
@@ -120,6 +130,32 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: A line is not one of a history.
     """
+    return [entry for entry in _entries(folder) if RUN not in entry]
+
+
+def history_run(folder: str | Path) -> str | None:
+    """Return the id of the run whose history is in a folder, or `None` if there is none."""
+    try:
+        return next((str(entry[RUN]) for entry in _entries(folder) if RUN in entry), None)
+    except ValueError:
+        return None
+
+
+def begin_history(folder: str | Path, run: str, step: int) -> list[dict[str, Any]]:
+    """Write the id of the run, and remove the log entries that a run resumed after `step` writes again.
+
+    Returns:
+        `list[dict[str, Any]]`: The remaining log entries.
+    """
+    entries = [entry for entry in read_history(folder) if entry["step"] < step + (CHANGED not in entry)]
+    lines = [json.dumps(entry) + "\n" for entry in ({RUN: run, "step": 0}, *entries)]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    replace_file(Path(folder) / HISTORY, "".join(lines), durable=True)
+    return entries
+
+
+def _entries(folder: str | Path) -> list[dict[str, Any]]:
+    """Return all entries of a history, that with the id of the run included."""
     path = Path(folder) / HISTORY
     entries = []
     for number, line in enumerate(read_lines(path), 1):
@@ -130,14 +166,4 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
         if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
             raise ValueError(f"{path}: line {number} is not a log entry with its step: remove the line")
         entries.append(entry)
-    return entries
-
-
-def trim_history(folder: str | Path, step: int) -> list[dict[str, Any]]:
-    """Remove the log entries that a run resumed after `step` writes again, and return the remaining ones."""
-    path = Path(folder) / HISTORY
-    if not path.is_file():
-        return []
-    entries = [entry for entry in read_history(folder) if entry["step"] < step + (CHANGED not in entry)]
-    replace_file(path, "".join(json.dumps(entry) + "\n" for entry in entries), durable=True)
     return entries
