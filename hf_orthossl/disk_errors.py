@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ _REMEDIES = {
     errno.EACCES: "change the permissions",
     errno.EPERM: "change the permissions",
 }
+# Reasons that lie in the disk, and not in one of its files.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class NotWritten(OSError):
@@ -105,7 +108,7 @@ def cause_of(error: BaseException, path: Path, need: int | None = None) -> str:
     if number not in _REMEDIES:
         return getattr(error, "strerror", None) or first_line(error)
     parts = [os.strerror(number)]
-    if need and number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if need and number in _FULL:
         parts.append(f"{readable_size(need)} needed")
     free, most = _free(path), _largest_file()
     if number == errno.ENOSPC and free is not None:
@@ -113,6 +116,21 @@ def cause_of(error: BaseException, path: Path, need: int | None = None) -> str:
     if number == errno.EFBIG and most is not None:
         parts.append(f"at most {readable_size(most)} allowed")
     return ", ".join(parts)
+
+
+def full_disk(error: BaseException) -> NotWritten | None:
+    """Return an error that says that a disk takes nothing more, if that is what an error or one of its causes is.
+
+    Libraries write into folders of their own, such as caches, and raise classes of their own.
+    """
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, NotWritten):
+        number = error_number(found)
+        if number in _FULL and (found is error or os.strerror(number) not in str(error)):
+            file = getattr(found, "filename", None)
+            return not_written(Path(file or tempfile.gettempdir()), found, name=str(file or "a file"))
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def error_number(error: BaseException) -> int | None:

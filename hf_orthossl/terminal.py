@@ -1,4 +1,4 @@
-"""Printing that never fails: characters that a terminal cannot show are replaced, and a closed pipe loses only lines.
+"""Printing that never fails and shows no secret: what a terminal cannot show is replaced, a closed pipe loses lines.
 
 `orthossl pretrain … | head` must not end a training, and "γ" must not end it on a terminal without Greek.
 """
@@ -8,6 +8,8 @@ import errno
 import io
 import os
 import sys
+
+from .messages import without_secrets
 
 # What to show instead, in an encoding without these characters.
 PLAIN = {"γ": "gamma", "α": "alpha", "β": "beta", "ε": "eps", "σ": "sigma", "×": "x", "·": ".", "…": "...", "–": "-"}
@@ -57,11 +59,25 @@ def replace_characters() -> None:
 
 
 class _Lines(io.FileIO):
-    """A file whose lines are lost once nobody reads them."""
+    """A file whose lines are lost once nobody reads them, and in which nobody reads a secret.
+
+    Libraries print addresses with their logins, and tracebacks the values of variables.
+    """
 
     replaced: io.TextIOWrapper
 
     def write(self, data):
+        # Byte for byte, because a character may be cut in two.
+        text = bytes(data).decode("latin-1")
+        shown = without_secrets(text)
+        if shown != text:
+            rest = memoryview(shown.encode("latin-1"))
+            while rest:
+                rest = rest[self._write(rest) :]
+            return len(data)
+        return self._write(data)
+
+    def _write(self, data):
         try:
             return super().write(data)
         except OSError as error:

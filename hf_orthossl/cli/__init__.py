@@ -100,6 +100,9 @@ def run(prog: str, command: Callable[[list[str]], object], argv: list[str]) -> N
 
 def fail(prog: str, error: Exception) -> None:
     """Print one line and exit with code 2."""
-    message = " ".join(str(error).split()) or type(error).__name__
+    from ..disk_errors import full_disk
+    from ..messages import without_secrets
+
+    message = without_secrets(" ".join(str(full_disk(error) or error).split()) or type(error).__name__)
     print_error_once(f"{prog}: error: {message}")
     raise SystemExit(2)

@@ -49,7 +49,7 @@ def rows_of(
     data = undecoded(data, image_column, features)
     page_of_row = None
     if pages == "images":
-        data, page_of_row = _spread_pages(data, image_column, title)
+        data, page_of_row = _spread_pages(data, image_column, opened)
     return {
         "dataset": data,
         "image_column": image_column,
@@ -100,16 +100,17 @@ def undecoded(data: AnyDataset, column: str, features: datasets.Features) -> Any
     return data
 
 
-def _spread_pages(data: AnyDataset, column: str, title: str) -> tuple[datasets.Dataset, list[int]]:
+def _spread_pages(data: AnyDataset, column: str, opened: Opened) -> tuple[datasets.Dataset, list[int]]:
     """Return a data set with one row for each page of its files, and the page of each row."""
     if isinstance(data, datasets.IterableDataset):
         raise ValueError(
-            f"pages is images, but the data set {title} is a stream, whose pages are not counted: omit --streaming"
+            f"pages is images, but the data set {opened.title} is a stream, whose pages are not counted: omit "
+            "--streaming"
         )
     rows, pages = [], []
     for row, image in enumerate(data.select_columns([column]).with_format(None)):
         try:
-            numbers = page_numbers(open_image(image[column]))
+            numbers = page_numbers(open_image(image[column], opened.within))
         except Exception:  # an image that cannot be opened is counted when it is decoded
             numbers = [0]
         rows += [row] * len(numbers)

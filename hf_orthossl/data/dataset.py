@@ -133,7 +133,7 @@ class ItemMaker:
         Raises:
             UnreadableImage: The image cannot be decoded.
         """
-        image = decode_image(value, self._pixels, page=self.source.page(index))
+        image = decode_image(value, self._pixels, page=self.source.page(index), within=self.source.within)
         item = {"labels": self.source.class_index(label), "index": index, "unreadable": []}
         if self.shape.whole is not None:
             return item | {"pixel_values": to_tensor(fit(image, *self.shape.whole))}

@@ -1,6 +1,7 @@
 """Decode images of any format, mode and orientation to 8-bit RGB."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,9 @@ _UPRIGHT = {
 _SIXTEEN_BITS = PixelRule(0.0, 65535.0)
 
 
-def decode_image(value: Any, rule: PixelRule | None = None, *, page: int = 0) -> Image.Image:
+def decode_image(
+    value: Any, rule: PixelRule | None = None, *, page: int = 0, within: Sequence[str] | None = None
+) -> Image.Image:
     """Decode an image of any kind to upright 8-bit RGB.
 
     Values above 8 bits are scaled by the rule of their data set, and clipped where they exceed its range, which is said
@@ -51,6 +54,8 @@ def decode_image(value: Any, rule: PixelRule | None = None, *, page: int = 0) ->
             or `(C, H, W)` with 1 or 3 channels, or the `{"bytes", "path"}` mapping of an undecoded `datasets.Image`.
         rule ([`PixelRule`], *optional*): The rule of the data set, [`ImageSource`]'s `pixels`.
         page (`int`, defaults to 0): The page of the file, unless the rule takes pages as channels.
+        within (sequence of `str`, *optional*): The folders in which a file must lie, for data sets of others; those of
+            [`ImageSource`]'s `within`.
 
     Returns:
         `PIL.Image.Image`: The image in mode RGB.
@@ -60,7 +65,7 @@ def decode_image(value: Any, rule: PixelRule | None = None, *, page: int = 0) ->
             channels other than grey and RGB, as TIFF files with near infrared have.
     """
     try:
-        image = open_image(value)
+        image = open_image(value, within)
         as_channels = rule is not None and rule.pages == "channels"
         image = pages_as_channels(image) if as_channels else select_page(image, page)
         return _to_rgb(image, rule, value)
@@ -71,18 +76,19 @@ def decode_image(value: Any, rule: PixelRule | None = None, *, page: int = 0) ->
         raise UnreadableImage(reason(error)) from error
 
 
-def image_size(value: Any, *, page: int = 0) -> tuple[int, int]:
+def image_size(value: Any, *, page: int = 0, within: Sequence[str] | None = None) -> tuple[int, int]:
     """Return the height and width in pixels of an upright image, from its header alone if there is one.
 
     Args:
         value (`Any`): An image in any form that [`decode_image`] accepts.
         page (`int`, defaults to 0): The page of the file.
+        within (sequence of `str`, *optional*): As for [`decode_image`].
 
     Raises:
         UnreadableImage: The header cannot be read.
     """
     try:
-        image = select_page(open_image(value), page)
+        image = select_page(open_image(value, within), page)
         if isinstance(image, np.ndarray):
             return image.shape[0], image.shape[1]
         width, height = image.size

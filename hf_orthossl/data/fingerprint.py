@@ -96,6 +96,9 @@ def _status(path: str) -> tuple[int, int]:
 
 
 def _blocks(path: str, size: int) -> bytes:
+    # A pipe could be read for ever.
+    if not os.path.isfile(path):
+        return b""
     try:
         with open(path, "rb") as file:
             parts = []

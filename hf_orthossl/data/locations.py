@@ -12,8 +12,10 @@ from typing import Any, TypeAlias
 
 import datasets
 import pyarrow.parquet as pq
+from huggingface_hub import constants
 
 from ..messages import describe, first_line, suggest
+from .cards import check_card, check_card_on_hub
 from .digits import digits
 from .listing import HELD_OUT, SPLITS, ImageFile, LeftOut, Listing, list_folders, readable_extensions, split_kind
 from .tables import LISTS, TABLES, holds_paths, list_paths, list_table
@@ -40,6 +42,8 @@ class Opened:
         shards (`dict[str, list[str]]`): The local files of each split, if they hold many images each.
         given (`bool`): Whether the user passed a single split, which is then used whatever its name.
         left_out (`list`): What of the files is not used, for the user.
+        within (`list[str]`, *optional*): The folders in which the files that rows name must lie, if somebody else may
+            have written the rows; by default they may lie anywhere.
     """
 
     splits: Splits
@@ -48,6 +52,7 @@ class Opened:
     shards: dict[str, list[str]] = field(default_factory=dict)
     given: bool = False
     left_out: list[LeftOut] = field(default_factory=list)
+    within: list[str] | None = None
 
 
 def open_splits(
@@ -66,7 +71,10 @@ def open_splits(
         if dataset == "digits" and not is_path:
             opened = Opened(dict(digits()), "digits")
         elif not (is_path or is_local(dataset)):
-            return Opened(call_hub(datasets.load_dataset, dataset, name, streaming=streaming), dataset)
+            check_card_on_hub(dataset)
+            return Opened(
+                call_hub(datasets.load_dataset, dataset, name, streaming=streaming), dataset, within=_within([])
+            )
         else:
             opened = _open_local([dataset], name, streaming, image_column, label_column, exclude)
     elif isinstance(dataset, list | tuple) and dataset and all(isinstance(d, str | os.PathLike) for d in dataset):
@@ -241,9 +249,10 @@ def _open_shards(files: Sequence[Path], title: str, streaming: bool) -> Opened:
     try:
         splits = datasets.load_dataset(builders.pop(), data_files=shards, streaming=streaming)
     except Exception as error:  # each builder of datasets raises its own classes
-        raise ValueError(f"dataset {title} cannot be read ({first_line(error)}): check its files") from error
+        raise ValueError(f"dataset {title} cannot be read ({_cause(error)}): check its files") from error
     # Training images first, whatever the order of the names.
-    return Opened({split: splits[split] for split in sorted(splits, key=SPLITS.index)}, title, shards=shards)
+    splits = {split: splits[split] for split in sorted(splits, key=SPLITS.index)}
+    return Opened(splits, title, shards=shards, within=_within([path.parent for path in files]))
 
 
 def _open_folders(
@@ -251,10 +260,13 @@ def _open_folders(
 ) -> Opened:
     """Open one or several folders of images, or a folder of files that `datasets` reads."""
     if len(folders) == 1 and any((folders[0] / file).is_file() for file in _SAVED):
-        saved = datasets.load_from_disk(str(folders[0]))
+        try:
+            saved = datasets.load_from_disk(str(folders[0]))
+        except Exception as error:  # its files may hold anything
+            raise ValueError(f"dataset {title} cannot be read ({_cause(error)}): save it again") from error
         if isinstance(saved, dict):
-            return Opened({str(split): data for split, data in saved.items()}, title)
-        return Opened({str(saved.split or "train"): saved}, title, given=True)
+            return Opened({str(split): data for split, data in saved.items()}, title, within=_within(folders))
+        return Opened({str(saved.split or "train"): saved}, title, given=True, within=_within(folders))
     listing = list_folders(folders, [Path(path) for path in exclude])
     images = sum(map(len, listing.splits.values()))
     if len(folders) > 1:
@@ -263,6 +275,7 @@ def _open_folders(
     shards = [path for path in listing.tables if Path(path).suffix.lower() in _SHARDS and _holds_images(path)]
     if not described and not (shards and images <= _FIGURES) and (images or not listing.tables):
         return _from_listing(listing, title)
+    check_card(folders[0], title)
     try:
         if described:
             splits = datasets.load_dataset("imagefolder", data_dir=str(folders[0]), streaming=streaming)
@@ -270,11 +283,25 @@ def _open_folders(
             splits = datasets.load_dataset(str(folders[0]), name, streaming=streaming)
     except Exception as error:  # each builder of datasets raises its own classes
         raise ValueError(
-            f"dataset {title} cannot be read ({first_line(error)}): check its files{what_else(listing)}"
+            f"dataset {title} cannot be read ({_cause(error)}): check its files{what_else(listing)}"
         ) from error
     files = {"train": shards} if len(splits) == 1 else {}
     beside = [LeftOut("image files beside them", images)] if images else []
-    return Opened({str(split): data for split, data in splits.items()}, title, shards=files, left_out=beside)
+    splits = {str(split): data for split, data in splits.items()}
+    return Opened(splits, title, shards=files, left_out=beside, within=_within(folders))
+
+
+def _within(folders: Iterable[Path]) -> list[str]:
+    """Return folders and those of the libraries, in which downloaded and unpacked files lie, as absolute paths."""
+    caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE)
+    return [os.path.abspath(folder) for folder in (*folders, *caches)]
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of the error that caused another; `datasets` says in its own only that there was one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
 
 
 def _describes_images(path: str) -> bool:
@@ -335,8 +362,7 @@ def call_hub(function: Callable[..., Any], dataset: str, name: str | None, **opt
     except Exception as error:  # network, access, configuration and format raise many classes, with the same remedy
         remedy = suggest(dataset, ["digits"], otherwise="check the name and the connection, or pass a local folder")
         raise ValueError(
-            f"dataset {dataset!r} is not a local folder and cannot be loaded from the Hub ({first_line(error)}): "
-            f"{remedy}"
+            f"dataset {dataset!r} is not a local folder and cannot be loaded from the Hub ({_cause(error)}): {remedy}"
         ) from error
 
 

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,11 +54,12 @@ def readable_formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def open_image(value: Any) -> Image.Image | np.ndarray:
+def open_image(value: Any, within: Sequence[str] | None = None) -> Image.Image | np.ndarray:
     """Open an image of any kind without decoding its pixels.
 
     Args:
         value (`Any`): As for [`decode_image`].
+        within (sequence of `str`, *optional*): As for [`decode_image`].
 
     Returns:
         `PIL.Image.Image` or `np.ndarray`: The image, or an array of shape `(H, W)` or `(H, W, 3)`.
@@ -76,7 +78,7 @@ def open_image(value: Any) -> Image.Image | np.ndarray:
     elif isinstance(value, bytes | bytearray | memoryview):
         image = _open_file(io.BytesIO(value))
     elif isinstance(value, str | Path):
-        image = _open_file(_find_file(str(value)))
+        image = _open_file(_find_file(str(value), within))
     else:
         return _check_array(np.asarray(value))
     if image.width * image.height > MAX_PIXELS:
@@ -101,22 +103,31 @@ def reason(error: Exception) -> str:
     return " ".join(text.split())[:300]
 
 
-def _find_file(path: str) -> str | io.BytesIO:
+def _find_file(path: str, within: Sequence[str] | None) -> str | io.BytesIO:
     """Return the path of a regular file, or the content of one that lies on the Hub or in an archive.
 
     Raises:
-        UnreadableImage: There is no such file, it is a pipe or device, which could be read forever, or a URL outside
-            the Hub, which a data set of somebody else could make the user request.
+        UnreadableImage: There is no such file, it is a pipe or device, which could be read forever, a URL outside the
+            Hub, which a data set of somebody else could make the user request, or a file outside of the data set.
     """
     if "://" in path:  # the files of a stream are URLs, those in an archive zip://name::archive
         place = path.rpartition("::")[2]
         if "://" in place and not place.startswith(("hf://", f"{HUB}/")):
             raise UnreadableImage("a URL outside the Hub, which is not requested")
+        if "://" not in place:
+            _require_within(place, within)
         with fsspec.open(path, "rb") as file:
             return io.BytesIO(file.read())
+    _require_within(path, within)
     if not os.path.isfile(path):
         raise UnreadableImage("not a regular file" if os.path.lexists(path) else "no such file")
     return path
+
+
+def _require_within(path: str, folders: Sequence[str] | None) -> None:
+    place = os.path.abspath(path)
+    if folders is not None and not any(place.startswith(os.path.join(folder, "")) for folder in folders):
+        raise UnreadableImage("a file outside of the data set, which is not read")
 
 
 def _open_file(file: Any) -> Image.Image:

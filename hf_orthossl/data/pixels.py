@@ -97,6 +97,7 @@ class PixelRule:
         pixel_range: Sequence[float] | None = None,
         nodata: float | None = None,
         pages: str = "first",
+        within: Sequence[str] | None = None,
     ) -> "PixelRule":
         """Return the rule of a data set.
 
@@ -106,6 +107,7 @@ class PixelRule:
             pixel_range (`Sequence[float]`, *optional*): The values of black and white, instead of those found.
             nodata (`float`, *optional*): The value of missing pixels.
             pages (`str`, defaults to "first"): What a file of several pages gives, see [`load_source`].
+            within (sequence of `str`, *optional*): As for [`decode_image`].
 
         Raises:
             ValueError: An image has channels or pages that cannot be used, or the images have integers and
@@ -115,7 +117,7 @@ class PixelRule:
         for number, value in enumerate(images):
             name = image_name(value, number)
             try:
-                sampled.append(_Sampled.of(value, name, pages, nodata, number))
+                sampled.append(_Sampled.of(value, name, pages, nodata, number, within))
             except UnsupportedImage as error:
                 raise ValueError(f"data set {title}: {name} is {error}") from error
             except UnreadableImage:
@@ -251,9 +253,11 @@ class _Sampled:
     most: float = 0.0
 
     @classmethod
-    def of(cls, value: Any, name: str, pages: str, nodata: float | None, number: int) -> "_Sampled":
+    def of(
+        cls, value: Any, name: str, pages: str, nodata: float | None, number: int, within: Sequence[str] | None
+    ) -> "_Sampled":
         try:
-            image = open_image(value)
+            image = open_image(value, within)
             numbers = page_numbers(image)
             if pages == "channels":
                 image = pages_as_channels(image)

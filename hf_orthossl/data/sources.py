@@ -211,7 +211,8 @@ class ImageSource:
         if self.image_column not in features or empty:
             rows, features = self.dataset, {}
         images = [image for _, image in sample(undecoded(rows, self.image_column, features), self.image_column)]
-        return PixelRule.of(images, title=self.name, pixel_range=self.pixel_range, nodata=self.nodata, pages=self.pages)
+        reading: dict[str, Any] = {"pixel_range": self.pixel_range, "nodata": self.nodata, "pages": self.pages}
+        return PixelRule.of(images, title=self.name, within=self.within, **reading)
 
     def as_in(self, other: "ImageSource") -> "ImageSource":
         """Return this source with the `pixels` of another one, of which it may be another split."""
@@ -229,6 +230,11 @@ class ImageSource:
         """
         return -1 if self.classes is None else self.classes.index(label)
 
+    @property
+    def within(self) -> list[str] | None:
+        """Return the folders in which the files that rows name must lie; `None` for lists and data of the user's."""
+        return None if self.opened is None else self.opened.within
+
     def page(self, row: int) -> int:
         """Return the page of a row's file."""
         return 0 if self.page_of_row is None else self.page_of_row[row]
@@ -244,7 +250,7 @@ class ImageSource:
         sizes, reason = [], "the data set is empty"
         for row, image in sample(self.dataset, self.image_column):
             try:
-                sizes.append(image_size(image, page=self.page(row)))
+                sizes.append(image_size(image, page=self.page(row), within=self.within))
             except UnreadableImage as error:
                 reason = str(error)
         if not sizes:

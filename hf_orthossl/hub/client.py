@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from ..messages import without_secrets
 from .encoder_record import is_ours
 
 T = TypeVar("T")
@@ -162,7 +163,7 @@ class HubRepo:
     @property
     def url(self) -> str:
         """The address of the repository's page."""
-        return f"{self.api.endpoint}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.repo_id}"
+        return f"{without_secrets(self.api.endpoint)}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.repo_id}"
 
     def check_token(self) -> None:
         """Check that the Hub accepts the token, and lets it write into the namespace of the repository.
@@ -379,8 +380,8 @@ class HubRepo:
         if status is not None:
             return OSError(f"the Hub repeatedly answered {status}: nothing was published; publish again later")
         return OSError(
-            f"the connection to {self.api.endpoint} failed ({type(error).__name__}): nothing was published; publish "
-            "again"
+            f"the connection to {without_secrets(self.api.endpoint)} failed ({type(error).__name__}): nothing was "
+            "published; publish again"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import get_token
 from safetensors import SafetensorError, safe_open
 
-from .. import __version__
+from .. import __version__, messages
 from ..evaluation import Result, read_results
 from ..evaluation.results import results_json
 from .card.metadata import parse_front_matter
@@ -32,7 +32,7 @@ FILES = (
     "spectra.safetensors",
 )
 FIGURES = ("spectra.png", "filters.png", "representations.png")
-TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}")
+TOKEN = re.compile(messages.TOKEN.pattern.encode())
 # A picture in Markdown or HTML, by name without a path: files of other folders do not belong to the encoder.
 _PICTURE = re.compile(r"""(?:\]\(|src=["'])(?:\./)?([\w-][\w.-]*\.(?:png|jpe?g|gif|webp))(?=[\s"')])""", re.IGNORECASE)
 # An identifier of the Hub, and a name of a git branch that needs no quoting.

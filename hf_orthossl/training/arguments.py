@@ -3,7 +3,7 @@
 import copy
 import os
 from dataclasses import MISSING, dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import torch
 from accelerate import PartialState
@@ -11,7 +11,7 @@ from accelerate.utils import DynamoBackend, parse_flag_from_env
 from transformers import TrainingArguments, get_scheduler
 from transformers.utils.logging import get_logger
 
-from ..messages import first_line, suggest
+from ..messages import Secret, first_line, suggest
 from ..methods import TrainingRecipe
 from ..options import default_of
 from .choices import OWN_OPTIMIZERS, TRACKERS
@@ -70,6 +70,10 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
     # Batches have columns that the model's forward does not accept, and a NaN must stop the run, not be averaged.
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Every checkpoint holds the arguments, and folders of runs are passed on.
+        super().__setattr__(name, Secret(value) if name == "hub_token" and isinstance(value, str) else value)
 
     def __post_init__(self):
         TrainingOptions.__post_init__(self)

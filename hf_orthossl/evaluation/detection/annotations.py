@@ -113,7 +113,7 @@ def read_boxes(source: ImageSource, *, progress: bool = False) -> RawBoxes:
     rows = tqdm(columns, desc="boxes", disable=not progress, leave=False, dynamic_ncols=True)
     for row, record in enumerate(rows):
         try:
-            height, width = image_size(record[source.image_column], page=source.page(row))
+            height, width = image_size(record[source.image_column], page=source.page(row), within=source.within)
         except UnreadableImage as error:
             unreadable.append(Unreadable(row, image_name(record[source.image_column], row), str(error)))
             continue

@@ -109,7 +109,8 @@ class DetectionDataset(Dataset):
     def image(self, index: int) -> Image.Image:
         """Return an image in its original size, upright, in RGB."""
         row = self._annotations.rows[index]
-        return decode_image(self._images[row][self._column], self._source.pixels, page=self._source.page(row))
+        source, value = self._source, self._images[row][self._column]
+        return decode_image(value, source.pixels, page=source.page(row), within=source.within)
 
     def truth(self, index: int) -> dict[str, Tensor]:
         """Return the `boxes` of an image in pixels of the original, with `labels`, `difficult` and `crowd`."""

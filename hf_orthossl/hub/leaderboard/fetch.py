@@ -14,6 +14,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, http_stream_backoff
 
 from ...files import replace_file
+from ...messages import without_secrets
 from ..client import hub_error, status_of
 
 T = TypeVar("T")
@@ -166,7 +167,7 @@ class Fetcher:
             return NotRead("the Hub limits the number of requests (429): try again in a few minutes")
         if status is not None:
             return NotRead(f"the Hub repeatedly answered {status}: try again later")
-        return NotRead(f"the connection to {self.endpoint} broke ({type(error).__name__}): try again")
+        return NotRead(f"the connection to {without_secrets(self.endpoint)} broke ({type(error).__name__}): try again")
 
 
 def _refusal(status: int, headers: dict[str, str]) -> NotRead:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ....files import replace_file
+from ....messages import without_secrets
 from ..claims.check import ARRAYS, CARD, CONFIG, RESULTS, SCALARS, WEIGHTS, Published, check, wanted_files
 from ..fetch import Fetcher, NoFile, NotRead, TooLarge
 from ..schema import (
@@ -104,7 +105,9 @@ def collect(
         read = [outcomes[line.repo_id] for line in listed if line.repo_id in outcomes]
         entries = sorted((entry for entry, _ in read if entry), key=lambda entry: entry.repo_id.lower())
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        return Board(entries, rejected + [one for _, about in read for one in about], now, fetcher.endpoint)
+        return Board(
+            entries, rejected + [one for _, about in read for one in about], now, without_secrets(fetcher.endpoint)
+        )
 
     with ThreadPoolExecutor(WORKERS) as pool:
         try:

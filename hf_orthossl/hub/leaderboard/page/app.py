@@ -16,8 +16,9 @@ from ..board.build import build
 from ..board.snapshot import RefreshedBoard, read_snapshot
 from ..schema import Board
 from .catalogue import Catalogue
+from .guard import Guard
 from .rendering import HERE
-from .routes import Guard, routes
+from .routes import routes
 from .views import render_page
 
 TITLE = "Self-supervised encoders: accuracy and spectra"
@@ -80,7 +81,10 @@ def launch_options(blocks: gr.Blocks) -> dict[str, Any]:
     """Return arguments of `blocks.launch`: downloads and badges beside the page, and nothing from other servers."""
     return {
         "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        "app_kwargs": {"routes": routes(vars(blocks)["current_catalogue"]), "middleware": [Middleware(Guard)]},
+        "app_kwargs": {
+            "routes": routes(vars(blocks)["current_catalogue"]),
+            "middleware": [Middleware(Guard, components=frozenset(blocks.blocks))],
+        },
         "footer_links": [],
         "run_history": False,
         "ssr_mode": False,

@@ -1,4 +1,4 @@
-"""Routes beside the page: tables to download, badges, and headers that keep the page to its own server."""
+"""Routes beside the page: tables to download, and badges."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,6 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..board.rank import Measurement
 from ..board.snapshot import csv_text, parquet
@@ -14,16 +13,6 @@ from ..schema import Board
 from .catalogue import Catalogue, View
 from .rendering import render
 
-# Gradio's own page needs inline code and `Function`; whatever the page does, it reaches no other machine.
-_POLICY = (
-    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'"
-)
-_HEADERS = {
-    b"content-security-policy": _POLICY.encode(),
-    b"referrer-policy": b"no-referrer",
-    b"x-content-type-options": b"nosniff",
-}
 _BADGE_HEADERS = {"Content-Security-Policy": "default-src 'none'", "Cache-Control": "public, max-age=3600"}
 # About that of Verdana at 11 pixels; `textLength` makes other fonts fit.
 _WIDTH = 6.6
@@ -74,35 +63,6 @@ def routes(catalogue: Callable[[], Catalogue]) -> list[Route]:
         Route("/board.parquet", as_parquet),
         Route("/badge/{repo_id:path}.svg", badge),
     ]
-
-
-class Guard:
-    """Wrap Gradio's application: no requests to other machines, no files from visitors, no query string of ours."""
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                present = {name.lower() for name, _ in message["headers"]}
-                extra = [pair for pair in _HEADERS.items() if pair[0] not in present]
-                message["headers"] = [*message["headers"], *extra]
-            await send(message)
-
-        path, kind = scope["path"], dict(scope["headers"]).get(b"content-type", b"").lower()
-        if path.rstrip("/").endswith(("/upload", "/deep_link", "/process_recording")) or b"multipart/" in kind:
-            # Gradio would store what a visitor sends: the page takes no files.
-            await Response(status_code=404)(scope, receive, with_headers)
-            return
-        # Gradio uses `page` and `deep_link` of a query string for itself; ours is read in the browser only.
-        scope = {**scope, "query_string": b""} if path in ("", "/") else scope
-        await self.app(scope, receive, with_headers)
 
 
 def _attachment(content: bytes, kind: str, name: str) -> Response:
