@@ -26,6 +26,7 @@ from .messages import suggest
 from .methods import get_method
 from .modeling import SSLConfig, SSLModel, default_gamma
 from .options import convert, default_of, forms, read_config, unknown
+from .spectra import SpectralReport
 from .terminal import replace_characters
 from .training import OrthoSSLTrainer, OrthoSSLTrainingArguments, TrainingData, pretrain_loop
 from .training.callbacks.reporting import read_history
@@ -209,7 +210,7 @@ def run_pretraining(
             write_results(folder / "results.json", results)
             record = training_record(model, data, front=trained_by)
             write_encoder_folder(model, run.encoder, source=source, results=results, training=record, encoder=encoder)
-            print(summary(run, results, penalties, model))
+            print(summary(run, results, penalties, model, SpectralReport.load(run.encoder)))
             return dataclasses.replace(run, publication=publish_run(run, args)) if args.push_to_hub else run
 
 
@@ -312,9 +313,11 @@ def publish_run(run: PretrainingRun, args: OrthoSSLTrainingArguments) -> Publica
         ) from error
 
 
-def summary(run: PretrainingRun, results: list[Result], penalties: list[float], model: SSLModel) -> str:
+def summary(
+    run: PretrainingRun, results: list[Result], penalties: list[float], model: SSLModel, report: SpectralReport
+) -> str:
     """Return a summary of the run's results and files."""
-    lines = []
+    lines = [f"collapse {' '.join(sentences)}"] if (sentences := report.complete_collapse()) else []
     if results:
         top1 = [result.value for result in results if result.metric == "top1"]
         lines.append(f"kNN      top-1 {top1[0]:.3f} before training, {top1[-1]:.3f} after ({results[-1].split})")

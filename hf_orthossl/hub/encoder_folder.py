@@ -122,9 +122,6 @@ def rehearse_encoder_folder(
         include=smallest.partition("[")[0],
         metadata=_about(record),
     )
-    # Few images may be alike, and an untrained layer may be constant, without anything being wrong.
-    report.features = {layer: spectrum for layer, spectrum in report.features.items() if spectrum.num_positive}
-    report.weights = {name: spectrum for name, spectrum in report.weights.items() if spectrum.num_positive}
     report.save(folder)
     if last_weights(report.weights):
         # One panel, because the time for a figure is that of its panels.

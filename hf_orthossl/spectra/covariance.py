@@ -1,16 +1,19 @@
 """Accumulate the covariance of any number of feature vectors, batch by batch."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..arguments import ArrayLike, as_int, as_tensor
 from ..distributed.collectives import all_gather_object, all_gather_rows, all_reduce_sum, world_size
-from .eigenvalues import symmetric_eigenvalues
+from .eigenvalues import EPS, is_rounding, symmetric_eigenvalues
 
 # Above this dimension the D x D matrix is not formed: 8,192 is 512 MiB in float64.
 MAX_DIM = 8192
 TOP_K = 128
 _BLOCK = 128
+_EPS_FLOAT32 = torch.finfo(torch.float32).eps
 
 
 class _Streaming:
@@ -20,16 +23,20 @@ class _Streaming:
 
     def __init__(self, dim: int, width: int, device: torch.device | str = "cpu") -> None:
         self.dim, self.count, self.trace = dim, 0, 0.0
+        # The relative rounding error of the features.
+        self.eps = EPS
         # Apple's GPU has no float64.
         self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
         self.mean = torch.zeros(dim, dtype=torch.float64, device=self.device)
         self._sum = torch.zeros(dim, width, dtype=torch.float64, device=self.device)
 
-    def update(self, features: ArrayLike) -> None:
+    def update(self, features: ArrayLike, computed_in: torch.dtype | None = None) -> None:
         """Add one batch of any length.
 
         Args:
             features (`Tensor` or array): Shape `(n, D)`, of any number type, on any device; read in float64.
+            computed_in (`torch.dtype`, *optional*): The type of numbers that they were computed in, if they were
+                converted since; its rounding errors are not taken for variance.
 
         Raises:
             TypeError: `features` is not an array of numbers.
@@ -40,6 +47,9 @@ class _Streaming:
             raise ValueError(f"features has shape {tuple(rows.shape)}: pass (n, {self.dim})")
         if len(rows) == 0:
             return
+        dtype = computed_in or rows.dtype
+        # Half precision rounds more, but equal images are equal there too, and float32 accumulates.
+        self.eps = max(self.eps, _EPS_FLOAT32 if dtype.is_floating_point and dtype.itemsize < 8 else EPS)
         rows = rows.detach().to(self.device).to(torch.float64)
         mean = rows.mean(0)
         self._add(len(rows), mean, rows - mean)
@@ -57,6 +67,7 @@ class _Streaming:
             raise ValueError(f"other must be a {type(self).__name__} of dimension {self.dim}, like this one")
         if other.count == 0:
             return
+        self.eps = max(self.eps, other.eps)
         self._sum += other._sum.to(self.device)
         self.trace += other.trace
         mean = other.mean.to(self.device)
@@ -66,7 +77,8 @@ class _Streaming:
         """Merge the accumulators of all processes into each of them; call it on all processes."""
         if world_size() == 1:
             return
-        counts, traces = zip(*all_gather_object((self.count, self.trace)), strict=True)
+        counts, traces, errors = zip(*all_gather_object((self.count, self.trace, self.eps)), strict=True)
+        self.eps = max(errors)
         means, weights = all_gather_rows(self.mean[None]).to(self.device), torch.tensor(counts, dtype=torch.float64)
         self.count, self.trace = sum(counts), sum(traces)
         self._combine_sums()
@@ -104,6 +116,15 @@ class _Streaming:
         """Return the trace of the covariance, which is exact in both kinds."""
         self._check_count()
         return self.trace / (self.count - 1)
+
+    @property
+    def smallest_variance(self) -> float:
+        """Return the variance of a direction up to which it is taken for rounding errors; infinite if all of it is.
+
+        Features are computed with a relative error of `eps`, which spreads over all directions.
+        """
+        square, total = float(self.mean.square().sum()), self.total_variance
+        return math.inf if is_rounding(total, square, self.eps) else (square + total) * self.eps**2
 
 
 class StreamingCovariance(_Streaming):
@@ -192,6 +213,25 @@ class StreamingCovariance(_Streaming):
     def second_moment(self) -> Tensor:
         """Return ZᵀZ `(D, D)`, the uncentred sum over all samples, from the scatter and the mean."""
         return self._scatter() + self.count * torch.outer(self.mean, self.mean)
+
+    @property
+    def variances(self) -> Tensor:
+        """Return the variance of each feature `(D,)`, the diagonal of the covariance."""
+        self._check_count()
+        if self._rows is None:
+            return self._sum.diagonal() / (self.count - 1)
+        return torch.cat(self._rows).square().sum(0) / (self.count - 1)
+
+    def variance_along(self, direction: Tensor) -> float:
+        """Return the variance of the features along a unit vector `(D,)`.
+
+        Args:
+            direction (`Tensor`): Shape `(D,)`, float64, on the device of the covariance.
+        """
+        self._check_count()
+        if self._rows is None:
+            return float(direction @ self.covariance() @ direction)
+        return float((torch.cat(self._rows) @ direction).square().sum()) / (self.count - 1)
 
     def eigenvalues(self) -> Tensor:
         """Return the eigenvalues `(D,)` of the covariance, descending, float64.

@@ -38,8 +38,9 @@ def plot_spectra(reports: "SpectralReport | Mapping[str, SpectralReport]", path:
     """Draw the spectra of one or several reports: index against normalized eigenvalue, both on log axes.
 
     There is one panel for the last weight matrix of each stage, and one for each layer of features. A curve is solid if
-    all eigenvalues are positive and dashed otherwise; its label counts the positive ones, since the others cannot be
-    drawn. Stages of different architectures are matched by position.
+    as many eigenvalues are positive as possible and dashed otherwise; its label counts the positive ones, since the
+    others cannot be drawn. A panel without any says so: "no variance". Stages of different architectures are matched by
+    position.
 
     Args:
         reports ([`SpectralReport`] or mapping of `str` to [`SpectralReport`]): One report, or up to seven, keyed by
@@ -163,9 +164,14 @@ def _draw_section(part: "SubFigure", title: str, panels: list[tuple[str, _Curves
         axes.set_xscale("log")
         axes.set_yscale("log")
         # Let a flat spectrum look flat. The labels are at the bottom of the panel, below all curves.
-        lowest, labels = min(axes.get_ylim()[0], 1e-2), _LABEL * (len(curves) + 1.5) / height
+        drawn = [
+            float(spectrum.eigenvalues[spectrum.num_positive - 1]) for _, spectrum in curves if spectrum.num_positive
+        ]
+        lowest, labels = min([1e-2, *(0.8 * value for value in drawn)]), _LABEL * (len(curves) + 1.5) / height
         axes.set_ylim(bottom=lowest ** (1 / (1 - labels)), top=2)
         axes.tick_params(labelsize=7)
+        if not drawn:
+            _draw_nothing(axes, [spectrum for _, spectrum in curves])
         axes.grid(True, color="0.9", linewidth=0.6)
         axes.legend(loc="lower left", fontsize=7, title="positive", title_fontsize=7, framealpha=0.85)
         if number % _COLUMNS == 0:
@@ -176,8 +182,8 @@ def _draw_section(part: "SubFigure", title: str, panels: list[tuple[str, _Curves
 
 def _draw_curve(axes: "Axes", spectrum: WeightSpectrum | FeatureSpectrum, color: str, width: float) -> None:
     positive = spectrum.eigenvalues[: spectrum.num_positive].numpy()
-    complete = spectrum.num_positive == spectrum.dim
-    label = f"{spectrum.num_positive} / {spectrum.dim}"
+    complete = spectrum.num_positive >= spectrum.most_positive
+    label = f"{spectrum.num_positive} / {spectrum.most_positive}"
     axes.plot(
         range(1, len(positive) + 1),
         positive,
@@ -191,12 +197,30 @@ def _draw_curve(axes: "Axes", spectrum: WeightSpectrum | FeatureSpectrum, color:
     )
 
 
+def _draw_nothing(axes: "Axes", spectra: Sequence[WeightSpectrum | FeatureSpectrum]) -> None:
+    """Say in an empty panel why there is no curve."""
+    axes.set_facecolor("0.95")
+    axes.set_xlim(1, max(2, *(spectrum.dim for spectrum in spectra)))
+    axes.minorticks_off()
+    reasons = dict.fromkeys(_reason(spectrum) for spectrum in spectra)
+    text = "\n".join(["no variance", *reasons])
+    axes.text(0.5, 0.72, text, transform=axes.transAxes, ha="center", va="center", fontsize=8, linespacing=1.5)
+
+
+def _reason(spectrum: WeightSpectrum | FeatureSpectrum) -> str:
+    if isinstance(spectrum, FeatureSpectrum):
+        return f"all {spectrum.num_images:,} images\nare equal here"
+    if float(spectrum.singular_values[0]) == 0:
+        return "all weights are 0"
+    return "a single input" if spectrum.shape[0] == 1 else "all inputs have equal weights"
+
+
 def _add_key(figure: "Figure", names: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=color, linewidth=2, label=name) for color, name in zip(COLORS, names, strict=False)]
-    handles.append(Line2D([], [], color="0.4", linestyle="-", label="all eigenvalues positive"))
-    handles.append(Line2D([], [], color="0.4", linestyle="--", label="not all positive"))
+    handles.append(Line2D([], [], color="0.4", linestyle="-", label="as many positive as possible"))
+    handles.append(Line2D([], [], color="0.4", linestyle="--", label="fewer"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), fontsize=8, frameon=False)
 
 

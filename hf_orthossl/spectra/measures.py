@@ -1,7 +1,11 @@
 """Measures that summarize a spectrum in one number.
 
 Every measure accepts a vector of non-negative singular values or covariance eigenvalues in any order and computes in
-float64. "Effective rank" always means that of Roy & Vetterli, from singular values: of the matrix itself for weights,
+float64. Where nothing varies, all eigenvalues are 0, and so are effective rank, RankMe, stable rank,
+participation ratio, LiDAR and the number of positive eigenvalues: they count directions in use, and there are none. The
+condition number is then infinite (no direction can be inverted), and α-ReQ `None` (no decay to fit). None is ever NaN.
+
+"Effective rank" always means that of Roy & Vetterli, from singular values: of the matrix itself for weights,
 of the *centred* feature matrix (square roots of covariance eigenvalues) for features. RankMe is the same number for
 features that are *not* centred.
 """
@@ -22,7 +26,7 @@ def effective_rank(singular_values: ArrayLike) -> float:
         singular_values (`Tensor` or array): Shape `(K,)`.
 
     Returns:
-        `float`: Between 1 and K; 0 for an all-zero vector.
+        `float`: Between 1 and K; 0 for an all-zero vector, in which no direction is used.
 
     Raises:
         TypeError: The argument is not an array of numbers.
@@ -96,7 +100,7 @@ def condition_number(singular_values: ArrayLike) -> float:
         singular_values (`Tensor` or array): Shape `(K,)`.
 
     Returns:
-        `float`: At least 1; `inf` if the smallest value is 0.
+        `float`: At least 1; `inf` if the smallest value is 0, so also for an all-zero vector.
 
     Raises:
         TypeError: The argument is not an array of numbers.
@@ -138,7 +142,7 @@ def alpha_req(eigenvalues: ArrayLike, first: int = 4, last: int = 100) -> float 
         last (`int`, defaults to 100): Last rank of the fit; only positive eigenvalues are used.
 
     Returns:
-        `float`: α, or `None` if fewer than three eigenvalues can be fitted.
+        `float`: α, or `None` if fewer than three eigenvalues can be fitted, as for an all-zero vector.
 
     Raises:
         TypeError: The argument is not an array of numbers.
@@ -227,8 +231,13 @@ def lidar(views: ArrayLike, delta: float = 1e-4, epsilon: float = 1e-7) -> float
 
 
 def _vector(values: ArrayLike) -> Tensor:
-    """Return a spectrum `(K,)` in float64 on the CPU, with negative values, which are rounding errors, set to 0."""
+    """Return a spectrum `(K,)` in float64 on the CPU, divided by its largest value.
+
+    No measure depends on the scale. Negative values, which are rounding errors, become 0, and all zeros remain zeros.
+    """
     tensor = as_tensor("a spectrum", values, finite=False).detach().cpu().to(torch.float64)
     if tensor.ndim != 1 or len(tensor) == 0 or not torch.isfinite(tensor).all():
         raise ValueError(f"a spectrum must be a non-empty vector of finite numbers, got shape {tuple(tensor.shape)}")
-    return tensor.clamp(min=0)
+    values = tensor.clamp(min=0)
+    # Divided first, so that neither sums nor squares of very large or small values leave the range of floats.
+    return values / values.max() if values.max() > 0 else values

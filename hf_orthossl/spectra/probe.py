@@ -18,6 +18,7 @@ from ..regularization import select_matrices
 from .covariance import MAX_DIM, SketchedCovariance, StreamingCovariance, covariance_for
 from .layers import EMBEDDING, POOLS, REPRESENTATION, LayerReader, as_vectors, batches, check_layers, evaluation_mode
 from .measures import lidar
+from .norms import removed_by_norms
 from .report import SpectralReport
 from .spectrum import FeatureSpectrum, WeightSpectrum
 
@@ -168,12 +169,20 @@ def _feature_spectra(
     for layer, covariance in covariances.items():
         try:
             # Layers that share a covariance also share its spectrum.
-            spectrum = known.get(id(covariance)) or FeatureSpectrum.from_covariance(covariance)
+            spectrum = known.get(id(covariance)) or _spectrum(covariance, reader)
         except ValueError as error:
             raise ValueError(f"layer {layer!r}: {error}") from error
         known[id(covariance)] = spectrum
         spectra[layer] = replace(spectrum, pool=pools[layer], lidar=lidars.get(layer))
     return spectra
+
+
+def _spectrum(covariance: StreamingCovariance | SketchedCovariance, reader: LayerReader) -> FeatureSpectrum:
+    spectrum = FeatureSpectrum.from_covariance(covariance)
+    if isinstance(covariance, SketchedCovariance) or spectrum.num_positive == spectrum.dim:
+        return spectrum
+    removed = removed_by_norms(covariance, reader.model, reader.projector)
+    return replace(spectrum, removed_by_norm=min(removed, spectrum.dim - spectrum.num_positive))
 
 
 def feature_covariances(
@@ -192,10 +201,12 @@ def feature_covariances(
     pools: dict[str, str] = {}
     for batch in batches(images, batch_size):
         vectors: dict[str, Tensor] = {}
+        dtypes: dict[str, torch.dtype] = {}
         for layer, output in reader.read(batch).items():
+            dtypes[layer] = output.dtype
             # The paper's input spectrum is that of all pixels, regardless of the pooling of feature maps.
             vectors[layer], pools[layer] = as_vectors(output, "flatten" if layer == "input" else pool)
-        _add_batch(vectors, covariances, _layer_before_representation(vectors), max_dim)
+        _add_batch(vectors, dtypes, covariances, _layer_before_representation(vectors), max_dim)
     return covariances, pools
 
 
@@ -205,7 +216,13 @@ def _layer_before_representation(layers: Iterable[str]) -> str | None:
     return names[names.index(REPRESENTATION) - 1] if REPRESENTATION in names[1:] else None
 
 
-def _add_batch(vectors: dict[str, Tensor], covariances: Covariances, before: str | None, max_dim: int) -> None:
+def _add_batch(
+    vectors: dict[str, Tensor],
+    dtypes: dict[str, torch.dtype],
+    covariances: Covariances,
+    before: str | None,
+    max_dim: int,
+) -> None:
     """Add one batch to every layer's covariance.
 
     A ResNet's representation is the average of its last stage: as long as the two agree to the last bit of the
@@ -226,7 +243,7 @@ def _add_batch(vectors: dict[str, Tensor], covariances: Covariances, before: str
         if layer == REPRESENTATION and before is not None and covariances[layer] is covariances.get(before):
             continue
         try:
-            covariances[layer].update(rows)
+            covariances[layer].update(rows, dtypes[layer])
         except ValueError as error:
             raise ValueError(f"layer {layer!r} (do all images have the same size?): {error}") from error
 
@@ -291,7 +308,7 @@ def _notes(features: dict[str, FeatureSpectrum], max_dim: int, reader: LayerRead
         count = next(iter(features.values())).num_images
         notes.append(
             f"{count} images cap the rank of the features at {count - 1}, below the dimension of {', '.join(capped)}: "
-            "use more images to distinguish the cap from a collapse."
+            "this limit of the sample is no collapse; use more images to see beyond it."
         )
     for layer, f in features.items():
         if not f.exact:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..files import replace_file, replacing_files
 from . import tables
+from .collapse import complete_collapse, partial_collapse
 from .spectrum import FeatureSpectrum, WeightSpectrum
 
 
@@ -107,6 +108,30 @@ class SpectralReport:
             [run.notes for run in runs],
             brief,
         )
+
+    def collapse(self) -> list[str]:
+        """Say in words what has collapsed, completely or in part.
+
+        A direction that a LayerNorm removes from every input, and one that N images cannot show, is not counted.
+
+        Returns:
+            `list[str]`: Sentences, those about complete collapse first; empty if every direction has some variance and
+            no effective rank is below a tenth of its maximum.
+
+        Example:
+            >>> spectral_report(encoder, images).collapse()
+            ['The representations of all 64 images are equal: they have no variance, so the encoder has collapsed ...
+        """
+        return self.complete_collapse() + partial_collapse(self.weights, self.features)
+
+    def complete_collapse(self) -> list[str]:
+        """Say in words what does not vary at all: layers at which all images are equal, and zero weights.
+
+        Returns:
+            `list[str]`: Sentences, one on the representation first; empty if every layer and every weight has at least
+            one direction.
+        """
+        return complete_collapse(self.weights, self.features)
 
     def summary(self) -> dict[str, float]:
         """Return scalars to log, all finite.

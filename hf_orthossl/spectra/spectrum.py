@@ -103,9 +103,12 @@ class FeatureSpectrum:
             `participation_ratio` and `alpha` are estimates.
         largest (`float`): The covariance's largest eigenvalue, by which all are divided.
         total_variance (`float`): The covariance's trace, always exact.
-        num_positive (`int`): The number of `eigenvalues` that are positive beyond rounding; at most N − 1.
+        num_positive (`int`): The number of `eigenvalues` that are positive beyond rounding, that of float32 if they
+            were computed in it; at most `most_positive`, and 0 if nothing varies.
+        removed_by_norm (`int`): The number of directions that have no variance by construction: 1 after a LayerNorm,
+            which subtracts the mean over the D channels.
         effective_rank (`float`): Roy & Vetterli's effective rank of the centred feature matrix (square roots of the
-            eigenvalues).
+            eigenvalues); 0 if nothing varies.
         rankme (`float`): RankMe of the uncentred feature matrix.
         participation_ratio (`float`): (Σ λ)² / Σ λ².
         alpha (`float`, *optional*): α-ReQ; `None` if fewer than three eigenvalues can be fitted.
@@ -121,6 +124,7 @@ class FeatureSpectrum:
     largest: float
     total_variance: float
     num_positive: int
+    removed_by_norm: int
     effective_rank: float
     rankme: float
     participation_ratio: float
@@ -130,7 +134,11 @@ class FeatureSpectrum:
 
     @classmethod
     def from_covariance(
-        cls, covariance: StreamingCovariance | SketchedCovariance, pool: str = "none", lidar: float | None = None
+        cls,
+        covariance: StreamingCovariance | SketchedCovariance,
+        pool: str = "none",
+        lidar: float | None = None,
+        removed_by_norm: int = 0,
     ) -> "FeatureSpectrum":
         """Return the spectrum of all samples accumulated in a covariance.
 
@@ -138,11 +146,13 @@ class FeatureSpectrum:
             covariance ([`StreamingCovariance`] or [`SketchedCovariance`]): The accumulated covariance.
             pool (`str`, defaults to `"none"`): The pooling to one vector per image.
             lidar (`float`, *optional*): LiDAR, if it was measured.
+            removed_by_norm (`int`, defaults to 0): The number of directions that a norm removes.
 
         Raises:
             ValueError: There are fewer than 2 samples, or they contain NaN or infinity.
         """
         eigenvalues = covariance.eigenvalues()
+        eigenvalues = torch.where(eigenvalues > covariance.smallest_variance, eigenvalues, 0)
         uncentred = covariance.uncentred_eigenvalues()
         size = max(covariance.dim, covariance.count)
         total = covariance.total_variance
@@ -163,6 +173,7 @@ class FeatureSpectrum:
             largest=float(eigenvalues[0]),
             total_variance=total,
             num_positive=measures.count_positive(eigenvalues, size),
+            removed_by_norm=removed_by_norm,
             effective_rank=measures.effective_rank(clean.sqrt()),
             rankme=measures.rankme(uncentred[: covariance.count].sqrt()),
             participation_ratio=participation,
@@ -173,8 +184,11 @@ class FeatureSpectrum:
 
     @property
     def most_positive(self) -> int:
-        """Return how many eigenvalues can be positive: at most one less than the images, since they are centred."""
-        return min(self.dim, max(self.num_images - 1, 0))
+        """Return how many eigenvalues can be positive.
+
+        At most one less than the images, since they are centred, and one for each dimension that no norm removes.
+        """
+        return min(self.dim - self.removed_by_norm, max(self.num_images - 1, 0))
 
     @property
     def num_non_positive(self) -> int | None:

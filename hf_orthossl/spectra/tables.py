@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
+from .collapse import complete_collapse, partial_collapse, removed_note
 from .spectrum import FeatureSpectrum, WeightSpectrum
 from .stages import Matched, S, last_weights, match_features, match_names, match_weights, short_name
 
@@ -18,7 +19,7 @@ def table(
     notes: list[str],
     brief: bool = False,
 ) -> str:
-    """Return one report as text: weights, features, notes.
+    """Return one report as text: weights, features, what has collapsed, notes.
 
     Args:
         name (`str`): The model's name.
@@ -64,9 +65,22 @@ def table(
         ]
         header = ["features", "dim", "effective rank", "RankMe", "participation", "α-ReQ", "LiDAR", "positive"]
         parts.append(_aligned(header, rows))
-    if notes:
-        parts.append("\n".join(map(as_note, notes)))
+    remarks = [as_note(text, kind) for kind, text in _remarks(weights, features, notes)]
+    if remarks:
+        parts.append("\n".join(remarks))
     return "\n\n".join(parts)
+
+
+def _remarks(
+    weights: dict[str, WeightSpectrum], features: dict[str, FeatureSpectrum], notes: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Return kind and text of each remark on one report."""
+    kinds = {
+        "Collapse": complete_collapse(weights, features),
+        "Partial collapse": partial_collapse(weights, features),
+        "Note": [*removed_note(features), *notes],
+    }
+    return [(kind, text) for kind, texts in kinds.items() for text in texts]
 
 
 def as_note(text: str, label: str = "Note") -> str:
@@ -101,12 +115,13 @@ def compare(
     parts += _measures("weights", letters, weight_rows, WEIGHT_MEASURES[: 2 if brief else None], totals)
     feature_rows = match_features(features) if brief else match_names(features)
     parts += _measures("features", letters, feature_rows, FEATURE_MEASURES[: 3 if brief else None], {})
-    models: dict[str, list[str]] = {}
-    for letter, own in zip(letters, notes, strict=True):
-        for note in own:
-            models.setdefault(note, []).append(letter)
-    if models:
-        parts.append("\n".join(as_note(note, f"Note on {', '.join(which)}") for note, which in models.items()))
+    models: dict[tuple[str, str], list[str]] = {}
+    for letter, matrices, layers, own in zip(letters, weights, features, notes, strict=True):
+        for remark in _remarks(matrices, layers, own):
+            models.setdefault(remark, []).append(letter)
+    remarks = [as_note(text, f"{kind} ({', '.join(which)})") for (kind, text), which in models.items()]
+    if remarks:
+        parts.append("\n".join(remarks))
     return "\n\n".join(parts)
 
 

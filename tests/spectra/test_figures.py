@@ -70,7 +70,7 @@ def test_panels_overlay_the_runs_and_dash_what_is_not_all_positive(reports, draw
     assert {axes.get_xlabel() for axes in panels.values()} == {"index"}
     assert panels["input pixels"].get_ylabel() == "normalized eigenvalue"
     key = [text.get_text() for text in drawn[0].legends[0].get_texts()]
-    assert key == ["healthy", "collapsed", "all eigenvalues positive", "not all positive"]
+    assert key == ["healthy", "collapsed", "as many positive as possible", "fewer"]
 
 
 def test_no_text_of_the_figure_overlaps_another(reports, drawn, tmp_path):

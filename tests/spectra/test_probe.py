@@ -67,7 +67,7 @@ def test_an_encoder_is_read_layer_by_layer_against_numpy(images):
     assert report.features["input"].num_non_positive == 192 - 69
     assert report.notes == [
         "70 images cap the rank of the features at 69, below the dimension of input (192): "
-        "use more images to distinguish the cap from a collapse."
+        "this limit of the sample is no collapse; use more images to see beyond it."
     ]
 
 
@@ -131,7 +131,9 @@ def test_a_representation_equal_to_the_last_stage_is_accumulated_once(images, fr
     if from_batch is not None:
         images[20 * from_batch :, 0, 0, 0] *= -1
     updates, update = [], StreamingCovariance.update
-    monkeypatch.setattr(StreamingCovariance, "update", lambda self, rows: (updates.append(rows), update(self, rows)))
+    monkeypatch.setattr(
+        StreamingCovariance, "update", lambda self, rows, *more: (updates.append(rows), update(self, rows))
+    )
     model = Switching()
     views = images[:60].reshape(20, 3, 3, 8, 8)
     report = spectral_report(model, images, batch_size=20, layers=["last", "representation"], views=views)

@@ -17,7 +17,7 @@ from ..escaping import Safe, escape
 from ..measurements import average_seeds, card_rows, load_results
 from .metadata import as_list, front_matter, parse_front_matter
 from .sections import find_sections, merge_sections, offered_line, split_front_matter
-from .spectra_text import feature_rows, plain_reading, weight_rows
+from .spectra_text import collapse_notice, feature_rows, plain_reading, weight_rows
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 SPECTRA, FIGURE = "spectra.json", "spectra.png"
@@ -140,10 +140,11 @@ def _usage(record: EncoderRecord) -> dict[str, Any]:
 def _spectra(folder: Path) -> dict[str, Any]:
     """Return the template's values for the spectra of a folder."""
     if not (folder / SPECTRA).is_file():
-        return {"report": None}
+        return {"report": None, "collapse": []}
     report = SpectralReport.load(folder)
     return {
         "report": report,
+        "collapse": collapse_notice(report),
         "reading": plain_reading(report),
         "weights": weight_rows(report),
         "features": feature_rows(report),

@@ -3,6 +3,7 @@
 import torch
 
 from ...spectra import FeatureSpectrum, SpectralReport, WeightSpectrum, last_weights
+from ...spectra.collapse import complete_collapse, is_constant, remedies
 from ..escaping import Safe, escape
 
 REPRESENTATION = "representation"
@@ -18,12 +19,25 @@ def directions_for(spectrum: FeatureSpectrum, share: float) -> int | None:
     Returns:
         `int` or `None`: The number; `None` if all known eigenvalues together account for less.
     """
-    if spectrum.total_variance <= 0:
+    if spectrum.num_positive == 0:
         return None
     held = spectrum.eigenvalues.cumsum(0) * (spectrum.largest / spectrum.total_variance)
     # The last cumulative sum is 1 up to rounding.
     reached = torch.nonzero(held >= share - 1e-12)
     return int(reached[0]) + 1 if len(reached) else None
+
+
+def collapse_notice(report: SpectralReport) -> list[Safe]:
+    """Return paragraphs of Markdown on a complete collapse, the first of them in bold; empty without one."""
+    sentences = complete_collapse(report.weights, report.features, _name)
+    if not sentences:
+        return []
+    if is_constant(report.features, REPRESENTATION):
+        headline = "Complete collapse: this encoder gives all images the same representation."
+    else:
+        headline = "Complete collapse in a part of this encoder."
+    advice = " ".join(remedies(report.weights, report.features))
+    return [Safe(f"**{headline}**"), Safe(" ".join(sentences)), Safe(f"What to try: {advice}")]
 
 
 def plain_reading(report: SpectralReport) -> Safe:
@@ -33,8 +47,8 @@ def plain_reading(report: SpectralReport) -> Safe:
     sentences = _of_representation(spectrum) if spectrum else weights_alone
     sentences += _of_weights(report.weights)
     sentences.append(
-        "The effective rank indicates how many directions are in use: that of a collapsed encoder is near 1, and its "
-        "curves in the figure fall steeply."
+        "The effective rank indicates how many directions are in use: that of a collapsed encoder is near 1, or 0 if "
+        "nothing varies, and its curves in the figure fall steeply, or are missing."
     )
     return Safe(" ".join(sentences))
 
@@ -71,8 +85,10 @@ def feature_rows(report: SpectralReport) -> list[tuple[str, str, str, str, str, 
 def _of_representation(spectrum: FeatureSpectrum) -> list[str]:
     cap, images = spectrum.most_positive, f"{spectrum.num_images:,} images"
     half = directions_for(spectrum, 0.5)
-    if spectrum.total_variance <= 0 or spectrum.num_positive == 0:
-        return [f"All {images} have the same representation: it has collapsed completely."]
+    if spectrum.num_positive == 0:
+        return [
+            f"All {images} have the same representation: no direction has any variance, and the effective rank is 0."
+        ]
     rank = f"{'' if spectrum.exact else 'at least '}{spectrum.effective_rank:.0f} of {spectrum.dim}"
     sentences = [
         f"Over {images}, half of the variance of the representation lies in "
@@ -80,7 +96,7 @@ def _of_representation(spectrum: FeatureSpectrum) -> list[str]:
         + f"; its effective rank is {rank}."
     ]
     lost = cap - spectrum.num_positive if spectrum.exact else 0
-    if cap < spectrum.dim:
+    if spectrum.num_images - 1 < spectrum.dim - spectrum.removed_by_norm:
         sentences.append(
             f"{images} can show at most {cap} directions; the others have not collapsed, but cannot be measured."
         )
@@ -88,6 +104,12 @@ def _of_representation(spectrum: FeatureSpectrum) -> list[str]:
         sentences.append(f"{lost} of the {cap} have no variance: in these directions the representation has collapsed.")
     elif spectrum.exact:
         sentences.append(f"All {cap} have some variance.")
+    if spectrum.removed_by_norm and cap == spectrum.dim - spectrum.removed_by_norm:
+        has = "has" if spectrum.removed_by_norm == 1 else "have"
+        sentences.append(
+            f"{spectrum.removed_by_norm} of the {spectrum.dim} dimensions {has} none by construction, because the last "
+            "norm subtracts the mean over the channels; this is no collapse."
+        )
     return sentences
 
 
