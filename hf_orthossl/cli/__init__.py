@@ -1,11 +1,15 @@
 """The `orthossl` command: run a sub-command, and report bad input in one clear line."""
 
 import importlib
+import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-from ..distributed.launch import end_processes, is_main_process, peer_failed, print_error_once
+from ..distributed import peers
+from ..distributed.ending import SignalGuard, Terminated, end_now, tell_ended
+from ..distributed.launch import check_environment, end_processes, peer_failed, print_error_once
+from ..distributed.progress import here
 from ..terminal import keep_printing
 
 # Sub-command → description. Its options are read by a module of `options`, without torch; its own module, imported only
@@ -76,26 +80,49 @@ def perform(name: str, argv: list[str], *, prog: str | None = None, **settings: 
 def run(prog: str, command: Callable[[list[str]], object], argv: list[str]) -> None:
     """Run the `main(argv)` of a command; errors that the user can fix become one line and exit code 2.
 
-    If several processes fail, only the first prints its error.
+    A signal ends it with one line and exit code 128 plus its number. If several processes fail, only the first prints
+    its error; if one ends or does not answer, the others say so.
     """
     keep_printing()
+    here.begin(prog)
     debug = "--debug" in argv
     try:
-        command([argument for argument in argv if argument != "--debug"])
-        end_processes()
+        with SignalGuard() as guard:
+            try:
+                check_environment()
+                command([argument for argument in argv if argument != "--debug"])
+                end_processes()
+            except RuntimeError as error:
+                # A signal to the whole process group ends the processes of a data loader too, and perhaps first.
+                if guard.comes():
+                    raise Terminated(guard.received or signal.SIGTERM) from error
+                raise
     except USER_ERRORS as error:
         if debug:
             raise
         fail(prog, error)
     except KeyboardInterrupt:
-        if is_main_process():
-            print(f"\n{prog}: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        _end_by_signal(signal.SIGINT)
+    except Terminated as error:
+        _end_by_signal(error.number)
     except RuntimeError:
         # After one process has ended, the errors of its peers do not show the cause.
-        if not debug and peer_failed():
+        if debug:
+            raise
+        if peer_failed():
             raise SystemExit(2) from None
+        if line := peers.lost_peer():
+            end_now(2, lambda: peers.tell_lost(line))
         raise
+
+
+def _end_by_signal(number: int) -> NoReturn:
+    """Say that a signal ended the command; a launcher sends one as well when another process has ended."""
+    if line := peers.lost_peer(within=0.3):
+        end_now(2, lambda: peers.tell_lost(line))
+    if not peer_failed():
+        tell_ended(number)
+    raise SystemExit(128 + number)
 
 
 def fail(prog: str, error: Exception) -> None:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .launch import TIMEOUT
+from .progress import here
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ def all_gather_object(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
+    here.arrivals += 1
     dist.all_gather_object(values, value, group=_cpu_group())
     return values
 
@@ -96,11 +98,17 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     return gathered
 
 
+def wait_for_all() -> None:
+    """Wait until all processes are here, however long the main one computes alone before; see `peers.py`."""
+    all_reduce_max(0)
+
+
 def all_reduce_sum(value: Tensor) -> Tensor:
     """Return the sum of a tensor over processes, on its own device and without gradient."""
     if world_size() == 1:
         return value
     summed = value.detach().to("cpu", copy=True)
+    here.arrivals += 1
     dist.all_reduce(summed, group=_cpu_group())
     return summed.to(value.device)
 
@@ -132,6 +140,7 @@ def _all_reduce(value: int, operation: Any) -> int:
     if world_size() == 1:
         return value
     reduced = torch.tensor(value)
+    here.arrivals += 1
     dist.all_reduce(reduced, op=operation, group=_cpu_group())
     return int(reduced)
 

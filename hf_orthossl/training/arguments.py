@@ -1,7 +1,6 @@
 """Settings of a pretraining run as `transformers.TrainingArguments`, which both fronts read."""
 
 import copy
-import os
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Self
 
@@ -11,6 +10,7 @@ from accelerate.utils import DynamoBackend, parse_flag_from_env
 from transformers import TrainingArguments, get_scheduler
 from transformers.utils.logging import get_logger
 
+from ..distributed.launch import group_timeout, is_multi_process, meet_processes
 from ..messages import Secret, first_line, suggest
 from ..methods import TrainingRecipe
 from ..options import default_of
@@ -27,8 +27,8 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
 
     An option that is `None` follows the recipe that the method was published with. The defaults differ from those of
     `transformers.TrainingArguments`: batches of 256, the last, smaller one dropped, 30 epochs, a cosine schedule, no
-    gradient clipping, only the two newest checkpoints, and a timeout of one day between processes, since measurements
-    on the main one may take long. One process trains on one GPU, even if there are several.
+    gradient clipping, only the two newest checkpoints, and a timeout of five minutes for a process that does not
+    answer. One process trains on one GPU, even if there are several.
 
     The fields of [`TrainingOptions`] are the options that both fronts honour. To set any other field of
     `TrainingArguments` is an error that says why; docs/training_options.md lists them all.
@@ -89,13 +89,17 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
                 raise ValueError("fp16 needs a GPU: pass --bf16, which computes in bfloat16 on the CPU")
             if self.tf32 is not None:
                 raise ValueError(f"tf32 is {self.tf32}, which only NVIDIA's GPUs have: leave it out")
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        several = is_multi_process()
+        if several:
+            meet_processes(self.ddp_timeout)
+        timeout = group_timeout(cpu=bool(self.use_cpu))
         if self.use_cpu and several:
             # The parent class would create the process group without the timeout.
-            PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
+            PartialState(cpu=True, backend=self.ddp_backend, timeout=timeout)
         # The parent class rejects these values and `None`, so pass a placeholder while it checks the rest. With a
-        # backend it would expect a process group even of one process.
-        ours = self.optim, self.warmup_steps, self.ddp_backend
+        # backend it would expect a process group even of one process. Its timeout is that of torch.
+        ours = self.optim, self.warmup_steps, self.ddp_backend, self.ddp_timeout
+        self.ddp_timeout = int(timeout.total_seconds())
         self.ddp_backend = self.ddp_backend if several else None
         self.optim = "sgd" if self.optim in (None, *OWN_OPTIMIZERS) else self.optim
         self.warmup_steps = self.warmup_steps or 0
@@ -113,7 +117,7 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
             raise ValueError("on_nonfinite skip does not work with DeepSpeed, which steps by itself: use stop")
         if ours[0] in (None, *OWN_OPTIMIZERS):
             self.optim = ours[0]
-        self.warmup_steps, self.ddp_backend = ours[1:]
+        self.warmup_steps, self.ddp_backend, self.ddp_timeout = ours[1:]
 
     @property
     def images_per_step(self) -> int:

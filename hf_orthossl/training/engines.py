@@ -15,6 +15,7 @@ from accelerate.utils import (
 )
 from accelerate.utils.constants import FSDP_MODEL_NAME
 
+from ..distributed.launch import group_timeout
 from ..distributed.sync_batchnorm import synchronize_batchnorm
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
@@ -29,7 +30,7 @@ def engine_settings(args: OrthoSSLTrainingArguments) -> dict[str, Any]:
                 find_unused_parameters=bool(args.ddp_find_unused_parameters),
                 broadcast_buffers=bool(args.ddp_broadcast_buffers),
             ),
-            InitProcessGroupKwargs(timeout=args.ddp_timeout_delta),
+            InitProcessGroupKwargs(timeout=group_timeout(cpu=args.use_cpu)),
         ],
     }
 

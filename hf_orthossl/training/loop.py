@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+from ..distributed.collectives import wait_for_all
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks import SpectraCallback
@@ -136,7 +137,10 @@ def _train(model: SSLModel, data: TrainingData, output: EncoderOutput, write_enc
     quiet = args.disable_tqdm or not accelerator.is_main_process
     wrapped.train()
     epoch, steps_into_epoch = divmod(done, epoch_steps)
-    with Interruption() as interruption, tqdm(total=max_steps, initial=done, disable=quiet, dynamic_ncols=True) as bar:
+    with (
+        Interruption(args.output_dir) as interruption,
+        tqdm(total=max_steps, initial=done, disable=quiet, dynamic_ncols=True) as bar,
+    ):
         while done < max_steps:
             skipped = steps_into_epoch * args.gradient_accumulation_steps
             loader.set_epoch(epoch)  # type: ignore[attr-defined]  # accelerate's subclasses have it
@@ -182,6 +186,7 @@ def _train(model: SSLModel, data: TrainingData, output: EncoderOutput, write_enc
                         _finish_trackers(accelerator)
                         interruption.stop(done, saved)
                     output.at_save(done)
+                    wait_for_all()
                 if done == max_steps:
                     break
             epoch, steps_into_epoch = epoch + 1, 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ..data.options import ImageOptions
-from ..distributed.launch import TIMEOUT
+from ..distributed.launch import LIMIT
 from ..options import convert, forms, parse_assignments
 from .choices import ADAM, MOMENTUM, check_optimizer, check_schedule, check_settings, checked_trackers
 from .intervals import check_interval, check_threshold
@@ -175,10 +175,10 @@ class TrainingOptions:
         default=None,
         metadata={"metavar": "NAME", "help": "nccl, gloo, … (default: by device)", "more": True},
     )
-    # Measurements on the main process may take long.
+    # A main process that measures for hours answers all the while.
     ddp_timeout: int = field(
-        default=int(TIMEOUT.total_seconds()),
-        metadata={"help": "seconds that processes wait for each other", "more": True},
+        default=LIMIT,
+        metadata={"help": "seconds to wait for a process that is silent", "more": True},
     )
     output_dir: str = field(
         default="runs/default", metadata={"metavar": "DIR", "help": "folder of the run", "group": SAVING}

@@ -9,6 +9,7 @@ from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy
 
 from ..distributed.collectives import rank
+from ..distributed.progress import here
 from ..distributed.sharding import gather_module
 from ..encoders import Encoder
 from ..hub.encoder_folder import write_encoder_folder
@@ -151,7 +152,8 @@ class EncoderOutput:
         if not self.args.push_to_hub or self.pushed == step:
             return
         try:
-            self._send(self._folder, "End of training")
+            with here.waiting_elsewhere():
+                self._send(self._folder, "End of training")
         except (OSError, ValueError) as error:
             logger.warning(
                 "The encoder was not published (%s): publish it with orthossl publish %s --repo_id %s",
@@ -161,7 +163,8 @@ class EncoderOutput:
     def wait(self) -> None:
         """Wait for the push in the background to end."""
         if self.pending is not None:
-            self.pending.result()
+            with here.waiting_elsewhere():
+                self.pending.result()
 
     @property
     def _folder(self) -> Path:

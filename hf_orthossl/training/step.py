@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..data import UnreadableLog, Views
 from ..distributed.collectives import all_reduce_mean, all_reduce_min, rank, world_size
+from ..distributed.progress import here
 from ..messages import warn_above_bars
 from ..methods import Progress
 from ..modeling import SSLModel
@@ -71,6 +72,7 @@ class SSLStep:
         self._images_seen = 0
         self._waiting.clear()
         self.guard.begin()
+        here.step = step + 1
         self.model.begin_step(Progress(step, max_steps, steps_per_epoch, self.seed))
 
     def loss(self, model: nn.Module, batch: dict[str, Any], *, last: bool, accumulation: int) -> Tensor:

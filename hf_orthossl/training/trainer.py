@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
+from ..distributed.collectives import wait_for_all
 from ..hub.publish import Publication
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
@@ -110,7 +111,7 @@ class OrthoSSLTrainer(Trainer):
         self._staging: Path | None = None
         self._resuming: Path | None = None
         self._write_encoder = write_encoder
-        self.interruption = Interruption()
+        self.interruption = Interruption(args.output_dir)
         self.output = EncoderOutput(model, self.data, front="Trainer")
         self.step = build_step(model, self.data)
         self.add_callback(HistoryCallback(self.data.record))
@@ -322,6 +323,8 @@ class StepCallback(TrainerCallback):
 
     def __init__(self, trainer: OrthoSSLTrainer):
         self.trainer = trainer
+        # Whether the main process measured or published after the last step, while the others had nothing to do.
+        self._main_was_alone = False
 
     def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
         """Record what the steps use."""
@@ -335,6 +338,9 @@ class StepCallback(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         """Begin the step."""
+        if self._main_was_alone:
+            # Not in a collective of GPUs, whose limits are torch's.
+            wait_for_all()
         steps_per_epoch = self.trainer.data.steps_per_epoch or state.max_steps
         self.trainer.step.begin(state.global_step, state.max_steps, steps_per_epoch)
 
@@ -350,6 +356,7 @@ class StepCallback(TrainerCallback):
         """Log the last step, and save a checkpoint after a signal."""
         if state.global_step >= state.max_steps:
             control.should_log = True
+        self._main_was_alone = control.should_log or control.should_save
         if self.trainer.interruption.agreed():
             # The run stops once the checkpoint is saved. No log entry: an uninterrupted run would not have it.
             control.should_save = True

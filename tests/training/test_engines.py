@@ -23,7 +23,7 @@ from torch.distributed import TCPStore
 from hf_orthossl.cli import perform
 from hf_orthossl.distributed import launch as launching
 from hf_orthossl.distributed.collectives import on_main, rank
-from hf_orthossl.distributed.launch import TIMEOUT
+from hf_orthossl.distributed.launch import LIMIT, TIMEOUT
 from hf_orthossl.training.callbacks.reporting import read_history
 from hf_orthossl.training.engines import check_engine, engine_settings, prepare_model
 
@@ -226,7 +226,7 @@ class _Asked(Exception):
     pass
 
 
-def test_processes_wait_as_long_for_each_other_as_the_main_one_may_measure(monkeypatch, tmp_path):
+def test_torch_waits_as_long_as_the_main_process_may_measure_and_the_watch_for_minutes(monkeypatch, tmp_path):
     asked = {}
 
     def init_process_group(**settings):
@@ -234,18 +234,20 @@ def test_processes_wait_as_long_for_each_other_as_the_main_one_may_measure(monke
         raise _Asked
 
     args = tiny_arguments(tmp_path)
+    assert args.ddp_timeout == LIMIT
     (timeout,) = [kind.timeout for kind in engine_settings(args)["kwargs_handlers"] if hasattr(kind, "timeout")]
     assert timeout == TIMEOUT
     monkeypatch.setattr("torch.distributed.init_process_group", init_process_group)
+    monkeypatch.setattr("hf_orthossl.distributed.rendezvous.meet", lambda limit: asked.update(limit=limit))
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         with pytest.raises(_Asked):
-            tiny_arguments(tmp_path)
+            tiny_arguments(tmp_path, ddp_timeout=77)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-    assert asked["timeout"] == TIMEOUT
+    assert (asked["limit"], asked["timeout"]) == (77, TIMEOUT)
 
 
 def test_one_process_takes_one_of_several_gpus(monkeypatch, tmp_path, caplog):
