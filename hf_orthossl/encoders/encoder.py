@@ -174,7 +174,7 @@ def square_side(name: str, size: int | Sequence[int]) -> int:
     Raises:
         ValueError: The size is not square.
     """
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:] if len(size) > 1 else (*size, *size)
     if height != width:
         raise ValueError(f"backbone {name!r} is built for images of {height}×{width}: pass image_size for square ones")
     return height

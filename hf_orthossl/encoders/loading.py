@@ -1,6 +1,6 @@
 """Load an encoder by its name: a timm architecture, a Hub id, a folder or a run."""
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,11 @@ from ..messages import describe, first_line, suggest
 
 # Imported because they register architectures: `load_encoder("resnet18_cifar")` depends on it.
 from . import linear_backbone, small_images  # noqa: F401
+from .description import CONFIG, PROCESSOR, read_config, timm_arguments, timm_description
 from .encoder import Encoder, suggest_architecture
 from .timm_encoder import build_timm_encoder
 from .transformers_encoder import build_transformers_encoder
-
-WEIGHTS = "model.safetensors"
-SHARDED_WEIGHTS = "model.safetensors.index.json"
-# Entries of timm's `pretrained_cfg` that describe a model; the others name sources of weights.
-_DESCRIBING = (
-    *("architecture", "tag", "input_size", "test_input_size", "min_input_size", "fixed_input_size", "interpolation"),
-    *("crop_pct", "test_crop_pct", "crop_mode", "mean", "std", "num_classes", "pool_size", "first_conv", "classifier"),
-)
-# Arguments of `timm.create_model` that a configuration from elsewhere must not set, besides pretrained_*.
-_NOT_ARCHITECTURE = (
-    *("checkpoint_path", "cache_dir", "features_only", "feature_cfg", "model_cfg", "kwargs_filter", "scriptable"),
-    *("exportable", "no_jit", "device", "dtype"),
-)
+from .weights import SHARDED_WEIGHTS, WEIGHTS, find_weights
 
 
 def load_encoder(
@@ -36,8 +25,13 @@ def load_encoder(
 ) -> Encoder:
     """Load any timm or Hugging Face vision backbone as an encoder of images `(B, 3, H, W)` to `(B, D)`.
 
-    Code that comes with a model is never run, and pickled weights are never read. The encoder is in training mode and
-    on the CPU; its weights are float32 unless another default dtype is set.
+    Code that comes with a model is never run, and pickled weights are never read. What a folder or repository says is
+    checked before a network is built from it (`description.py`), and so are the size of the network, of its images and
+    of its weights (`budget.py`, `weights.py`): at most 5 billion parameters without weights and as many as the file
+    holds with them, 20,000 modules, images of 2048 pixels, 2 TFLOP or 20 kFLOP per parameter for one image, and what
+    fits in memory.
+
+    The encoder is in training mode and on the CPU; its weights are float32 unless another default dtype is set.
 
     Args:
         name (`str` or `Path`): One of: a timm name (`"resnet18"`, `"vit_tiny_patch16_224.augreg_in21k"`,
@@ -100,7 +94,7 @@ def _load_timm_name(name: str, pretrained: bool, image_size: int | None, **backb
     if pretrained:
         if cfg is None or not cfg.hf_hub_id:
             raise ValueError(f"backbone {name!r} has no pretrained weights: pass pretrained=False")
-        weights = _find_weights(name, _download(name, cfg.hf_hub_id, pretrained=True))
+        weights = find_weights(name, _download(name, cfg.hf_hub_id, pretrained=True))
     config = {"pretrained_cfg": {} if cfg is None else cfg.to_dict()}
     return build_timm_encoder(name, name, config, weights, image_size, **backbone_kwargs)
 
@@ -109,8 +103,8 @@ def _find_folder(name: str, prefix: str, plain: str, pretrained: bool) -> Path:
     """Return the local folder of a model, which is downloaded if it is on the Hub."""
     folder = Path(plain).expanduser()
     if prefix != "hf-hub" and folder.is_dir():
-        folder = folder / "encoder" if (folder / "encoder" / "config.json").exists() else folder
-        if not (folder / "config.json").exists():
+        folder = folder / "encoder" if os.path.lexists(folder / "encoder" / CONFIG) else folder
+        if not os.path.lexists(folder / CONFIG):
             raise FileNotFoundError(
                 f"backbone {name!r}: the folder has neither config.json nor encoder/config.json, pass an encoder folder"
             )
@@ -128,7 +122,7 @@ def _find_folder(name: str, prefix: str, plain: str, pretrained: bool) -> Path:
 def _download(name: str, repo_id: str, pretrained: bool) -> Path:
     """Download the configuration of a Hub repository and, if requested, its safetensors weights, but nothing else."""
     repo_id, _, revision = repo_id.partition("@")
-    patterns = ["config.json", "preprocessor_config.json"]
+    patterns = [CONFIG, PROCESSOR]
     if pretrained:
         patterns += [WEIGHTS, SHARDED_WEIGHTS, "model-*.safetensors"]
     try:
@@ -138,7 +132,7 @@ def _download(name: str, repo_id: str, pretrained: bool) -> Path:
             f"backbone {name!r}: {repo_id!r} is not a local folder and cannot be read from the Hub "
             f"({first_line(error)}): check the name and the connection"
         ) from error
-    if not (folder / "config.json").exists():
+    if not (folder / CONFIG).exists():
         raise FileNotFoundError(
             f"backbone {name!r}: the Hub repository {repo_id!r} has no config.json, choose one with a model"
         )
@@ -146,61 +140,10 @@ def _download(name: str, repo_id: str, pretrained: bool) -> Path:
 
 
 def _load_folder(name: str, folder: Path, pretrained: bool, image_size: int | None, **backbone_kwargs: Any) -> Encoder:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"backbone {name!r}: {folder / 'config.json'} is not JSON ({error}), repair it") from error
-    if "architecture" in config:
-        architecture = config["architecture"]
-        if not timm.is_model(architecture):
-            raise ValueError(
-                f"backbone {name!r} has unknown architecture {architecture!r}: "
-                f"{suggest_architecture(architecture, timm.list_models())}"
-            )
-        weights = _find_weights(name, folder) if pretrained else None
-        about = {"pretrained_cfg": _description(config), "model_args": _model_args(name, config)}
-        return build_timm_encoder(name, architecture, about, weights, image_size, **backbone_kwargs)
-    if "model_type" in config:
-        if pretrained and not (folder / SHARDED_WEIGHTS).exists():
-            _find_weights(name, folder)
-        return build_transformers_encoder(name, folder, pretrained, image_size, **backbone_kwargs)
-    raise ValueError(
-        f"backbone {name!r}: {folder / 'config.json'} names neither a timm architecture nor a transformers model_type, "
-        "choose a folder of timm or transformers"
-    )
-
-
-def _description(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what timm's configuration says of the images and layers, without the sources of weights that it names."""
-    cfg = config.get("pretrained_cfg", config)
-    return {key: cfg[key] for key in _DESCRIBING if key in cfg}
-
-
-def _model_args(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the architecture in timm's configuration.
-
-    Raises:
-        ValueError: An argument determines how weights are loaded, not how the architecture is built, or is a path, a
-            URL or an object.
-    """
-    given = config.get("model_args") or {}
-    for key, value in given.items():
-        plain = isinstance(value, str | int | float | None) or (
-            isinstance(value, list) and all(isinstance(item, str | int | float) for item in value)
-        )
-        located = any(isinstance(item, str) and "/" in item for item in (value if isinstance(value, list) else [value]))
-        if key.startswith("pretrained") or key in _NOT_ARCHITECTURE or not plain or located:
-            raise ValueError(
-                f"backbone {name!r}: config.json has the model_args entry {key}={value!r}, which is no argument of an "
-                "architecture: remove it"
-            )
-    return given
-
-
-def _find_weights(name: str, folder: Path) -> Path:
-    """Return the safetensors file of a folder."""
-    if (folder / WEIGHTS).exists():
-        return folder / WEIGHTS
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    content = f"only pickled weights ({pickles[0]}), which are never read" if pickles else f"no {WEIGHTS}"
-    raise ValueError(f"backbone {name!r} has {content}: convert its weights to {WEIGHTS}, or pass pretrained=False")
+    config = read_config(name, folder)
+    if "architecture" not in config:
+        weights = find_weights(name, folder, shards=True) if pretrained else None
+        return build_transformers_encoder(name, folder, config, weights, image_size, **backbone_kwargs)
+    about = {"pretrained_cfg": timm_description(name, config), "model_args": timm_arguments(name, config)}
+    weights = find_weights(name, folder) if pretrained else None
+    return build_timm_encoder(name, config["architecture"], about, weights, image_size, **backbone_kwargs)

@@ -1,14 +1,17 @@
 """Encoders whose backbone is a timm model."""
 
+import contextlib
 import re
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import timm
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
-from ..messages import first_line
+from .budget import Unfilled, building, plan
 from .encoder import Encoder, choose_stages, square_side
+from .weights import Weights, compare, require_finite
 
 
 class TimmEncoder(Encoder):
@@ -30,7 +33,7 @@ def build_timm_encoder(
     name: str,
     model: str,
     config: dict,
-    weights: Path | None,
+    weights: Weights | None,
     image_size: int | None,
     **backbone_kwargs: Any,
 ) -> TimmEncoder:
@@ -40,7 +43,7 @@ def build_timm_encoder(
         name (`str`): The name that the user gave.
         model (`str`): The name for timm: an architecture, with or without tag.
         config (`dict`): `pretrained_cfg` and, for a saved model, `model_args`, which replace timm's own.
-        weights (`Path`, *optional*): The safetensors file to load.
+        weights ([`Weights`], *optional*): The weights to load, in one file.
         image_size (`int`, *optional*): The side of the images in pixels; defaults to that of the model.
         backbone_kwargs: Further arguments of `timm.create_model`.
 
@@ -48,10 +51,11 @@ def build_timm_encoder(
         [`TimmEncoder`]: The encoder.
 
     Raises:
-        ValueError: timm rejects the arguments, or the weights do not fit.
+        ValueError: timm rejects the arguments, a saved model is beyond the limits, or the weights do not fit.
     """
     cfg, model_args = config["pretrained_cfg"], config.get("model_args", {})
     own_size = model_args.get("img_size") or (cfg.get("input_size") or (3, 224, 224))[-2:]
+    changed = bool(backbone_kwargs) or image_size is not None
     image_size = image_size or square_side(name, own_size)
     # Networks with position embeddings are built for one size; for all others it is only a recommendation.
     if cfg.get("fixed_input_size") or "img_size" in model_args:
@@ -59,18 +63,19 @@ def build_timm_encoder(
     pool = backbone_kwargs.get("global_pool", model_args.get("global_pool", cfg.get("global_pool")))
     if pool == "":  # in timm this disables pooling, without which there is no representation
         backbone_kwargs["global_pool"] = "avg"
-    if "model_args" in config:
+    is_saved = "model_args" in config
+    if is_saved:
         own = {key: value for key, value in model_args.items() if key != "num_classes"}
         backbone_kwargs = {**own, **backbone_kwargs, "pretrained_cfg": cfg}
-    if weights is not None:
-        # With custom_load the file would be read in the format of the original release.
-        backbone_kwargs["pretrained_cfg_overlay"] = {"file": str(weights), "custom_load": False}
-    try:
-        backbone: Any = timm.create_model(model, pretrained=weights is not None, num_classes=0, **backbone_kwargs)
-    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
-        raise ValueError(
-            f"backbone {name!r} cannot be built ({first_line(error)}): check its arguments and weights"
-        ) from error
+
+    def build(num_classes: int = 0, **source: Any) -> nn.Module:
+        return timm.create_model(model, num_classes=num_classes, **backbone_kwargs, **source)
+
+    if is_saved:
+        # Position embeddings of another size, and other arguments, change the number of parameters.
+        plan(name, build, None if weights is None or changed else weights.numbers, image_size)
+    with building(name):
+        backbone: Any = build() if weights is None else _loaded(name, build, weights, strict=is_saved)
     return TimmEncoder(
         backbone,
         name=name,
@@ -80,6 +85,80 @@ def build_timm_encoder(
         interpolation=backbone.pretrained_cfg["interpolation"],
         stage_modules=choose_stages(_stage_modules(backbone)),
     )
+
+
+def _loaded(name: str, build: Callable[..., nn.Module], weights: Weights, strict: bool) -> nn.Module:
+    """Build a network with weights; with `strict`, refuse those that are not exactly the network's.
+
+    timm itself is not strict once it leaves out the classifier. Its conversion of weights from other releases is kept.
+    """
+    # With custom_load the file would be read in the format of the original release.
+    source = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights.path), "custom_load": False}}
+    with _LoadReport() as report:
+        try:
+            # All weights are replaced, or refused below.
+            with Unfilled() if strict else contextlib.nullcontext():
+                backbone = build(**source)
+        except RuntimeError:
+            if not strict or report.module is None:
+                raise
+            # The module's own text of this is many lines long.
+            wanted, stored = report.module.state_dict(), weights.tensors
+            compare(name, report.missing, report.unexpected)
+            compare(
+                name,
+                (),
+                (),
+                [
+                    f"{key!r}, {[*stored[key].shape]} instead of {[*tensor.shape]}"
+                    for key, tensor in wanted.items()
+                    if key in stored and stored[key].shape != tensor.shape
+                ],
+            )
+            raise
+    if strict:
+        unexpected = set(report.unexpected)
+        if unexpected:
+            # What belongs to the classifier, which an encoder leaves out, or is computed and not stored.
+            classes = cast(dict, backbone.pretrained_cfg).get("num_classes") or 1000
+            whole = plan(name, lambda: build(num_classes=classes))
+            unexpected -= {key for key, _ in [*whole.named_parameters(), *whole.named_buffers()]}
+        compare(name, report.missing, unexpected)
+        require_finite(name, backbone)
+    return backbone
+
+
+class _LoadReport:
+    """Collect what `load_state_dict` reports of a module that is built and loaded in one call.
+
+    Attributes:
+        module (`nn.Module`, *optional*): The module that was loaded.
+        missing (`list[str]`): Tensors that its state dict lacked.
+        unexpected (`list[str]`): Tensors that it does not have.
+    """
+
+    def __enter__(self) -> "_LoadReport":
+        self.module: nn.Module | None = None
+        self.missing: list[str] = []
+        self.unexpected: list[str] = []
+        self._watched: dict[int, Any] = {}
+        self._handle = register_module_module_registration_hook(self._watch)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._handle.remove()
+        for handle in self._watched.values():
+            handle.remove()
+
+    def _watch(self, module: nn.Module, name: str, submodule: nn.Module | None) -> None:
+        # Every module that has others, since which of them will be the outermost shows in the end.
+        if id(module) not in self._watched:
+            self._watched[id(module)] = module.register_load_state_dict_post_hook(self._note)
+
+    def _note(self, module: nn.Module, incompatible: Any) -> None:
+        # The outermost module reports last, with all that those within it reported.
+        self.module = module
+        self.missing, self.unexpected = incompatible.missing_keys, incompatible.unexpected_keys
 
 
 def _stage_modules(backbone: nn.Module) -> list[str]:

@@ -1,20 +1,26 @@
 """Encoders whose backbone is a vision model of transformers."""
 
+import contextlib
 import inspect
-import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
-from ..messages import first_line, suggest
+from ..untrusted import Refused
+from .budget import building, plan
+from .description import read_processor, transformers_config
 from .encoder import Encoder, choose_stages, square_side
+from .weights import Weights, compare, require_finite
+
+# Parts of models with a head, beside the encoder.
+HEADS = ("classifier", "cls_classifier", "distillation_classifier", "decoder", "head", "lm_head")
 
 
 class TransformersEncoder(Encoder):
@@ -54,14 +60,20 @@ class TransformersEncoder(Encoder):
 
 
 def build_transformers_encoder(
-    name: str, folder: Path, pretrained: bool, image_size: int | None, **backbone_kwargs: Any
+    name: str,
+    folder: Path,
+    entries: dict[str, Any],
+    weights: Weights | None,
+    image_size: int | None,
+    **backbone_kwargs: Any,
 ) -> TransformersEncoder:
-    """Build a [`TransformersEncoder`] from a folder with a `config.json` and, if `pretrained`, safetensors weights.
+    """Build a [`TransformersEncoder`] from a folder.
 
     Args:
         name (`str`): The name that the user gave.
-        folder (`Path`): The folder.
-        pretrained (`bool`): Whether to load the folder's weights.
+        folder (`Path`): The folder, whose image processor is read.
+        entries (`dict`): The content of its `config.json`.
+        weights ([`Weights`], *optional*): The weights to load.
         image_size (`int`, *optional*): The side of the images in pixels, to which position embeddings are resampled;
             defaults to that of the model.
         backbone_kwargs: Entries of the configuration to change.
@@ -70,28 +82,41 @@ def build_transformers_encoder(
         [`TransformersEncoder`]: The encoder.
 
     Raises:
-        ValueError: The model is not a vision model of transformers, an entry is unknown, or the weights do not fit.
+        ValueError: The model is not a vision model of transformers, an entry is unknown or beyond the limits, or the
+            weights do not fit.
     """
-    config = _read_config(name, folder, backbone_kwargs)
+    with building(name):
+        config = transformers_config(name, entries, backbone_kwargs)
+        architecture = _architecture(name, config)
+    processor = read_processor(name, folder)
     own_size = getattr(config, "image_size", None)
-    processor = _read_processor(folder)
-    image_size = image_size or square_side(name, own_size or processor["image_size"])
-    architecture = _architecture(name, config)
-    try:
-        # First on the meta device, because the modules of the architecture decide how it is built.
-        with torch.device("meta"):
-            kwargs = _without_untrained_pooler(architecture, config)
-        backbone = _load(name, architecture, config, folder, kwargs) if pretrained else None
-        if own_size is not None:
-            config.image_size = image_size
-        if backbone is None:
+    if image_size is None or (weights is not None and own_size is not None):
+        own_side = square_side(name, own_size or processor["image_size"])
+    else:
+        own_side = image_size
+    image_size = image_size or own_side
+    # Models that take images of any size have none.
+    resized = own_size not in (None, image_size, [image_size] * 2, (image_size,) * 2)
+
+    def planned() -> PreTrainedModel:
+        network = architecture(config)
+        if _has_untrained_pooler(network):
+            network.pooler = None  # type: ignore[assignment]  # as the models themselves do
+        return network
+
+    with building(name), _quiet():
+        if weights is None:
+            if resized:
+                config.image_size = image_size
+            kwargs = _pooler_arguments(plan(name, planned, None, image_size))
             backbone = architecture(config, **kwargs)
-        elif own_size not in (None, image_size):
-            backbone = _resized(architecture(config, **kwargs), backbone, image_size)
-    except (TypeError, RuntimeError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(
-            f"backbone {name!r} cannot be built ({first_line(error)}): check its arguments and weights"
-        ) from error
+        else:
+            kwargs = _pooler_arguments(plan(name, planned, None if backbone_kwargs else weights.numbers, own_side))
+            backbone = _load(name, architecture, config, weights, kwargs)
+            if resized:
+                config.image_size = image_size
+                plan(name, planned, None, image_size)
+                backbone = _resized(architecture(config, **kwargs), backbone, image_size)
     for key, parameter in backbone.named_parameters():
         if key.endswith("mask_token"):  # unused with whole images, so DDP would wait for its gradient
             parameter.requires_grad_(False)
@@ -99,86 +124,87 @@ def build_transformers_encoder(
         backbone,
         name=name,
         image_size=image_size,
-        mean=processor["image_mean"],
-        std=processor["image_std"],
-        interpolation=Image.Resampling(processor["resample"]).name.lower(),
+        mean=processor["mean"],
+        std=processor["std"],
+        interpolation=processor["interpolation"],
         stage_modules=choose_stages(_stage_modules(backbone)),
     )
-
-
-def _read_config(name: str, folder: Path, changes: dict) -> PreTrainedConfig:
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if content["model_type"] not in CONFIG_MAPPING:
-        raise ValueError(
-            f"backbone {name!r} has model_type {content['model_type']!r}, which transformers does not support, "
-            "and code from its folder is never run: choose a model of transformers"
-        )
-    config = CONFIG_MAPPING[content["model_type"]].from_dict(content)
-    known = config.to_dict()
-    for key, value in changes.items():
-        if key not in known:
-            nearest = suggest(key, known, most=3, otherwise="its config.json lists them")
-            raise ValueError(f"backbone {name!r} has no argument {key!r}: {nearest}")
-        setattr(config, key, value)
-    # Masked autoencoders hide a random part of every image by default.
-    if "mask_ratio" in known:
-        config.mask_ratio = 0.0
-    return config
 
 
 def _architecture(name: str, config: PreTrainedConfig) -> type[PreTrainedModel]:
     architecture = MODEL_MAPPING.get(type(config), None)
     if getattr(architecture, "main_input_name", None) != "pixel_values":
-        raise ValueError(
+        raise Refused(
             f"backbone {name!r} is not a vision model (its model_type is {config.model_type!r}): choose one whose "
             "input is pixel_values"
         )
     return cast(type[PreTrainedModel], architecture)  # the library's type is a pair of optional classes
 
 
-def _without_untrained_pooler(architecture: type[PreTrainedModel], config: PreTrainedConfig) -> dict:
-    if "add_pooling_layer" not in inspect.signature(architecture.__init__).parameters:
-        return {}
-    pooler = cast(nn.Module, architecture(config).pooler)
-    return {"add_pooling_layer": False} if any(isinstance(m, nn.Linear) for m in pooler.modules()) else {}
+def _has_untrained_pooler(network: nn.Module) -> bool:
+    """Return whether a model may be built without its pooler, and that is a layer for classification."""
+    if "add_pooling_layer" not in inspect.signature(type(network).__init__).parameters:
+        return False
+    pooler = getattr(network, "pooler", None)
+    return pooler is not None and any(isinstance(module, nn.Linear) for module in cast(nn.Module, pooler).modules())
 
 
-def _read_processor(folder: Path) -> dict:
-    """Return the normalization and size from the folder's image processor; defaults are ImageNet's at 224 pixels."""
-    path = folder / "preprocessor_config.json"
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    size = saved.get("crop_size") or saved.get("size") or 224
-    if isinstance(size, dict):
-        size = [size["height"], size["width"]] if "height" in size else size.get("shortest_edge", 224)
-    resample = saved.get("resample")
-    return {
-        "image_mean": saved.get("image_mean") or IMAGENET_DEFAULT_MEAN,
-        "image_std": saved.get("image_std") or IMAGENET_DEFAULT_STD,
-        "resample": Image.Resampling.BICUBIC if resample is None else resample,
-        "image_size": size,
-    }
+def _pooler_arguments(planned: nn.Module) -> dict[str, bool]:
+    may_omit = "add_pooling_layer" in inspect.signature(type(planned).__init__).parameters
+    return {"add_pooling_layer": False} if may_omit and getattr(planned, "pooler", None) is None else {}
 
 
 def _load(
-    name: str, architecture: type[PreTrainedModel], config: PreTrainedConfig, folder: Path, kwargs: dict
+    name: str, architecture: type[PreTrainedModel], config: PreTrainedConfig, weights: Weights, kwargs: dict
 ) -> PreTrainedModel:
+    """Build a model with weights that are exactly its own, without those of a head.
+
+    The folder is not handed to transformers, which would also look there for adapters and files that are named
+    elsewhere.
+    """
     loaded: Any = architecture.from_pretrained(
-        folder,
+        None,
         config=config,
+        state_dict=weights.read(),
         dtype=torch.float32,  # training needs full precision, whatever precision was published
-        use_safetensors=True,
         local_files_only=True,
+        ignore_mismatched_sizes=True,  # these are reported below, in one line
         output_loading_info=True,
         **kwargs,
     )
     backbone, report = loaded  # a pair because of output_loading_info, which the library's type leaves out
-    missing = sorted(key for key in report["missing_keys"] if not key.endswith("mask_token"))
-    if missing:
-        raise ValueError(
-            f"backbone {name!r}: its weights lack {len(missing)} tensors, among them {missing[0]!r}, so they belong to "
-            "another network: pass pretrained=False"
-        )
+    shapes = [f"{key!r}, {[*stored]} instead of {[*wanted]}" for key, stored, wanted in report["mismatched_keys"]]
+    unexpected = [key for key in report["unexpected_keys"] if not _is_left_out(key, backbone, weights)]
+    compare(name, report["missing_keys"], unexpected, shapes)
+    require_finite(name, backbone)
     return backbone
+
+
+def _is_left_out(key: str, backbone: PreTrainedModel, weights: Weights) -> bool:
+    """Return whether a tensor of a checkpoint belongs to a head or to what is computed, which an encoder leaves out."""
+    prefix = f"{backbone.base_model_prefix}." if backbone.base_model_prefix else ""
+    own = key.removeprefix(prefix)
+    first = own.partition(".")[0]
+    if first == "pooler" or own.endswith("mask_token") or own in {name for name, _ in backbone.named_buffers()}:
+        return True
+    if first in HEADS and not hasattr(backbone, first):
+        return True
+    # A model with a head keeps the encoder's weights under its prefix.
+    return bool(prefix) and not key.startswith(prefix) and any(name.startswith(prefix) for name in weights.tensors)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from printing its report of a load, which is read here, and its bar, which is over at once."""
+    before, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if had_bar:
+            logging.enable_progress_bar()
 
 
 def _resized(target: PreTrainedModel, source: PreTrainedModel, image_size: int) -> PreTrainedModel:

@@ -1,0 +1,231 @@
+"""Limits of what a configuration may ask for, checked on torch's meta device before anything is allocated.
+
+A network of the meta device has shapes but no numbers, so that building it and passing one image through it costs
+neither memory nor time worth mentioning, whatever its size. Its parameters, modules and operations are counted as they
+come, and the count stops it: no entry of a configuration has to be understood for that.
+"""
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from ..messages import first_line, readable_size
+from ..untrusted import Refused
+
+# Without weights, whose file would say how many there are. The largest vision networks of timm have 5 billion.
+MAX_PARAMETERS = 5_000_000_000
+# The largest networks of timm have 2,300.
+MAX_MODULES = 20_000
+# Floating-point operations for one image: the first, or the second for each parameter where that is more. A ViT takes 2
+# for each parameter and patch.
+MAX_FLOP, FLOP_PER_PARAMETER = 2e12, 20_000
+# Numbers in one activation of one image: 8 GiB.
+MAX_ACTIVATION = 2**31
+# Seconds on the meta device. The largest networks of timm take one.
+SECONDS = 30.0
+# Operations that draw initial weights, and others that change them in place.
+_DRAWING = {Tensor.normal_, Tensor.uniform_, Tensor.erfinv_}
+_IN_PLACE = _DRAWING | {Tensor.mul_, Tensor.add_, Tensor.clamp_, Tensor.fill_, Tensor.zero_}
+
+
+def plan(name: str, build: Callable[[], nn.Module], stored: int | None = None, side: int | None = None) -> nn.Module:
+    """Return the network that a configuration describes, on the meta device, if it is within the limits.
+
+    Args:
+        name (`str`): The name that the user gave, for errors.
+        build (callable): Builds the network.
+        stored (`int`, *optional*): How many numbers the file of weights holds, which the network may not exceed;
+            without weights, `MAX_PARAMETERS` is the limit.
+        side (`int`, *optional*): Side of the images in pixels, to count the operations for one image.
+
+    Raises:
+        Refused: The network is too large, takes too long, or cannot be built.
+    """
+    limit = MAX_PARAMETERS if stored is None else stored
+    with building(name), _deadline(name), torch.device("meta"), Unfilled(_IN_PLACE):
+        # A parameter that replaces another is counted again, so that the exact count comes at the end.
+        with _Counter(name, 2 * limit + 2**20, stored):
+            network = build()
+        # Weights may lack mask tokens.
+        count = sum(tensor.numel() for key, tensor in network.named_parameters() if not key.endswith("mask_token"))
+        if count > limit:
+            raise Refused(_too_many(name, count, stored))
+        needed, free = 4 * count, psutil.virtual_memory().available
+        if needed > free:
+            raise Refused(
+                f"backbone {name!r} has {count:,} parameters, which need {readable_size(needed)} of memory: "
+                f"{readable_size(free)} are free, choose a smaller one"
+            )
+        if side is not None:
+            _check_forward(name, network, side, max(MAX_FLOP, FLOP_PER_PARAMETER * count))
+    return network
+
+
+@contextlib.contextmanager
+def building(name: str) -> Iterator[None]:
+    """Turn whatever a library raises while it builds or loads a network into one line; our own lines pass.
+
+    Raises:
+        Refused: The block raised an exception of any class.
+    """
+    try:
+        yield
+    except Refused:
+        raise
+    except ImportError as error:
+        raise Refused(
+            f"backbone {name!r} needs a package that is missing ({_short(error)}): install it, or choose another"
+        ) from error
+    except Exception as error:  # any class: what libraries raise for odd values is not documented
+        raise Refused(
+            f"backbone {name!r} cannot be built ({_short(error)}): check its arguments and weights"
+        ) from error
+
+
+class Unfilled(TorchFunctionMode):
+    """Skip the drawing of initial weights, which takes longer than reading those that replace them.
+
+    Args:
+        skipped (set): The operations in place to skip.
+    """
+
+    def __init__(self, skipped: set[Any] = _DRAWING) -> None:
+        super().__init__()
+        self.skipped = skipped
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the operation, or return its tensor unchanged."""
+        return args[0] if func in self.skipped else func(*args, **(kwargs or {}))
+
+
+class _Counter:
+    """Count what this thread registers with modules, and raise `Refused` beyond the limits."""
+
+    def __init__(self, name: str, parameters: int, stored: int | None) -> None:
+        self.name, self.most, self.stored = name, parameters, stored
+        self.parameters = self.modules = 0
+        self.thread = threading.get_ident()
+
+    def __enter__(self) -> None:
+        self.handles = [
+            register_module_parameter_registration_hook(self._add_numbers),
+            register_module_buffer_registration_hook(self._add_numbers),
+            register_module_module_registration_hook(self._add_module),
+        ]
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _add_numbers(self, module: nn.Module, key: str, tensor: Tensor | None) -> None:
+        if tensor is None or threading.get_ident() != self.thread:
+            return
+        self.parameters += tensor.numel()
+        if self.parameters > self.most:
+            raise Refused(_too_many(self.name, self.parameters, self.stored))
+
+    def _add_module(self, module: nn.Module, key: str, submodule: nn.Module | None) -> None:
+        if threading.get_ident() != self.thread:
+            return
+        self.modules += 1
+        if self.modules > MAX_MODULES:
+            raise Refused(
+                f"backbone {self.name!r} has more than {MAX_MODULES:,} modules by its config.json: correct its depth"
+            )
+
+
+def _too_many(name: str, count: int, stored: int | None) -> str:
+    if stored is None:
+        limit, remedy = f"the limit is {MAX_PARAMETERS:,}", "correct its widths, its depth and its image size"
+    else:
+        limit = f"its weights hold {stored:,} numbers"
+        remedy = "config.json and weights belong to different networks, pass the folder of one network"
+    return f"backbone {name!r} has {count:,} parameters or more by its config.json, and {limit}: {remedy}"
+
+
+class _Operations(TorchDispatchMode):
+    """Add up the floating-point operations, and raise `Refused` beyond the limit or for a huge activation."""
+
+    def __init__(self, name: str, side: int, most: float) -> None:
+        super().__init__()
+        self.name, self.side, self.most, self.flop = name, side, most, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if isinstance(output, Tensor) and output.numel() > MAX_ACTIVATION:
+            raise Refused(
+                f"backbone {self.name!r} needs {readable_size(4 * output.numel())} for one activation of one image of "
+                f"{self.side}×{self.side} pixels: choose a smaller image_size, or a larger patch"
+            )
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.flop += count(*args, **kwargs, out_val=output)
+            if self.flop > self.most:
+                raise Refused(
+                    f"backbone {self.name!r} takes more than {self.most / 1e12:.0f} TFLOP for one image of "
+                    f"{self.side}×{self.side} pixels: choose a smaller image_size, or a larger patch"
+                )
+        return output
+
+
+def _check_forward(name: str, network: nn.Module, side: int, most: float) -> None:
+    """Pass one image through; networks that look at numbers, which there are none of, are tried when they are built."""
+    network.eval()
+    try:
+        with torch.no_grad(), _Operations(name, side, most):
+            network(torch.empty(1, 3, side, side))
+    except Refused:
+        raise
+    except Exception:  # only the limits count here: whatever is wrong with the network shows when it is built
+        return
+
+
+class _TooSlow(BaseException):
+    """The time is over. No `Exception`, so that no handler of a library takes it for an error."""
+
+
+@contextlib.contextmanager
+def _deadline(name: str) -> Iterator[None]:
+    """Interrupt this thread after `SECONDS`: loops over the places of an image register nothing to be counted."""
+    thread, lock, over = ctypes.c_ulong(threading.get_ident()), threading.Lock(), False
+
+    def interrupt() -> None:
+        with lock:
+            if not over:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_TooSlow))
+
+    timer = threading.Timer(SECONDS, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        try:
+            yield
+        finally:
+            timer.cancel()
+            with lock:
+                over = True
+    except _TooSlow:
+        raise Refused(
+            f"backbone {name!r} was not built within {SECONDS:.0f} s: correct its depth and its image size"
+        ) from None
+
+
+def _short(error: BaseException) -> str:
+    """Return an error's text in at most 200 characters of one line, after a heading that ends in a colon."""
+    text = " ".join(str(error).split()) or first_line(error)
+    return text if len(text) <= 200 else f"{text[:200]}…"
