@@ -22,6 +22,7 @@ from .encoders import load_encoder
 from .evaluation import KNNMonitor, Result, read_results, write_results
 from .hub import write_encoder_folder
 from .hub.publish import Publication, publish_encoder
+from .locks import locked
 from .messages import suggest
 from .methods import get_method
 from .modeling import SSLConfig, SSLModel, default_gamma
@@ -38,7 +39,6 @@ from .training.publishing import training_record
 from .training.rehearsal import rehearse
 from .training.resume import begin_record, settled_arguments
 from .training.run_folder import begin_folder, check_folder, overwriting
-from .training.run_lock import locked
 from .training.settings import MOVABLE, NOT_SETTINGS, check_changes, differences
 from .training.trainer import STATE as TRAINER_STATE
 

@@ -19,6 +19,7 @@ from ..evaluation.tables import results_table
 from ..evaluation.transfer import with_earlier
 from ..files import require_writable
 from ..hub.adding_results import publish_results, results_repo
+from ..locks import locked
 from ..messages import first_line
 from .evaluate_tasks import (
     boxed_splits,
@@ -42,10 +43,25 @@ from .options.spectra import SpectraArguments
 def main(
     args: EvaluateArguments, finetune: FineTuneOptions, transfer: TransferOptions, detection: DetectionArguments
 ) -> None:
-    """Measure, print and write the results of all models."""
+    """Run the command.
+
+    Args:
+        args ([`EvaluateArguments`]): The options of all tasks.
+        finetune ([`FineTuneOptions`]): Those of fine-tuning.
+        transfer ([`TransferOptions`]): Those of the transfer suite.
+        detection ([`DetectionArguments`]): Those of detection.
+    """
     if is_multi_process() and (alone := [task for task in args.task if task not in SHARED]):
         raise ValueError(f"task {alone[0]!r} runs in one process only: start it without a launcher")
     init_processes(args.device)
+    with locked(args.output_dir):
+        evaluate(args, finetune, transfer, detection)
+
+
+def evaluate(
+    args: EvaluateArguments, finetune: FineTuneOptions, transfer: TransferOptions, detection: DetectionArguments
+) -> None:
+    """Measure, print and write the results of all models, in a folder that no other command uses."""
     seeds, path = range(args.seed, args.seed + args.seeds), Path(args.output_dir) / "results.json"
     for name in args.models if args.push_to_hub else ():
         results_repo(name)

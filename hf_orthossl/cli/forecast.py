@@ -19,6 +19,7 @@ from ..encoders import Encoder, load_encoder
 from ..files import require_writable
 from ..landscape import forecast, plot_directions
 from ..landscape.covariances import check_dimension
+from ..locks import locked
 from ..methods import METHODS, SSLMethod, get_method
 from ..spectra import SpectralReport
 from ..spectra.figures import check_figures
@@ -46,6 +47,12 @@ def main(args: ForecastArguments) -> None:
     Args:
         args ([`ForecastArguments`]): The options.
     """
+    with locked(args.output_dir):
+        write_forecast(args)
+
+
+def write_forecast(args: ForecastArguments) -> None:
+    """Measure the views, and write a forecast with its figures, in a folder that no other command uses."""
     require_writable(args.output_dir, ["forecast.json"])
     check_figures()
     settings, notes = landscape_settings(args)

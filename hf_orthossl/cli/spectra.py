@@ -28,6 +28,7 @@ from ..encoders import Encoder
 from ..evaluation.features import normalized_batches
 from ..evaluation.frozen import HELD_OUT_SPLITS
 from ..files import replace_file, replacing_files, require_writable
+from ..locks import locked
 from ..regularization import select_matrices
 from ..spectra import (
     SpectralReport,
@@ -73,6 +74,12 @@ def main(args: SpectraArguments) -> None:
     if len(args.models) > len(COLORS):
         raise ValueError(f"models must be at most {len(COLORS)} to have a colour each, got {len(args.models)}")
     init_processes(args.device)
+    with locked(args.output_dir):
+        measure_all(args)
+
+
+def measure_all(args: SpectraArguments) -> None:
+    """Measure each model, write reports and figures, and print a table, in a folder that no other command uses."""
     folder = Path(args.output_dir)
     on_main(lambda: require_writable(folder))
     check_figures()

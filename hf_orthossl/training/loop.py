@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from ..distributed.collectives import wait_for_all
+from ..locks import locked
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks import SpectraCallback
@@ -34,7 +35,6 @@ from .publishing import EncoderOutput
 from .rehearsal import rehearse
 from .resume import begin_run, begin_steps, check_start, load_position, load_random_states, save_position
 from .run_folder import overwriting
-from .run_lock import locked
 from .step import SSLStep, build_step
 
 # File that distinguishes the checkpoints of this loop from the Trainer's.

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..data.fingerprint import difference
 from ..distributed.collectives import on_main, rank
+from ..locks import locked
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks.reporting import CHANGED, append_history
@@ -23,7 +24,6 @@ from .optimizers import optimizer_facts
 from .publishing import check_push
 from .random_states import read_random_states, save_random_states, set_random_states
 from .run_folder import EXCLUSIVE, check_folder, run_of, update_settings
-from .run_lock import locked
 from .settings import MOVABLE, STEP_OPTIONS, Timeline, check_changes, differences
 from .step import SSLStep
 

@@ -17,6 +17,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..distributed.collectives import wait_for_all
 from ..hub.publish import Publication
+from ..locks import locked
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks import SpectraCallback
@@ -38,7 +39,6 @@ from .resume import (
     save_position,
 )
 from .run_folder import overwriting
-from .run_lock import locked
 from .step import build_step
 
 # File that distinguishes the checkpoints of the Trainer from the loop's.

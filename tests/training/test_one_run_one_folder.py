@@ -12,8 +12,8 @@ from survival_runs import FRONTS, Life, tiny_arguments, tiny_model, train
 
 from hf_orthossl import OrthoSSLTrainer
 from hf_orthossl.cli import main
+from hf_orthossl.locks import LOCK, locked
 from hf_orthossl.training.run_folder import run_of
-from hf_orthossl.training.run_lock import LOCK, locked
 
 
 def _hold(folder, ready, with_worker=False):
@@ -156,3 +156,12 @@ def test_a_front_replaces_an_earlier_run_only_when_told(front, tmp_path):
     train(front, tmp_path, overwrite_output=True, **settings)
     assert run_of(tmp_path) not in (None, first)
     assert (tmp_path / "config.yaml").read_text() == "mine: true"
+
+
+@pytest.mark.parametrize("command", ["evaluate resnet10t --untrained", "spectra resnet10t", "forecast"])
+def test_measurements_are_refused_where_another_command_writes(command, holder, tmp_path, capsys):
+    holder(tmp_path / "results")
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--output_dir", str(tmp_path / "results")])
+    assert ended.value.code == 2
+    assert "is in use by process" in capsys.readouterr().err

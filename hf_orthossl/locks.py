@@ -1,4 +1,4 @@
-"""The lock of a run folder: one run at a time uses it, and the kernel releases it when that run dies."""
+"""The lock of an output folder: one command at a time uses it, and the kernel releases it when that command dies."""
 
 import contextlib
 import errno
@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..distributed.collectives import on_main, rank
-from ..messages import warn_once
+from .distributed.collectives import on_main, rank
+from .messages import warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _registry = threading.Lock()
 
 @contextlib.contextmanager
 def locked(folder: str | Path) -> Iterator[bool]:
-    """Hold the lock of a run folder for the duration of the block; every process of the run enters it.
+    """Hold the lock of an output folder for the duration of the block; every process of a command enters it.
 
     The main process holds the lock. Within the block, its thread may enter again, which does nothing. A folder that
     does not exist is created, and removed if it is empty at the end.
@@ -41,7 +41,7 @@ def locked(folder: str | Path) -> Iterator[bool]:
         `bool`: True if this block took the lock, False if a block around it holds it.
 
     Raises:
-        ValueError: Another run holds the lock, or `folder` is a file. Nothing has changed.
+        ValueError: Another command holds the lock, or `folder` is a file. Nothing has changed.
         OSError: The folder cannot be written.
     """
     folder = Path(folder)
@@ -55,7 +55,7 @@ def locked(folder: str | Path) -> Iterator[bool]:
 
 
 class _Lock:
-    """A POSIX record lock: unlike one of `flock`, workers that a dead run has forked do not keep it alive."""
+    """A POSIX record lock: unlike one of `flock`, workers that a dead process has forked do not keep it."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -124,7 +124,7 @@ class _Lock:
                 if error.errno in _WITHOUT_LOCKS:
                     warn_once(
                         logger,
-                        f"{self.folder} is on a file system without locks: start no second run with this output_dir",
+                        f"{self.folder} is on a file system without locks: start no second command with this folder",
                     )
                     return
                 raise ValueError(f"output_dir {self.folder} is in use by {holder}: {_REMEDY}") from error
@@ -146,7 +146,7 @@ class _Lock:
         )
 
 
-_REMEDY = "wait until that run has ended, or pass another --output_dir"
+_REMEDY = "wait until that command has ended, or pass another --output_dir"
 
 
 def _holder(handle: int) -> str:
@@ -156,7 +156,7 @@ def _holder(handle: int) -> str:
         who = json.loads(os.read(handle, 4096))
         return f"process {int(who['process'])} on {who['host']} (since {who['since']})"
     except (OSError, ValueError, KeyError, TypeError):
-        return "another run"
+        return "another command"
 
 
 if sys.platform == "win32":
