@@ -64,7 +64,8 @@ class Run:
             os.kill(self.life.process.pid, number)
 
     def end(self) -> Outcome:
-        code = self.life.end()
+        self.life.process.join(1200)
+        code = self.life.process.exitcode
         out, err = ((self.said / name).read_text() if (self.said / name).exists() else "" for name in ("out", "err"))
         return Outcome(1 if code is None else code, out, err, 0)
 
