@@ -14,6 +14,7 @@ import datasets
 import pyarrow.parquet as pq
 from huggingface_hub import constants
 
+from ..disk_errors import full_disk
 from ..messages import describe, first_line, suggest
 from .cards import check_card, check_card_on_hub
 from .digits import digits
@@ -249,7 +250,9 @@ def _open_shards(files: Sequence[Path], title: str, streaming: bool) -> Opened:
     try:
         splits = datasets.load_dataset(builders.pop(), data_files=shards, streaming=streaming)
     except Exception as error:  # each builder of datasets raises its own classes
-        raise ValueError(f"dataset {title} cannot be read ({_cause(error)}): check its files") from error
+        raise full_disk(error) or ValueError(
+            f"dataset {title} cannot be read ({_cause(error)}): check its files"
+        ) from error
     # Training images first, whatever the order of the names.
     splits = {split: splits[split] for split in sorted(splits, key=SPLITS.index)}
     return Opened(splits, title, shards=shards, within=_within([path.parent for path in files]))
@@ -282,7 +285,7 @@ def _open_folders(
         else:
             splits = datasets.load_dataset(str(folders[0]), name, streaming=streaming)
     except Exception as error:  # each builder of datasets raises its own classes
-        raise ValueError(
+        raise full_disk(error) or ValueError(
             f"dataset {title} cannot be read ({_cause(error)}): check its files{what_else(listing)}"
         ) from error
     files = {"train": shards} if len(splits) == 1 else {}
@@ -361,7 +364,7 @@ def call_hub(function: Callable[..., Any], dataset: str, name: str | None, **opt
         return function(dataset, name, **options)
     except Exception as error:  # network, access, configuration and format raise many classes, with the same remedy
         remedy = suggest(dataset, ["digits"], otherwise="check the name and the connection, or pass a local folder")
-        raise ValueError(
+        raise full_disk(error) or ValueError(
             f"dataset {dataset!r} is not a local folder and cannot be loaded from the Hub ({_cause(error)}): {remedy}"
         ) from error
 
