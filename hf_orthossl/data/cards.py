@@ -1,5 +1,6 @@
-"""Check where the card of a data set sends its reader: its author may be a stranger."""
+"""Check where a data set sends its reader, by its card or its list of files: its author may be a stranger."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,51 @@ def check_card_on_hub(dataset: str) -> None:
     except Exception:  # without a card nothing can be wrong with it; what else is wrong is said when files are read
         return
     check_card(Path(card).parent, dataset, hub=True)
+
+
+def check_saved(folder: Path, title: str) -> None:
+    """Check that a folder of `save_to_disk` names only regular files in it, because opening a pipe waits for ever.
+
+    Args:
+        folder (`Path`): The folder.
+        title (`str`): The name of the data set, for errors.
+
+    Raises:
+        ValueError: It names a file elsewhere, or one that is not there.
+    """
+    parts = [folder]
+    if (folder / config.DATASETDICT_JSON_FILENAME).is_file():
+        splits = _json(folder / config.DATASETDICT_JSON_FILENAME, title).get("splits")
+        parts = [folder / _plain_name(name, title) for name in (splits if isinstance(splits, list) else ())]
+    for part in parts:
+        listed = _json(part / config.DATASET_STATE_JSON_FILENAME, title).get("_data_files")
+        for entry in listed if isinstance(listed, list) else ():
+            name = _plain_name(entry.get("filename") if isinstance(entry, dict) else entry, title)
+            if not (part / name).is_file():
+                raise ValueError(f"dataset {title}: {part / name} is not a regular file: save the data set again")
+        # Read by `datasets` too.
+        _json(part / config.DATASET_INFO_FILENAME, title)
+
+
+def _plain_name(name: Any, title: str) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"(?!\.{1,2}$)[^/\\\0]{1,255}", name):
+        raise ValueError(
+            f"dataset {title} names {str(name)[:200]!r}, which is no file inside of it: save the data set again"
+        )
+    return name
+
+
+def _json(path: Path, title: str) -> dict[str, Any]:
+    """Return the object in a JSON file of a data set."""
+    if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"dataset {title}: {path} is not a regular file, or too large: save the data set again")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"dataset {title}: {path} is not JSON ({error}): save the data set again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"dataset {title}: {path} is not an object: save the data set again")
+    return content
 
 
 def _places(configs: Any) -> Iterator[str]:

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from ..disk_errors import full_disk
 from ..messages import describe, first_line, suggest
-from .cards import check_card, check_card_on_hub
+from .cards import check_card, check_card_on_hub, check_saved
 from .digits import digits
 from .listing import HELD_OUT, SPLITS, ImageFile, LeftOut, Listing, list_folders, readable_extensions, split_kind
 from .tables import LISTS, TABLES, holds_paths, list_paths, list_table
@@ -263,6 +263,7 @@ def _open_folders(
 ) -> Opened:
     """Open one or several folders of images, or a folder of files that `datasets` reads."""
     if len(folders) == 1 and any((folders[0] / file).is_file() for file in _SAVED):
+        check_saved(folders[0], title)
         try:
             saved = datasets.load_from_disk(str(folders[0]))
         except Exception as error:  # its files may hold anything
