@@ -20,6 +20,8 @@ _REMEDIES = {
     errno.EACCES: "change the permissions",
     errno.EPERM: "change the permissions",
 }
+# How torch says that the memory which workers share is full.
+_SHARED = re.compile(r"unable to .*</torch_.* \((\d+)\)")
 # Reasons that lie in the disk, and not in one of its files.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -128,6 +130,9 @@ def full_disk(error: BaseException) -> NotWritten | None:
         number = error_number(found)
         if number in _FULL and (found is error or os.strerror(number) not in str(error)):
             file = getattr(found, "filename", None)
+            if isinstance(found, RuntimeError) and _SHARED.search(str(found)):
+                otherwise = "read images with 0 workers"
+                return not_written(Path("/dev/shm/torch"), found, otherwise=otherwise, name="shared memory (/dev/shm)")
             return not_written(Path(file or tempfile.gettempdir()), found, name=str(file or "a file"))
         found = found.__cause__ or found.__context__
     return None
@@ -139,6 +144,8 @@ def error_number(error: BaseException) -> int | None:
         return error.errno
     module = type(error).__module__.partition(".")[0]
     if module == "safetensors" and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        return int(found[1])
+    if isinstance(error, RuntimeError) and (found := _SHARED.search(str(error))):
         return int(found[1])
     # torch says only that its writer failed.
     if isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|inline_container", str(error)):

@@ -105,10 +105,14 @@ def run(prog: str, command: Callable[[list[str]], object], argv: list[str]) -> N
         _end_by_signal(signal.SIGINT)
     except Terminated as error:
         _end_by_signal(error.number)
-    except RuntimeError:
+    except RuntimeError as error:
+        from ..disk_errors import full_disk
+
         # After one process has ended, the errors of its peers do not show the cause.
         if debug:
             raise
+        if full := full_disk(error):
+            fail(prog, full)
         if peer_failed():
             raise SystemExit(2) from None
         if line := peers.lost_peer():

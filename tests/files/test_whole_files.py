@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_orthossl import files
+from hf_orthossl.cli import run
 from hf_orthossl.disk_errors import NotWritten, not_written
 from hf_orthossl.files import append_lines, read_lines, replace_file, replacing_files, replacing_folder
 
@@ -194,6 +195,16 @@ def test_each_reason_has_its_remedy(number, words, tmp_path):
     error = not_written(tmp_path / "a", OSError(number, os.strerror(number)), need=5_000_000)
     with pytest.raises(NotWritten, match=rf"a cannot be written \({os.strerror(number)}.*{words}"):
         raise error
+
+
+def test_full_shared_memory_is_named(capsys):
+    def full(argv):
+        raise RuntimeError("unable to resize file </torch_1_2_3> to the right size: No space left on device (28)")
+
+    with pytest.raises(SystemExit) as ended:
+        run("orthossl test", full, [])
+    assert ended.value.code == 2
+    assert "error: shared memory (/dev/shm) cannot be written (No space left on device" in capsys.readouterr().err
 
 
 def test_hard_links_are_not_needed(tmp_path, monkeypatch):
