@@ -242,8 +242,8 @@ def read_images(
         args ([`ForecastArguments`]): The options.
 
     Raises:
-        ValueError: There are too few images, they are all equal or smaller than the views, they do not fit in
-            memory, or more cannot be read than are allowed.
+        ValueError: There are too few images, they are smaller than the views, they do not fit in memory, or more
+            cannot be read than are allowed.
     """
     if source.num_rows < 4:
         raise ValueError(f"dataset {source.name} has {source.num_rows} images, but intervals need at least 4")
@@ -261,8 +261,6 @@ def read_images(
     unreadable = [Unreadable(*image) for batch in batches for image in batch["unreadable"]]
     check_unreadable(unreadable, count, source.max_unreadable)
     images, labels = (torch.cat([batch[key] for batch in batches]) for key in ("pixel_values", "labels"))
-    if bool((images == images[:1]).all()):
-        raise ValueError(f"images of data set {source.name} are all the same: a forecast needs images that differ")
     return images, labels if (labels >= 0).any() else None, left_out_note(unreadable, count, source.split)
 
 

@@ -38,6 +38,29 @@ class Features:
     unreadable: list[Unreadable] = field(default_factory=list)
 
 
+# Representations of equal images that were computed in batches of different sizes differ by less, relative to their
+# length: twice the error that `spectra.eigenvalues.is_rounding` allows to each.
+_ROUNDING = 16 * torch.finfo(torch.float32).eps
+
+
+def are_equal(*representations: Tensor, chunk: int = 4096) -> bool:
+    """Return whether all representations are the same up to rounding, as those of a collapsed encoder are.
+
+    A probe would otherwise learn from rounding errors, which depend on the batch that an image was in.
+
+    Args:
+        representations (`Tensor` of shape `(N, D)`): Representations of one or several sets of images.
+        chunk (`int`, defaults to 4096): Number of representations compared at a time.
+    """
+    first = next((part[0] for part in representations if len(part)), None)
+    if first is None:
+        return False
+    first = first.double()
+    largest = first.square().sum() * _ROUNDING**2
+    rows = (rows for part in representations for rows in part.split(chunk))
+    return all(bool(((part.double() - first).square().sum(1) <= largest).all()) for part in rows)
+
+
 def normalized_batches(
     encoder: Encoder,
     dataset: Dataset,

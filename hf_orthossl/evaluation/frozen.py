@@ -11,8 +11,8 @@ from ..data import ImageDataset, ImageSource, load_source
 from ..data.unreadable import left_out_note
 from ..encoders import Encoder
 from ..messages import suggest
-from .features import FeatureCache
-from .knn import nearest_neighbours, neighbour_votes
+from .features import FeatureCache, are_equal
+from .knn import class_counts, nearest_neighbours, neighbour_votes
 from .labels import imbalanced_rows, lost_classes_note, match_splits, noisy_labels, require_labels
 from .linear_probe import PROTOCOLS, LinearClassifier, lbfgs_probe, sgd_probe
 from .results import Result, unreadable_counts
@@ -87,6 +87,12 @@ class LabelledFeatures:
             for source in (train, test)
         ]
         bank, queries, names, notes = match_splits(train, test, *(part.labels for part in features))
+        if are_equal(*(part.representations for part in features)):
+            images = sum(len(part.labels) for part in features)
+            notes.append(
+                f"The representations of all {images:,} images are equal: the encoder has collapsed completely or the "
+                f"images are equal, and a probe gives all of them the same class, a most frequent one of {train.split}."
+            )
         for source, part in zip((train, test), features, strict=True):
             if part.unreadable:
                 notes += left_out_note(part.unreadable, source.num_rows, source.split)
@@ -171,11 +177,17 @@ def knn_results(
         shared (`bool`, defaults to `False`): Divide the queries among the processes of the run. All of them must call
             this function, and all receive all results.
     """
-    similarity, index = nearest_neighbours(features.train, features.test, k=k, shared=shared)
-    classes = features.train_labels[index]
+    equal, num_classes = are_equal(features.train, features.test), len(features.class_names)
+    if not equal:
+        similarity, index = nearest_neighbours(features.train, features.test, k=k, shared=shared)
+        classes = features.train_labels[index]
     results: list[Result] = []
     for temperature in temperatures:
-        scores = neighbour_votes(similarity, classes, num_classes=len(features.class_names), temperature=temperature)
+        if equal:
+            # No neighbour is nearer than another.
+            scores = class_counts(features.train_labels, num_classes, len(features.test))
+        else:
+            scores = neighbour_votes(similarity, classes, num_classes=num_classes, temperature=temperature)
         measured = accuracy(scores, features.test_labels, features.class_names)
         about = {"k": k, "temperature": temperature, "train_images": len(features.train)} | features.about
         results += accuracy_results("knn", features.dataset, features.split, measured, about)

@@ -13,7 +13,7 @@ from ..data.unreadable import left_out_note
 from ..distributed.collectives import all_gather_rows, rank, shard_range, world_size
 from ..encoders import Encoder
 from ..messages import warn_above_bars
-from .features import Features, extract_features
+from .features import Features, are_equal, extract_features
 from .results import Result, unreadable_counts
 
 logger = logging.getLogger(__name__)
@@ -50,13 +50,27 @@ def knn_scores(
         shared (`bool`, defaults to `False`): See [`nearest_neighbours`].
 
     Returns:
-        `Tensor` of shape `(M, C)`: Scores; the highest is the predicted class.
+        `Tensor` of shape `(M, C)`: Scores; the highest is the predicted class. If all representations are equal, so
+        that no entry is nearer than another, the whole bank votes.
 
     Raises:
         ValueError: If k < 1 or T ≤ 0.
     """
+    if are_equal(bank, queries):
+        return class_counts(labels, num_classes, len(queries))
     similarity, index = nearest_neighbours(bank, queries, k=k, chunk=chunk, shared=shared)
     return neighbour_votes(similarity, labels[index], num_classes=num_classes, temperature=temperature)
+
+
+def class_counts(labels: Tensor, num_classes: int, queries: int) -> Tensor:
+    """Return the scores `(queries, C)` of a vote of all images of a bank, the same for each query.
+
+    Args:
+        labels (`Tensor` of shape `(N,)`): Classes of the bank.
+        num_classes (`int`): Number of classes C.
+        queries (`int`): Number of queries.
+    """
+    return torch.bincount(labels, minlength=num_classes).float().expand(queries, -1)
 
 
 def nearest_neighbours(
@@ -192,7 +206,7 @@ class KNNMonitor:
         progress: bool = True,
     ):
         self.progress = progress
-        self._said = False
+        self._said = self._warned = False
         rng = np.random.default_rng(seed)
         chosen = rng.permutation(source.num_rows)[:images]
         fifth = len(chosen) // 5
@@ -206,6 +220,13 @@ class KNNMonitor:
         self.queries = ImageDataset(self.queries_from, indices=queries.tolist(), **measured)
         self.k, self.temperature = k, temperature
         self.settings = {"k": k, "temperature": temperature, "bank": len(chosen), "queries": len(queries)}
+
+    def _missing(self, bank: Tensor, queries: Tensor) -> str | None:
+        """Return what the labels of bank and queries lack for an accuracy, or `None`."""
+        if not (bank >= 0).any() or not (queries >= 0).any():
+            return "too few images have a label to classify some by the others"
+        classes = torch.cat([bank, queries]).clamp(min=-1).unique()
+        return "all images have the same class" if int((classes >= 0).sum()) < 2 else None
 
     def features(self, encoder: Encoder, *, shared: bool = False) -> tuple[Features, Features]:
         """Return the features of bank and queries, with classes matched by name if both have names.
@@ -236,7 +257,17 @@ class KNNMonitor:
         return self.results(*self.features(encoder, shared=shared), step)
 
     def results(self, bank: Features, queries: Features, step: int | str) -> list[Result]:
-        """Return top-1 and top-5 accuracy of features that are already extracted."""
+        """Return top-1 and top-5 accuracy of features that are already extracted.
+
+        Nothing is measured, and a warning says so once, if the images have fewer than two classes: every accuracy
+        would be 1.
+        """
+        reason = self._missing(bank.labels, queries.labels)
+        if reason is not None:
+            if step in (0, "end") and not self._warned:
+                warn_above_bars(logger, f"kNN is not measured: {reason}")
+            self._warned = True
+            return []
         accuracy = knn_accuracy(bank, queries, k=self.k, temperature=self.temperature)
         about = {**self.settings, "bank": len(bank.labels), "queries": len(queries.labels), "step": step}
         about |= self.bank.source.pixels.settings() | unreadable_counts(len(bank.unreadable), len(queries.unreadable))

@@ -9,6 +9,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .features import are_equal
+
 PROTOCOLS = ("sgd", "lbfgs")
 # Candidate weights λ of the penalty for "lbfgs", with standardized features.
 PENALTIES = tuple(float(value) for value in np.logspace(-6, 0, 7))
@@ -129,6 +131,9 @@ def lbfgs_probe(
     if not 0 < held_out < 1:
         raise ValueError(f"held_out is {held_out}: the share held out must lie between 0 and 1, as in 0.2")
     inputs = representations.double()
+    if are_equal(inputs):
+        # Rounding errors, once standardized, would be as large as any feature.
+        inputs = inputs[:1].expand_as(inputs)
     mean, std = inputs.mean(0), inputs.std(0, unbiased=False)
     # A constant feature has standard deviation 0 and carries no information: do not scale it.
     std = torch.where(std > 1e-12 * std.max().clamp(min=1e-300), std, 1.0)

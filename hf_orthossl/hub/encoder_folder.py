@@ -132,8 +132,8 @@ def rehearse_encoder_folder(
 def _images(
     encoder: Encoder, source: ImageSource | None, count: int, unreadable: list[Unreadable] | None = None
 ) -> Iterable[dict[str, Any]] | None:
-    """Return batches of up to `count` images for the feature spectra; `None` for a stream, and without images."""
-    if source is None or not source.num_rows:
+    """Return batches of up to `count` images for the feature spectra; `None` for a stream, and below two images."""
+    if source is None or not source.num_rows or source.num_rows < REHEARSAL_IMAGES:
         return None
     chosen = spectra_rows(source.num_rows, count)
     measured = ImageDataset(source, image_size=encoder.image_size, indices=chosen, unreadable="omit")

@@ -1,6 +1,6 @@
 """Canonical correlations between views, corrected for the number of images, with intervals."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -39,6 +39,14 @@ class CanonicalCorrelations:
     sample: Tensor
     filters: Tensor = field(repr=False)
     Sigma: Tensor = field(repr=False)
+
+    def of_equal_images(self) -> "CanonicalCorrelations":
+        """Return the same directions with k = 0, which is exact if all images are equal.
+
+        Two views of one image then differ as much as any two.
+        """
+        none = torch.zeros_like(self.values)
+        return replace(self, values=none, low=none, high=none, sample=none)
 
     @property
     def patterns(self) -> Tensor:

@@ -17,6 +17,14 @@ _CONSTANT = 1e-12
 ViewMaker = Callable[[Tensor, int], Sequence[Tensor]]
 
 
+class EqualViewsError(ValueError):
+    """All views of all images are equal, so that no direction has variance; `images` and `dim` count both."""
+
+    def __init__(self, images: int, dim: int):
+        super().__init__("all views are equal: the images are constant, or the recipe erases them")
+        self.images, self.dim = images, dim
+
+
 @dataclass
 class ViewCovariances:
     """Unbiased estimate of Σ = B + C from views of images.
@@ -137,7 +145,8 @@ class StreamingViewCovariance:
         """Return the estimate from all views seen.
 
         Raises:
-            ValueError: There were fewer than 2 images, or all views are equal.
+            ValueError: There were fewer than 2 images.
+            EqualViewsError: All views are equal.
         """
         count, total = self._means.count, self.num_views
         if count < 2:
@@ -148,7 +157,7 @@ class StreamingViewCovariance:
         if self._within is not None:
             Sigma += self._within.second_moment() / (count * total)
         if Sigma.trace() <= _CONSTANT * self._means.mean.square().sum():
-            raise ValueError("all views are equal: the images are constant, or the recipe erases them")
+            raise EqualViewsError(count, self.dim)
         B = means - between / (kinds * (kinds - 1))
         return ViewCovariances(count, total, self._intensity(Sigma, count), B, Sigma, self._means.mean)
 

@@ -74,13 +74,17 @@ def plot_directions(
         >>> plot_directions(result, "directions.png", images=images, shape=(3, 8, 8))
     """
     patterns = forecast.patterns if shape is not None else None
-    if patterns is None and images is None:
+    if patterns is None and images is None and forecast.directions:
         raise ValueError(
             "the forecast has no patterns to draw: pass images, or the shape of views that were compared by pixels"
         )
     pictures = None if images is None else as_tensor("images", images, 4, shape="(n, 3, H, W)").cpu()
     groups = [("Most endangered", forecast.endangered), ("Safest", forecast.safest)]
     rows = max(len(group) for _, group in groups)
+    if not rows:
+        figure = new_figure(9.6, 1.2)
+        figure.text(0.5, 0.5, "There is no direction to show: all views are equal.", ha="center", fontsize=10)
+        return save_figure(figure, path)
     figure = new_figure(9.6, 0.68 * rows + 0.75)
     first = 0
     for part, (title, group) in zip(np.asarray(figure.subfigures(1, 2, wspace=0.04)), groups, strict=True):
@@ -93,6 +97,12 @@ def plot_directions(
 
 
 def _draw_correlations(axes: "Axes", f: "Forecast") -> None:
+    axes.set_title("Share of each direction that augmentation leaves")
+    axes.set(xscale="log", ylim=(-0.02, 1.02), xlabel="direction", ylabel="k")
+    axes.grid(True, color="0.92", linewidth=0.6)
+    if not f.directions:
+        axes.text(0.5, 0.5, "no direction:\nall views are equal", transform=axes.transAxes, ha="center")
+        return
     ranks = range(1, f.directions + 1)
     axes.fill_between(ranks, f.low, f.high, color="0.85", linewidth=0, label="95 % interval")
     if f.threshold is None:
@@ -115,9 +125,6 @@ def _draw_correlations(axes: "Axes", f: "Forecast") -> None:
         )
     if f.settings["dim"] is not None and f.settings["dim"] < f.directions:
         axes.axvline(f.settings["dim"], color="0.4", linestyle="--", linewidth=1, label=f"{f.settings['dim']} outputs")
-    axes.set(xscale="log", ylim=(-0.02, 1.02), xlabel="direction", ylabel="k")
-    axes.set_title("Share of each direction that augmentation leaves")
-    axes.grid(True, color="0.92", linewidth=0.6)
     axes.legend(fontsize=7, loc="upper right", framealpha=0.9, edgecolor="none")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..arguments import ArrayLike, as_int, as_tensor
 from ..messages import describe
 from .correlations import CanonicalCorrelations, canonical_correlations
-from .covariances import ViewMaker, image_batches, view_batches, view_covariances
+from .covariances import EqualViewsError, ViewMaker, image_batches, view_batches, view_covariances
 from .forecast_report import ClassFate, Direction, Forecast, LeftOut
 from .label_signal import LabelSignal
 from .landscape import LinearLandscape
@@ -28,7 +28,16 @@ _RESOLVED = 1e-8
 _HIGHEST = 1 - 1e-6
 _OVERSAMPLED, _ITERATIONS = 32, 6
 _SHOWN = 8
+_EQUAL_IMAGES = (
+    "all images are equal, so that two views of one image have no more in common than views of two: k is 0 in every "
+    "direction, and whatever a representation keeps, it cannot tell images apart"
+)
+_EQUAL_VIEWS = (
+    "all views of all images are equal: the images are constant and equal, the recipe erases them, or the encoder "
+    "gives them the same features; a representation of them has no variance, whatever the loss"
+)
 _EXAMPLES = 3
+_SETTINGS = ("loss", "alpha", "temperature", "weight_decay", "gamma")
 
 # Wraps batches in a progress bar, like `tqdm`: `(batches, title) -> batches`.
 Progress = Callable[[Iterable[ArrayLike], str], Iterable[ArrayLike]]
@@ -58,7 +67,8 @@ def forecast(
 
     Estimates B and Σ of the views, reduces them to the leading principal directions (at most a fifth as many as there
     are images), corrects the canonical correlations for the number of images, and finds the minimum of the chosen loss.
-    Features are assumed to be centred, for example by a bias or batch norm.
+    Features are assumed to be centred, for example by a bias or batch norm. Images that are all equal, and views that
+    are, have a forecast too: complete collapse, which its notes explain.
 
     Args:
         images (`Tensor`, array or iterable): Images `(n, 3, H, W)`, n ≥ 4, or batches of them that can be read several
@@ -89,8 +99,8 @@ def forecast(
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: A setting is out of range, there are too few views or images, views do not vary or are not finite,
-            or D is too large.
+        ValueError: A setting is out of range, there are too few views or images, views are not finite, or D is too
+            large.
 
     Example:
         >>> views = Views(get_recipe("digits"), 8)
@@ -108,18 +118,23 @@ def forecast(
         shown = batches if progress is None else progress(batches, title)
         return view_batches(shown, maker, draws=calls, features=features, seed=seed)
 
-    covariances = view_covariances(make(views, "covariances"), draws)
+    equal = _are_equal(batches)
+    try:
+        covariances = view_covariances(make(views, "covariances"), draws)
+    except EqualViewsError as error:
+        return _nothing(error, objective, dim, views_per_image)
     dimension, count = len(covariances.mean), covariances.num_images
     if dim is not None and dim > dimension:
         raise ValueError(f"dim must be at most D = {dimension}, the number of dimensions of the views, got {dim}")
-    classes = None if labels is None else _Classes.of(labels, count, class_names)
+    classes = None if labels is None or equal else _Classes.of(labels, count, class_names)
     variances, axes = _leading(covariances.Sigma, max(1, min(max_dim, dimension, count // _IMAGES_PER_DIRECTION)))
     basis, mean, total = axes.float(), covariances.mean.float(), float(covariances.Sigma.trace())
     del covariances, axes
 
     def estimate(maker: ViewMaker, title: str) -> tuple[CanonicalCorrelations, Tensor]:
         reduced = torch.cat([(batch - mean) @ basis for batch in make(maker, title)])
-        return canonical_correlations(reduced, draws, seed=seed), reduced.mean(1)
+        estimated = canonical_correlations(reduced, draws, seed=seed)
+        return estimated.of_equal_images() if equal else estimated, reduced.mean(1)
 
     correlations, points = estimate(views, "canonical correlations")
     landscape = _landscape(correlations, correlations.values)
@@ -142,8 +157,7 @@ def forecast(
     shown = [direction.index for direction in (*endangered, *safest)]
     signal = None if classes is None else classes.signal(landscape, points, minimum)
     return Forecast(
-        settings={key: asdict(objective)[key] for key in ("loss", "alpha", "temperature", "weight_decay", "gamma")}
-        | {"dim": dim},
+        settings={key: asdict(objective)[key] for key in _SETTINGS} | {"dim": dim},
         num_images=count,
         views_per_image=views_per_image,
         dimension=dimension,
@@ -169,7 +183,51 @@ def forecast(
         left_out_base=base,
         label_signal=None if signal is None else {key: getattr(signal, key) for key in ("lost", "kind", "verdict")},
         classes=None if classes is None else classes.fates(landscape, points, minimum),
+        notes=[_EQUAL_IMAGES] if equal else [],
         patterns=correlations.patterns[shown].float() @ basis.T,
+    )
+
+
+def _are_equal(batches: Iterable[ArrayLike]) -> bool:
+    """Return whether all images are equal."""
+    first = None
+    for batch in image_batches(batches, _BATCH):
+        first = batch[:1] if first is None else first
+        if batch.shape[1:] != first.shape[1:] or not bool((batch == first).all()):
+            return False
+    return True
+
+
+def _nothing(error: EqualViewsError, objective: Objective, dim: int | None, views_per_image: int) -> Forecast:
+    """Return the forecast of views that do not vary: complete collapse."""
+    return Forecast(
+        settings={key: asdict(objective)[key] for key in _SETTINGS} | {"dim": dim},
+        num_images=error.images,
+        views_per_image=views_per_image,
+        dimension=error.dim,
+        directions=0,
+        variance_share=0.0,
+        correlations=[],
+        low=[],
+        high=[],
+        negative=0,
+        eigenvalues=[],
+        surviving=0,
+        surviving_low=0,
+        surviving_high=0,
+        cut_by_dim=0,
+        threshold=None,
+        dead_variance=0.0,
+        gamma_to_revive=None,
+        temperature_to_revive=None,
+        alpha_to_collapse=None,
+        endangered=[],
+        safest=[],
+        left_out=[],
+        left_out_base=LeftOut("", 0, 0.0),
+        label_signal=None,
+        classes=None,
+        notes=[_EQUAL_VIEWS],
     )
 
 

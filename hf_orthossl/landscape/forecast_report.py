@@ -232,12 +232,14 @@ class Forecast:
     def summary(self) -> str:
         """Return the forecast as text: what was measured, what survives, what collapses and why, and the remedies."""
         unit = self.metadata.get("unit", "dimensions")
+        held = (
+            f"their leading {self.directions} directions hold {100 * self.variance_share:.4g}% of the variance of views"
+        )
         rows = [
             (
                 "measured",
                 f"{self.num_images:,} images × {self.views_per_image} views, {self.dimension:,} {unit}; "
-                f"their leading {self.directions} directions hold {100 * self.variance_share:.4g}% of the variance of "
-                "views",
+                + (held if self.directions else "their views have no variance"),
             ),
             ("loss", f"{_LOSSES[self.settings['loss']]}, {_settings(self)}"),
             ("survive", _survivors(self)),
@@ -300,6 +302,8 @@ def _settings(forecast: Forecast) -> str:
 
 
 def _survivors(forecast: Forecast) -> str:
+    if not forecast.directions:
+        return "no direction: none has any variance"
     text = f"{forecast.surviving} of {forecast.directions} directions"
     if forecast.surviving_low is not None and forecast.surviving_high is not None:
         low, high = sorted((forecast.surviving_low, forecast.surviving_high))
@@ -307,13 +311,17 @@ def _survivors(forecast: Forecast) -> str:
             text += f" ({low} to {high} over the 95 % intervals of k)"
     if forecast.cut_by_dim:
         text += f"; {forecast.cut_by_dim} more would if the encoder had more than {forecast.settings['dim']} outputs"
-    if forecast.threshold is not None:
-        text += f"; a direction needs k above {max(forecast.threshold, 0):.3g}"
+    if forecast.threshold is not None and forecast.threshold >= 0:
+        text += f"; a direction needs k above {forecast.threshold:.3g}"
     return text
 
 
 def _collapsed(forecast: Forecast) -> str:
+    if not forecast.directions:
+        return "complete collapse: there is nothing that a representation could keep"
     dead = forecast.directions - forecast.surviving - forecast.cut_by_dim
+    if not dead and not any(forecast.correlations):
+        return "nothing: the loss spreads the representation over all directions, of which augmentation leaves no part"
     if not dead:
         return "nothing: augmentation leaves a part of every direction"
     text = f"{dead} directions with {forecast.dead_variance:.0%} of the variance of views"

@@ -281,7 +281,6 @@ def test_figures(found, tmp_path):
         ({"images": images_of(3)}, "at least 4"),
         ({"images": images_of(0)}, "empty"),
         ({"images": torch.full((9, 3, 2, 2), torch.nan)}, "NaN"),
-        ({"images": torch.ones(9, 3, 2, 2), "views": lambda images, seed: [images, images]}, "constant"),
         ({"features": lambda view: view.flatten(1) * torch.inf}, "encoder's weights"),
     ],
 )

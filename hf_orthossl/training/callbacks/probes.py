@@ -6,6 +6,7 @@ from torch import nn
 
 from ...encoders import Encoder
 from ...evaluation import Features, KNNMonitor, accuracy, knn_accuracy, lbfgs_probe
+from ...evaluation.labels import row_labels
 from ...modeling import SSLModel
 from ...spectra.layers import evaluation_mode
 from ..data import TrainingData
@@ -111,7 +112,7 @@ def build_probes(model: SSLModel, data: TrainingData) -> list[ProbeCallback]:
     They use up to 2,048 labelled training images, of which a fifth are the queries.
 
     Raises:
-        ValueError: The data have no labels, or are a stream.
+        ValueError: The data have no labels, or those of a single class, or are a stream.
     """
     kinds: dict[str, type[ProbeCallback]] = {"knn_steps": KNNCallback, "linear_probe_steps": LinearProbeCallback}
     intervals = {name: getattr(data.args, name) for name in kinds if getattr(data.args, name)}
@@ -123,5 +124,9 @@ def build_probes(model: SSLModel, data: TrainingData) -> list[ProbeCallback]:
         raise ValueError(
             f"{name} is {steps:g}, but the data have no labels or are a stream: pass label_column, or {name} 0"
         )
+    classes = row_labels(source).clamp(min=-1).unique()
+    if int((classes >= 0).sum()) < 2:
+        name, steps = next(iter(intervals.items()))
+        raise ValueError(f"{name} is {steps:g}, but the images have fewer than two classes: pass {name} 0")
     monitor = KNNMonitor(source, None, model.encoder.image_size, seed=data.args.seed, progress=False)
     return [kinds[name](monitor, steps) for name, steps in intervals.items()]

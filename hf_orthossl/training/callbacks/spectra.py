@@ -150,10 +150,17 @@ class SpectraCallback(MeasuringCallback):
                 self.collapsed.discard(name)
             elif name not in self.collapsed:
                 self.collapsed.add(name)
+                used = f"{short_name(name)} uses {math.ceil(rank)} of its {most} directions (effective rank {rank:.1f})"
+                if rank == 0 and name in report.features:
+                    used = (
+                        f"all images are equal at {short_name(name)}, which has collapsed completely (effective rank 0)"
+                    )
+                elif rank == 0:
+                    used = f"all weights of {short_name(name)} are 0 (effective rank 0)"
                 warn_above_bars(
                     logger,
-                    f"{self.name} at step {step}: {short_name(name)} uses {math.ceil(rank)} of its {most} directions "
-                    f"(effective rank {rank:.1f}), below the threshold of {100 * self.threshold:g} %{self._advice}",
+                    f"{self.name} at step {step}: {used}, below the threshold of {100 * self.threshold:g} %"
+                    f"{self._advice}",
                 )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -101,7 +101,12 @@ def spectrum(title: str, curves: Sequence[Curve]) -> Markup:
 
 
 def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
-    """Draw accuracy over effective rank (log axis), one mark for each model, with its name where the pointer rests."""
+    """Draw accuracy over effective rank (log axis), one mark for each model, with its name where the pointer rests.
+
+    An encoder that has collapsed completely uses no direction, which a log axis cannot show: it is drawn at 1, the
+    lowest rank of all others.
+    """
+    points = [replace(point, x=max(point.x, 1.0)) for point in points]
     xs, ys = [point.x for point in points], [point.y for point in points]
     pad = max((max(ys) - min(ys)) * 0.05, 0.005)
     x = Scale(min(xs) * 0.9, max(xs) * 1.1, 62, 508, log=True)
@@ -142,6 +147,8 @@ def _spread(places: list[tuple[float, float]], style: int) -> list[tuple[float, 
 
 
 def _describe(curve: Curve) -> str:
+    if curve.values[0] == 0:
+        return f"{curve.name}, none of {curve.length:,} eigenvalues is positive"
     drop = next((r for r, v in zip(curve.ranks, curve.values, strict=True) if v <= 0.01 * curve.values[0]), None)
     falls = f"falls below 1% of the largest at rank {drop:,}" if drop else "never falls below 1% of the largest"
     return f"{curve.name}, {curve.length:,} eigenvalues, {falls}"
