@@ -3,7 +3,9 @@
 import importlib
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..distributed import peers
@@ -117,7 +119,18 @@ def run(prog: str, command: Callable[[list[str]], object], argv: list[str]) -> N
             raise SystemExit(2) from None
         if line := peers.lost_peer():
             end_now(2, lambda: peers.tell_lost(line))
+        if _is_of_a_worker(error):
+            reason = "a process that decodes images was ended from outside, perhaps because memory ran out"
+            fail(
+                prog, ValueError(f"{reason}: lower the number of workers or of images in a batch, and {here.remedy()}")
+            )
         raise
+
+
+def _is_of_a_worker(error: RuntimeError) -> bool:
+    """Return whether a data loader has raised an error because one of its processes is gone."""
+    raised_by = [Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__)][-1:]
+    return any("torch" in parts and parts[-1] in ("signal_handling.py", "dataloader.py") for parts in raised_by)
 
 
 def _end_by_signal(number: int) -> NoReturn:

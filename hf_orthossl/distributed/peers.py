@@ -120,7 +120,7 @@ class Peers(threading.Thread):
         self._interval = min(INTERVAL, limit / 5) + world_size / 100
         self._notice = self._first_notice = min(60.0, limit / 3)
         self._parent = os.getppid() if launch.is_launched() else None
-        self._work, self._worked, self._children = 0.0, now, 0.0
+        self._work, self._worked, self._children, self._asked = 0.0, now, 0.0, now
         self.store: Any = None
         self._left = False
         self._ends: float | None = None
@@ -270,8 +270,9 @@ class Peers(threading.Thread):
         work = time.process_time() - time.thread_time()
         if work - self._work > _worth(now - self._worked):
             self._work, self._worked = work, now
-        elif now - self._worked > self.limit / 2:
-            # It may wait for the processes of a data loader.
+        elif now - self._worked > self.limit / 2 and now - self._asked > self.limit / 20:
+            # It may wait for the processes of a data loader, which are found by looking at all of the machine.
+            self._asked = now
             children = ending.children_work()
             if children - self._children > _worth(now - self._worked):
                 self._children, self._worked = children, now
