@@ -327,7 +327,8 @@ class Peers(threading.Thread):
             what = f"{_has(ranks)} not answered for {seconds:.0f} s"
         elif own.idle > self._first_notice and self.rank not in late:
             seconds, ranks = own.idle, list(late)
-            what = f"{'is' if len(late) == 1 else 'are'} still at work after {seconds:.0f} s"
+            works = min(sign.idle for sign in late.values()) < seconds / 2
+            what = f"{_has(ranks)} {'computed alone' if works else 'done nothing'} for {seconds:.0f} s"
         else:
             self._notice = self._first_notice
             return

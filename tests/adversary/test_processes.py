@@ -21,9 +21,9 @@ from attacks import Hang, Outcome, command, ended, start
 ROOT = Path(__file__).parents[2]
 FRONTS = {"trainer": ["-m", "hf_orthossl", "pretrain"], "loop": ["scripts/pretrain.py"]}
 ACCELERATE = ["-m", "accelerate.commands.launch", "--config_file", "scripts/accelerate_configs/two_cpu_processes.yaml"]
-# Seconds for which a process waits for a silent one, and after which the end of a run counts as a hang: launchers wait
-# 30 s for a process that is stopped.
-LIMIT, PATIENCE = 8, 60
+# Seconds for which a process waits for a silent one, and after which the end of a run counts as a hang: importing torch
+# takes two minutes on a busy machine.
+LIMIT, PATIENCE = 20, 300
 RUN = (
     "--use_cpu --backbone_config channels=[8,8,16,16] --per_device_train_batch_size 8 --max_steps 100000 "
     f"--save_steps 5 --knn_images 0 --logging_steps 5 --disable_tqdm true --ddp_timeout {LIMIT}"
@@ -34,7 +34,7 @@ class Pair:
     """A run of two processes, started by hand or by a launcher."""
 
     def __init__(self, front, how, folder, *options):
-        self.folder, self.how, self.mark = folder / "run", how, uuid.uuid4().hex
+        self.front, self.folder, self.mark = front, folder / "run", uuid.uuid4().hex
         argv = [*RUN.split(), "--output_dir", self.folder, *options]
         if how == "accelerate":
             program = [*ACCELERATE, *FRONTS[front]]
@@ -47,7 +47,7 @@ class Pair:
 
     def until_trained(self):
         """Waits for the first checkpoint."""
-        until = time.monotonic() + 200
+        until = time.monotonic() + 400
         while not any(self.folder.glob("checkpoint-*/manifest.json")):
             assert time.monotonic() < until, "no checkpoint"
             assert all(process.poll() is None for process in self.started.values()), "ended before"
@@ -94,7 +94,11 @@ class Pair:
         """A run that was stopped goes on, in one process."""
         steps = [int(path.parent.name.split("-")[1]) for path in self.folder.glob("checkpoint-*/manifest.json")]
         settings = ["--max_steps", max(steps) + 2, "--save_steps", 1000, "--per_device_train_batch_size", 16]
-        command("pretrain", "--resume", "--output_dir", self.folder, *settings).worked("encoder")
+        argv = ["--resume", "--output_dir", self.folder, *settings]
+        if self.front == "trainer":
+            command("pretrain", *argv, seconds=PATIENCE).worked("encoder")
+        else:
+            ended(start(*argv, program=FRONTS["loop"]), PATIENCE).worked("encoder")
 
 
 def environment(rank, port, **changes):
@@ -175,7 +179,7 @@ def test_a_second_signal_ends_a_process_that_waits_in_a_collective(front, tmp_pa
                 pair.send(number, 0)
                 time.sleep(1)
                 pair.send(number, 0)
-                outcome = ended(pair.started[0], 15)
+                outcome = ended(pair.started[0], 30)
                 assert outcome.code == 128 + number
                 clean(outcome, f"ended by {number.name}", "--resume")
                 pair.send(signal.SIGKILL, 1)
@@ -235,7 +239,7 @@ def test_a_wrong_environment_is_refused_in_one_line(wrong, tmp_path, attacks):
         with attacks.attempt(wrong):
             argv = [*RUN.split(), "--output_dir", tmp_path]
             process = start(*argv, program=FRONTS["trainer"], **variables)
-            ended(process, 90).refused(*words)
+            ended(process, PATIENCE).refused(*words)
 
 
 def test_processes_that_disagree_are_refused(tmp_path, attacks):
@@ -247,7 +251,7 @@ def test_processes_that_disagree_are_refused(tmp_path, attacks):
                 start(*argv, program=FRONTS["trainer"], **environment(rank, port, **(changes if rank else {})))
                 for rank in (0, 1)
             )
-            codes = [ended(one, 90), ended(other, 90)]
+            codes = [ended(one, PATIENCE), ended(other, PATIENCE)]
             for outcome in codes:
                 outcome.refused()
             assert any(f"{name} is" in outcome.err or "MASTER_PORT is" in outcome.err for outcome in codes)
@@ -274,7 +278,7 @@ def test_signals_to_a_command_and_its_group_end_it_in_one_line(name, tmp_path, a
             early = process.poll()
             with contextlib.suppress(ProcessLookupError):
                 (os.killpg if group else os.kill)(process.pid, number)
-            outcome = ended(process, 60)
+            outcome = ended(process, PATIENCE)
             assert outcome.code == (128 + number if early is None else 0), f"{outcome.code}: {outcome.tail}"
             assert "Traceback" not in outcome.err, outcome.tail
             if early is None:
