@@ -83,6 +83,8 @@ def deploy_board(args: DeployArguments) -> None:
 
 def verify_model(args: VerifyArguments) -> None:
     """Measure an encoder again, print claims beside measurements, and keep the result."""
+    if not 0 < args.max_minutes < 10**6:
+        raise ValueError(f"max_minutes is {args.max_minutes}: it must be a positive number of minutes, as in 120")
     if args.push_to_hub is not None:
         check_repo_id(args.push_to_hub, "--push_to_hub")
         require_token()
@@ -94,7 +96,8 @@ def verify_model(args: VerifyArguments) -> None:
     splits = {"train_split": args.train_split, "test_split": args.test_split}
     columns = {"image_column": args.image_column, "label_column": args.label_column}
     data = Data(dataset=args.dataset, name=args.dataset_name, **splits, **columns)
-    verified = verify(args.model, data, device=args.device, cache=FeatureCache(), progress=True)
+    settings: dict[str, Any] = {"device": args.device, "cache": FeatureCache(), "progress": True}
+    verified = verify(args.model, data, seconds=60 * args.max_minutes, **settings)
     print(verified_table(verified))
     print(f"results    {add_verification(Path(args.output_dir), verified.verification)}")
     if args.push_to_hub:
@@ -128,5 +131,9 @@ def verified_table(verified: "Verified") -> str:
     count = sum(pair.measured is not None for pair in claims)
     lines = [f"{entry.repo_id} at {entry.revision[:10]}", "", *lines, ""]
     lines += [f"claims     {count} of {len(claims)} measured again", f"spectra    {spectra}"]
+    if verified.verification.record:
+        lines.append(f"record     DIFFERS: {verified.verification.record}")
+    if verified.verification.withheld:
+        lines.append("mark       withheld: no claim of these is marked as verified")
     lines += [f"rejected   {one.field}: {one.reason}" for one in verified.rejected]
     return "\n".join([*lines, *(f"note       {note}" for note in verified.notes)])

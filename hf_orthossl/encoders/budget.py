@@ -6,6 +6,7 @@ come, and the count stops it: no entry of a configuration has to be understood f
 """
 
 import contextlib
+import copy
 import ctypes
 import threading
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from ..untrusted import Refused
 # Without weights, whose file would say how many there are. The largest vision networks of timm have 5 billion.
 MAX_PARAMETERS = 5_000_000_000
 # The largest networks of timm have 2,300.
-MAX_MODULES = 20_000
+MAX_MODULES = 8_000
 # Floating-point operations for one image: the first, or the second for each parameter where that is more. A ViT takes 2
 # for each parameter and patch.
 MAX_FLOP, FLOP_PER_PARAMETER = 2e12, 20_000
@@ -56,7 +57,8 @@ def plan(name: str, build: Callable[[], nn.Module], stored: int | None = None, s
         Refused: The network is too large, takes too long, or cannot be built.
     """
     limit = MAX_PARAMETERS if stored is None else stored
-    with building(name), _deadline(name), torch.device("meta"), Unfilled(_IN_PLACE):
+    too_slow = f"backbone {name!r} was not built within {SECONDS:.0f} s: correct its depth and its image size"
+    with building(name), deadline(too_slow, SECONDS), torch.device("meta"), Unfilled(_IN_PLACE):
         # A parameter that replaces another is counted again, so that the exact count comes at the end.
         with _Counter(name, 2 * limit + 2**20, stored):
             network = build()
@@ -162,14 +164,16 @@ class _Operations(TorchDispatchMode):
 
     def __init__(self, name: str, side: int, most: float) -> None:
         super().__init__()
-        self.name, self.side, self.most, self.flop = name, side, most, 0
+        self.name, self.side, self.most = name, side, most
+        self.flop = self.largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        if isinstance(output, Tensor) and output.numel() > MAX_ACTIVATION:
+        self.largest = max(self.largest, output.numel() if isinstance(output, Tensor) else 0)
+        if self.largest > MAX_ACTIVATION:
             raise Refused(
-                f"backbone {self.name!r} needs {readable_size(4 * output.numel())} for one activation of one image of "
+                f"backbone {self.name!r} needs {readable_size(4 * self.largest)} for one activation of one image of "
                 f"{self.side}×{self.side} pixels: choose a smaller image_size, or a larger patch"
             )
         count = flop_registry.get(func._overloadpacket)
@@ -195,13 +199,37 @@ def _check_forward(name: str, network: nn.Module, side: int, most: float) -> Non
         return
 
 
+def image_cost(network: nn.Module, side: int) -> tuple[int, int]:
+    """Return the floating-point operations for one image of a network, and the numbers in its largest activation.
+
+    What a network that cannot be passed without numbers does after that point is not counted.
+
+    Args:
+        network (`nn.Module`): The network; it does not change.
+        side (`int`): Height and width of the image, in pixels.
+    """
+    planned = copy.deepcopy(network).to("meta").eval()
+    operations = _Operations("", side, float("inf"))
+    with contextlib.suppress(Exception), torch.device("meta"), torch.no_grad(), operations:
+        planned(torch.empty(1, 3, side, side))
+    return operations.flop, operations.largest
+
+
 class _TooSlow(BaseException):
     """The time is over. No `Exception`, so that no handler of a library takes it for an error."""
 
 
 @contextlib.contextmanager
-def _deadline(name: str) -> Iterator[None]:
-    """Interrupt this thread after `SECONDS`: loops over the places of an image register nothing to be counted."""
+def deadline(message: str, seconds: float) -> Iterator[None]:
+    """Interrupt this thread when the time is over, between two operations of Python; loops of any kind end so.
+
+    Args:
+        message (`str`): The line to refuse with.
+        seconds (`float`): The time.
+
+    Raises:
+        Refused: The time is over.
+    """
     thread, lock, over = ctypes.c_ulong(threading.get_ident()), threading.Lock(), False
 
     def interrupt() -> None:
@@ -209,20 +237,18 @@ def _deadline(name: str) -> Iterator[None]:
             if not over:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_TooSlow))
 
-    timer = threading.Timer(SECONDS, interrupt)
+    timer = threading.Timer(seconds, interrupt)
     timer.daemon = True
-    timer.start()
     try:
         try:
+            timer.start()
             yield
         finally:
             timer.cancel()
             with lock:
                 over = True
     except _TooSlow:
-        raise Refused(
-            f"backbone {name!r} was not built within {SECONDS:.0f} s: correct its depth and its image size"
-        ) from None
+        raise Refused(message) from None
 
 
 def _short(error: BaseException) -> str:

@@ -141,6 +141,7 @@ def timm_arguments(name: str, config: dict[str, Any]) -> dict[str, Any]:
             f"backbone {name!r}: img_size in config.json must be a number of pixels up to {MAX_SIDE}, got "
             f"{_shown(size)}: correct it"
         )
+    _require_colour(name, "in_chans", given.get("in_chans"))
     return given
 
 
@@ -250,7 +251,16 @@ def _network_entries(name: str, kind: type[PreTrainedConfig], entries: dict[str,
                 f"backbone {name!r}: {key} in config.json must be a number of pixels up to {MAX_SIDE}, got "
                 f"{_shown(kept[key])}: correct it"
             )
+    _require_colour(name, "num_channels", kept.get("num_channels"))
     return kept
+
+
+def _require_colour(name: str, key: str, channels: Any) -> None:
+    if channels not in (None, 3):
+        raise Refused(
+            f"backbone {name!r}: {key} in config.json is {_shown(channels)}: encoders take images of 3 channels, "
+            "choose another backbone"
+        )
 
 
 def _is_plain(value: Any, nested: bool = False) -> bool:

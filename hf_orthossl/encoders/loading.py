@@ -28,7 +28,7 @@ def load_encoder(
     Code that comes with a model is never run, and pickled weights are never read. What a folder or repository says is
     checked before a network is built from it (`description.py`), and so are the size of the network, of its images and
     of its weights (`budget.py`, `weights.py`): at most 5 billion parameters without weights and as many as the file
-    holds with them, 20,000 modules, images of 2048 pixels, 2 TFLOP or 20 kFLOP per parameter for one image, and what
+    holds with them, 8,000 modules, images of 2048 pixels, 2 TFLOP or 20 kFLOP per parameter for one image, and what
     fits in memory.
 
     The encoder is in training mode and on the CPU; its weights are float32 unless another default dtype is set.

@@ -1,7 +1,6 @@
 """The origin of an encoder, recorded in its `config.json`, and the Python calls that load the encoder."""
 
 import dataclasses
-import json
 import math
 import os
 import subprocess
@@ -9,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict
 
+from ..untrusted import read_object
 from .escaping import Safe, literal
 
 if TYPE_CHECKING:
     from ..methods import SSLMethod
 
 POOLINGS = ("pooler_output", "cls", "mean")
-_MAX_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -80,18 +79,17 @@ class EncoderRecord:
 
         Raises:
             FileNotFoundError: There is no `config.json`.
-            ValueError: The file is not JSON, was not written by this package, or has an entry of the wrong type.
+            ValueError: The file is not JSON within the limits of `untrusted.py`, was not written by this package, or
+                has an entry of the wrong type.
         """
         path = Path(folder) / "config.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: pass an encoder folder, such as runs/default/encoder")
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"{path} is larger than {_MAX_BYTES >> 20} MiB: this is not the config.json of an encoder")
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        block = config.get("orthossl") if isinstance(config, dict) else None
+            config = read_object(Path(folder), path.name)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{path} does not exist: pass an encoder folder, such as runs/default/encoder"
+            ) from None
+        block = config.get("orthossl")
         if not isinstance(block, dict):
             raise ValueError(f"{path} has no orthossl block: pass an encoder that orthossl pretrain wrote")
         values: dict[str, Any] = {}

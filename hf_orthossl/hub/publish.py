@@ -1,6 +1,5 @@
 """Publish an encoder folder on the Hub: card, weights and spectra in one commit, and no other files."""
 
-import json
 import re
 import tempfile
 from collections.abc import Mapping
@@ -9,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
-from safetensors import SafetensorError, safe_open
 
 from .. import __version__, messages
 from ..evaluation import Result, read_results
 from ..evaluation.results import results_json
+from ..untrusted import MAX_HEADER, inside, read_object, read_tensors
 from .card.metadata import parse_front_matter
 from .card.render import render_card
 from .card.sections import find_sections, owners_text, split_front_matter
@@ -195,15 +194,13 @@ def read_encoder_config(folder: Path) -> dict[str, Any]:
         ValueError: One of these files is broken, or `orthossl pretrain` did not write the folder.
     """
     EncoderRecord.read(folder)
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise FileNotFoundError(f"{folder} has no model.safetensors: pass a finished run of orthossl pretrain")
     try:
-        with safe_open(weights, "pt") as file:
-            file.keys()
-    except SafetensorError as error:
-        raise ValueError(f"{weights} is broken ({error}): write the encoder folder again") from error
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        read_tensors(folder, "model.safetensors")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{folder} has no model.safetensors: pass a finished run of orthossl pretrain"
+        ) from None
+    return read_object(folder, "config.json")
 
 
 def code_files(config: dict[str, Any]) -> set[str]:
@@ -222,9 +219,15 @@ def published_files(folder: Path, config: dict[str, Any], card: str) -> dict[str
 
     Returns:
         `dict[str, bytes | Path]`: Path in the repository → content, or the local file to upload.
+
+    Raises:
+        ValueError: A file is a link that leads out of the folder.
     """
     names = {*FILES, *FIGURES, *code_files(config), *_PICTURE.findall(card)}
-    return {name: folder / name for name in sorted(names) if (folder / name).is_file()}
+    files = {name: folder / name for name in sorted(names) if (folder / name).is_file()}
+    for path in files.values():
+        inside(folder, path)
+    return files
 
 
 def refuse_tokens(contents: Mapping[str, bytes | Path], token: str | None = None) -> None:
@@ -340,4 +343,4 @@ def _readable_part(path: Path) -> bytes:
         return path.read_bytes()
     # In safetensors only the header, which comes first, contains text.
     with path.open("rb") as file:
-        return file.read(int.from_bytes(file.read(8), "little"))
+        return file.read(min(int.from_bytes(file.read(8), "little"), MAX_HEADER))

@@ -8,6 +8,7 @@ from leaderboard_hostile import stolen_spectra
 from leaderboard_repos import SPLITS, files_of
 from synthetic_board import entry, spectra
 
+from hf_orthossl.cli.leaderboard import verified_table
 from hf_orthossl.evaluation import Result, read_results
 from hf_orthossl.hub import publish_encoder
 from hf_orthossl.hub.leaderboard.board.build import add_verification, build, publish_verification
@@ -111,6 +112,46 @@ def test_spectra_of_other_weights_are_found_out(board_encoders, hub, tmp_path):
     board = build(tmp_path / "board").board
     assert board.entries[0].spectra is None
     assert [one.field for one in board.rejected] == ["verification, spectra"]
+    assert [pair.agrees for pair in found.compared] == [True, True]
+    sources = {result.source for result in board.entries[0].results}
+    assert sources == {"author", "board"}, "no mark beside spectra of other weights, though the accuracies agree"
+
+
+def test_a_record_of_another_encoder_withholds_the_mark(board_encoders, hub, tmp_path):
+    files = files_of(board_encoders[0], "tester/liar")
+    config = json.loads(files["config.json"])
+    config["orthossl"] |= {"mean": [0.1, 0.2, 0.3]}
+    hub.add_repo("tester/liar", files | {"config.json": json.dumps(config).encode()})
+    found = verify("tester/liar", DATA)
+    assert found.verification.record.startswith("the record says mean = [0.1, 0.2, 0.3]")
+    assert "mark       withheld" in verified_table(found)
+    assert verifications_from(verifications_json([found.verification]).encode()) == [found.verification]
+    add_verification(tmp_path / "board", found.verification)
+    board = build(tmp_path / "board").board
+    assert {result.source for result in board.entries[0].results} == {"author", "board"}
+    assert [one.field for one in board.rejected] == ["verification, record"]
+
+
+def test_what_costs_too_much_is_not_measured(board_encoders, hub, monkeypatch):
+    hub.add_repo("tester/dear", files_of(board_encoders[0], "tester/dear"))
+    module = "hf_orthossl.hub.leaderboard.claims.remeasure"
+    for limit, words in (("MAX_WEIGHTS", "of weights: at most"), ("MAX_FLOP", "GFLOP"), ("MAX_SIDE", "pixels")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{module}.{limit}", 1)
+            with pytest.raises(ValueError, match=words):
+                verify("tester/dear", DATA)
+
+
+def test_measuring_ends_when_the_time_is_over(board_encoders, hub, monkeypatch):
+    hub.add_repo("tester/slow", files_of(board_encoders[0], "tester/slow"))
+
+    def endless(*args, **kwargs):
+        while True:
+            pass
+
+    monkeypatch.setattr("hf_orthossl.hub.leaderboard.claims.remeasure.remeasure", endless)
+    with pytest.raises(ValueError, match="tester/slow was not measured within 1 s: pass --max_minutes"):
+        verify("tester/slow", DATA, seconds=1)
 
 
 def test_spectra_of_better_features_are_found_out(board_encoders, hub):

@@ -79,6 +79,7 @@ class VerifyArguments:
     image_column: str | None = field(default=None, metadata={"help": "column of images (default: found by type)"})
     label_column: str | None = field(default=None, metadata={"help": "column of labels (default: found by type)"})
     device: str | None = field(default=None, metadata={"help": "such as cpu or cuda (default: cuda if there is a GPU)"})
+    max_minutes: float = field(default=120.0, metadata={"help": "when to stop without a result"})
     output_dir: str = field(
         default=DEFAULT_BOARD, metadata={"help": "folder of the board; the result is added to its verified.json"}
     )

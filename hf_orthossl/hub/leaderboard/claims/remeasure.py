@@ -12,6 +12,7 @@ import torch
 from .... import __version__
 from ....data import ImageDataset, ImageSource, load_source
 from ....encoders import Encoder, load_encoder
+from ....encoders.budget import deadline, image_cost
 from ....evaluation import (
     FeatureCache,
     KNNMonitor,
@@ -24,6 +25,7 @@ from ....evaluation import (
 )
 from ....evaluation.features import normalized_batches
 from ....evaluation.results import learned_from, overlap
+from ....messages import readable_size
 from ....spectra import SpectralReport, spectral_report
 from ...client import hub_id, public_name
 from ...encoder_folder import spectra_rows
@@ -38,7 +40,12 @@ from .verify import Comparison, Verification, compare, interval, spectra_digest
 
 # Between spectra of the same weights taken on different machines: relative to the number, and on a curve in [0, 1].
 TOLERANCE = 0.01
-# Limits of what an untrusted claim may make this machine compute.
+# Limits of what untrusted weights and claims may make this machine compute: seconds in all, bytes of weights, the side
+# of an image in pixels, floating-point operations for one, and bytes of the largest activation of one batch.
+MAX_SECONDS = 2 * 3600
+MAX_WEIGHTS, MAX_SIDE, MAX_FLOP, MAX_ACTIVATION = 8 * 2**30, 512, 1e12, 16 * 2**30
+# Images of a batch, from which features are extracted.
+BATCH = 256
 _WHOLE = {"k": 10_000, "epochs": 1000, "bank": 10**6, "queries": 10**6, "batch_size": 10**6}
 _WHOLE |= {"unreadable_train_images": 10**6, "unreadable_test_images": 10**6}
 _REAL = ("temperature", "learning_rate", "weight_decay", "label_noise", "imbalance")
@@ -90,8 +97,13 @@ def verify(
     token: str | None = None,
     cache: FeatureCache | None = None,
     progress: bool = False,
+    seconds: float = MAX_SECONDS,
 ) -> Verified:
     """Download an encoder's published weights at one commit, and measure them again.
+
+    Published spectra may differ by 1 % (`TOLERANCE`) from those that are taken here, since machines round differently,
+    and an accuracy by its 95 % interval. An encoder of more than 8 GiB, 512 pixels, 1 TFLOP an image or 16 GiB for an
+    activation of a batch is not measured.
 
     Args:
         model (`str`): Hub id "owner/name", optionally with `@revision`.
@@ -100,9 +112,11 @@ def verify(
         token (`str`, *optional*): As in [`Fetcher`].
         cache ([`FeatureCache`], *optional*): Where features are kept; nowhere by default.
         progress (`bool`, defaults to `False`): Show progress bars.
+        seconds (`float`, defaults to 7200): When to stop, without a result.
 
     Raises:
-        ValueError: `model` is not a Hub id or has no place on a board, or the weights or data cannot be used.
+        ValueError: `model` is not a Hub id or has no place on a board, the weights or data cannot be used or are beyond
+            the limits, or the time is over.
         OSError: The Hub or the data cannot be read.
     """
     repo_id, fetcher = hub_id(model), Fetcher(token=token)
@@ -112,14 +126,31 @@ def verify(
     entry, more = check(published)
     if entry is None:
         raise ValueError(f"{model} has no place on a board: " + "; ".join(f"{r.field} {r.reason}" for r in more))
+    size = sum(size for name, size in published.sizes.items() if name.endswith(".safetensors"))
+    if size > MAX_WEIGHTS:
+        raise ValueError(f"{model} has {readable_size(size)} of weights: at most {MAX_WEIGHTS >> 30} GiB are verified")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with deadline(f"{model} was not measured within {seconds:.0f} s: pass --max_minutes for more", seconds):
+        return _verify(entry, published, rejected + more, data or Data(), device, cache, progress)
+
+
+def _verify(
+    entry: Entry,
+    published: Published,
+    rejected: list[Rejection],
+    data: Data,
+    device: str,
+    cache: FeatureCache | None,
+    progress: bool,
+) -> Verified:
     encoder = load_encoder(f"hf-hub:{entry.repo_id}@{entry.revision}", pretrained=True).eval()
+    _check_cost(entry.repo_id, encoder)
     try:
         encoder.to(device)
     except RuntimeError as error:
         raise ValueError(f"device {device!r} cannot be used: pass --device cpu") from error
     block = parse_object(published.files[CONFIG], CONFIG)["orthossl"]
-    training, data = block.get("training"), data or Data()
+    training = block.get("training")
     seed = training.get("seed") if isinstance(training, dict) else None
     seed = seed if type(seed) is int and 0 <= seed < 2**32 else 0
     results, notes = remeasure(encoder, entry.results, data, seed=seed, cache=cache, progress=progress)
@@ -140,8 +171,9 @@ def verify(
         results=results,
         spectra=wrong,
         digest=spectra_digest(entry.spectra) if entry.spectra else None,
+        record=wrong_record(block, encoder),
     )
-    return Verified(entry, rejected + more, verification, compare(entry.results, results), notes + not_taken)
+    return Verified(entry, rejected, verification, compare(entry.results, results), notes + not_taken)
 
 
 def remeasure(
@@ -211,6 +243,39 @@ def recompute(
         features = {REPRESENTATION: report.features[REPRESENTATION]}
         wrong = _wrong_scalars(features, scalars["features"], "effective_rank", "rankme", "participation_ratio")
     return wrong or "", notes
+
+
+def wrong_record(block: dict[str, Any], encoder: Encoder) -> str:
+    """Return which entry of the record the encoder's own configuration contradicts, or an empty text."""
+    for name in ("mean", "std", "image_size", "num_features", "pooling"):
+        said, own = block.get(name), getattr(encoder, name)
+        if isinstance(own, tuple):
+            known = isinstance(said, list) and len(said) == len(own) and all(type(a) in (int, float) for a in said)
+            agrees = known and np.allclose(said, own, rtol=0, atol=1e-3)
+        else:
+            agrees = type(said) is type(own) and said == own
+        if not agrees:
+            shown_own = [*own] if isinstance(own, tuple) else own
+            return (
+                f"the record says {name} = {shown(said)}; by its own configuration the encoder has {shown(shown_own)}"
+            )
+    return ""
+
+
+def _check_cost(name: str, encoder: Encoder) -> None:
+    """Refuse an encoder whose images cost more than is spent on a stranger's.
+
+    Raises:
+        ValueError: The images are too large, or take too many operations or too much memory.
+    """
+    flop, activation = image_cost(encoder, encoder.image_size)
+    needed = 4 * BATCH * activation
+    if encoder.image_size > MAX_SIDE or flop > MAX_FLOP or needed > MAX_ACTIVATION:
+        raise ValueError(
+            f"{name} takes {flop / 1e9:,.0f} GFLOP for an image of {encoder.image_size} pixels and "
+            f"{readable_size(needed)} for an activation of {BATCH}: at most {MAX_FLOP / 1e9:,.0f} GFLOP, "
+            f"{MAX_SIDE} pixels and {MAX_ACTIVATION >> 30} GiB are verified"
+        )
 
 
 def _location(dataset: str, given: str | None) -> str | None:

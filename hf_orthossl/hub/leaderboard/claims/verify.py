@@ -54,6 +54,13 @@ class Verification:
     spectra: Annotated[str, Field(max_length=300)] | None = None
     # [`spectra_digest`] of those spectra: they are as wrong in another commit.
     digest: Revision | None = None
+    # What the record in `config.json` says of the encoder that its own files contradict; empty if nothing.
+    record: Annotated[str, Field(max_length=300)] = ""
+
+    @property
+    def withheld(self) -> str:
+        """Return why no claim is marked as verified even if measurements agree; empty if nothing is against it."""
+        return self.record or self.spectra or ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,9 @@ def with_verifications(board: Board, verifications: list[Verification]) -> Board
     """Return the board with the verifications of these very weights; those of an earlier board are removed first.
 
     A claim that a measurement confirms becomes "verified"; the measurement stands beside it as "board". A claim that
-    is not confirmed stays "author" and is listed as rejected. Spectra that are not those of the weights are removed.
+    is not confirmed stays "author" and is listed as rejected. Spectra that are not those of the weights are removed,
+    and no claim beside them is marked, nor beside a record that describes another encoder: whoever publishes these has
+    not published what was measured.
     """
     # Ids of commits and of weights differ in length.
     made_of = {(v.repo_id, v.revision): v for v in verifications}
@@ -172,21 +181,26 @@ def _verified(entry: Entry, made: Verification) -> tuple[Entry, list[Rejection]]
     def reject(what: str, reason: str) -> None:
         rejected.append(Rejection(entry.repo_id, entry.revision, f"{FIELD}, {what}"[:120], reason))
 
+    published = entry.spectra and spectra_digest(entry.spectra)
+    of_these = made.revision == entry.revision or made.digest == published
+    if made.spectra and published and of_these:
+        reject("spectra", made.spectra)
+        entry = dataclasses.replace(entry, spectra=None)
+    if made.record and made.revision == entry.revision:
+        reject("record", made.record)
+    withheld = of_these and made.withheld
     # A verification of another version may have measured training images too.
     held_out = [result for result in made.results if not learned_from(result.split, None)]
     for pair in compare(entry.results, held_out):
         if pair.claimed:
-            results.append(dataclasses.replace(pair.claimed, source="verified") if pair.agrees else pair.claimed)
+            is_verified = pair.agrees and not withheld
+            results.append(dataclasses.replace(pair.claimed, source="verified") if is_verified else pair.claimed)
         if pair.measured:
             results.append(pair.measured)
         if pair.agrees is False and pair.claimed and (ours := pair.measured):
             bounds = "" if ours.low is None else f" ({ours.low:.4f} to {ours.high:.4f})"
             what = f"{ours.task} {ours.metric} on {ours.dataset}"
             reject(what, f"the author claims {pair.claimed.value:.4f}; this board measured {ours.value:.4f}{bounds}")
-    published = entry.spectra and spectra_digest(entry.spectra)
-    if made.spectra and published and (made.revision == entry.revision or made.digest == published):
-        reject("spectra", made.spectra)
-        entry = dataclasses.replace(entry, spectra=None)
     # One measurement may answer claims about several numbers of images, and is listed once.
     unique = list({(result.key, result.source): result for result in results}.values())[:MAX_RESULTS]
     return dataclasses.replace(entry, results=unique), first_rejections(rejected, FIELD)
