@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..data.fingerprint import difference
-from ..distributed.collectives import on_main, rank
+from ..distributed.collectives import all_gather_object, on_main, rank
 from ..locks import locked
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
@@ -24,7 +24,7 @@ from .optimizers import optimizer_facts
 from .publishing import check_push
 from .random_states import read_random_states, save_random_states, set_random_states
 from .run_folder import EXCLUSIVE, check_folder, run_of, update_settings
-from .settings import MOVABLE, STEP_OPTIONS, Timeline, check_changes, differences
+from .settings import MOVABLE, PER_PROCESS, STEP_OPTIONS, Timeline, check_changes, differences
 from .step import SSLStep
 
 # File in a checkpoint: what the run was given and did so far, how its steps are made up, and the position in the data.
@@ -193,6 +193,7 @@ def begin_record(model: SSLModel, data: TrainingData) -> None:
     """
     if "seed" in data.record.facts:
         return
+    check_equal(data)
     if data.args.resume:
         _continue_record(Path(str(data.args.resume_from_checkpoint)), model, data)
         return
@@ -244,6 +245,22 @@ def _continue_record(checkpoint: Path, model: SSLModel, data: TrainingData) -> N
     if changes and rank() == 0:
         given = ", ".join(f"{name} {after} (was {before})" for name, (before, after) in changes.items())
         print(f"resume   from step {done} on: {given}")
+
+
+def check_equal(data: TrainingData) -> None:
+    """Refuse processes of one run that were started with different options; call it on every process.
+
+    Raises:
+        ValueError: An option that decides what a step does has another value on another process.
+    """
+    own = {name: value for name, value in data.options.items() if name not in PER_PROCESS}
+    options = all_gather_object(own | {"number of images": data.num_images})
+    for process, given in enumerate(options):
+        for name, (first, other) in differences(options[0], given).items():
+            raise ValueError(
+                f"{name} is {first!r} on process 0 and {other!r} on process {process}: start all processes of a run "
+                "with the same options and the same data"
+            )
 
 
 def _newest_of_run(folder: Path, marker: str) -> Path:

@@ -34,6 +34,14 @@ NOT_SETTINGS = ("output_dir", "resume", "overwrite_output", "hub_token")
 MOVABLE = "dataset"
 
 
+# What may differ between the processes of one run, each of which reads images in its own way and place.
+PER_PROCESS = (
+    *(MOVABLE, "cache_images", "disable_tqdm", "report_to", "max_unreadable", "dataloader_num_workers"),
+    *("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
+    "dataloader_multiprocessing_context",
+)
+
+
 class Timeline:
     """Values by name, each with the optimizer step from which it holds.
 

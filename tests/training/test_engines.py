@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from engines_on_cpu import fsdp2, pretended_gpus
 from safetensors.torch import load_file
-from survival_runs import tiny_arguments, tiny_model
+from survival_runs import digits, in_group, tiny_arguments, tiny_model
 from torch.distributed import TCPStore
 
 from hf_orthossl.cli import perform
@@ -26,6 +26,7 @@ from hf_orthossl.distributed.collectives import on_main, rank
 from hf_orthossl.distributed.launch import LIMIT, TIMEOUT
 from hf_orthossl.training.callbacks.reporting import read_history
 from hf_orthossl.training.engines import check_engine, engine_settings, prepare_model
+from hf_orthossl.training.resume import begin_run
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "scripts" / "accelerate_configs"
@@ -276,6 +277,24 @@ def refused_by_main():
 
 def test_what_the_main_process_finds_all_are_told(two_processes):
     assert two_processes.run(refused_by_main) == [(7, FileNotFoundError, "no checkpoint")] * 2
+
+
+def _begin(folder, **settings):
+    try:
+        begin_run(tiny_model(), digits(), tiny_arguments(folder, **settings), "loop_state.json")
+    except ValueError as error:
+        return str(error)
+
+
+def begin_with(folder, name, values):
+    return in_group(_begin, rank(), len(values), folder, **{name: values[rank()]})
+
+
+def test_processes_with_different_options_are_refused_and_may_read_images_in_different_ways(two_processes, tmp_path):
+    said = two_processes.run(begin_with, tmp_path, "learning_rate", (0.1, 0.2))
+    assert said == [said[0]] * 2
+    assert said[0].startswith("learning_rate is 0.1 on process 0 and 0.2 on process 1: start all processes")
+    assert two_processes.run(begin_with, tmp_path, "cache_images", ("never", "auto")) == [None, None]
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
