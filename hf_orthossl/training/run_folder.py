@@ -93,7 +93,9 @@ def _write_config(folder: Path, run: str, comments: str, settings: dict[str, Any
 def run_of(folder: Path) -> str | None:
     """Return the id of the run that a folder belongs to, or `None` if it has no settings and no history of a run."""
     if _is_config(folder):
-        found = re.search(r"^# Run (\w+)$", (folder / "config.yaml").read_text("utf-8", "replace"), re.MULTILINE)
+        found = re.search(
+            r"^# Run (\w+)$", (folder / "config.yaml").read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+        )
         if found:
             return found[1]
     return history_run(folder)
@@ -118,7 +120,7 @@ def is_run(folder: Path) -> bool:
 
 def _is_config(folder: Path) -> bool:
     config = folder / "config.yaml"
-    return config.is_file() and config.read_text("utf-8", "replace").startswith(MARK)
+    return config.is_file() and config.read_text(encoding="utf-8", errors="replace").startswith(MARK)
 
 
 @contextlib.contextmanager

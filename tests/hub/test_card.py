@@ -115,11 +115,10 @@ def test_a_card_needs_a_record_of_this_package(tmp_path):
     [
         ("backbone", 3),
         ("gamma", "1e-6"),
-        ("gamma", float("nan")),
         ("num_features", 2.5),
         ("num_images", -1),
         ("mean", [0.5, 0.5]),
-        ("std", [1e999, 1, 1]),
+        ("std", [True, 1, 1]),
         ("training", ["lr"]),
         ("pooling", "max"),
         ("method", None),
@@ -128,6 +127,13 @@ def test_a_card_needs_a_record_of_this_package(tmp_path):
 def test_an_entry_of_the_wrong_kind_is_named(tmp_path, name, value):
     folder = encoder_folder(tmp_path, record_of().to_dict() | {name: value})
     with pytest.raises(ValueError, match=f"orthossl.{name} must be"):
+        render_card(folder)
+
+
+@pytest.mark.parametrize(("name", "value"), [("gamma", float("nan")), ("std", [1e999, 1, 1])])
+def test_numbers_that_json_does_not_have_are_refused(tmp_path, name, value):
+    folder = encoder_folder(tmp_path, record_of().to_dict() | {name: value})
+    with pytest.raises(ValueError, match="is not JSON"):
         render_card(folder)
 
 

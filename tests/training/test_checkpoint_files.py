@@ -78,6 +78,10 @@ def save_and_die(folder, step, after):
     remove_old_checkpoints(folder, 1, folder / f"checkpoint-{step}")
 
 
+def is_ours(checkpoint):
+    """Accept every checkpoint: which run one belongs to is asked in test_one_run_one_folder.py."""
+
+
 def test_a_kill_at_any_operation_leaves_a_whole_checkpoint(tmp_path):
     """The one before or the new one, never less; and the next start cleans up."""
     for step, again in ((3, False), (2, True)):  # 2 is there already, as after a run was started anew
@@ -88,7 +92,7 @@ def test_a_kill_at_any_operation_leaves_a_whole_checkpoint(tmp_path):
             write(folder / "checkpoint-2")
             seal(folder / "checkpoint-2")
             died = Life(save_and_die, folder, step, after).end()
-            newest = newest_checkpoint(folder, "loop_state.json")
+            newest = newest_checkpoint(folder, "loop_state.json", is_ours)
             found.append((newest / "model.safetensors").read_bytes() == FILES["model.safetensors"] * step)
             assert found[-1] or (newest / "model.safetensors").read_bytes() == FILES["model.safetensors"]
             assert damage(newest) is None
@@ -134,14 +138,14 @@ def test_the_newest_whole_one_is_taken_and_the_others_named(five, caplog):
     (five / "checkpoint-11" / MANIFEST).unlink()
     with (five / "checkpoint-10" / "model.safetensors").open("r+b") as file:
         file.write(b"W")
-    assert newest_checkpoint(five, "loop_state.json") == five / "checkpoint-3"
+    assert newest_checkpoint(five, "loop_state.json", is_ours) == five / "checkpoint-3"
     assert [record.getMessage() for record in caplog.records] == [
         "checkpoint-11 is damaged (manifest.json is missing), renamed to checkpoint-11.damaged: "
         "resuming from checkpoint-3",
         "checkpoint-10 is damaged (model.safetensors: checksum differs), renamed to checkpoint-10.damaged: "
         "resuming from checkpoint-3",
     ]
-    assert newest_checkpoint(five, "loop_state.json") == five / "checkpoint-3"
+    assert newest_checkpoint(five, "loop_state.json", is_ours) == five / "checkpoint-3"
     assert len(caplog.records) == 2
 
 
@@ -149,5 +153,5 @@ def test_no_whole_one_is_one_clear_error(checkpoint):
     (checkpoint / "sharded" / "part_0").unlink()
     said = "has no valid checkpoint to resume from: checkpoint-2 is damaged .sharded/part_0 is missing.; run without"
     with pytest.raises(FileNotFoundError, match=said):
-        newest_checkpoint(checkpoint.parent, "loop_state.json")
+        newest_checkpoint(checkpoint.parent, "loop_state.json", is_ours)
     assert checkpoint.is_dir()
