@@ -200,6 +200,9 @@ def damage(folder: Path, *, thorough: bool = True) -> str | None:
         thorough (`bool`, defaults to `True`): Whether to compare checksums, which reads every file; sizes are
             always compared.
     """
+    # Opening a pipe would wait for its writer.
+    if (folder / MANIFEST).exists() and not (folder / MANIFEST).is_file():
+        return f"{MANIFEST} is not a regular file"
     try:
         files = json.loads((folder / MANIFEST).read_bytes())["files"].items()
         expected = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files}
@@ -208,6 +211,8 @@ def damage(folder: Path, *, thorough: bool = True) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
     for name, (size, checksum) in expected.items():
+        if (folder / name).exists() and not (folder / name).is_file():
+            return f"{name} is not a regular file"
         try:
             with (folder / name).open("rb") as file:
                 actual = os.fstat(file.fileno()).st_size

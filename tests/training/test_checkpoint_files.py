@@ -53,6 +53,13 @@ def test_every_flipped_bit_and_every_cut_is_found(checkpoint):
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs coreutils")
+@pytest.mark.parametrize("name", [MANIFEST, "model.safetensors", "sharded/part_0"])
+def test_a_pipe_in_place_of_a_file_is_damage_and_not_waited_for(checkpoint, name):
+    (checkpoint / name).unlink()
+    os.mkfifo(checkpoint / name)
+    assert damage(checkpoint) == f"{name} is not a regular file"
+
+
 def test_the_manifest_holds_what_sha256sum_says(checkpoint):
     listed = subprocess.run(["sha256sum", *FILES], cwd=checkpoint, capture_output=True, text=True, check=True).stdout
     for line in listed.splitlines():
