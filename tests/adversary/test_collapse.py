@@ -148,7 +148,7 @@ def test_spectra_of_collapsed_encoders_and_data(attacks, encoders, data, tmp_pat
             out = tmp_path / f"{backbone}-{kind}-{images}"
             with attacks.attempt(f"spectra of {backbone}, {kind}, on {images}"):
                 outcome = command("spectra", folder, "--dataset", data[images], "--output_dir", out)
-                outcome.worked("Collapse: " if kind != "half" or images == "black" else "limit of the sample")
+                outcome.worked("Collapse: " if kind != "half" or images == "black" else "images cap the rank")
                 assert "nan" not in outcome.out.lower()
                 assert "Warning" not in outcome.err
                 features = _strict(out / "spectra.json")["features"]["representation"]
