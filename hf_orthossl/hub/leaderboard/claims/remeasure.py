@@ -250,8 +250,8 @@ def wrong_record(block: dict[str, Any], encoder: Encoder) -> str:
     for name in ("mean", "std", "image_size", "num_features", "pooling"):
         said, own = block.get(name), getattr(encoder, name)
         if isinstance(own, tuple):
-            known = isinstance(said, list) and len(said) == len(own) and all(type(a) in (int, float) for a in said)
-            agrees = known and np.allclose(said, own, rtol=0, atol=1e-3)
+            numbers = said if isinstance(said, list) and all(type(a) in (int, float) for a in said) else []
+            agrees = len(numbers) == len(own) and np.allclose(numbers, own, rtol=0, atol=1e-3)
         else:
             agrees = type(said) is type(own) and said == own
         if not agrees:
