@@ -68,22 +68,22 @@ class PretrainingRun:
 
     @property
     def encoder(self) -> Path:
-        """The encoder folder: weights, card, spectra and results, loadable without this package."""
+        """Return the encoder folder: weights, card, spectra and results, loadable without this package."""
         return self.output_dir / "encoder"
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings of the run; `orthossl pretrain --config` starts it again."""
+        """Return the settings of the run; `orthossl pretrain --config` starts it again."""
         return read_config(self.output_dir / "config.yaml")
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The log entries, each with its `step`."""
+        """Return the log entries, each with its `step`."""
         return read_history(self.output_dir)
 
     @property
     def results(self) -> list[Result]:
-        """The kNN accuracies before and after training; empty without labels."""
+        """Return the kNN accuracies before and after training; empty without labels."""
         return read_results(self.output_dir / "results.json")
 
 

@@ -37,7 +37,7 @@ _IMPOSTORS = {
 
 
 class Refused(ValueError):
-    """Something that someone else wrote is not used; the message is one line that names it and the remedy."""
+    """Raised if what someone else wrote is not used; the message is one line that names it and the remedy."""
 
 
 class Stored(NamedTuple):

@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 from ..distributed import peers
 from ..distributed.ending import SignalGuard, Terminated, end_now, tell_ended
-from ..distributed.launch import check_environment, end_processes, peer_failed, print_error_once
+from ..distributed.environment import check_environment, peer_failed, print_error_once
+from ..distributed.launch import end_processes
 from ..distributed.progress import here
 from ..terminal import keep_printing
 

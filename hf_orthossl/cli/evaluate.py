@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ..distributed.collectives import on_main
-from ..distributed.launch import init_processes, is_main_process, is_multi_process
+from ..distributed.environment import is_main_process, is_multi_process
+from ..distributed.launch import init_processes
 from ..encoders import Encoder, load_encoder
 from ..evaluation import Result, Transfer, read_results, transfer_sets, transfer_suite, write_results
 from ..evaluation.features import FeatureCache

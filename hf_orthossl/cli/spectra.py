@@ -23,7 +23,8 @@ from ..data import (
 )
 from ..data.unreadable import Unreadable, check_unreadable, left_out_note
 from ..distributed.collectives import all_gather_object, all_gather_rows, on_main, shard_range
-from ..distributed.launch import init_processes, is_main_process
+from ..distributed.environment import is_main_process
+from ..distributed.launch import init_processes
 from ..encoders import Encoder
 from ..evaluation.features import normalized_batches
 from ..evaluation.frozen import HELD_OUT_SPLITS

@@ -1,6 +1,5 @@
 """Check where a data set sends its reader, by its card or its list of files: its author may be a stranger."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 import yaml
 from datasets import config
 from huggingface_hub import hf_hub_download
+
+from ..untrusted import read_object
 
 # Files in which `datasets` looks for the names of the files to read.
 _CARDS = (config.REPOCARD_FILENAME, config.REPOYAML_FILENAME)
@@ -96,15 +97,10 @@ def _plain_name(name: Any, title: str) -> str:
 
 def _json(path: Path, title: str) -> dict[str, Any]:
     """Return the object in a JSON file of a data set."""
-    if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"dataset {title}: {path} is not a regular file, or too large: save the data set again")
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"dataset {title}: {path} is not JSON ({error}): save the data set again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"dataset {title}: {path} is not an object: save the data set again")
-    return content
+        return read_object(path.parent, path.name)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"dataset {title}: {error}") from error
 
 
 def _places(configs: Any) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,7 +82,7 @@ class ImageFile(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a file lies: its split, the parts of its path, and those parts without the split's folder."""
+    """Place a file: its split, the parts of its path, and those parts without the split's folder."""
 
     split: str
     parts: tuple[str, ...]
@@ -111,7 +111,7 @@ class LeftOut:
 
 
 class _Counts(dict[str, LeftOut]):
-    """What was left out, by reason."""
+    """Count what is left out, by reason."""
 
     def add(self, reason: str, name: str | None = None) -> None:
         entry = self.setdefault(reason, LeftOut(reason))
@@ -248,8 +248,15 @@ def _walk(
             left_out.add("written by orthossl", prefix.rstrip("/"))
             continue
         entries.sort(key=lambda entry: entry.name)
-        folders += [(f"{prefix}{entry.name}/", entry.path) for entry in reversed(entries) if entry.is_dir()]
-        for entry in [entry for entry in entries if not entry.is_dir()]:
+        files: list[os.DirEntry[str]] = []
+        below: list[tuple[str, str]] = []
+        for entry in entries:
+            if _is(entry.is_dir):
+                below.append((f"{prefix}{entry.name}/", entry.path))
+            else:
+                files.append(entry)
+        folders += reversed(below)
+        for entry in files:
             name = prefix + entry.name
             seen += 1
             reason = _reason(entry, extensions)
@@ -257,14 +264,14 @@ def _walk(
                 images.append(name)
             else:
                 left_out.add(reason, None if reason.startswith(".") else _printable(name))
-                if name.lower().endswith(_TABLES) and entry.is_file():
+                if name.lower().endswith(_TABLES) and _is(entry.is_file):
                     tables.append(entry.path)
     return sorted(images), seen
 
 
 def _reason(entry: os.DirEntry, extensions: frozenset[str]) -> str | None:
     """Return why a file is not used, or `None` for an image."""
-    if not entry.is_file():
+    if not _is(entry.is_file):
         return "not regular (a broken link, pipe, socket or device)"
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix not in extensions:
@@ -281,6 +288,14 @@ def _reason(entry: os.DirEntry, extensions: frozenset[str]) -> str | None:
     except UnicodeEncodeError:
         return "named in another encoding than UTF-8 (rename it)"
     return None
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    """Return the outcome of a test of an entry; a link that leads to itself is neither a file nor a folder."""
+    try:
+        return test()
+    except OSError:
+        return False
 
 
 def _is_output(entries: list[os.DirEntry]) -> bool:

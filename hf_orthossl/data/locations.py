@@ -72,7 +72,6 @@ def open_splits(
         if dataset == "digits" and not is_path:
             opened = Opened(dict(digits()), "digits")
         elif not (is_path or is_local(dataset)):
-            check_card_on_hub(dataset)
             return Opened(
                 call_hub(datasets.load_dataset, dataset, name, streaming=streaming), dataset, within=_within([])
             )
@@ -356,11 +355,12 @@ def _from_listing(listing: Listing, title: str) -> Opened:
 
 
 def call_hub(function: Callable[..., Any], dataset: str, name: str | None, **options: Any) -> Any:
-    """Call a function of `datasets` that reads from the Hub.
+    """Call a function of `datasets` that reads from the Hub, once the card has been checked that it follows.
 
     Raises:
-        ValueError: The Hub does not provide the data set.
+        ValueError: The card names files elsewhere, or the Hub does not provide the data set.
     """
+    check_card_on_hub(dataset)
     try:
         return function(dataset, name, **options)
     except Exception as error:  # network, access, configuration and format raise many classes, with the same remedy

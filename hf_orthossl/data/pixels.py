@@ -39,7 +39,7 @@ _OPAQUE_OR_NOT = 0.5
 
 
 class _Once:
-    """True the first time it is called, in this process and those forked from it."""
+    """Tell the first call from all others, in this process and those forked from it."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 1)
@@ -55,7 +55,7 @@ class _Once:
 
 @dataclass(frozen=True)
 class PixelRule:
-    """How the values of a data set's images become 8 bits, the same for all of its images and splits.
+    """Turn the values of a data set's images into 8 bits, in the same way for all of its images and splits.
 
     Values of 8 bits stay as they are. Integers above 8 bits are scaled from 0 and the smallest usual depth that holds
     the largest sampled value (8, 10, 12, 14, 16, 20, 24 or 32 bits), or, if there are negative ones, from the sampled

@@ -1,4 +1,4 @@
 """Distributed training: collectives, gathering with gradient, batch norm, sharded weights, launching.
 
-Import from the modules: importing `launch` must not import torch.
+Import from the modules: importing `environment` must not import torch.
 """

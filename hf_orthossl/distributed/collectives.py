@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .launch import TIMEOUT
+from .environment import TIMEOUT
 from .progress import here
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import launch
+from . import environment
 from .progress import here
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def deferred() -> Iterator[bool]:
 
 def tell_ended(number: int) -> None:
     """Print that a signal ended the command, and how to go on; one process of several that a launcher started does."""
-    if launch.is_main_process() or not launch.is_launched():
+    if environment.is_main_process() or not environment.is_launched():
         write(f"\n{here.command}: ended by {signal.Signals(number).name}: {here.remedy()}\n")
 
 

@@ -59,7 +59,7 @@ def pooled_moments(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, 
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather rows; the gradient of a row is the sum of its gradients on all processes."""
+    """Gather the rows of all processes; the gradient of a row is the sum of its gradients on all processes."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

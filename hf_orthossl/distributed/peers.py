@@ -17,7 +17,7 @@ import time
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from . import ending, launch
+from . import ending, environment
 from .progress import here
 
 # Seconds between two messages.
@@ -32,7 +32,7 @@ BACKLOG = 1 << 20
 
 @dataclass
 class Sign:
-    """What a process says of itself: its progress, and for how many seconds it has computed nothing."""
+    """State the progress of a process, and for how many seconds it has computed nothing."""
 
     arrivals: int = 0
     step: int | None = None
@@ -43,7 +43,7 @@ class Sign:
 
 @dataclass
 class Peer:
-    """What this process knows of another: when it was last heard, and whether it is connected, has left, or ended."""
+    """Keep what is known of another process: its last sign and when it came, whether it is connected or has left."""
 
     sign: Sign
     heard: float
@@ -52,7 +52,7 @@ class Peer:
 
     @property
     def ended(self) -> bool:
-        """Whether it is gone without having left."""
+        """Return whether it is gone without having left."""
         return not self.connected and not self.left
 
 
@@ -119,7 +119,7 @@ class Peers(threading.Thread):
         self.refusal: str | None = None
         self._interval = min(INTERVAL, limit / 5) + world_size / 100
         self._notice = self._first_notice = min(60.0, limit / 3)
-        self._parent = os.getppid() if launch.is_launched() else None
+        self._parent = os.getppid() if environment.is_launched() else None
         self._work, self._worked, self._children, self._asked = 0.0, now, 0.0, now
         self.store: Any = None
         self._left = False
@@ -142,7 +142,7 @@ class Peers(threading.Thread):
 
     @property
     def missing(self) -> list[int]:
-        """The processes that have not come yet."""
+        """Return the processes that have not come yet."""
         return [rank for rank, peer in self.peers.items() if not peer.connected]
 
     def run(self) -> None:
@@ -299,17 +299,17 @@ class Peers(threading.Thread):
         if self.rank and silent.get(0, 0.0) > 2 * self._interval:
             # Of the others, this process hears from the main one.
             silent = {0: silent[0]}
-        here_all = {rank: peer.sign for rank, peer in self.peers.items() if not peer.left}
-        fewest = min(sign.arrivals for sign in here_all.values())
-        late = {rank: sign for rank, sign in here_all.items() if sign.arrivals == fewest}
+        present = {rank: peer.sign for rank, peer in self.peers.items() if not peer.left}
+        fewest = min(sign.arrivals for sign in present.values())
+        late = {rank: sign for rank, sign in present.items() if sign.arrivals == fewest}
         if ended := [rank for rank, peer in others.items() if peer.ended]:
             self._lose(ended, "ended")
         elif gone := [rank for rank, seconds in silent.items() if seconds > self.limit]:
-            self._lose(gone, f"{_has(gone)} not answered for {self.limit:g} s")
-        elif all(sign.training for sign in here_all.values()) and all(
+            self._lose(gone, f"{_has(gone)} not answered for {self.limit:g} s", grace=0.0)
+        elif all(sign.training for sign in present.values()) and all(
             sign.idle > self.limit and not sign.busy for sign in late.values()
         ):
-            self._lose(list(late), f"{_has(list(late))} done nothing for {self.limit:g} s")
+            self._lose(list(late), f"{_has(list(late))} done nothing for {self.limit:g} s", grace=0.0)
         elif self._parent is not None and os.getppid() != self._parent:
             self._parent = None
             if self.rank == 0:
@@ -334,14 +334,15 @@ class Peers(threading.Thread):
             return
         if seconds >= self._notice:
             self._notice = 2 * seconds
-            if not launch.is_launched() or self.rank == min(set(self.peers) - set(ranks)):
+            if speaks(self.rank, self.world_size, ranks):
                 say(f"waiting for {len(ranks)} of {self.world_size} processes: {_named(ranks)} {what}")
 
-    def _lose(self, ranks: list[int], what: str) -> None:
+    def _lose(self, ranks: list[int], what: str, grace: float = GRACE) -> None:
+        """Give processes up; the main thread has some seconds to end with the error of its collective."""
         step = "" if here.step is None else f" at step {here.step}"
         numbers = ", ".join(map(str, ranks))
         self.lost = f"process{'es' * (len(ranks) > 1)} {numbers} of {self.world_size} {what}{step}: {here.remedy()}"
-        self._ends = time.monotonic() + (0.0 if what.startswith("ha") else GRACE)
+        self._ends = time.monotonic() + grace
 
     def _close(self) -> None:
         for key in list(self._selector.get_map().values()):
@@ -379,6 +380,17 @@ def leave() -> None:
         _watch.leave()
 
 
+def speaks(rank: int, world_size: int, absent: list[int]) -> bool:
+    """Return whether a process says who is waited for: under a launcher, whose terminal all share, only the first does.
+
+    Args:
+        rank (`int`): The number of the process.
+        world_size (`int`): How many there are.
+        absent (`list[int]`): Those that are waited for.
+    """
+    return not environment.is_launched() or rank == min(set(range(world_size)) - set(absent), default=0)
+
+
 def say(text: str) -> None:
     """Print a line about the processes, from any thread, in the name of the command."""
     ending.write(("\n" if sys.stderr is not None and sys.stderr.isatty() else "") + f"{here.command}: {text}\n")
@@ -386,7 +398,7 @@ def say(text: str) -> None:
 
 def tell_lost(line: str) -> None:
     """Print the line about a lost peer as the error of the command, unless another process has already printed one."""
-    launch.print_error_once(f"{here.command}: error: {line}")
+    environment.print_error_once(f"{here.command}: error: {line}")
 
 
 def _worth(seconds: float) -> float:

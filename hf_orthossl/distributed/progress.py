@@ -27,7 +27,7 @@ class Progress:
 
     def begin(self, command: str) -> None:
         """Begin a command, without a position yet."""
-        self.__init__(command)  # type: ignore[misc]
+        vars(self).update(vars(Progress(command)))
 
     @contextlib.contextmanager
     def waiting_elsewhere(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from . import launch, peers
+from . import environment, peers
 from .peers import Peers
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class Place:
         Raises:
             ValueError: A variable is missing or cannot be used.
         """
-        launch.check_environment()
+        environment.check_environment()
         world_size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
         os.environ.setdefault("MASTER_PORT", PORT)
         port = os.environ["MASTER_PORT"]
@@ -96,7 +96,7 @@ def meet(limit: float) -> None:
 
 
 class _Waiting:
-    """How long this process has waited, and what it has said of it."""
+    """Count how long this process has waited, and say for whom."""
 
     def __init__(self, place: Place, limit: float):
         self.place, self.limit, self.began, self.notice = place, limit, time.monotonic(), NOTICE
@@ -116,13 +116,13 @@ class _Waiting:
             )
         if waited > self.notice and missing:
             self.notice *= 4
-            if not launch.is_launched() or place.rank == min(set(range(place.world_size)) - set(missing), default=0):
+            if peers.speaks(place.rank, place.world_size, missing):
                 peers.say(f"waiting for {who} at {place}")
 
 
 def _listen(place: Place, limit: float, waiting: _Waiting) -> Peers:
     """Open the meeting on the main process."""
-    if not launch.is_launched():
+    if not environment.is_launched():
         try:
             _serve(place.host, place.port).close()
         except OSError as error:
@@ -135,7 +135,7 @@ def _listen(place: Place, limit: float, waiting: _Waiting) -> Peers:
     watch.start()
 
     def publish() -> Any:
-        store = _open_store(place, limit, server=not launch.is_launched())
+        store = _open_store(place, limit, server=not environment.is_launched())
         store.set(_key(), f"{listener.getsockname()[1]} {watch.token}")
         return store
 

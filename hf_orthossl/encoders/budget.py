@@ -216,7 +216,7 @@ def image_cost(network: nn.Module, side: int) -> tuple[int, int]:
 
 
 class _TooSlow(BaseException):
-    """The time is over. No `Exception`, so that no handler of a library takes it for an error."""
+    """Raised when the time is over; no `Exception`, so that no handler of a library takes it for an error."""
 
 
 @contextlib.contextmanager

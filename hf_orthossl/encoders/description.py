@@ -98,7 +98,7 @@ def timm_description(name: str, config: dict[str, Any]) -> dict[str, Any]:
         "crop_mode": (_is_text, "a name"),
         "mean": (_is_mean, "three finite numbers"),
         "std": (_is_std, "three positive numbers"),
-        "num_classes": (lambda value: _is_whole(value), f"a whole number up to {MAX_WHOLE:,}"),
+        "num_classes": (_is_whole, f"a whole number up to {MAX_WHOLE:,}"),
         "pool_size": (lambda value: _is_plain(value) and isinstance(value, list | int), "one or two whole numbers"),
         **dict.fromkeys(("first_conv", "classifier"), (_are_layers, "the name of a layer, or several")),
     }

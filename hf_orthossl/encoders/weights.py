@@ -95,9 +95,8 @@ def compare(
 
     Args:
         name (`str`): The name that the user gave, for errors.
-        missing (iterable of `str`): Tensors that the network has and the weights lack. Mask tokens do not count: they
-        are
-            used in training by masks only.
+        missing (iterable of `str`): Tensors that the network has and the weights lack. Mask tokens do not count:
+            they are used in training by masks only.
         unexpected (iterable of `str`): Tensors of the weights that the network does not have.
         misshaped (collection of `str`, *optional*): Tensors whose shapes differ, with their shapes.
 

@@ -83,7 +83,7 @@ class Result:
 
     @property
     def is_final(self) -> bool:
-        """True if the final weights were measured, rather than those of an earlier training step."""
+        """Return whether the final weights were measured, rather than those of an earlier training step."""
         return self.protocol.get("step") in (None, "end")
 
     @property

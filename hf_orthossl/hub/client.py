@@ -162,7 +162,7 @@ class HubRepo:
 
     @property
     def url(self) -> str:
-        """The address of the repository's page."""
+        """Return the address of the repository's page."""
         return f"{without_secrets(self.api.endpoint)}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.repo_id}"
 
     def check_token(self) -> None:

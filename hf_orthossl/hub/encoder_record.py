@@ -128,7 +128,7 @@ class EncoderRecord:
 
     @property
     def short_name(self) -> str:
-        """Backbone, method and penalty joined by hyphens, such as "resnet18-byol-so"."""
+        """Return backbone, method and penalty joined by hyphens, such as "resnet18-byol-so"."""
         parts = [self.backbone.rpartition("/")[2], self.method, self.regularizer]
         return "-".join(part for part in parts if part)
 
@@ -143,12 +143,12 @@ class Loadable(Protocol):
 
     @property
     def library(self) -> str:
-        """Library that loads the encoder, "timm" or "transformers"."""
+        """Return the library that loads the encoder, "timm" or "transformers"."""
         ...
 
     @property
     def remote_code(self) -> bool:
-        """True if code next to the weights defines the architecture."""
+        """Return whether code next to the weights defines the architecture."""
         ...
 
 

@@ -18,7 +18,7 @@ ViewMaker = Callable[[Tensor, int], Sequence[Tensor]]
 
 
 class EqualViewsError(ValueError):
-    """All views of all images are equal, so that no direction has variance; `images` and `dim` count both."""
+    """Raised if all views of all images are equal, so that no direction varies; `images` and `dim` count both."""
 
     def __init__(self, images: int, dim: int):
         super().__init__("all views are equal: the images are constant, or the recipe erases them")

@@ -10,7 +10,8 @@ from accelerate.utils import DynamoBackend, parse_flag_from_env
 from transformers import TrainingArguments, get_scheduler
 from transformers.utils.logging import get_logger
 
-from ..distributed.launch import group_timeout, is_multi_process, meet_processes
+from ..distributed.environment import is_multi_process
+from ..distributed.launch import group_timeout, meet_processes
 from ..messages import Secret, first_line, suggest
 from ..methods import TrainingRecipe
 from ..options import default_of
@@ -121,7 +122,7 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
 
     @property
     def images_per_step(self) -> int:
-        """Images in one optimizer step, over all processes and accumulation steps."""
+        """Return the images in one optimizer step, over all processes and accumulation steps."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
     def with_recipe(self, recipe: TrainingRecipe) -> Self:

@@ -15,7 +15,7 @@ MOMENTUM, BETAS, ADAM = ("momentum",), ("adam_beta1", "adam_beta2"), ("adam_beta
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What an optimizer needs and reads.
+    """List what an optimizer needs and reads.
 
     Attributes:
         settings (`tuple[str, ...]`): The options that it reads, besides learning rate and weight decay.

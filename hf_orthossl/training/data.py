@@ -111,12 +111,12 @@ class TrainingData:
 
     @property
     def num_images(self) -> int | None:
-        """Images in the data set; `None` for a stream."""
+        """Return the number of images in the data set; `None` for a stream."""
         return len(self.dataset) if hasattr(self.dataset, "__len__") else None
 
     @property
     def batches_per_epoch(self) -> int | None:
-        """Batches per process in one pass over the data; `None` for a stream."""
+        """Return the batches per process in one pass over the data; `None` for a stream."""
         if self.num_images is None:
             return None
         batch = self.args.train_batch_size * self.args.world_size
@@ -124,7 +124,7 @@ class TrainingData:
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Optimizer steps in one pass over the data, the last of which may be smaller; `None` for a stream."""
+        """Return the optimizer steps in one pass over the data; the last may be smaller. `None` for a stream."""
         batches = self.batches_per_epoch
         return None if batches is None else math.ceil(batches / self.args.gradient_accumulation_steps)
 

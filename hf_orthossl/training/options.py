@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ..data.options import ImageOptions
-from ..distributed.launch import LIMIT
+from ..distributed.environment import LIMIT
 from ..options import convert, forms, parse_assignments
 from .choices import ADAM, MOMENTUM, check_optimizer, check_schedule, check_settings, checked_trackers
 from .intervals import check_interval, check_threshold

@@ -193,7 +193,7 @@ def begin_record(model: SSLModel, data: TrainingData) -> None:
     """
     if "seed" in data.record.facts:
         return
-    check_equal(data)
+    _check_equal(data)
     if data.args.resume:
         _continue_record(Path(str(data.args.resume_from_checkpoint)), model, data)
         return
@@ -247,7 +247,7 @@ def _continue_record(checkpoint: Path, model: SSLModel, data: TrainingData) -> N
         print(f"resume   from step {done} on: {given}")
 
 
-def check_equal(data: TrainingData) -> None:
+def _check_equal(data: TrainingData) -> None:
     """Refuse processes of one run that were started with different options; call it on every process.
 
     Raises:

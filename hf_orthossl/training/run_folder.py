@@ -125,7 +125,7 @@ def _is_config(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def overwriting(args: OrthoSSLTrainingArguments) -> Iterator[None]:
-    """With `overwrite_output`, set the run in a folder aside until the run that replaces it has taken a step.
+    """Set the run in a folder aside, with `overwrite_output`, until the run that replaces it has taken a step.
 
     Only then is the earlier run removed. If the new run fails before, the earlier one is restored; after a
     kill, [`put_back`] restores it. Every process may enter the context; the main one acts.

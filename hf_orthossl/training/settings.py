@@ -102,7 +102,7 @@ class Timeline:
 
 @dataclass
 class RunRecord:
-    """What a run was given and what it did, from its first step on; part of every checkpoint.
+    """Record what a run was given and what it did, from its first step on; part of every checkpoint.
 
     Args:
         run (`str`): The id of the run, which is random, and also in its `config.yaml` and history.

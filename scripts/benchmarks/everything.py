@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, list[dict]]:
 
 
 class Failed(Exception):
-    """Some benchmarks failed.
+    """Raised if some benchmarks failed.
 
     Args:
         rows (`dict[str, list[dict]]`): Rows of the other benchmarks.

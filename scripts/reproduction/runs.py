@@ -74,7 +74,7 @@ class Run:
 
     @property
     def is_measured(self) -> bool:
-        """True after [`measure`] has been called."""
+        """Return whether [`measure`] has been called."""
         return (self.folder / MEASURED).is_file()
 
     def options(self) -> dict:

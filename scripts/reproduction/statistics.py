@@ -40,12 +40,12 @@ def agreement(differences: Sequence[Difference]) -> str:
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; the latter is NaN for a single value."""
+    """Return mean and sample standard deviation; the latter is NaN for a single value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def paired_difference(values: dict[int, float], reference: dict[int, float]) -> Difference:
-    """`values` minus `reference` over the seeds that both have.
+    """Return `values` minus `reference` over the seeds that both have.
 
     Raises:
         ValueError: if no seed is in both.

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from attacks import Attacks
+from stranger_data import world  # noqa: F401
+from stranger_folders import honest, stranger  # noqa: F401
 
 
 @pytest.fixture

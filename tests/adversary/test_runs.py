@@ -90,6 +90,12 @@ def newest(folder: Path) -> float:
     return max(times)
 
 
+def whole_run(front: str, method: str, steps: int, place: Path) -> Path:
+    """Trains without a kill, and returns the folder."""
+    Run(front, options(method, place / "whole", steps), place / "said").end().worked()
+    return place / "whole"
+
+
 def options(method: str, folder: Path, steps: int) -> str:
     saving = f"--max_steps {steps} --save_steps 1 --save_total_limit 2"
     return f"--output_dir {folder} --method {method} --method_config {METHODS[method]} {SMALL} {SHORT} {saving}"
@@ -100,10 +106,8 @@ def options(method: str, folder: Path, steps: int) -> str:
 @pytest.mark.parametrize("method", METHODS)
 def test_kills_at_random_moments_beside_an_intruder(method, front, attacks: Attacks, tmp_path):
     """Five kills at least, during start, steps and saves; then the run is that without a kill, to the last bit."""
-    generator, kills = random.Random(f"{method} {front}"), 0
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    whole_run = Run(front, options(method, whole, 60), tmp_path / "said")
-    whole_run.end().worked()
+    generator, kills, folder = random.Random(f"{method} {front}"), 0, tmp_path / "run"
+    expected = left(whole_run(front, method, 60, tmp_path))
     for life in range(40):
         resume = " --resume" if any(folder.glob("checkpoint-*")) else ""
         began = time.time()
@@ -138,18 +142,16 @@ def test_kills_at_random_moments_beside_an_intruder(method, front, attacks: Atta
             with attacks.attempt(f"{method} {front}: start {life}"):
                 outcome.refused("in use by process")
     assert kills >= 5
-    for kill in range(kills):
-        with attacks.attempt(f"{method} {front}: kill {kill + 1}"):
-            assert left(folder) == left(whole)
+    with attacks.attempt(f"{method} {front}: {kills} kills"):
+        assert left(folder) == expected
 
 
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("front", FRONTS)
 def test_a_second_command_in_the_folder_of_a_live_run(front, attacks: Attacks, tmp_path):
     """Every order of two commands: the first is stopped at a random moment, and goes on afterwards."""
-    generator = random.Random(front)
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    Run(front, options("byol", whole, 40), tmp_path / "said").end().worked()
+    generator, folder = random.Random(front), tmp_path / "run"
+    expected = left(whole_run(front, "byol", 40, tmp_path))
     first = Run(front, options("byol", folder, 40), tmp_path / "said")
     seconds = ("", "--resume", "--resume --learning_rate 0.3", "--overwrite_output", "--overwrite_output --seed 9")
     while first.is_alive and not (folder / "history.jsonl").exists():
@@ -168,7 +170,7 @@ def test_a_second_command_in_the_folder_of_a_live_run(front, attacks: Attacks, t
         first.send(signal.SIGCONT)
     with attacks.attempt(f"{front} goes on"):
         first.end().worked()
-        assert left(folder) == left(whole)
+        assert left(folder) == expected
 
 
 @pytest.mark.timeout(3000)

@@ -158,6 +158,7 @@ def test_only_regular_files_are_read(tmp_path, png):
     write(tmp_path, "a.png b.png", png)
     os.mkfifo(tmp_path / "x.png")
     os.symlink(tmp_path / "gone.png", tmp_path / "y.png")
+    os.symlink("loop.png", tmp_path / "loop.png")
     listener = socket.socket(socket.AF_UNIX)
     here = os.getcwd()
     os.chdir(tmp_path)
@@ -169,7 +170,7 @@ def test_only_regular_files_are_read(tmp_path, png):
     os.symlink(tmp_path / "a.png", tmp_path / "link.png")
     listing = list_folders([tmp_path])
     assert [file.name for file in listing.splits["train"]] == ["a.png", "b.png", "link.png"]
-    assert [(entry.count, "not regular" in entry.reason) for entry in listing.left_out] == [(3, True)]
+    assert [(entry.count, "not regular" in entry.reason) for entry in listing.left_out] == [(4, True)]
 
 
 def test_names_that_are_not_utf_8_are_named(tmp_path, png):

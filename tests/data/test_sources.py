@@ -312,3 +312,14 @@ def test_hub_failures_are_one_line():
         lines.append(str(caught.value))
     assert not any("\n" in line for line in lines)
     assert "did you mean 'digits'?" in lines[1]
+
+
+@pytest.mark.parametrize("call", [load_source, available_splits])
+def test_a_card_on_the_hub_that_names_another_server_is_refused_before_anything_is_asked(call, tmp_path, monkeypatch):
+    card = tmp_path / "README.md"
+    card.write_text("---\nconfigs:\n- config_name: default\n  data_files: http://127.0.0.1:1/x.parquet\n---\n")
+    monkeypatch.setattr("hf_orthossl.data.cards.hf_hub_download", lambda *args, **options: str(card))
+    for name in ("load_dataset", "get_dataset_split_names"):
+        monkeypatch.setattr(datasets, name, lambda *args, **options: pytest.fail("was asked"))
+    with pytest.raises(ValueError, match="not inside of the data set"):
+        call("somebody/images")

@@ -46,6 +46,11 @@ class Outcome:
         for word in words:
             assert word in errors[0], f"no {word!r} in {errors[0]!r}"
 
+    def answered(self) -> None:
+        """Asserts exit code 0 or 2, and no traceback."""
+        assert self.code in (0, 2), f"code {self.code}: {self.tail}"
+        assert "Traceback" not in self.err, self.tail
+
     def worked(self, *words: str) -> None:
         """Asserts exit code 0 and output that contains the words."""
         assert self.code == 0, f"code {self.code}: {self.tail}"
@@ -97,7 +102,7 @@ def command(*argv: object, seconds: float = PATIENCE, memory: int | None = None)
     from hf_orthossl.cli import main
 
     out, err = io.StringIO(), io.StringIO()
-    with _limits(seconds, memory), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with limits(seconds, memory), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         began, code = time.monotonic(), 0
         try:
             main([str(argument) for argument in argv])
@@ -146,7 +151,7 @@ def ended(process: subprocess.Popen, seconds: float = PATIENCE) -> Outcome:
 
 
 @contextlib.contextmanager
-def _limits(seconds: float, memory: int | None) -> Iterator[None]:
+def limits(seconds: float, memory: int | None) -> Iterator[None]:
     def hang(number, frame):
         raise Hang
 

@@ -21,9 +21,9 @@ from survival_runs import digits, in_group, tiny_arguments, tiny_model
 from torch.distributed import TCPStore
 
 from hf_orthossl.cli import perform
-from hf_orthossl.distributed import launch as launching
+from hf_orthossl.distributed import environment
 from hf_orthossl.distributed.collectives import on_main, rank
-from hf_orthossl.distributed.launch import LIMIT, TIMEOUT
+from hf_orthossl.distributed.environment import LIMIT, TIMEOUT
 from hf_orthossl.training.callbacks.reporting import read_history
 from hf_orthossl.training.engines import check_engine, engine_settings, prepare_model
 from hf_orthossl.training.resume import begin_run
@@ -208,18 +208,18 @@ def test_the_first_of_several_to_fail_says_so(monkeypatch, capsys):
     }
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
-    assert not launching.peer_failed()
-    launching.print_error_once("first")
-    launching.print_error_once("second")
+    assert not environment.peer_failed()
+    environment.print_error_once("first")
+    environment.print_error_once("second")
     assert capsys.readouterr().err == "first\n"
-    assert launching.peer_failed()
+    assert environment.peer_failed()
     # Without such a store no process knows of the others.
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
-    launching.print_error_once("no space left")
+    environment.print_error_once("no space left")
     assert capsys.readouterr().err == "[rank 1] no space left\n"
-    assert not launching.peer_failed()
+    assert not environment.peer_failed()
     monkeypatch.delenv("WORLD_SIZE")
-    launching.print_error_once("no space left")
+    environment.print_error_once("no space left")
     assert capsys.readouterr().err == "no space left\n"
 
 

@@ -130,7 +130,7 @@ class DetectionDataset(Dataset):
 
     @property
     def notes(self) -> list[str]:
-        """One sentence for each way in which boxes or images have been clipped, dropped or excluded so far."""
+        """Return a sentence for each way in which boxes or images have been clipped, dropped or excluded so far."""
         missing = len(self._unreadable)
         return self._notes + (
             [f"{missing:,} images of {self.split} cannot be decoded and were excluded."] if missing else []

@@ -25,19 +25,19 @@ TRIES, CLIENT_TRIES = 3, 4
 
 
 class NotRead(OSError):
-    """Something could not be read from the Hub, which may pass; the message is one sentence."""
+    """Raised if something could not be read from the Hub, which may pass; the message is one sentence."""
 
 
 class Gone(NotRead):
-    """There is no such repository, or this token cannot read it."""
+    """Raised if there is no such repository, or this token cannot read it."""
 
 
 class NoFile(NotRead):
-    """One file of a commit cannot be read, now or later; the rest of the repository can."""
+    """Raised if a file of a commit cannot be read, now or later; the rest of the repository can."""
 
 
 class TooLarge(NoFile):
-    """A file has more bytes than any real one of its kind: `size` were announced, if any, and `limit` are read."""
+    """Raised if a file has more bytes than any real one: `size` were announced, if any, and `limit` are read."""
 
     def __init__(self, size: int | None, limit: int):
         size_of = "holds more" if size is None else f"has {size:,} bytes, more"

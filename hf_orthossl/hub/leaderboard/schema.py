@@ -191,7 +191,7 @@ class BoardResult(Result):
 
     @property
     def alike(self) -> Key:
-        """The key without numbers of images: results that share it answer the same question."""
+        """Return the key without numbers of images: results that share it answer the same question."""
         return self.key_without(COUNTS)
 
 
@@ -275,7 +275,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Rejection:
-    """Something that was found and has no place in the table, with the reason in one sentence."""
+    """Name something that was found and has no place in the table, with the reason in one sentence."""
 
     # Malformed lines of the Hub's listing may have no valid name.
     repo_id: Annotated[StrictStr, _cleaned(120), _must_be("text")]
@@ -287,7 +287,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Board:
-    """All encoders found at one time, in the order of their repositories, and what was left out."""
+    """Hold all encoders found at one time, in the order of their repositories, and what was left out."""
 
     entries: list[Entry]
     rejected: list[Rejection]

@@ -115,7 +115,7 @@ class Guard:
 
 
 class _Refused(Exception):
-    """A request that is not answered, with the status and the reason in one line."""
+    """Raised if a request is not answered, with the status and the reason in one line."""
 
     def __init__(self, status: int, reason: str):
         super().__init__(reason)
