@@ -15,6 +15,7 @@ from .encoders.export import separate_weights
 from .messages import suggest
 from .methods import METHODS, ChunkedEncoder, Progress, SSLOutput, build_method, get_method
 from .methods.losses import whitening_terms
+from .options import named_backbone
 from .regularization import PENALTIES, OrthogonalityRegularizer, check_options
 
 
@@ -30,7 +31,8 @@ class SSLConfig(PretrainedConfig):
     embedded digits on a CPU, with SimCLR and the SO penalty. State all three explicitly in a run to be published.
 
     Args:
-        backbone (`str`, defaults to "resnet10t"): A timm name, a Hub id or an encoder folder.
+        backbone (`str`, *optional*): A timm name, a Hub id or an encoder folder; by default that of `pretrained`, else
+            "resnet10t".
         image_size (`int`, *optional*): Side of the encoder's input in pixels; by default that of the backbone.
         backbone_config (`dict`, *optional*): Further arguments of the backbone, such as `{"patch_size": 4}`.
         method (`str`, defaults to "simclr"): A name from `orthossl methods`, or one given to [`register_method`].
@@ -46,18 +48,21 @@ class SSLConfig(PretrainedConfig):
         whitening (`float`, defaults to 0): Weight γ_vic ≥ 0 of feature whitening, the paper's baseline: VICReg's
             variance term, and its covariance term times 0.004, on the output of the predictor. The paper tuned it over
             1e-3…1e-5.
+        pretrained (`str`, *optional*): The weights that the encoder starts from: a timm name, a Hub id, an encoder
+            folder or a run folder, which names the backbone too. Position embeddings are resampled to `image_size`. By
+            default the weights are random. [`SSLModel.from_pretrained`] does not read them again.
         kwargs: Further arguments of `PretrainedConfig`.
 
     Raises:
-        ValueError: Unknown method, penalty or hyper-parameter, a negative weight, `penalty_every` < 1, or whitening
-            with a method that has no predictor.
+        ValueError: Unknown method, penalty or hyper-parameter, a negative weight, `penalty_every` < 1, whitening
+            with a method that has no predictor, or `pretrained` beside another `backbone`.
     """
 
     model_type = "orthossl"
 
     def __init__(
         self,
-        backbone: str = "resnet10t",
+        backbone: str | None = None,
         image_size: int | None = None,
         backbone_config: dict[str, Any] | None = None,
         method: str = "simclr",
@@ -67,9 +72,11 @@ class SSLConfig(PretrainedConfig):
         regularizer_config: dict[str, Any] | None = None,
         penalty_every: int = 1,
         whitening: float = 0.0,
+        pretrained: str | None = None,
         **kwargs: Any,
     ):
-        self.backbone = backbone
+        self.backbone = named_backbone(backbone, pretrained)
+        self.pretrained = pretrained
         self.image_size = image_size
         self.backbone_config = dict(backbone_config or {})
         self.method = method
@@ -107,7 +114,8 @@ class SSLModel(PreTrainedModel):
 
     Args:
         config ([`SSLConfig`]): Architecture and loss.
-        encoder ([`Encoder`], *optional*): The encoder to train; by default built from `config`, with random weights.
+        encoder ([`Encoder`], *optional*): The encoder to train; by default built from `config`, with the weights of
+            `config.pretrained` or random ones.
 
     Attributes:
         gradient_cache (`int`, *optional*): Number of images per chunk in which the encoder processes the batch,
@@ -136,7 +144,13 @@ class SSLModel(PreTrainedModel):
 
     def __init__(self, config: SSLConfig, encoder: Encoder | None = None):
         super().__init__(config)
-        self.encoder = encoder or load_encoder(config.backbone, image_size=config.image_size, **config.backbone_config)
+        if encoder is None:
+            # `from_pretrained` builds models on the meta device, and their weights are those of the checkpoint.
+            starts = config.pretrained is not None and torch.empty(0).device.type != "meta"
+            encoder = load_encoder(
+                config.backbone, pretrained=starts, image_size=config.image_size, **config.backbone_config
+            )
+        self.encoder = encoder
         self.method = build_method(config.method, self.encoder, config.method_config)
         self.regularizer: OrthogonalityRegularizer | None = None
         if config.regularizer is not None:

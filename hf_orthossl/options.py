@@ -182,6 +182,27 @@ def _in_quotes(value: Any) -> str:
     return ", and YAML reads words such as no and on as truth values unless quoted" if isinstance(value, bool) else ""
 
 
+def named_backbone(backbone: str | None, pretrained: str | None, default: str = "resnet10t") -> str:
+    """Return the backbone of a model: the one named, that of the weights to start from, or the default.
+
+    Raises:
+        ValueError: Both name one and they differ, or `pretrained` is a truth value instead of a name.
+    """
+    if pretrained is None:
+        return default if backbone is None else backbone
+    if not isinstance(pretrained, str) or pretrained.lower() in (*YES, *NO, ""):
+        raise ValueError(
+            f"pretrained is {describe(pretrained)}: it must name the weights to start from, which name the backbone "
+            f"too; pass --pretrained {backbone or 'resnet50'}, or leave it out for random weights"
+        )
+    if backbone not in (None, pretrained):
+        raise ValueError(
+            f"backbone is {backbone!r} and pretrained is {pretrained!r}, which names the backbone too: leave out "
+            "backbone"
+        )
+    return pretrained
+
+
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     """Read assignments such as `["temperature=0.2", "queue_size=4096"]` into a mapping, each value as YAML.
 

@@ -174,7 +174,7 @@ def run_pretraining(
         args = settled_arguments(args, LOOP_STATE if front == "loop" else TRAINER_STATE)
         set_seed(args.seed)
         source = _load_source(data_args, images, folder)
-        model = build_model(model_args, source)
+        model = build_model(model_args, source, resume=args.resume)
         options = fixed_settings(data_args, model_args, args)
         data = TrainingData(source, model, args.with_recipe(model.method.recipe), options)
         begin_record(model, data)
@@ -242,16 +242,16 @@ def fixed_settings(
     return settings | {"views": args.views, "seed": args.seed}
 
 
-def build_model(model_args: ModelArguments, source: ImageSource) -> SSLModel:
-    """Return the encoder with its method and penalty, sized for the images."""
+def build_model(model_args: ModelArguments, source: ImageSource, *, resume: bool = False) -> SSLModel:
+    """Return the encoder with its method and penalty, sized for the images; `resume` leaves out the start's weights."""
     size = model_args.image_size
     if size is None and source.image_size is not None and min(source.image_size) <= 224:
         size = min(source.image_size)
-    settings = dataclasses.asdict(model_args)
-    pretrained = settings.pop("pretrained")
     # Check names before building or downloading a large backbone.
-    config = SSLConfig(**settings | {"image_size": size})
-    encoder = load_encoder(config.backbone, pretrained=pretrained, image_size=size, **config.backbone_config)
+    config = SSLConfig(**dataclasses.asdict(model_args) | {"image_size": size})
+    # The checkpoints of a run to resume hold its weights.
+    starts = config.pretrained is not None and not resume
+    encoder = load_encoder(config.backbone, pretrained=starts, image_size=size, **config.backbone_config)
     config.image_size = encoder.image_size
     return SSLModel(config, encoder)
 
@@ -290,10 +290,12 @@ def describe(model: SSLModel, source: ImageSource, args: OrthoSSLTrainingArgumen
     config, encoder = model.config, model.encoder
     size = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     penalty = "no penalty" if config.regularizer is None else f"{config.regularizer}, γ = {config.gamma:g}"
+    start = "" if encoder.start is None else f"\nstart    {encoder.start.describe()}"
     return (
         f"data     {source.describe(*others, use=' for kNN')}\n"
         f"views    {args.views} at {encoder.image_size} px\n"
         f"model    {config.backbone} ({size:.1f} M parameters), {get_method(config.method).title}, {penalty}"
+        f"{start}"
     )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..messages import first_line, suggest
+from .weights import Start
 
 # Networks with more equal blocks than this (ViTs) have four stages, one after each quarter of their depth.
 MAX_STAGES = 6
@@ -36,6 +37,7 @@ class Encoder(nn.Module):
             first token of `last_hidden_state`) or `"mean"` (its mean over positions).
         pretrained (`bool`, *optional*): Whether [`load_encoder`] loaded weights; `None` if it did not build the
             encoder.
+        start ([`~encoders.weights.Start`], *optional*): The weights that [`load_encoder`] loaded; `None` without any.
 
     Raises:
         ValueError: The backbone cannot encode images of `image_size`, or its representation does not have the shape
@@ -45,6 +47,7 @@ class Encoder(nn.Module):
     library: str
     pooling: str = "pooler_output"
     pretrained: bool | None = None
+    start: Start | None = None
 
     def __init__(
         self,

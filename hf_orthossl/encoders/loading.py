@@ -17,7 +17,7 @@ from .description import CONFIG, PROCESSOR, read_config, timm_arguments, timm_de
 from .encoder import Encoder, suggest_architecture
 from .timm_encoder import build_timm_encoder
 from .transformers_encoder import build_transformers_encoder
-from .weights import SHARDED_WEIGHTS, WEIGHTS, find_weights
+from .weights import SHARDED_WEIGHTS, WEIGHTS, Start, find_weights
 
 
 def load_encoder(
@@ -79,7 +79,9 @@ def load_encoder(
             encoder = _load_timm_name(plain, pretrained, image_size, **backbone_kwargs)
         else:
             folder = _find_folder(name, prefix, plain, pretrained)
-            encoder = _load_folder(name, folder, pretrained, image_size, **backbone_kwargs)
+            local = prefix != "hf-hub" and Path(plain).expanduser().is_dir()
+            repository = None if local else plain.partition("@")[0]
+            encoder = _load_folder(name, folder, repository, pretrained, image_size, **backbone_kwargs)
     encoder.pretrained = pretrained
     return encoder
 
@@ -96,7 +98,9 @@ def _load_timm_name(name: str, pretrained: bool, image_size: int | None, **backb
             raise ValueError(f"backbone {name!r} has no pretrained weights: pass pretrained=False")
         weights = find_weights(name, _download(name, cfg.hf_hub_id, pretrained=True))
     config = {"pretrained_cfg": {} if cfg is None else cfg.to_dict()}
-    return build_timm_encoder(name, name, config, weights, image_size, **backbone_kwargs)
+    encoder = build_timm_encoder(name, name, config, weights, image_size, **backbone_kwargs)
+    encoder.start = None if weights is None else Start(name, weights, getattr(cfg, "hf_hub_id", None))
+    return encoder
 
 
 def _find_folder(name: str, prefix: str, plain: str, pretrained: bool) -> Path:
@@ -139,11 +143,17 @@ def _download(name: str, repo_id: str, pretrained: bool) -> Path:
     return folder
 
 
-def _load_folder(name: str, folder: Path, pretrained: bool, image_size: int | None, **backbone_kwargs: Any) -> Encoder:
+def _load_folder(
+    name: str, folder: Path, repository: str | None, pretrained: bool, image_size: int | None, **backbone_kwargs: Any
+) -> Encoder:
     config = read_config(name, folder)
+    encoder: Encoder
     if "architecture" not in config:
         weights = find_weights(name, folder, shards=True) if pretrained else None
-        return build_transformers_encoder(name, folder, config, weights, image_size, **backbone_kwargs)
-    about = {"pretrained_cfg": timm_description(name, config), "model_args": timm_arguments(name, config)}
-    weights = find_weights(name, folder) if pretrained else None
-    return build_timm_encoder(name, config["architecture"], about, weights, image_size, **backbone_kwargs)
+        encoder = build_transformers_encoder(name, folder, config, weights, image_size, **backbone_kwargs)
+    else:
+        about = {"pretrained_cfg": timm_description(name, config), "model_args": timm_arguments(name, config)}
+        weights = find_weights(name, folder) if pretrained else None
+        encoder = build_timm_encoder(name, config["architecture"], about, weights, image_size, **backbone_kwargs)
+    encoder.start = None if weights is None else Start(name, weights, repository)
+    return encoder

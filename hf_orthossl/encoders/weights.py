@@ -1,5 +1,6 @@
 """The weights of a folder of someone else: found, checked by their headers, read, and compared with the network."""
 
+import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from math import prod
@@ -52,6 +53,41 @@ class Weights:
             with safe_open(inside(self.folder, self.folder / file), "pt") as content:
                 read |= {name: content.get_tensor(name) for name in tensors}
         return read
+
+
+@dataclass(frozen=True)
+class Start:
+    """The weights that an encoder was loaded with.
+
+    Args:
+        name (`str`): The name by which the user gave them.
+        weights ([`Weights`]): Their files.
+        repository (`str`, *optional*): The Hub repository that they come from; `None` for a local folder.
+    """
+
+    name: str
+    weights: Weights
+    repository: str | None = None
+
+    @property
+    def revision(self) -> str | None:
+        """Return the commit of the Hub repository; `None` for a local folder."""
+        folder = self.weights.folder
+        return folder.name if self.repository is not None and folder.parent.name == "snapshots" else None
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the file, as the Hub shows it, or that of the digests of several files."""
+        digests = []
+        for file in sorted(self.weights.files):
+            with (self.weights.folder / file).open("rb") as content:
+                digests.append(hashlib.file_digest(content, "sha256"))
+        return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(d.digest() for d in digests))).hexdigest()
+
+    def describe(self) -> str:
+        """Return the weights in words that may be published, as in "owner/name, revision 1a2b…, sha256 3c4d…"."""
+        local = [part for part in self.name.replace("\\", "/").rstrip("/").split("/") if part != "encoder"]
+        revision = "" if self.revision is None else f", revision {self.revision[:12]}"
+        return f"{self.repository or (local or ['encoder'])[-1]}{revision}, sha256 {self.sha256()[:16]}"
 
 
 def find_weights(name: str, folder: Path, shards: bool = False) -> Weights:

@@ -19,7 +19,7 @@ from ..regularization import select_matrices
 from ..spectra import SpectralReport, last_weights, spectral_report
 from ..spectra.report import ARRAYS, SCALARS
 from .card.render import FIGURE, render_card
-from .client import hub_id, public_name
+from .client import public_name
 from .encoder_record import EncoderRecord, package_commit
 from .measurements import RESULTS, public_result
 from .publish import FIGURES
@@ -175,17 +175,11 @@ def _record(model: SSLModel, source: ImageSource | None, training: dict) -> Enco
         dataset=public_name(source.name) if source is not None else None,
         split=source.split if source is not None else None,
         num_images=source.num_rows if source is not None else None,
-        base_model=_base_model(config.backbone, encoder) if training.get("pretrained") else None,
-        training=training,
+        base_model=training.get("base_model"),
+        training={name: value for name, value in training.items() if name != "base_model"},
         version=__version__,
         commit=package_commit(),
     )
-
-
-def _base_model(backbone: str, encoder: Encoder) -> str | None:
-    """Return the Hub id of a backbone's published weights, or `None`."""
-    cfg = getattr(encoder.backbone, "pretrained_cfg", None) or {}
-    return hub_id(backbone) or hub_id(cfg.get("hf_hub_id") or "")
 
 
 def _write_card(unfinished: Path, folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..data.options import ImageOptions
 from ..distributed.environment import LIMIT
-from ..options import convert, forms, parse_assignments
+from ..options import convert, forms, named_backbone, parse_assignments
 from .choices import ADAM, MOMENTUM, check_optimizer, check_schedule, check_settings, checked_trackers
 from .intervals import check_interval, check_threshold
 
@@ -55,8 +55,12 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    backbone: str = field(default="resnet10t", metadata={"metavar": "NAME", "help": "timm name, Hub id or folder"})
-    pretrained: bool = field(default=False, metadata={"help": "start from the backbone's published weights"})
+    backbone: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "timm name, Hub id, folder (default: resnet10t)"}
+    )
+    pretrained: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "start from these weights; names the backbone"}
+    )
     image_size: int | None = field(
         default=None,
         metadata={"metavar": "PX", "help": "side of the views (default: as images, up to 224)"},
@@ -82,6 +86,7 @@ class ModelArguments:
     def __post_init__(self) -> None:
         for name in ("backbone_config", "method_config", "regularizer_config"):
             setattr(self, name, convert(name, getattr(self, name) or {}, forms(ModelArguments)[name]))
+        self.backbone = named_backbone(self.backbone, self.pretrained)
 
 
 @dataclass(repr=False)

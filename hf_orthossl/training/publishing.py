@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 STEP_FACTS = (
     *("images_per_step", "processes", "optimizer", "learning_rate", "lr_scheduler_type", "warmup_steps"),
     *("weight_decay", "momentum", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "gradient_cache"),
-    *("precision", "weights_precision", "device", "seed", "pretrained", "fingerprint"),
+    *("precision", "weights_precision", "device", "seed", "pretrained", "base_model", "started_from"),
+    "fingerprint",
 )
 
 
@@ -46,8 +47,9 @@ def training_record(model: SSLModel, data: TrainingData, *, front: str) -> dict[
         a stream), `steps` (taken), `planned_steps` (of a run that has not ended), `skipped_steps` (that changed
         nothing, if any), `penalty_every` (steps between two penalties, if above 1), `optim` (the option), and those of
         `STEP_FACTS` that apply: `optimizer` (its class), `learning_rate` (peak), `precision` (that of autocast where it
-        was active, with `weights_precision` beside it), `pretrained` (whether the run started from published weights;
-        omitted if unknown), `fingerprint` (of the data) and `unreadable_images` (if any were left out).
+        was active, with `weights_precision` beside it), `pretrained` (whether the run started from given weights;
+        omitted if unknown), `base_model` (their Hub id, if they have one), `started_from` (their name, revision and
+        SHA-256), `fingerprint` (of the data) and `unreadable_images` (if any were left out).
     """
     run, facts = data.record, data.record.facts
     shown = {name: facts.describe(name) for name in STEP_FACTS if name in facts}

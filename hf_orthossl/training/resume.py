@@ -199,9 +199,12 @@ def begin_record(model: SSLModel, data: TrainingData) -> None:
         return
     data.record.run = on_main(lambda: uuid.uuid4().hex[:12])
     data.record.options.note(0, data.options)
-    # A checkpoint does not record whether it started from published weights.
-    pretrained = None if model.name_or_path else model.encoder.pretrained
-    data.record.facts.note(0, data.facts() | {"pretrained": pretrained})
+    # What the weights of a checkpoint started from is part of the record of another run.
+    encoder, given = model.encoder, not model.name_or_path
+    facts = data.facts() | {"pretrained": encoder.pretrained if given else None}
+    if encoder.start is not None and given:
+        facts |= {"base_model": encoder.start.repository, "started_from": on_main(encoder.start.describe)}
+    data.record.facts.note(0, facts)
 
 
 def _continue_record(checkpoint: Path, model: SSLModel, data: TrainingData) -> None:

@@ -47,7 +47,7 @@ COMMANDS = {
     "spectra": lambda folder, out: ("spectra", folder, "--output_dir", out),
     "forecast": lambda folder, out: ("forecast", "--dataset", "digits", "--encoder", folder, "--output_dir", out),
     "pretrain": lambda folder, out: (
-        *("pretrain", "--dataset", "digits", "--backbone", folder, "--pretrained", "true", "--max_steps", "1"),
+        *("pretrain", "--dataset", "digits", "--pretrained", folder, "--max_steps", "1"),
         *("--output_dir", out),
     ),
     "publish": lambda folder, out: ("publish", folder, "--repo_id", "somebody/else", "--dry_run"),

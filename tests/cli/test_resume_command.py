@@ -40,7 +40,7 @@ OTHERS = {
     "split": "train[:50%]",
     "streaming": True,
     "backbone": "resnet14t",
-    "pretrained": True,
+    "pretrained": "resnet14t.c3_in1k",
     "image_size": 16,
     "backbone_config": {"channels": [8, 8, 16, 24]},
     "method": "simsiam",

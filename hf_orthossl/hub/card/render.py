@@ -48,6 +48,7 @@ _LABELS = {
     "gradient_cache": "images per chunk (gradient cache)",
     "weights_precision": "precision of the weights",
     "fingerprint": "fingerprint of the data",
+    "started_from": "started from",
     "front": "trained by",
 }
 
@@ -110,6 +111,7 @@ def render_card(
             regularizer=_penalty_title(record.regularizer),
             gamma="not recorded" if record.gamma is None else record.gamma,
             license=_licence(metadata),
+            started_from=record.training.get("started_from") or record.base_model,
             **loading_calls(
                 record, repo_id or str(location or folder), revision if repo_id else None, is_folder=not repo_id
             ),

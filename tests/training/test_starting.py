@@ -1,0 +1,148 @@
+"""A run that starts from given weights: what it starts with, what it records, and what is refused."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel, load_encoder, pretrain
+from hf_orthossl.cli import main
+from hf_orthossl.encoders import export_encoder
+from hf_orthossl.training import pretrain_loop
+
+FRONTS = ("trainer", "loop")
+SETTINGS = {
+    "method_config": {"hidden_dim": 16, "output_dim": 8},
+    "per_device_train_batch_size": 16,
+    "learning_rate": 0.05,
+    "max_steps": 2,
+    "save_steps": 1,
+    "knn_images": 0,
+    "spectra_steps": 0,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "split": "train[:64]",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_drawing(monkeypatch):
+    monkeypatch.setattr("hf_orthossl.spectra.SpectralReport.plot", lambda report, path: path.write_bytes(b"figure"))
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """An encoder folder with weights of its own."""
+    torch.manual_seed(5)
+    encoder = load_encoder("resnet10t", image_size=32, channels=[8, 8, 16, 16])
+    return export_encoder(encoder, tmp_path_factory.mktemp("given") / "first")
+
+
+def digest(folder):
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def same(encoder, other):
+    state = other.state_dict()
+    return all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
+
+
+def test_a_model_has_the_weights_it_starts_from(given):
+    model = SSLModel(SSLConfig(pretrained=str(given), image_size=32))
+    assert model.config.backbone == str(given)
+    assert same(model.encoder, load_encoder(given, pretrained=True))
+    assert not same(SSLModel(SSLConfig(backbone=str(given), image_size=32)).encoder, model.encoder)
+
+
+def test_a_saved_model_is_loaded_without_its_start(given, tmp_path):
+    """With the trained weights, even where those of the start are gone."""
+    start = shutil.copytree(given, tmp_path / "start")
+    model = SSLModel(SSLConfig(pretrained=str(start), image_size=32))
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.add_(1)
+    model.save_pretrained(tmp_path / "saved")
+    (start / "model.safetensors").unlink()
+    loaded = SSLModel.from_pretrained(tmp_path / "saved")
+    assert loaded.config.pretrained == str(start)
+    assert same(loaded.encoder, model.encoder)
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_what_a_run_started_from_is_recorded_and_never_read_again(front, given, tmp_path, capsys):
+    start = shutil.copytree(given, tmp_path / "first" / "encoder")
+    run = pretrain("digits", front=front, pretrained=start.parent, output_dir=tmp_path / "run", **SETTINGS)
+    words = f"first, sha256 {digest(given)[:16]}"
+    assert f"start    {words}\n" in capsys.readouterr().out
+    record = json.loads((run.encoder / "config.json").read_text())["orthossl"]
+    assert record["training"]["started_from"] == words
+    assert record["training"]["pretrained"] is True
+    assert record["base_model"] is None
+    card = (run.encoder / "README.md").read_text()
+    assert f"Started from {words}." in card
+    assert str(start.parent) not in card
+    assert run.config["pretrained"] == run.config["backbone"] == str(start.parent)
+    # Resumed after step 1, with the weights of the start gone.
+    whole = load_encoder(run.encoder, pretrained=True)
+    shutil.rmtree(run.output_dir / "checkpoint-2")
+    shutil.rmtree(run.encoder)
+    (start / "model.safetensors").unlink()
+    run = pretrain("digits", front=front, output_dir=tmp_path / "run", resume=True)
+    assert same(whole, load_encoder(run.encoder, pretrained=True))
+    record = json.loads((run.encoder / "config.json").read_text())["orthossl"]
+    assert record["training"]["started_from"] == words
+
+
+@pytest.mark.parametrize("train", [pretrain_loop, lambda model, data, args: OrthoSSLTrainer(model, args, data).train()])
+def test_fronts_record_it_too(train, given, tmp_path):
+    model = SSLModel(SSLConfig(pretrained=str(given), image_size=32, method_config=SETTINGS["method_config"]))
+    train(model, "digits", OrthoSSLTrainingArguments(str(tmp_path), max_steps=1, spectra_steps=0, use_cpu=True))
+    facts = json.loads((tmp_path / "checkpoint-1" / "run.json").read_text())["facts"]
+    assert facts["started_from"] == [[0, f"first, sha256 {digest(given)[:16]}"]]
+
+
+def test_weights_of_the_hub_are_named_with_repository_and_revision(given, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--owner--net" / "snapshots" / ("1a2b3c4d" * 5)
+    shutil.copytree(given, snapshot)
+    monkeypatch.setattr("hf_orthossl.encoders.loading.snapshot_download", lambda *args, **kwargs: str(snapshot))
+    encoder = load_encoder("owner/net@main", pretrained=True)
+    assert encoder.start.repository == "owner/net"
+    assert encoder.start.describe() == f"owner/net, revision 1a2b3c4d1a2b, sha256 {digest(given)[:16]}"
+    assert load_encoder("owner/net").start is None
+
+
+def test_position_embeddings_are_resampled(tmp_path):
+    encoder = load_encoder("vit_tiny_patch16_224", image_size=32, embed_dim=8, depth=1, num_heads=1)
+    export_encoder(encoder, tmp_path / "vit")
+    model = SSLModel(SSLConfig(pretrained=str(tmp_path / "vit"), image_size=64))
+    assert model.encoder.backbone.pos_embed.shape[1] == 1 + 16
+    assert torch.equal(model.encoder.backbone.patch_embed.proj.weight, encoder.backbone.patch_embed.proj.weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backbone", "resnet18", "--pretrained", "resnet50"], "backbone is 'resnet18' and pretrained is 'resnet50'"),
+        (["--backbone", "resnet10t", "--pretrained", "resnet18"], "names the backbone too: leave out backbone"),
+        (["--pretrained", "true"], "pretrained is 'true': it must name the weights to start from"),
+        (["--pretrained", "resnet10t_cifa"], "unknown backbone 'resnet10t_cifa'"),
+        (["--pretrained", "resnet18_cifar"], "backbone 'resnet18_cifar' has no pretrained weights"),
+    ],
+)
+def test_what_is_refused(options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", *options, "--output_dir", str(tmp_path / "run"), "--max_steps", "1", "--use_cpu"])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_recipe_names_the_start_like_the_flag(given, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"pretrained": str(given), **SETTINGS, "max_steps": 1}))
+    run = pretrain("digits", config=recipe, output_dir=tmp_path / "run", backbone=str(given))
+    assert run.config["pretrained"] == str(given)
