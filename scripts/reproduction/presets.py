@@ -1,10 +1,10 @@
-"""The experiments and their arms, at the size of a CPU or of an H200.
+"""The experiments and their arms, at the size of a CPU (also for two readings of fused weights) or of an H200.
 
 Everything an experiment fixes is an option of `orthossl pretrain`; its arms differ by the penalty alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,15 @@ class Arm:
         regularizer (`str`, defaults to "none"): As `orthossl pretrain` takes it.
         option (`str`, *optional*): Its option that takes the weight γ; none for the arm without any.
         weights (tuple of `float`, *optional*): What γ is chosen from, on held-out training images; one is taken.
+        regularizer_config (tuple of `str`, *optional*): Further options of the penalty, as `orthossl pretrain` takes
+            them.
     """
 
     name: str
     regularizer: str = "none"
     option: str | None = None
     weights: tuple[float, ...] = ()
+    regularizer_config: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,19 @@ _CPU = [
     ),
 ]
 
+# Two readings of a ViT's fused qkv weight, between which the paper's text does not decide: three matrices, or one.
+_WIDER = (3e-3, 3e-2, 3e-1)
+_FUSED = [
+    replace(
+        _CPU[1],
+        arms=[
+            Arm("none"),
+            Arm("so", "so", "gamma", _WIDER, ("split_fused=True",)),
+            Arm("so-whole-qkv", "so", "gamma", _WIDER, ("split_fused=False",)),
+        ],
+    )
+]
+
 # solo-learn's recipes, which are the methods' defaults here; the weights are the middle of the paper's grids.
 _PAPER = {"so": (1e-6,), "srip": (1e-4,)}
 _H200 = [
@@ -152,4 +168,4 @@ _H200 = [
     ),
 ]
 
-PRESETS = {"cpu": _CPU, "h200": _H200}
+PRESETS = {"cpu": _CPU, "fused": _FUSED, "h200": _H200}

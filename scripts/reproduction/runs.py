@@ -80,6 +80,8 @@ class Run:
     def options(self) -> dict:
         """Return the options of `orthossl pretrain` for this run."""
         chosen = {} if self.arm.option is None else {self.arm.option: self.weight}
+        if self.arm.regularizer_config:
+            chosen["regularizer_config"] = list(self.arm.regularizer_config)
         fixed = {
             "knn_images": 0,
             "save_steps": 0.25,
