@@ -22,6 +22,8 @@ import yaml
 from .messages import describe, suggest
 
 YES, NO = ("yes", "true", "t", "y", "1", "on"), ("no", "false", "f", "n", "0", "off")
+# Two forms of one setting, of which a file may have the one and the user give the other.
+EXCLUSIVE = {"warmup_steps": "warmup_epochs", "warmup_epochs": "warmup_steps"}
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,23 @@ def read_config(path: str | Path) -> dict[str, Any]:
         settings["method"] = method.pop("name")
         settings["method_config"] = {**method, **(settings.get("method_config") or {})}
     return settings
+
+
+def overridden(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a file, with those given beside it.
+
+    A mapping that is given extends that of the file, and an option replaces the one that it cannot stand beside.
+
+    Args:
+        settings (mapping): Option → value, from a file.
+        given (mapping): Option → value, from flags or keyword arguments.
+    """
+    excluded = {EXCLUSIVE[name] for name in given if name in EXCLUSIVE}
+    merged = {name: value for name, value in settings.items() if name not in excluded}
+    for name, value in given.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = merged[name] | value if both else value
+    return merged
 
 
 class _Loader(yaml.SafeLoader):

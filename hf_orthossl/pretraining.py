@@ -26,7 +26,7 @@ from .locks import locked
 from .messages import suggest
 from .methods import get_method
 from .modeling import SSLConfig, SSLModel, default_gamma
-from .options import convert, default_of, forms, read_config, unknown
+from .options import convert, default_of, forms, overridden, read_config, unknown
 from .spectra import SpectralReport
 from .terminal import replace_characters
 from .training import OrthoSSLTrainer, OrthoSSLTrainingArguments, TrainingData, pretrain_loop
@@ -358,10 +358,7 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
         if name not in known:
             raise ValueError(unknown(name, known, refusal, where=f"{path}: "))
         settings[name] = convert(f"{path}: {name}", value, known[name])
-    for name, value in options.items():
-        mapping = settings.get(name)
-        settings[name] = mapping | value if isinstance(mapping, dict) and isinstance(value, dict) else value
-    return settings
+    return overridden(settings, options)
 
 
 def _load_source(

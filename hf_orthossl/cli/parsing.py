@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..options import NO, YES, Form, convert, default_of, forms, read_config, unknown
+from ..options import NO, YES, Form, convert, default_of, forms, overridden, read_config, unknown
 from .help import help_text, usage
 
 
@@ -101,10 +101,9 @@ def parse(
             known = [name for name, option in options.items() if not option.positional]
             raise ValueError(unknown(key, known, refusal, f"{path}: ", f"{prog} --help lists the options"))
     values = {key: convert(f"{path}: {key}", value, options[key].form) for key, value in settings.items()}
-    for key, value in flagged.items():
-        given = convert(_shown(options[key]), value, options[key].form)
-        both = isinstance(given, dict) and isinstance(values.get(key), dict)
-        values[key] = values[key] | given if both else given
+    values = overridden(
+        values, {key: convert(_shown(options[key]), value, options[key].form) for key, value in flagged.items()}
+    )
     filled = []
     for kind in kinds:
         names = [spec.name for spec in dataclasses.fields(kind) if spec.init and spec.name in values]

@@ -83,7 +83,9 @@ class TrainingRecipe:
         views (`str`): Name of the augmentation recipe.
         lr_batch_size (`int`, *optional*, defaults to 256): Batch size that the learning rate refers to; `None` leaves
             the rate unscaled.
-        warmup (`float`, defaults to 0): Linear warm-up, as a share of the run.
+        warmup_epochs (`float`, defaults to 0): Epochs of linear warm-up. Runs of fewer than ten times as many epochs
+            warm up for a tenth of their steps.
+        warmup_start_lr (`float`, defaults to 0): Learning rate at the first step of the warm-up.
     """
 
     optim: str
@@ -91,7 +93,8 @@ class TrainingRecipe:
     weight_decay: float
     views: str
     lr_batch_size: int | None = 256
-    warmup: float = 0.0
+    warmup_epochs: float = 0.0
+    warmup_start_lr: float = 0.0
 
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)

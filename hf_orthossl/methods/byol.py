@@ -39,7 +39,7 @@ class BYOL(SSLMethod[BYOLConfig]):
     family = "distillation"
     source = "arXiv 2006.07733"
     heads = "projector 4096(BN)→256, predictor 4096(BN)→256"
-    recipe = TrainingRecipe("lars", 1.0, 1e-5, views="cifar-asym", warmup=0.01)
+    recipe = TrainingRecipe("lars", 1.0, 1e-5, views="cifar-asym", warmup_epochs=10, warmup_start_lr=3e-5)
     batch_coupled = False
     has_predictor = True
     has_target = True

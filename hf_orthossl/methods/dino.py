@@ -80,7 +80,7 @@ class DINO(SSLMethod[DINOConfig]):
     family = "distillation"
     source = "arXiv 2104.14294"
     heads = "projector 2048→2048→256 (GELU), 4096 prototypes"
-    recipe = TrainingRecipe("lars", 0.3, 1e-6, views="cifar-asym", warmup=0.01)
+    recipe = TrainingRecipe("lars", 0.3, 1e-6, views="cifar-asym", warmup_epochs=10, warmup_start_lr=3e-5)
     batch_coupled = False
     takes_local_views = True
     has_target = True

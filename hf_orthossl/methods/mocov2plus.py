@@ -63,7 +63,7 @@ class MoCoV2Plus(SSLMethod[MoCoV2PlusConfig]):
     family = "contrastive"
     source = "arXiv 2003.04297"
     heads = "projector 2048→256"
-    recipe = TrainingRecipe("sgd", 0.3, 1e-4, views="cifar-weak", warmup=0.01)
+    recipe = TrainingRecipe("sgd", 0.3, 1e-4, views="cifar-weak", warmup_epochs=10, warmup_start_lr=3e-5)
     batch_coupled = False
     has_target = True
     has_queue = True

@@ -59,7 +59,7 @@ class MoCoV3(SSLMethod[MoCoV3Config]):
     family = "contrastive"
     source = "arXiv 2104.02057"
     heads = "projector 4096(BN)→256(BN), predictor 4096(BN)→256"
-    recipe = TrainingRecipe("lars", 0.3, 1e-6, views="cifar-asym", warmup=0.01)
+    recipe = TrainingRecipe("lars", 0.3, 1e-6, views="cifar-asym", warmup_epochs=10, warmup_start_lr=3e-5)
     batch_coupled = True
     has_predictor = True
     has_target = True

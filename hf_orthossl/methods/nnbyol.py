@@ -35,7 +35,7 @@ class NNBYOL(BYOL):
     title = "NNBYOL"
     source = "arXiv 2104.14548"
     heads = BYOL.heads
-    recipe = TrainingRecipe("lars", 1.0, 1e-5, views="cifar-asym", warmup=0.01)
+    recipe = TrainingRecipe("lars", 1.0, 1e-5, views="cifar-asym", warmup_epochs=10, warmup_start_lr=3e-5)
     config_class = NNBYOLConfig
     has_queue = True
 

@@ -41,7 +41,7 @@ class VICReg(SSLMethod[VICRegConfig]):
     family = "decorrelation"
     source = "arXiv 2105.04906"
     heads = "projector 2048(BN)→2048(BN)→2048"
-    recipe = TrainingRecipe("lars", 0.3, 1e-4, views="cifar-vicreg", warmup=0.01)
+    recipe = TrainingRecipe("lars", 0.3, 1e-4, views="cifar-vicreg", warmup_epochs=10, warmup_start_lr=3e-5)
     batch_coupled = True
 
     def __init__(self, encoder: Encoder, config: VICRegConfig):

@@ -44,8 +44,11 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
             images per step over the batch size its recipe refers to.
         weight_decay (`float`, *optional*): Weight decay; the method's by default.
         momentum (`float`, defaults to 0.9): Momentum of "lars" and "sgd", in [0, 1).
-        warmup_steps (`float`, *optional*): Steps of linear warm-up, or a share of the run if below 1; the method's by
-            default.
+        warmup_steps (`float`, *optional*): Steps of linear warm-up, or a share of the run if below 1. By default the
+            method's, which is one of epochs, in a run of fewer than ten times as many epochs a tenth of its steps.
+        warmup_epochs (`float`, *optional*): Epochs of linear warm-up, exactly, instead of `warmup_steps`.
+        warmup_start_lr (`float`, *optional*): Learning rate at the first step of the warm-up, at most `learning_rate`;
+            the method's by default.
         sync_batchnorm (`bool`, defaults to `True`): Whether batch norm uses the statistics of all processes' batches.
             It has no effect on a single process.
         cache_images (`str`, defaults to "auto"): Whether to cache decoded images in memory: "auto" (images of at most
@@ -139,8 +142,8 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
             args.learning_rate = recipe.learning_rate * scale
         if args.weight_decay is None:
             args.weight_decay = recipe.weight_decay
-        if args.warmup_steps is None:
-            args.warmup_steps = recipe.warmup
+        if args.warmup_start_lr is None:
+            args.warmup_start_lr = min(recipe.warmup_start_lr, args.learning_rate)
         args.check_optimizer_settings()
         return args
 

@@ -129,8 +129,13 @@ def check_settings(name: str, given: Mapping[str, Any], arguments: Mapping[str, 
             raise ValueError(f"optim_args has no {argument!r} for {name}: {suggest(argument, optimizer.arguments)}")
 
 
-def check_schedule(name: str, arguments: Mapping[str, Any] | None, warmup_steps: float | None) -> None:
+def check_schedule(name: str, arguments: Mapping[str, Any] | None, warmup: Mapping[str, float | None]) -> None:
     """Reject a schedule that is unknown, lacks an argument, or does not read what is given.
+
+    Args:
+        name (`str`): The schedule.
+        arguments (mapping, *optional*): Its `lr_scheduler_kwargs`.
+        warmup (mapping): The options of the warm-up, `None` where they are not given.
 
     Raises:
         ValueError: With what to pass.
@@ -145,11 +150,12 @@ def check_schedule(name: str, arguments: Mapping[str, Any] | None, warmup_steps:
         )
     if arguments and name in ("constant", "constant_with_warmup"):
         raise ValueError(f"lr_scheduler_kwargs is given, but {name} has no arguments: leave it out")
-    if warmup_steps and name == "constant":
-        raise ValueError(
-            f"warmup_steps is {warmup_steps:g}, but the schedule constant has no warm-up: pass --lr_scheduler_type "
-            "constant_with_warmup"
-        )
+    for option, value in warmup.items():
+        if value and name == "constant":
+            raise ValueError(
+                f"{option} is {value:g}, but the schedule constant has no warm-up: pass --lr_scheduler_type "
+                "constant_with_warmup"
+            )
 
 
 def checked_trackers(names: list[str] | None) -> list[str]:

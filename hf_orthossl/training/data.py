@@ -1,6 +1,7 @@
 """The training data of a run, for both the Trainer and the loop: data set, batches, steps, and the position."""
 
 import copy
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -26,12 +27,15 @@ from ..data import (
 )
 from ..data.options import MAX_UNREADABLE
 from ..distributed.collectives import on_main
+from ..messages import warn_once
 from ..modeling import SSLModel
 from ..options import forms
 from .arguments import OrthoSSLTrainingArguments
 from .interruption import outlast_interruption
 from .options import ModelArguments, TrainingOptions
 from .settings import NOT_SETTINGS, RunRecord, as_json, option_text
+
+logger = logging.getLogger(__name__)
 
 # The file of a run folder that lists the images that cannot be read.
 UNREADABLE_IMAGES = "unreadable_images.txt"
@@ -101,6 +105,7 @@ class TrainingData:
             )
         self.views = Views(recipe, encoder.image_size, encoder.mean, encoder.std)
         self._loader: DataLoader | None = None
+        self._recipe = model.method.recipe
         self.options = self._all_options(model, options or {})
         self.record = RunRecord()
         count, batch = self.num_images, args.train_batch_size * args.world_size
@@ -149,6 +154,34 @@ class TrainingData:
             raise ValueError(
                 f"{ends}, but the run in {args.output_dir} has done {done} steps: resume it with --max_steps {done} or "
                 "more"
+            )
+        return steps
+
+    def warmup_steps(self, planned: int) -> int:
+        """Return the number of optimizer steps of linear warm-up in a run of `planned` steps.
+
+        Raises:
+            ValueError: It is given in epochs, which a stream does not have.
+        """
+        args, per_epoch = self.args, self.steps_per_epoch
+        if option_text(args.lr_scheduler_type) == "constant":  # transformers' has none
+            return 0
+        if args.warmup_steps is not None:
+            return args.get_warmup_steps(planned)
+        if args.warmup_epochs is None:
+            # The recipe's epochs are those of a long run.
+            epochs = self._recipe.warmup_epochs
+            return min(round(epochs * per_epoch) if per_epoch else planned, planned // 10) if epochs else 0
+        if per_epoch is None:
+            raise ValueError(
+                f"warmup_epochs is {args.warmup_epochs:g} and a streamed data set has no epochs: pass --warmup_steps"
+            )
+        steps = round(args.warmup_epochs * per_epoch)
+        if steps >= planned:
+            warn_once(
+                logger,
+                f"the warm-up of {args.warmup_epochs:g} epochs ({steps} steps) does not end within the {planned} steps "
+                "of the run: the learning rate stays below its peak",
             )
         return steps
 
@@ -211,16 +244,16 @@ class TrainingData:
     def facts(self) -> dict[str, Any]:
         """Return what determines the steps besides the optimizer, as JSON values; call it on every process."""
         args, source, planned = self.args, self.source, self.planned_steps()
-        schedule = option_text(args.lr_scheduler_type)
+        warmup = self.warmup_steps(planned)
         return {
             "views": args.views,
             "planned_steps": planned,
             "images_per_step": args.images_per_step,
             "processes": args.world_size,
             "device": args.device.type,
-            "lr_scheduler_type": schedule,
-            # transformers' constant schedule has none.
-            "warmup_steps": 0 if schedule == "constant" else args.get_warmup_steps(planned),
+            "lr_scheduler_type": option_text(args.lr_scheduler_type),
+            "warmup_steps": warmup,
+            "warmup_start_lr": (args.warmup_start_lr or None) if warmup else None,
             "max_grad_norm": args.max_grad_norm or None,
             "gradient_cache": args.gradient_cache,
             "seed": args.seed,

@@ -16,7 +16,6 @@ from accelerate.utils import (
 from accelerate.utils.constants import RNG_STATE_NAME
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
-from transformers import get_scheduler
 
 from ..distributed.collectives import wait_for_all
 from ..locks import locked
@@ -30,7 +29,7 @@ from .data import TrainingData
 from .engines import check_engine, engine_settings, prepare_model
 from .interruption import Interruption
 from .intervals import steps_between
-from .optimizers import GivenSettings, build_optimizer
+from .optimizers import GivenSettings, build_optimizer, build_schedule
 from .publishing import EncoderOutput
 from .rehearsal import rehearse
 from .resume import begin_run, begin_steps, check_start, load_position, load_random_states, save_position
@@ -118,14 +117,7 @@ def _train(model: SSLModel, data: TrainingData, output: EncoderOutput, write_enc
     optimizer = build_optimizer(model, args)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     # Not prepared, because accelerate would step it once per process.
-    scheduler = get_scheduler(
-        args.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=args.get_warmup_steps(max_steps),
-        num_training_steps=max_steps,
-        # Text was parsed by the arguments.
-        scheduler_specific_kwargs=cast(dict, args.lr_scheduler_kwargs),
-    )
+    scheduler = build_schedule(optimizer, args, data.warmup_steps(max_steps), max_steps)
     step = build_step(model, data)
     state = LoopState(accelerator, scheduler, step, data)
     done = state.load() if args.resume else 0
@@ -163,7 +155,7 @@ def _train(model: SSLModel, data: TrainingData, output: EncoderOutput, write_enc
                     step.before_optimizer(scaled=accelerator.scaler is not None)
                     optimizer.step()
                     step.end(skipped=accelerator.optimizer_step_was_skipped)
-                    rate = scheduler.get_last_lr()[0]
+                    rate = float(scheduler.get_last_lr()[0])
                     if not accelerator.optimizer_step_was_skipped:
                         scheduler.step()
                     optimizer.zero_grad()

@@ -1,13 +1,13 @@
-"""Build the optimizer of a run, and change it when the run is resumed, for both the Trainer and the loop."""
+"""Build the optimizer of a run and its schedule, and change them when it is resumed, for the Trainer and the loop."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import torch
 from timm.optim import Lars
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, get_scheduler
 
 from .arguments import OrthoSSLTrainingArguments
 
@@ -59,6 +59,46 @@ def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.
     return optimizer_class(groups, **settings)
 
 
+def build_schedule(
+    optimizer: torch.optim.Optimizer, args: OrthoSSLTrainingArguments, warmup: int, steps: int
+) -> LambdaLR:
+    """Return the schedule that is named, after a linear warm-up from `warmup_start_lr` to the peak.
+
+    Args:
+        optimizer (`Optimizer`): The optimizer. Groups of a lower rate start lower in proportion.
+        args ([`OrthoSSLTrainingArguments`]): The settings, with `learning_rate` and `warmup_start_lr`.
+        warmup (`int`): Steps of warm-up.
+        steps (`int`): Steps of the whole run.
+    """
+    schedule: Any = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=steps,
+        # Text was parsed by the arguments.
+        scheduler_specific_kwargs=cast(dict, args.lr_scheduler_kwargs),
+    )
+    if args.warmup_start_lr and warmup:
+        start = args.warmup_start_lr / cast(float, args.learning_rate)
+        schedule.lr_lambdas = [_raised(factor, start, warmup) for factor in schedule.lr_lambdas]
+        _set_rates(schedule)
+    return schedule
+
+
+def _raised(factor: Callable[[int], float], start: float, warmup: int) -> Callable[[int], float]:
+    """Return a schedule's factor of each step, with a warm-up that begins at `start` instead of 0."""
+    return lambda step: start + (1 - start) * step / warmup if step < warmup else factor(step)
+
+
+def _set_rates(schedule: LambdaLR) -> None:
+    """Set the rates of an optimizer to those of its schedule, whose peaks or factors have changed, at the same step."""
+    factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+    schedule._last_lr = [peak * factor for peak, factor in zip(schedule.base_lrs, factors, strict=True)]
+    groups = schedule.optimizer.param_groups
+    for group, peak, rate in zip(groups, schedule.base_lrs, schedule._last_lr, strict=True):
+        group["initial_lr"], group["lr"] = peak, rate
+
+
 class GivenSettings:
     """The hyper-parameters that an optimizer and its schedule were built with, to outlast the loading of their states.
 
@@ -89,10 +129,7 @@ class GivenSettings:
         scheduler = self.scheduler
         if isinstance(scheduler, LambdaLR):
             scheduler.base_lrs = self._rates
-            factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
-            scheduler._last_lr = [rate * factor for rate, factor in zip(self._rates, factors, strict=True)]
-            for group, peak, rate in zip(self.optimizer.param_groups, self._rates, scheduler._last_lr, strict=True):
-                group["initial_lr"], group["lr"] = peak, rate
+            _set_rates(scheduler)
 
 
 def optimizer_facts(optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> dict[str, Any]:

@@ -24,6 +24,8 @@ AT_LEAST = {
     "weight_decay": 0,
     "adam_epsilon": 0,
     "warmup_steps": 0,
+    "warmup_epochs": 0,
+    "warmup_start_lr": 0,
     "max_grad_norm": 0,
     "seed": 0,
     "dataloader_num_workers": 0,
@@ -128,6 +130,12 @@ class TrainingOptions:
     )
     warmup_steps: float | None = field(
         default=None, metadata={"help": "steps, or share of the run (default: the method's)"}
+    )
+    warmup_epochs: float | None = field(
+        default=None, metadata={"help": "epochs of warm-up, instead of warmup_steps", "more": True}
+    )
+    warmup_start_lr: float | None = field(
+        default=None, metadata={"help": "rate at its start (default: the method's)", "more": True}
     )
     max_grad_norm: float = field(default=0.0, metadata={"help": "limit of the gradients' norm; 0: none"})
     bf16: bool = field(default=False, metadata={"help": "compute in bfloat16"})
@@ -267,7 +275,17 @@ class TrainingOptions:
         for name in ("spectra_steps", "knn_steps", "linear_probe_steps"):
             check_interval(name, getattr(self, name))
         check_threshold("spectra_threshold", self.spectra_threshold)
-        check_schedule(self.lr_scheduler_type, self.lr_scheduler_kwargs, self.warmup_steps)
+        warmup = {name: getattr(self, name) for name in ("warmup_steps", "warmup_epochs", "warmup_start_lr")}
+        check_schedule(self.lr_scheduler_type, self.lr_scheduler_kwargs, warmup)
+        if self.warmup_steps is not None and self.warmup_epochs is not None:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps:g} and warmup_epochs {self.warmup_epochs:g}: pass one of them"
+            )
+        if self.learning_rate is not None and (self.warmup_start_lr or 0) > self.learning_rate:
+            raise ValueError(
+                f"warmup_start_lr is {self.warmup_start_lr:g}: it must be at most the learning rate, "
+                f"{self.learning_rate:g}"
+            )
         if self.optim is not None:
             check_optimizer(self.optim)
             self.check_optimizer_settings()

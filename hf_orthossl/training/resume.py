@@ -215,7 +215,7 @@ def _continue_record(checkpoint: Path, model: SSLModel, data: TrainingData) -> N
         on_main(lambda: _check_random_states(checkpoint, args.world_size))
     changes = differences(options, data.options)
     # Extending a run does not warm it up again.
-    if not {"warmup_steps", "lr_scheduler_type"} & set(changes):
+    if not {"warmup_steps", "warmup_epochs", "lr_scheduler_type"} & set(changes):
         args.warmup_steps = facts["warmup_steps"]
     planned, now = data.planned_steps(done), data.facts()
     same_data = now["fingerprint"] is not None and now["fingerprint"] == facts["fingerprint"]

@@ -10,7 +10,8 @@ from typing import Any
 # step on, and it must take one.
 STEP_OPTIONS = (
     *("learning_rate", "weight_decay", "momentum", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "gradient_cache", "on_nonfinite"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_epochs", "warmup_start_lr"),
+    *("gradient_cache", "on_nonfinite"),
 )
 # Options of what happens around the steps: how many there are, where they run, how images are read, and what is logged,
 # measured, saved and published. A resumed run may change them.

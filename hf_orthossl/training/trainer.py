@@ -6,10 +6,11 @@ import logging
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
@@ -26,7 +27,7 @@ from .callbacks.reporting import HistoryCallback, LossBar, ReportingCallback
 from .checkpoints import remove_old_checkpoints, staged
 from .engines import check_engine, prepare_model
 from .interruption import Interrupted, Interruption
-from .optimizers import GivenSettings, build_optimizer
+from .optimizers import GivenSettings, build_optimizer, build_schedule
 from .publishing import EncoderOutput
 from .rehearsal import rehearse
 from .resume import (
@@ -234,6 +235,14 @@ class OrthoSSLTrainer(Trainer):
         if self.optimizer is None:
             self.optimizer = build_optimizer(model or self.step.model, self.data.args)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """Return the learning rate schedule that the arguments name."""
+        if self.lr_scheduler is None:
+            optimizer = cast(torch.optim.Optimizer, optimizer or self.optimizer)
+            warmup = self.data.warmup_steps(num_training_steps)
+            self.lr_scheduler = build_schedule(optimizer, self.data.args, warmup, num_training_steps)
+        return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None) -> Tensor:
         """Return the loss of one micro-batch."""

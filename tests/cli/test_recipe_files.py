@@ -147,6 +147,7 @@ def test_the_cifar_recipes_are_the_methods_defaults(family, name):
     scale = args.per_device_train_batch_size / recipe.lr_batch_size if recipe.lr_batch_size else 1
     assert args.learning_rate == pytest.approx(recipe.learning_rate * scale)
     assert (args.optim, args.weight_decay, args.views) == (recipe.optim, recipe.weight_decay, recipe.views)
-    assert args.warmup_steps == recipe.warmup
+    warmup = (0 if args.warmup_steps == 0 else args.warmup_epochs, args.warmup_start_lr or 0.0)
+    assert warmup == (recipe.warmup_epochs, recipe.warmup_start_lr)
     config_class = get_method(name).config_class
     assert config_class.from_dict(chosen.method_config) == config_class()

@@ -122,6 +122,14 @@ def test_rates_and_clipping(front, source, tmp_path, monkeypatch):
 
 
 @both
+@shows("warmup_epochs", "warmup_start_lr")
+def test_warm_up_by_epochs(front, source, tmp_path):
+    # Five steps per epoch.
+    log, _ = run(front, source, tmp_path, max_steps=4, learning_rate=0.2, warmup_epochs=0.4, warmup_start_lr=0.05)
+    assert [line["learning_rate"] for line in log] == pytest.approx([0.05, 0.125, 0.2, 0.1])
+
+
+@both
 @shows("bf16", "report_to", "disable_tqdm")
 def test_precision_trackers_and_bar(front, source, tmp_path, monkeypatch, capsys):
     seen = []

@@ -32,6 +32,7 @@ BASE = {
     "weight_decay": 1e-4,
     "optim": "sgd",
     "warmup_steps": 1,
+    "warmup_start_lr": 0.0,
     "save_total_limit": None,
     "spectra_steps": 0,
 }
@@ -48,6 +49,8 @@ STEP_CHANGES = {
     "lr_scheduler_type": {"lr_scheduler_type": "linear"},
     "lr_scheduler_kwargs": {"lr_scheduler_kwargs": {"num_cycles": 0.25}},
     "warmup_steps": {"warmup_steps": 4.0},
+    "warmup_epochs": {"warmup_steps": None, "warmup_epochs": 1.0},
+    "warmup_start_lr": {"warmup_start_lr": 0.01, "warmup_steps": 4.0},
     "gradient_cache": {"gradient_cache": 8},
     "on_nonfinite": {"on_nonfinite": "skip"},
     "max_steps": {"max_steps": 6},
@@ -218,11 +221,11 @@ def test_a_change_of_the_steps_is_applied_and_recorded(name, front, copied, spy,
             assert group["betas"] == (given["adam_beta1"], given["adam_beta2"])
             assert group["eps"] == given["adam_epsilon"]
         assert not given["max_grad_norm"] or step["norm"] <= 1.001 * given["max_grad_norm"]
-    warmup = given["warmup_steps"]
+    warmup = 3 if name == "warmup_epochs" else given["warmup_steps"]  # an epoch has 3 steps
     expected = [schedule(given, step, planned, warmup) for step in range(2, planned)]
     assert rates(spy) == pytest.approx(expected, rel=1e-6)
     # What the card says: the value before, and the one that was seen.
-    if name in ("lr_scheduler_kwargs", "on_nonfinite", "max_steps", "num_train_epochs"):
+    if name in ("lr_scheduler_kwargs", "on_nonfinite", "max_steps", "num_train_epochs", "warmup_epochs"):
         assert name not in record
         return
     before = "cosine" if name == "lr_scheduler_type" else {**DEFAULTS, **base}[name] or "none"
@@ -233,7 +236,8 @@ def test_a_change_of_the_steps_is_applied_and_recorded(name, front, copied, spy,
 def schedule(given, step, planned, warmup):
     """Return the learning rate of a step by the formulas of the schedules."""
     if step < warmup:
-        return given["learning_rate"] * step / warmup
+        start = given["warmup_start_lr"]
+        return start + (given["learning_rate"] - start) * step / warmup
     share = (step - warmup) / (planned - warmup)
     if given["lr_scheduler_type"] == "linear":
         return given["learning_rate"] * (1 - share)

@@ -43,6 +43,7 @@ _LABELS = {
     "lr_scheduler_type": "learning rate schedule",
     "weight_decay": "weight decay",
     "warmup_steps": "warm-up steps",
+    "warmup_start_lr": "learning rate at the start of the warm-up",
     "penalty_every": "steps between two penalties",
     "max_grad_norm": "maximum gradient norm",
     "gradient_cache": "images per chunk (gradient cache)",
