@@ -24,6 +24,12 @@ from .messages import describe, suggest
 YES, NO = ("yes", "true", "t", "y", "1", "on"), ("no", "false", "f", "n", "0", "off")
 # Two forms of one setting, of which a file may have the one and the user give the other.
 EXCLUSIVE = {"warmup_steps": "warmup_epochs", "warmup_epochs": "warmup_steps"}
+# Options of a file that belong to the backbone, method or penalty it names, and mean nothing to another one.
+BELONGING = {
+    "backbone": ("backbone_config",),
+    "method": ("method_config",),
+    "regularizer": ("gamma", "regularizer_config"),
+}
 
 
 @dataclass(frozen=True)
@@ -262,13 +268,17 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def overridden(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a file, with those given beside it.
 
-    A mapping that is given extends that of the file, and an option replaces the one that it cannot stand beside.
+    A mapping that is given extends that of the file. An option replaces the one that it cannot stand beside, and
+    another backbone, method or penalty comes without the settings that the file has for its own.
 
     Args:
         settings (mapping): Option → value, from a file.
         given (mapping): Option → value, from flags or keyword arguments.
     """
     excluded = {EXCLUSIVE[name] for name in given if name in EXCLUSIVE}
+    for name, belonging in BELONGING.items():
+        if name in given and name in settings and given[name] != settings[name]:
+            excluded.update(belonging)
     merged = {name: value for name, value in settings.items() if name not in excluded}
     for name, value in given.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)

@@ -43,24 +43,35 @@ class CifarResNet(ResNet):
     """timm's ResNet with a 3×3 stride-1 stem and no max-pooling: images `(B, 3, 32, 32)` become 4×4 feature maps.
 
     Parameters have timm's names, and the last batch norm of every block starts at zero, which is timm's default
-    (`zero_init_last=True`).
+    (`zero_init_last=True`). solo-learn's network is `stem_padding=2, zero_init_last=False`, LightlySSL's is
+    `conv_init="uniform", zero_init_last=False`.
 
     Args:
         args: Positional arguments of timm's `ResNet`.
+        stem_padding (`int`, defaults to 1): The padding of the stem; 2 enlarges the maps to 34×34.
+        conv_init (`str`, defaults to `"normal"`): The distribution that convolutions start from: `"normal"` is He et
+            al.'s for the outputs of ReLU layers, of timm and torchvision, `"uniform"` that of `nn.Conv2d` itself.
         kwargs: Keyword arguments of timm's `ResNet`.
+
+    Raises:
+        ValueError: `stem_padding` is not 1 or 2, or `conv_init` is unknown.
 
     Source:
         The stem: He et al. 2016, arXiv 1512.03385, section 4.2.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, stem_padding: int = 1, conv_init: str = "normal", **kwargs: Any) -> None:
+        if stem_padding not in (1, 2):
+            raise ValueError(f"stem_padding is {stem_padding!r}: it must be 1 or 2")
+        if conv_init not in ("normal", "uniform"):
+            raise ValueError(f'conv_init is {conv_init!r}: it must be "normal" or "uniform"')
         super().__init__(*args, **kwargs)
         stem: Any = self.conv1
         conv = nn.Conv2d(
             stem.in_channels,
             stem.out_channels,
             kernel_size=3,
-            padding=1,
+            padding=stem_padding,
             bias=False,
             device=stem.weight.device,
             dtype=stem.weight.dtype,
@@ -68,14 +79,23 @@ class CifarResNet(ResNet):
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         self.conv1 = conv  # type: ignore[assignment]  # timm's type is that of its deep stem
         self.maxpool = nn.Identity()  # type: ignore[assignment]  # timm's type is that of its anti-aliased pooling
+        if conv_init == "uniform":
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.reset_parameters()
         for stage, reduction in zip(self.feature_info, (1, 1, 2, 4, 8), strict=True):
             stage["reduction"] = reduction
 
 
-class PreActivationBlock(nn.Module):
-    """A residual block BN–ReLU–conv–BN–ReLU–conv.
+def _norm(channels: int, **dd: Any) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=1e-3, **dd)
 
-    If the width changes, the shortcut is a 1×1 convolution of the activated input.
+
+class PreActivationBlock(nn.Module):
+    """A residual block BN–LeakyReLU–conv–BN–LeakyReLU–conv.
+
+    If the width changes, the shortcut is a 1×1 convolution of the block's activated input. A block that also halves
+    the maps has no first batch norm and activation, as in solo-learn: both of its paths begin with a convolution.
 
     Args:
         in_chs (`int`): The number of input channels.
@@ -86,14 +106,13 @@ class PreActivationBlock(nn.Module):
 
     def __init__(self, in_chs: int, out_chs: int, stride: int, **dd: Any) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_chs, **dd)
-        self.act1 = nn.ReLU(inplace=True)
-        self.conv1 = nn.Conv2d(in_chs, out_chs, 3, stride, padding=1, bias=False, **dd)
-        self.bn2 = nn.BatchNorm2d(out_chs, **dd)
-        self.act2 = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(out_chs, out_chs, 3, padding=1, bias=False, **dd)
-        widens = in_chs != out_chs
-        self.shortcut = nn.Conv2d(in_chs, out_chs, 1, stride, bias=False, **dd) if widens else None
+        self.bn1 = _norm(in_chs, **dd) if stride == 1 else nn.Identity()
+        self.act1 = nn.LeakyReLU(0.1) if stride == 1 else nn.Identity()
+        self.conv1 = nn.Conv2d(in_chs, out_chs, 3, stride, padding=1, **dd)
+        self.bn2 = _norm(out_chs, **dd)
+        self.act2 = nn.LeakyReLU(0.1, inplace=True)
+        self.conv2 = nn.Conv2d(out_chs, out_chs, 3, padding=1, **dd)
+        self.shortcut = nn.Conv2d(in_chs, out_chs, 1, stride, **dd) if in_chs != out_chs else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the feature maps `(B, out_chs, H / stride, W / stride)` of feature maps `(B, in_chs, H, W)`."""
@@ -103,7 +122,10 @@ class PreActivationBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Pre-activation wide residual network WRN-`depth`-`widen_factor`, without dropout.
+    """Pre-activation wide residual network WRN-`depth`-`widen_factor`, without dropout, as in solo-learn.
+
+    It is the network of semi-supervised learning (LeakyReLU of slope 0.1, batch norm with momentum and ε of 0.001,
+    convolutions with biases), and differs in these from the one of the paper that introduced it.
 
     Args:
         depth (`int`, defaults to 28): The number of convolutions, 6n + 4 in three groups of n blocks.
@@ -115,7 +137,7 @@ class WideResNet(nn.Module):
         dtype (`torch.dtype`, *optional*): The type of the weights.
 
     Source:
-        Zagoruyko & Komodakis 2016, arXiv 1605.07146.
+        Zagoruyko & Komodakis 2016, arXiv 1605.07146; Oliver et al. 2018, arXiv 1804.09170, appendix B.
     """
 
     layer1: nn.Module
@@ -138,7 +160,7 @@ class WideResNet(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_classes, self.in_chans = num_classes, in_chans
         widths = [16, *(base * widen_factor for base in (16, 32, 64))]
-        self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False, **dd)
+        self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, **dd)
         self.feature_info = [{"num_chs": widths[0], "reduction": 1, "module": "conv1"}]
         for group, stride in ((1, 1), (2, 2), (3, 2)):
             blocks = [PreActivationBlock(widths[group - 1], widths[group], stride, **dd)]
@@ -147,8 +169,8 @@ class WideResNet(nn.Module):
             self.feature_info.append(
                 {"num_chs": widths[group], "reduction": 2 ** (group - 1), "module": f"layer{group}"}
             )
-        self.norm = nn.BatchNorm2d(widths[-1], **dd)
-        self.act = nn.ReLU(inplace=True)
+        self.norm = _norm(widths[-1], **dd)
+        self.act = nn.LeakyReLU(0.1, inplace=True)
         self.num_features = self.head_hidden_size = widths[-1]
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
         for module in self.modules():

@@ -47,11 +47,12 @@ class Prototypes(nn.Module):
     Args:
         dim (`int`): Width d of the embeddings.
         count (`int`): Number of prototypes K.
+        bias (`bool`, defaults to `False`): Whether to add a learned number to the scores of each prototype.
     """
 
-    def __init__(self, dim: int, count: int):
+    def __init__(self, dim: int, count: int, bias: bool = False):
         super().__init__()
-        self.linear = nn.Linear(dim, count, bias=False)
+        self.linear = nn.Linear(dim, count, bias=bias)
         self.normalize()
 
     @torch.no_grad()
@@ -61,5 +62,5 @@ class Prototypes(nn.Module):
         self.linear.weight.copy_(nn.functional.normalize(self.linear.weight, dim=1))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Return the cosine scores `(B, K)` of embeddings `(B, d)`."""
+        """Return the cosine scores `(B, K)` of embeddings `(B, d)`, with the bias if there is one."""
         return self.linear(nn.functional.normalize(embedding, dim=1))

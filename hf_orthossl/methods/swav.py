@@ -21,6 +21,7 @@ class SwAVConfig(MethodConfig):
     hidden_dim: int = hyper(512, "width of the projector's hidden layer", at_least=1)
     output_dim: int = hyper(128, "width of the embedding", at_least=1)
     prototypes: int = hyper(512, "number of prototypes", at_least=2)
+    prototype_bias: bool = hyper(True, "add a bias to the scores of prototypes, as LightlySSL does")
     temperature: float = hyper(0.1, "softmax temperature of the loss", above=0)
     sinkhorn_epsilon: float = hyper(0.05, "smoothness ε of the assignments", above=0)
     sinkhorn_iterations: int = hyper(3, "rounds of the Sinkhorn-Knopp algorithm", at_least=1)
@@ -58,8 +59,9 @@ class SwAV(SSLMethod[SwAVConfig]):
     """Predict the prototype assignment of one view from another view.
 
     L = mean over global views i of mean over views v ≠ i of −Σ_k q_i(k)·log softmax_k(z_v·c_k/T), where q are the
-    balanced assignments of [`sinkhorn`]. The prototypes c have unit length, which is restored after every step. The
-    loss couples the whole batch over all processes. Views after the second are local crops, which have no assignments.
+    balanced assignments of [`sinkhorn`]. The prototypes c have unit length, which is restored after every step; a bias
+    is added to the scores z_v·c_k by default, as in LightlySSL, which the paper does not have. The loss couples the
+    whole batch over all processes. Views after the second are local crops, which have no assignments.
 
     Source: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", NeurIPS 2020,
     eq. 1–5, arXiv 2006.09882.
@@ -77,7 +79,7 @@ class SwAV(SSLMethod[SwAVConfig]):
     def __init__(self, encoder: Encoder, config: SwAVConfig):
         super().__init__(encoder, config)
         self.projector = mlp(encoder.num_features, config.hidden_dim, config.output_dim)
-        self.prototypes = Prototypes(config.output_dim, config.prototypes)
+        self.prototypes = Prototypes(config.output_dim, config.prototypes, bias=config.prototype_bias)
 
     def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
         """Return the loss of all views, the first two of which are global."""
@@ -99,9 +101,10 @@ class SwAV(SSLMethod[SwAVConfig]):
         return total / 2
 
     def before_optimizer_step(self) -> None:
-        """Drop the gradient of the prototypes during the first `freeze_prototypes_epochs`."""
+        """Drop the gradients of the prototypes during the first `freeze_prototypes_epochs`."""
         if self.progress.epoch < self.config.freeze_prototypes_epochs:
-            self.prototypes.linear.weight.grad = None
+            for parameter in self.prototypes.parameters():
+                parameter.grad = None
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:

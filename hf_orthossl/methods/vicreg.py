@@ -61,9 +61,21 @@ class VICReg(SSLMethod[VICRegConfig]):
 
     @full_precision
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the loss of a batch of embeddings `(B, d)` of two views."""
+        """Return the loss of a batch of embeddings `(B, d)` of two views.
+
+        Raises:
+            ValueError: The views' embeddings differ in shape, or the batch of all processes is a single image, whose
+                variance is undefined.
+        """
         config = self.config
+        if first.shape != second.shape:
+            raise ValueError(
+                f"the embeddings of the two views have the shapes {tuple(first.shape)} and {tuple(second.shape)}: they "
+                "must be equal"
+            )
         first, second = (all_gather(z) for z in (first, second))
+        if len(first) < 2:
+            raise ValueError("the batch has 1 image: the variance over a batch needs 2 or more")
         return (
             config.invariance_weight * F.mse_loss(first, second)
             + config.variance_weight * (variance_term(first) + variance_term(second))

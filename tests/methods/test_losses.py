@@ -15,7 +15,7 @@ from lightly.loss import (
     SwaVLoss,
     VICRegLoss,
 )
-from lightly.models.modules import NNMemoryBankModule
+from lightly.models.modules import NNMemoryBankModule, SwaVPrototypes
 
 from hf_orthossl.methods import METHODS, build_method
 from hf_orthossl.methods.losses import cosine, nt_xent
@@ -196,3 +196,21 @@ def test_contrastive_losses_inside_autocast_equal_those_outside():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = nt_xent(*z, 0.1)
     assert torch.equal(found, expected)
+
+
+def test_vicreg_refuses_what_has_no_variance(tiny_encoder):
+    method = build_method("vicreg", tiny_encoder, {})
+    with pytest.raises(ValueError, match=r"have the shapes \(4, 6\) and \(4, 5\): they must be equal"):
+        method.loss(torch.randn(4, 6), torch.randn(4, 5))
+    with pytest.raises(ValueError, match="the batch has 1 image: the variance over a batch needs 2 or more"):
+        method.loss(torch.randn(1, 6), torch.randn(1, 6))
+
+
+def test_prototypes_are_lightly_s(tiny_encoder):
+    torch.manual_seed(0)
+    method = build_method("swav", tiny_encoder, {"output_dim": 6, "prototypes": 5})
+    oracle = SwaVPrototypes(6, 5)
+    oracle.heads[0].load_state_dict(method.prototypes.linear.state_dict())
+    z = F.normalize(torch.randn(4, 6), dim=1)
+    torch.testing.assert_close(method.prototypes(3 * z), oracle(z))
+    assert build_method("swav", tiny_encoder, {"prototype_bias": False}).prototypes.linear.bias is None
