@@ -1,11 +1,13 @@
 """The interface of all encoders: map images to representations and to the outputs of the stages."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..messages import first_line, suggest
+from .checkpointing import keep_statistics
 from .weights import Start
 
 # Networks with more equal blocks than this (ViTs) have four stages, one after each quarter of their depth.
@@ -38,6 +40,8 @@ class Encoder(nn.Module):
         pretrained (`bool`, *optional*): Whether [`load_encoder`] loaded weights; `None` if it did not build the
             encoder.
         start ([`~encoders.weights.Start`], *optional*): The weights that [`load_encoder`] loaded; `None` without any.
+        gradient_checkpointing (`bool`): Whether activations are recomputed in the backward pass, see
+            [`~Encoder.set_gradient_checkpointing`].
 
     Raises:
         ValueError: The backbone cannot encode images of `image_size`, or its representation does not have the shape
@@ -48,6 +52,7 @@ class Encoder(nn.Module):
     pooling: str = "pooler_output"
     pretrained: bool | None = None
     start: Start | None = None
+    gradient_checkpointing: bool = False
 
     def __init__(
         self,
@@ -76,9 +81,41 @@ class Encoder(nn.Module):
         self.num_features = shapes["representation"][1]
         self._tables = {key: table.detach().clone() for key, table in _non_persistent_buffers(backbone)}
 
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the representations `(B, D)` of normalized images `(B, 3, H, W)`."""
+        # Without gradients nothing is recomputed, and where the backbone passes over a layer to recompute its parts,
+        # hooks of the layer would not be called.
+        with self._without_checkpointing(unless=torch.is_grad_enabled()):
+            return super().__call__(images)
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the representations `(B, D)` of normalized images `(B, 3, H, W)`."""
         raise TypeError("Encoder is abstract: call load_encoder, which returns a concrete subclass")
+
+    def set_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them, by the switch of the library.
+
+        Representations and gradients are the same, for less memory and about a third more time. Random numbers are the
+        same when activations are recomputed, and running statistics of batch norm are not updated again.
+
+        Args:
+            enabled (`bool`, defaults to `True`): Whether to recompute them.
+
+        Raises:
+            ValueError: The backbone has no such switch.
+        """
+        if enabled == self.gradient_checkpointing:
+            return
+        try:
+            self._switch_checkpointing(enabled)
+        except Exception as error:  # timm asserts, and transformers raises ValueError
+            raise ValueError(
+                f"gradient_checkpointing cannot be used with backbone {self.name!r}, which cannot recompute its "
+                f"activations ({first_line(error)}): omit it, or pass --gradient_cache, which saves memory too"
+            ) from error
+        self.gradient_checkpointing = enabled
+        if enabled:
+            keep_statistics(self.backbone)
 
     def stages(self, images: Tensor) -> dict[str, Tensor]:
         """Return the output of each stage and the representation, from one forward pass.
@@ -97,7 +134,8 @@ class Encoder(nn.Module):
             for stage in self._stage_modules
         ]
         try:
-            representation = self(images)
+            with self._without_checkpointing():
+                representation = self(images)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -128,6 +166,24 @@ class Encoder(nn.Module):
         """
         channels_last = self._channels_last and images.is_cuda
         return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+    def _switch_checkpointing(self, enabled: bool) -> None:
+        """Switch the library's gradient checkpointing on or off; any error means that the backbone has none."""
+        raise ValueError(f"{self.library} has no switch for it")
+
+    @contextlib.contextmanager
+    def _without_checkpointing(self, unless: bool = False) -> Iterator[None]:
+        """Keep activations in forward passes within this context, whatever is set, unless `unless`."""
+        paused = self.gradient_checkpointing and not unless
+        if paused:
+            self._switch_checkpointing(False)
+            self.gradient_checkpointing = False
+        try:
+            yield
+        finally:
+            if paused:
+                self._switch_checkpointing(True)
+                self.gradient_checkpointing = True
 
     def _as_feature_map(self, output: Tensor) -> Tensor:
         return output

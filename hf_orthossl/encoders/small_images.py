@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import torch
 from timm.layers import create_classifier
-from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, is_model, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
@@ -169,6 +169,7 @@ class WideResNet(nn.Module):
             self.feature_info.append(
                 {"num_chs": widths[group], "reduction": 2 ** (group - 1), "module": f"layer{group}"}
             )
+        self.grad_checkpointing = False
         self.norm = _norm(widths[-1], **dd)
         self.act = nn.LeakyReLU(0.1, inplace=True)
         self.num_features = self.head_hidden_size = widths[-1]
@@ -176,6 +177,10 @@ class WideResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the activations of each block in the backward pass, or keep them."""
+        self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
         """Return the classifier."""
@@ -194,7 +199,9 @@ class WideResNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last feature maps of images."""
-        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        x = self.conv1(x)
+        for layer in (self.layer1, self.layer2, self.layer3):
+            x = checkpoint_seq(layer, x) if self.grad_checkpointing else layer(x)
         return self.act(self.norm(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import timm
+from timm.layers import set_reentrant_ckpt
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -22,6 +23,13 @@ class TimmEncoder(Encoder):
     def forward(self, images: Tensor) -> Tensor:
         """Return the representations `(B, D)` of normalized images `(B, 3, H, W)`."""
         return self.backbone(self._reorder(images))
+
+    def _switch_checkpointing(self, enabled: bool) -> None:
+        if not hasattr(self.backbone, "set_grad_checkpointing"):
+            super()._switch_checkpointing(enabled)
+        # The other form gives wrong gradients where the input of a block needs none.
+        set_reentrant_ckpt(False)
+        cast(Any, self.backbone).set_grad_checkpointing(enabled)
 
     def _as_feature_map(self, output: Tensor) -> Tensor:
         if output.ndim == 4 and getattr(self.backbone, "output_fmt", None) == "NHWC":

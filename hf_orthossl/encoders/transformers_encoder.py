@@ -49,6 +49,13 @@ class TransformersEncoder(Encoder):
             return hidden[:, 0]
         return hidden.mean(dim=1) if hidden.ndim == 3 else hidden.mean(dim=(2, 3))
 
+    def _switch_checkpointing(self, enabled: bool) -> None:
+        action = "enable" if enabled else "disable"
+        # The name changed within the versions that we support.
+        names = (f"activation_checkpointing_{action}", f"gradient_checkpointing_{action}")
+        switch = next(getattr(self.backbone, name) for name in names if hasattr(self.backbone, name))
+        switch(*[{"use_reentrant": False}] if enabled else [])
+
     def _interpolates(self) -> bool:
         return "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
 

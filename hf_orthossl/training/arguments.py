@@ -56,6 +56,9 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
         gradient_cache (`int`, *optional*): Images per chunk in which the encoder processes each batch: the loss of the
             whole batch with the memory of a chunk, for a third more time in the encoder, whose batch norm sees one
             chunk at a time. See [`~methods.gradient_cache.ChunkedEncoder`].
+        gradient_checkpointing (`bool`, defaults to `False`): Recompute the encoder's activations in the backward pass
+            instead of keeping them, by the switch of timm or transformers: the same losses, for less memory and a third
+            more time in the encoder. Batch norm counts each batch once.
         spectra_steps (`float`, defaults to 0.1): Steps between two measurements of the weights' spectra, or a share of
             the run if below 1; 0 for none. They are part of the log entries.
         spectra_threshold (`float`, defaults to 0.1): Warn when a layer's effective rank falls below this share of its
@@ -101,8 +104,10 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
             # The parent class would create the process group without the timeout.
             PartialState(cpu=True, backend=self.ddp_backend, timeout=timeout)
         # The parent class rejects these values and `None`, so pass a placeholder while it checks the rest. With a
-        # backend it would expect a process group even of one process. Its timeout is that of torch.
-        ours = self.optim, self.warmup_steps, self.ddp_backend, self.ddp_timeout
+        # backend it would expect a process group even of one process. Its timeout is that of torch. It would hand
+        # gradient checkpointing, whose name has changed there, to the whole model.
+        ours = self.optim, self.warmup_steps, self.ddp_backend, self.ddp_timeout, self.gradient_checkpointing
+        self.gradient_checkpointing = None  # type: ignore[assignment]
         self.ddp_timeout = int(timeout.total_seconds())
         self.ddp_backend = self.ddp_backend if several else None
         self.optim = "sgd" if self.optim in (None, *OWN_OPTIMIZERS) else self.optim
@@ -121,7 +126,7 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
             raise ValueError("on_nonfinite skip does not work with DeepSpeed, which steps by itself: use stop")
         if ours[0] in (None, *OWN_OPTIMIZERS):
             self.optim = ours[0]
-        self.warmup_steps, self.ddp_backend, self.ddp_timeout = ours[1:]
+        self.warmup_steps, self.ddp_backend, self.ddp_timeout, self.gradient_checkpointing = ours[1:]
 
     @property
     def images_per_step(self) -> int:

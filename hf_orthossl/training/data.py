@@ -256,6 +256,7 @@ class TrainingData:
             "warmup_start_lr": (args.warmup_start_lr or None) if warmup else None,
             "max_grad_norm": args.max_grad_norm or None,
             "gradient_cache": args.gradient_cache,
+            "gradient_checkpointing": args.gradient_checkpointing or None,
             "seed": args.seed,
             "num_images": self.num_images,
             "fingerprint": on_main(lambda: None if source is None else source.fingerprint),

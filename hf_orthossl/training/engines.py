@@ -38,7 +38,8 @@ def engine_settings(args: OrthoSSLTrainingArguments) -> dict[str, Any]:
 def prepare_model(model: SSLModel, accelerator: Accelerator, args: OrthoSSLTrainingArguments) -> None:
     """Configure a model in place for a run, on all processes, before the engine wraps it.
 
-    The encoder processes batches in chunks of `gradient_cache` images, if set. With several processes, batch norm is
+    The encoder processes batches in chunks of `gradient_cache` images, if set, and recomputes its activations with
+    `gradient_checkpointing`; copies of it that take no gradient do neither. With several processes, batch norm is
     synchronized if `sync_batchnorm` is set, and all processes start from the weights and buffers of the main one,
     because DDP copies only the weights and FSDP neither.
 
@@ -48,9 +49,11 @@ def prepare_model(model: SSLModel, accelerator: Accelerator, args: OrthoSSLTrain
         args ([`OrthoSSLTrainingArguments`]): Settings of the run, with the recipe's values.
 
     Raises:
-        ValueError: FSDP has version 1 or runs on the CPU, or a batch norm cannot be synchronized.
+        ValueError: The backbone cannot recompute its activations, FSDP has version 1 or runs on the CPU, or a batch
+            norm cannot be synchronized.
     """
     model.gradient_cache = args.gradient_cache
+    model.encoder.set_gradient_checkpointing(args.gradient_checkpointing)
     if accelerator.num_processes == 1:
         return
     sharded = accelerator.distributed_type == DistributedType.FSDP

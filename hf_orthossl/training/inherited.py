@@ -10,7 +10,7 @@ docs/training_options.md is the table of all.
 # Option → why it cannot be used, and what to do instead.
 REFUSED = {
     "accelerator_config": "batches must not depend on it; leave it out",
-    "activation_checkpointing": "no encoder here recomputes activations; pass --gradient_cache, which saves memory too",
+    "activation_checkpointing": "older releases of transformers do not know it; pass --gradient_checkpointing",
     "auto_find_batch_size": "another batch size is another training; pass a smaller --per_device_train_batch_size, "
     "or --gradient_cache",
     "data_seed": "--seed decides the order of the images too; pass --seed",
@@ -26,7 +26,6 @@ REFUSED = {
     "fsdp_config": "accelerate configures it; pass accelerate launch --config_file "
     "scripts/accelerate_configs/fsdp2.yaml",
     "full_determinism": "from the same --seed a run on CPUs repeats bit for bit without it; leave it out",
-    "gradient_checkpointing": "no encoder here recomputes activations; pass --gradient_cache, which saves memory too",
     "ignore_data_skip": "a resumed run continues with the images that it has not yet seen; leave it out",
     "label_smoothing_factor": "pretraining has no labels to smooth; leave it out",
     "load_best_model_at_end": "no labels say which step is best; pass --knn_steps, and choose a checkpoint",

@@ -107,6 +107,7 @@ class TrainingOptions:
         default=None,
         metadata={"help": "whole batch's loss, N images' memory (default: off)"},
     )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute activations: less memory, slower"})
     num_train_epochs: float = field(default=30.0, metadata={"help": "passes over the data"})
     max_steps: int = field(default=-1, metadata={"help": "optimizer steps, instead of epochs (default: off)"})
     optim: str | None = field(

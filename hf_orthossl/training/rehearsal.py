@@ -59,10 +59,11 @@ def check_batches(model: SSLModel, data: TrainingData) -> None:
     """Check that the model can be trained on the views, and on the first and the last batch of an epoch.
 
     Raises:
-        ValueError: The encoder cannot process a view, a batch of one image or a chunk of the gradient cache is too
-            small, or the method fails.
+        ValueError: The encoder cannot recompute its activations or process a view, a batch of one image or a chunk of
+            the gradient cache is too small, or the method fails.
     """
     args, last = data.args, last_batch(data)
+    model.encoder.set_gradient_checkpointing(args.gradient_checkpointing)
     if args.gradient_cache is not None:
         for images in {args.train_batch_size, last or args.train_batch_size}:
             if not (args.sync_batchnorm and world_size() > 1):

@@ -19,7 +19,7 @@ OTHER_OPTIONS = (
     *("max_steps", "num_train_epochs"),
     # Only together, so that a step has as many images as before.
     *("per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
+    *("gradient_checkpointing", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
     *("use_cpu", "ddp_timeout", "ddp_backend", "ddp_find_unused_parameters"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
     *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "cache_images", "max_unreadable"),

@@ -1,15 +1,13 @@
 """Which losses may be accumulated over small batches, and full-batch gradients at the memory of small ones."""
 
 import copy
-import weakref
 
 import pytest
 import torch
+from live_memory import LiveMemory
 from small_models import STEPS, Run, assert_same_training, small_model, train, views_of_step
 from timm.layers import BatchNormAct2d, DropPath
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hf_orthossl.methods import METHODS, THEORY_LOSSES, ChunkedEncoder, Progress, get_method
 
@@ -105,29 +103,6 @@ def test_recomputing_draws_the_same_and_moves_running_statistics_once():
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(encoder.state_dict(), plain.state_dict(), rtol=0, atol=0)
     assert [m.momentum for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] == [0.1, None, 0.1]
-
-
-class LiveMemory(TorchDispatchMode):
-    """The most bytes that tensors made under it held at one time."""
-
-    def __init__(self):
-        super().__init__()
-        self.live = self.peak = 0
-        self.known = weakref.WeakSet()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self.known:
-                storage = tensor.untyped_storage()
-                self.known.add(storage)
-                self.live += storage.nbytes()
-                weakref.finalize(storage, self.release, storage.nbytes())
-        self.peak = max(self.peak, self.live)
-        return result
-
-    def release(self, size):
-        self.live -= size
 
 
 def peak_bytes(gradient_cache):

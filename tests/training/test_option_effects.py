@@ -245,7 +245,7 @@ def test_processes_start_in_every_way(context, source, tmp_path):
     assert len(log) == 2
 
 
-@shows("views", "cache_images", "on_nonfinite", "gradient_cache", "spectra_threshold")
+@shows("views", "cache_images", "on_nonfinite", "gradient_cache", "gradient_checkpointing", "spectra_threshold")
 def test_settings_of_data_and_step(source, tmp_path):
     model = make_model()
     args = make_args(tmp_path, views="cifar-weak", cache_images="always", on_nonfinite="skip", gradient_cache=4)
@@ -255,7 +255,9 @@ def test_settings_of_data_and_step(source, tmp_path):
     assert TrainingData(source, model, dataclasses.replace(data.args, cache_images="never")).dataset._cache is None
     assert build_step(model, data).guard.policy == "skip"
     prepare_model(model, SimpleNamespace(num_processes=1), args)
-    assert model.gradient_cache == 4
+    assert (model.gradient_cache, model.encoder.gradient_checkpointing) == (4, False)
+    prepare_model(model, SimpleNamespace(num_processes=1), make_args(tmp_path, gradient_checkpointing=True))
+    assert (model.gradient_cache, model.encoder.gradient_checkpointing) == (None, True)
     trainer = OrthoSSLTrainer(model, make_args(tmp_path, spectra_threshold=0.3), source)
     thresholds = [getattr(callback, "threshold", None) for callback in trainer.callback_handler.callbacks]
     assert 0.3 in thresholds

@@ -63,6 +63,7 @@ SAME_STEPS = {
     "dataloader_persistent_workers": {"dataloader_num_workers": 1, "dataloader_persistent_workers": True},
     "dataloader_prefetch_factor": {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 1},
     "cache_images": {"cache_images": "never"},
+    "gradient_checkpointing": {"gradient_checkpointing": True},
     "torch_compile": {"torch_compile": True, "torch_compile_backend": "eager"},
     "torch_compile_backend": {"torch_compile": True, "torch_compile_backend": "eager"},
     "logging_steps": {"logging_steps": 1},

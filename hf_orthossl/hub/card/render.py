@@ -47,6 +47,7 @@ _LABELS = {
     "penalty_every": "steps between two penalties",
     "max_grad_norm": "maximum gradient norm",
     "gradient_cache": "images per chunk (gradient cache)",
+    "gradient_checkpointing": "activations recomputed (gradient checkpointing)",
     "weights_precision": "precision of the weights",
     "fingerprint": "fingerprint of the data",
     "started_from": "started from",
