@@ -26,7 +26,7 @@ YES, NO = ("yes", "true", "t", "y", "1", "on"), ("no", "false", "f", "n", "0", "
 EXCLUSIVE = {"warmup_steps": "warmup_epochs", "warmup_epochs": "warmup_steps"}
 # Options of a file that belong to the backbone, method or penalty it names, and mean nothing to another one.
 BELONGING = {
-    "backbone": ("backbone_config",),
+    "backbone": ("backbone_config", "pretrained"),
     "method": ("method_config",),
     "regularizer": ("gamma", "regularizer_config"),
 }
@@ -276,9 +276,10 @@ def overridden(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
         given (mapping): Option → value, from flags or keyword arguments.
     """
     excluded = {EXCLUSIVE[name] for name in given if name in EXCLUSIVE}
+    chosen, before = ({"backbone": kept.get("pretrained")} | dict(kept) for kept in (given, settings))
     for name, belonging in BELONGING.items():
-        if name in given and name in settings and given[name] != settings[name]:
-            excluded.update(belonging)
+        if None not in (chosen.get(name), before.get(name)) and chosen[name] != before[name]:
+            excluded.update({*belonging, name})
     merged = {name: value for name, value in settings.items() if name not in excluded}
     for name, value in given.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)

@@ -61,10 +61,18 @@ class Experiment:
     spectra_images: int = 4096
 
 
-def _arms(so: tuple[float, ...], srip: tuple[float, ...], whitening: tuple[float, ...] = ()) -> list[Arm]:
+def _arms(
+    so: tuple[float, ...],
+    srip: tuple[float, ...],
+    whitening: tuple[float, ...] = (),
+    regularizer_config: tuple[str, ...] = (),
+) -> list[Arm]:
     # Whitening acts on a predictor's output; not every method has one.
     arms = [Arm("none")] + ([Arm("whitening", "none", "whitening", whitening)] if whitening else [])
-    return [*arms, Arm("so", "so", "gamma", so), Arm("srip", "srip", "gamma", srip)]
+    penalties = [
+        Arm(name, name, "gamma", weights, regularizer_config) for name, weights in (("so", so), ("srip", srip))
+    ]
+    return [*arms, *penalties]
 
 
 _CLAIMS = {
@@ -162,7 +170,8 @@ _H200 = [
             "weight_decay": 0.04,
             "warmup_steps": 0.1,
         },
-        arms=_arms(**_PAPER),
+        # A loop over layers, as the paper describes it, has one matrix for a fused qkv.
+        arms=_arms(**_PAPER, regularizer_config=("split_fused=False",)),
         epochs=20,
         tuning_epochs=0,
     ),

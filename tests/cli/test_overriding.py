@@ -35,9 +35,17 @@ FILE = {
             set(),
         ),
         ({"regularizer": "srip"}, {"regularizer": "srip"}, {"gamma"}),
+        # Weights to start from name the backbone too.
+        ({"pretrained": "a/b"}, {"pretrained": "a/b"}, {"backbone", "backbone_config"}),
         # Two forms of one setting.
         ({"warmup_steps": 0.0}, {"warmup_steps": 0.0}, {"warmup_epochs"}),
     ],
 )
 def test_what_is_given_stands_before_the_file(given, changed, gone):
     assert overridden(FILE, given) == {name: value for name, value in (FILE | changed).items() if name not in gone}
+
+
+def test_another_backbone_stands_instead_of_the_weights_in_a_file():
+    file = {"pretrained": "a/b", "backbone_config": {"drop_path_rate": 0.1}}
+    assert overridden(file, {"backbone": "resnet18"}) == {"backbone": "resnet18"}
+    assert overridden(file, {"pretrained": "a/b"}) == file

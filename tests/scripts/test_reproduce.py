@@ -152,10 +152,10 @@ def test_presets_are_options_of_pretrain(experiment, tmp_path, monkeypatch):
         argv = [text for name, value in run.options().items() for text in (f"--{name}", *runs._texts(value))]
         (data, model, training), _ = parse("test", "", list(OPTION_CLASSES), argv)
         arms.append((dataclasses.asdict(model), data.split, training.num_train_epochs, training.seed))
-    changed = {"regularizer", "gamma", "whitening"}
+    changed = {"regularizer", "gamma", "whitening", "regularizer_config"}
     same = [{k: v for k, v in model.items() if k not in changed} for model, *_ in arms]
     assert all(one == same[0] for one in same)
-    assert len({(m["regularizer"], m["gamma"], m["whitening"]) for m, *_ in arms}) == len(arms)
+    assert len({str([model[name] for name in sorted(changed)]) for model, *_ in arms}) == len(arms)
     assert arms[0][0]["regularizer"] == "none"
     assert arms[0][0]["whitening"] == 0
 
@@ -194,7 +194,7 @@ def test_verdicts():
 
 def test_presets_learn_from_no_validation_image():
     """γ is chosen on images that the CPU's runs, which choose it, do not learn from."""
-    for experiment in presets.PRESETS["cpu"]:
+    for experiment in (*presets.PRESETS["cpu"], *presets.PRESETS["fused"]):
         learned = int(experiment.train.removeprefix("train[:").removesuffix("]"))
         held_out = int(experiment.validation.removeprefix("train[").removesuffix(":]"))
         assert learned <= held_out
