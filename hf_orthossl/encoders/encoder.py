@@ -1,7 +1,9 @@
 """The interface of all encoders: map images to representations and to the outputs of the stages."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 from ..messages import first_line, suggest
 from .checkpointing import keep_statistics
 from .weights import Start
+
+logger = logging.getLogger(__name__)
 
 # Networks with more equal blocks than this (ViTs) have four stages, one after each quarter of their depth.
 MAX_STAGES = 6
@@ -28,6 +32,7 @@ class Encoder(nn.Module):
         mean (`Sequence[float]`): The mean of each channel of the backbone's training images, on the scale [0, 1].
         std (`Sequence[float]`): The standard deviation of each channel of these images, on the same scale.
         interpolation (`str`): The interpolation used to resize images: `"bilinear"`, `"bicubic"`, …
+        own_size (`int`, *optional*): The side for which the architecture was published, if known.
         stage_modules (`Sequence[str]`): The names of the submodules of `backbone` whose outputs are its stages, in
             order.
 
@@ -44,8 +49,8 @@ class Encoder(nn.Module):
             [`~Encoder.set_gradient_checkpointing`].
 
     Raises:
-        ValueError: The backbone cannot encode images of `image_size`, or its representation does not have the shape
-            `(B, D)`.
+        ValueError: The backbone fails on images of `image_size`, does not see all of them although it was published
+            for another size, or its representation does not have the shape `(B, D)`.
     """
 
     library: str
@@ -63,12 +68,14 @@ class Encoder(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         interpolation: str,
+        own_size: int | None = None,
         stage_modules: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.name = name
         self.image_size = image_size
+        self.own_size = own_size
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.interpolation = interpolation
@@ -185,14 +192,19 @@ class Encoder(nn.Module):
                 self._switch_checkpointing(True)
                 self.gradient_checkpointing = True
 
-    def _as_feature_map(self, output: Tensor) -> Tensor:
+    def _as_feature_map(self, output: Tensor, stage: str) -> Tensor:
+        """Return a stage's output with its channels in the second dimension, if it is a feature map."""
         return output
+
+    def _choose_branch(self, outputs: Sequence[Any], stage: str) -> Any:
+        """Return the output of a stage that returns several."""
+        return outputs[0] if outputs else None
 
     def _store_output(self, outputs: dict[str, Tensor], stage: str) -> Callable[..., None]:
         def store(_module: nn.Module, _inputs: tuple, output: Tensor | Sequence[Tensor]) -> None:
-            output = output[0] if isinstance(output, (tuple, list)) else output
+            output = self._choose_branch(output, stage) if isinstance(output, (tuple, list)) else output
             if isinstance(output, Tensor):
-                outputs[stage] = self._as_feature_map(output)
+                outputs[stage] = self._as_feature_map(output, stage)
 
         return store
 
@@ -205,11 +217,14 @@ class Encoder(nn.Module):
             # Neither inference mode nor fake tensors, because models that cache tables would keep such tensors.
             with torch.no_grad():
                 stages = self.stages(torch.zeros(size, dtype=weights.dtype, device=weights.device))
-        except Exception as error:  # any error of the backbone has the same remedy
+        except Exception as error:  # each library raises its own
+            remedy = "pass another backbone, or other arguments of this one (backbone_config)"
+            if self.own_size not in (None, self.image_size):
+                remedy = f"it was published for images of {self.own_size} px, pass image_size={self.own_size}"
             raise ValueError(
-                f"backbone {self.name!r} cannot encode images of image_size={self.image_size} "
-                f"({first_line(error)}): choose another image_size or backbone"
+                f"backbone {self.name!r} fails on images of {self.image_size} px ({first_line(error)}): {remedy}"
             ) from error
+        self._check_border(stages["representation"], torch.zeros(size, dtype=weights.dtype, device=weights.device))
         self.backbone.train()
         representation = tuple(stages["representation"].shape)
         if len(representation) != 2:
@@ -218,6 +233,36 @@ class Encoder(nn.Module):
                 "choose another global_pool or backbone"
             )
         return {stage: tuple(output.shape) for stage, output in stages.items()}
+
+    def _check_border(self, blank: Tensor, images: Tensor) -> None:
+        """Refuse a size of which the backbone never sees the last rows and columns, and warn of one published so.
+
+        Args:
+            blank (`Tensor` of shape `(1, D)`): The representation of a black image.
+            images (`Tensor` of shape `(1, C, H, W)`): That image.
+        """
+        channels, side = images.shape[1:3]
+        first = next(
+            (m for m in self.backbone.modules() if isinstance(m, nn.Conv2d) and m.in_channels == channels), None
+        )
+        if blank.ndim != 2 or first is None or isinstance(first.padding, str):
+            return
+        kernel, stride, padding = first.kernel_size[0], first.stride[0], first.padding[0]
+        border = (side + 2 * padding - kernel) % stride - padding
+        if border <= 0:
+            return
+        images[..., -border:, :] = images[..., -border:] = 1
+        with torch.no_grad():
+            if not torch.equal(self(images), blank):  # some networks fill the image up first
+                return
+        sizes = f"{side - border} or {side - border + stride}"
+        what = (
+            f"backbone {self.name!r} reads images of {side} px in patches of {stride} px and never sees the last "
+            f"{border} px at the right and at the bottom"
+        )
+        if side != self.own_size:
+            raise ValueError(f"{what}: pass image_size={sizes}")
+        logger.warning("%s; it was published so, and image_size=%s sees all", what, sizes)
 
 
 def choose_stages(modules: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import timm
@@ -13,6 +13,9 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from .budget import Unfilled, building, plan
 from .encoder import Encoder, choose_stages, square_side
 from .weights import Weights, compare, require_finite
+
+# Prefixes in timm's `feature_info` that its models do not have → the lists of modules that are meant.
+RENAMED = {"block": ("blocks", "stages"), "stage": ("incre_modules",)}
 
 
 class TimmEncoder(Encoder):
@@ -31,10 +34,19 @@ class TimmEncoder(Encoder):
         set_reentrant_ckpt(False)
         cast(Any, self.backbone).set_grad_checkpointing(enabled)
 
-    def _as_feature_map(self, output: Tensor) -> Tensor:
-        if output.ndim == 4 and getattr(self.backbone, "output_fmt", None) == "NHWC":
+    def _as_feature_map(self, output: Tensor, stage: str) -> Tensor:
+        channels = _stages(self.backbone).get(stage)
+        last = output.ndim == 4 and channels == output.shape[3] != output.shape[1]
+        if output.ndim == 4 and (last or getattr(self.backbone, "output_fmt", None) == "NHWC"):
             return output.permute(0, 3, 1, 2)
         return output
+
+    def _choose_branch(self, outputs: Sequence[Any], stage: str) -> Any:
+        """Return the branch that has the channels timm states of the stage, else the first."""
+        channels = _stages(self.backbone).get(stage)
+        tensors = [output for output in outputs if isinstance(output, Tensor)]
+        fitting = [tensor for tensor in tensors if tensor.ndim > 2 and channels in (tensor.shape[1], tensor.shape[-1])]
+        return (fitting or tensors or [None])[0]
 
 
 def build_timm_encoder(
@@ -63,6 +75,8 @@ def build_timm_encoder(
     """
     cfg, model_args = config["pretrained_cfg"], config.get("model_args", {})
     own_size = model_args.get("img_size") or (cfg.get("input_size") or (3, 224, 224))[-2:]
+    sides = {own_size} if isinstance(own_size, int) else {*own_size}
+    own_side = sides.pop() if len(sides) == 1 else None
     changed = bool(backbone_kwargs) or image_size is not None
     image_size = image_size or square_side(name, own_size)
     # Networks with position embeddings are built for one size; for all others it is only a recommendation.
@@ -91,7 +105,8 @@ def build_timm_encoder(
         mean=backbone.pretrained_cfg["mean"],
         std=backbone.pretrained_cfg["std"],
         interpolation=backbone.pretrained_cfg["interpolation"],
-        stage_modules=choose_stages(_stage_modules(backbone)),
+        own_size=own_side,
+        stage_modules=choose_stages([*_stages(backbone)]),
     )
 
 
@@ -169,9 +184,35 @@ class _LoadReport:
         self.missing, self.unexpected = incompatible.missing_keys, incompatible.unexpected_keys
 
 
-def _stage_modules(backbone: nn.Module) -> list[str]:
-    """Return the modules of timm's `feature_info`, without the stem."""
+def _stages(backbone: nn.Module) -> dict[str, int]:
+    """Return the modules of timm's `feature_info`, without the stem, with the channels that timm states of each.
+
+    Names that are no modules are replaced by those of the same place, or left out. A list of modules is not called
+    itself: its last module gives its output.
+    """
     info = getattr(backbone, "feature_info", None)
-    modules = [stage["module"] for stage in info] if isinstance(info, list) else []
-    kinds = [re.sub(r"\d+", "#", module) for module in modules]
-    return modules[1:] if len(kinds) > 1 and kinds[0] != kinds[1] else modules
+    info = [stage for stage in info if isinstance(stage.get("module"), str)] if isinstance(info, list) else []
+    kinds = [re.sub(r"\d+", "#", stage["module"]) for stage in info]
+    if len(kinds) > 2 and kinds[0] != kinds[1]:
+        info, kinds = info[1:], kinds[1:]
+    modules = dict(backbone.named_modules())
+    stages = {}
+    for place, name in enumerate(_module_names([stage["module"] for stage in info], modules)):
+        while isinstance(modules.get(name), nn.ModuleList) and len(cast(nn.ModuleList, modules[name])):
+            name = f"{name}.{len(cast(nn.ModuleList, modules[name])) - 1}"
+        if name in modules:
+            stages[name] = info[place]["num_chs"]
+    return stages
+
+
+def _module_names(stated: list[str], modules: Mapping[str, nn.Module]) -> list[str]:
+    """Return the names of the modules that timm's names of stages refer to."""
+    if all(name in modules for name in stated):
+        return stated
+    for container in RENAMED.get(re.sub(r"[\d.]+$", "", stated[0]), ()):
+        children = [name for name in modules if name.rpartition(".")[0] == container]
+        if len(children) == len(stated):
+            return children
+    # The stages of an encoder within the model, named without it.
+    inner = {name: [module for module in modules if module.endswith(f".{name}")] for name in stated}
+    return [found[0] if len(found := inner[name]) == 1 and name not in modules else name for name in stated]

@@ -134,6 +134,7 @@ def build_transformers_encoder(
         mean=processor["mean"],
         std=processor["std"],
         interpolation=processor["interpolation"],
+        own_size=own_size if isinstance(own_size, int) else None,
         stage_modules=choose_stages(_stage_modules(backbone)),
     )
 

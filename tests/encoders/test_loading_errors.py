@@ -31,7 +31,7 @@ def vit_folder(tmp_path):
         ("resnet18", {"image_size": 0}, ValueError, "image_size=0 must be"),
         ("resnet18", {"image_size": 32, "img_size": 64}, ValueError, "image_size=32 contradicts img_size=64"),
         ("resnet18", {"no_such_argument": 1}, ValueError, "no_such_argument"),
-        ("inception_v3", {"image_size": 32}, ValueError, "'inception_v3' cannot encode images of image_size=32"),
+        ("inception_v3", {"image_size": 32}, ValueError, "'inception_v3' fails on images of 32 px"),
         ("resnet18_cifar", {"pretrained": True}, ValueError, "no pretrained weights: pass pretrained=False"),
     ],
 )
