@@ -46,7 +46,7 @@ class TimmEncoder(Encoder):
         channels = _stages(self.backbone).get(stage)
         tensors = [output for output in outputs if isinstance(output, Tensor)]
         fitting = [tensor for tensor in tensors if tensor.ndim > 2 and channels in (tensor.shape[1], tensor.shape[-1])]
-        return (fitting or tensors or [None])[0]
+        return next(iter(fitting or tensors), None)
 
 
 def build_timm_encoder(
