@@ -1,10 +1,12 @@
 """The model that the Trainer and the accelerate loop train: an encoder with an SSL method and a penalty."""
 
 import os
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .distributed.collectives import rank, world_size
@@ -141,6 +143,8 @@ class SSLModel(PreTrainedModel):
     main_input_name = "views"
     # The loss is a mean over the batch, so that the Trainer divides it by its accumulation steps.
     accepts_loss_kwargs = False
+    # Names of parameters of the encoder's backbone, see `set_frozen`.
+    _frozen: frozenset[str] = frozenset()
 
     def __init__(self, config: SSLConfig, encoder: Encoder | None = None):
         super().__init__(config)
@@ -155,6 +159,9 @@ class SSLModel(PreTrainedModel):
         self.regularizer: OrthogonalityRegularizer | None = None
         if config.regularizer is not None:
             self.regularizer = OrthogonalityRegularizer(self.encoder, config.regularizer, **config.regularizer_config)
+            if self.regularizer.references is not None:
+                # Registered, so that checkpoints hold them.
+                self.penalty_references = self.regularizer.references
         self.gradient_cache: int | None = None
         self.precision: dict[str, str] = {}
         self.post_init()
@@ -229,10 +236,45 @@ class SSLModel(PreTrainedModel):
 
     @torch.compiler.disable
     def _shared_penalty(self) -> Tensor:
-        """Return this process's share of [`penalty`], which is the mean over processes."""
+        """Return this process's share of [`penalty`] over what is trained, which is the mean over processes."""
         assert self.regularizer is not None
         generator = self.method.progress.generator(self.device)
-        return self.regularizer(generator, process=rank(), processes=world_size())
+        return self.regularizer(generator, process=rank(), processes=world_size(), trained_only=True).to(self.device)
+
+    def set_frozen(self, names: Collection[str]) -> None:
+        """Freeze parameters of the encoder, and train again those that an earlier call froze.
+
+        Frozen parameters have no gradient and no penalty. A batch norm whose parameters are all frozen normalizes by
+        its running statistics, which do not change; so do its copies in target networks.
+
+        Args:
+            names (collection of `str`): Names of parameters of `encoder.backbone`; none trains all.
+        """
+        if not names and not self._frozen:
+            return
+        for name, parameter in self.encoder.backbone.named_parameters():
+            if name in names:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+            elif name in self._frozen:
+                parameter.requires_grad_(True)
+        self._frozen = frozenset(names)
+        self.train(self.training)
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Return the names of the parameters of `encoder.backbone` that [`set_frozen`] has frozen."""
+        return self._frozen
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all modules; frozen batch norms stay in evaluation mode."""
+        super().train(mode)
+        if mode and self._frozen:
+            for module in self.modules():
+                if isinstance(module, Encoder):
+                    for norm in frozen_norms(module.backbone, self._frozen):
+                        norm.eval()
+        return self
 
     def begin_step(self, progress: Progress) -> None:
         """Tell the method that an optimizer step begins, before its first forward pass."""
@@ -249,6 +291,23 @@ class SSLModel(PreTrainedModel):
             skipped (`bool`, defaults to `False`): Whether mixed precision made the optimizer skip the step.
         """
         self.method.end_step(self.encoder, skipped)
+
+
+def frozen_norms(backbone: nn.Module, names: Collection[str]) -> list[_BatchNorm]:
+    """Return the batch norms of a backbone whose parameters are all frozen; those without any, if everything is.
+
+    Args:
+        backbone (`nn.Module`): The backbone.
+        names (collection of `str`): The frozen parameters.
+    """
+    everything = all(name in names for name, _ in backbone.named_parameters())
+    frozen = []
+    for path, module in backbone.named_modules():
+        if isinstance(module, _BatchNorm):
+            own = [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
+            if everything or (own and all(name in names for name in own)):
+                frozen.append(module)
+    return frozen
 
 
 def _precision(device: torch.device, weights: torch.dtype) -> dict[str, str]:

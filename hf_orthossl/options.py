@@ -211,6 +211,12 @@ def named_backbone(backbone: str | None, pretrained: str | None, default: str = 
     return pretrained
 
 
+def check_layer_decay(factor: float) -> None:
+    """Raise a ValueError if the factor of the learning rate per layer is out of range."""
+    if not 0 < factor <= 1:
+        raise ValueError(f"layer_decay is {factor}: the factor per layer must lie in (0, 1], as in 0.75")
+
+
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     """Read assignments such as `["temperature=0.2", "queue_size=4096"]` into a mapping, each value as YAML.
 

@@ -30,8 +30,11 @@ from .options import convert, default_of, forms, overridden, read_config, unknow
 from .spectra import SpectralReport
 from .terminal import replace_characters
 from .training import OrthoSSLTrainer, OrthoSSLTrainingArguments, TrainingData, pretrain_loop
+from .training.adaptation import OPTIONS as ADAPTED
+from .training.adaptation import PENALTY as ADAPTED_PENALTY
 from .training.callbacks.reporting import read_history
 from .training.data import UNREADABLE_IMAGES
+from .training.freezing import Freezing
 from .training.inherited import refusal
 from .training.loop import STATE as LOOP_STATE
 from .training.options import OPTION_CLASSES, DataArguments, ModelArguments, TrainingOptions, check_given
@@ -39,7 +42,7 @@ from .training.publishing import training_record
 from .training.rehearsal import rehearse
 from .training.resume import begin_record, settled_arguments
 from .training.run_folder import begin_folder, check_folder, overwriting
-from .training.settings import MOVABLE, NOT_SETTINGS, check_changes, differences
+from .training.settings import MOVABLE, NOT_SETTINGS, check_changes, differences, option_text
 from .training.trainer import STATE as TRAINER_STATE
 
 Front = Literal["trainer", "loop"]
@@ -138,6 +141,7 @@ def pretrain(
     data_args = DataArguments(**_chosen(settings, DataArguments))
     model_args = ModelArguments(**_chosen(settings, ModelArguments))
     args = OrthoSSLTrainingArguments(**_chosen(settings, TrainingOptions))
+    model_args = settled_model(model_args, args)
     check_resumed(data_args, model_args, args)
     defaults = {spec.name: default_of(spec) for kind in OPTION_CLASSES for spec in dataclasses.fields(kind)}
     given = {name: value for name, value in settings.items() if value != defaults[name]}
@@ -185,7 +189,11 @@ def run_pretraining(
         with overwriting(args), _without_library_bars():
             if is_main:
                 settings = {k: v for k, v in given.items() if k not in NOT_SETTINGS}
-                begin_folder(folder, args, settings | fixed_settings(data_args, model_args, args), data.record.run)
+                settings |= fixed_settings(data_args, model_args, args)
+                if args.adapt:
+                    values = {name: getattr(args, name) for name in ADAPTED}
+                    settings |= values | {"optim": option_text(args.optim)}
+                begin_folder(folder, args, settings, data.record.run)
             monitor = knn_monitor(data_args, source, model, args) if is_main else None
             if is_main:
                 print(describe(model, source, args, monitor))
@@ -212,6 +220,12 @@ def run_pretraining(
             write_encoder_folder(model, run.encoder, source=source, results=results, training=record, encoder=encoder)
             print(summary(run, results, penalties, model, SpectralReport.load(run.encoder)))
             return dataclasses.replace(run, publication=publish_run(run, args)) if args.push_to_hub else run
+
+
+def settled_model(model_args: ModelArguments, args: OrthoSSLTrainingArguments) -> ModelArguments:
+    """Return the options of the model with the default penalty, which depends on `adapt`, where none is given."""
+    default = ADAPTED_PENALTY if args.adapt else "so"
+    return dataclasses.replace(model_args, regularizer=model_args.regularizer or default)
 
 
 def check_resumed(data_args: DataArguments, model_args: ModelArguments, args: OrthoSSLTrainingArguments) -> None:
@@ -291,11 +305,13 @@ def describe(model: SSLModel, source: ImageSource, args: OrthoSSLTrainingArgumen
     size = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     penalty = "no penalty" if config.regularizer is None else f"{config.regularizer}, γ = {config.gamma:g}"
     start = "" if encoder.start is None else f"\nstart    {encoder.start.describe()}"
+    freezing = Freezing.of(model, args)
+    frozen = "" if freezing is None else f"\nfrozen   {freezing.describe(model)}"
     return (
         f"data     {source.describe(*others, use=' for kNN')}\n"
         f"views    {args.views} at {encoder.image_size} px\n"
         f"model    {config.backbone} ({size:.1f} M parameters), {get_method(config.method).title}, {penalty}"
-        f"{start}"
+        f"{start}{frozen}"
     )
 
 

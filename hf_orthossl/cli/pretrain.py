@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..pretraining import Front, check_resumed, run_pretraining
+from ..pretraining import Front, check_resumed, run_pretraining, settled_model
 from ..training import OrthoSSLTrainingArguments
 from ..training.options import DataArguments, ModelArguments, TrainingOptions
 from .publish import published
@@ -26,6 +26,7 @@ def main(
     """
     args = OrthoSSLTrainingArguments(**vars(options))
     # The file of --config may set output_dir, so the run to resume is known only now.
+    model_args = settled_model(model_args, args)
     check_resumed(data_args, model_args, args)
     run = run_pretraining(data_args, model_args, args, given, front=front)
     if run.publication is not None:

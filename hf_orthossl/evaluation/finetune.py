@@ -20,6 +20,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from ..data import ImageDataset, ImageSource, Recipe, Views, ViewSpec, collate
 from ..data.unreadable import Unreadable, check_unreadable, left_out_note
 from ..encoders import Encoder
+from ..encoders.depth import layer_scales
+from ..options import check_layer_decay
 from .labels import lost_classes, match_splits, row_labels
 from .results import Result, unreadable_counts
 from .scoring import accuracy, accuracy_results
@@ -113,13 +115,13 @@ def layer_decay_groups(
         ValueError: If `layer_decay` is out of range.
     """
     check_layer_decay(layer_decay)
-    numbers, top = layer_numbers(encoder)
+    scales = layer_scales(encoder, layer_decay)
     undecayed: Collection[str] = getattr(encoder.backbone, "no_weight_decay", set)()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in encoder.backbone.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and not any(fnmatch(name, pattern) for pattern in undecayed)
-            key = layer_decay ** (top - numbers[name]), weight_decay if decays else 0.0
+            key = scales[name], weight_decay if decays else 0.0
             groups.setdefault(key, []).append(parameter)
     for parameter in head.parameters():
         groups.setdefault((1.0, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
@@ -127,40 +129,6 @@ def layer_decay_groups(
         {"params": parameters, "lr": learning_rate * scale, "weight_decay": decay}
         for (scale, decay), parameters in groups.items()
     ]
-
-
-def check_layer_decay(factor: float) -> None:
-    """Raise a ValueError if the factor per layer is out of range."""
-    if not 0 < factor <= 1:
-        raise ValueError(f"layer_decay is {factor}: the factor per layer must lie in (0, 1], as in 0.75")
-
-
-def layer_numbers(encoder: Encoder) -> tuple[dict[str, int], int]:
-    """Return the depth of each parameter of an encoder's backbone by name, and the depth of the head.
-
-    Depth 0 is the stem, 1 … n are the layers, and n + 1 is everything after them, including the head.
-    """
-    layers = _layers(encoder)
-    numbers, reached = {}, 0
-    for name, _ in encoder.backbone.named_parameters():
-        depth = next((place for place, layer in enumerate(layers, 1) if name.startswith(f"{layer}.")), None)
-        reached = max(reached, depth or 0)
-        # Parameters between two layers are assigned to the lower one.
-        numbers[name] = depth or (reached if reached < len(layers) else len(layers) + 1)
-    return numbers, len(layers) + 1
-
-
-def _layers(encoder: Encoder) -> list[str]:
-    """Return the names of the layers, in order. A stage with a numeric name means its whole list of blocks."""
-    layers: dict[str, None] = {}
-    for stage in encoder.stage_names[:-1]:
-        parent, _, own = stage.rpartition(".")
-        if parent and own.isdigit():
-            blocks = encoder.backbone.get_submodule(parent)
-            layers |= dict.fromkeys(f"{parent}.{name}" for name, _ in blocks.named_children())
-        else:
-            layers[stage] = None
-    return list(layers)
 
 
 CHECKPOINTS = ".finetune"

@@ -2,7 +2,7 @@
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,6 +56,7 @@ def evaluate(
     matrices: Sequence[WeightMatrix],
     weights: dict[int, Tensor],
     vectors: Sequence[Tensor] | None,
+    references: Mapping[int, Tensor] | None = None,
 ) -> Iterator[Group]:
     """Evaluate groups of matrices lazily, one after the other.
 
@@ -64,19 +65,22 @@ def evaluate(
         matrices (sequence of [`WeightMatrix`]): All selected matrices.
         weights (`dict[int, torch.Tensor]`): The parameters to evaluate, by the index of their first matrix.
         vectors (sequence of `torch.Tensor`, *optional*): The vectors of all matrices, from [`random_vectors`].
+        references (mapping of `int` to `torch.Tensor`, *optional*): What the penalty kept of the parameters at the
+            start, by the index of their first matrix.
     """
     places = {i: list(range(i, i + matrices[i].count)) for i in weights}
     shards, whole = {}, {}
     for i, weight in weights.items():
         if is_sharded(weight) and is_row_sharded(weight):
-            shards[i] = RowShard(matrices[i], weight)
+            shards[i] = RowShard(matrices[i], weight, None if references is None else references[i])
         else:
             whole[i] = weight
     drawn = [torch.stack([vectors[j] for j in places[i]]) for i in shards] if vectors else None
     for i, values in zip(shards, _evaluate_shards(penalty, [*shards.values()], drawn), strict=True):
         yield Group(places[i], values)
     for indices, W in _batches(matrices, whole, places):
-        yield Group(indices, penalty(W, torch.stack([vectors[i].to(W.device) for i in indices]) if vectors else None))
+        drawn_here = torch.stack([vectors[i].to(W.device) for i in indices]) if vectors else None
+        yield Group(indices, penalty(W, drawn_here, reference=_references_of(indices, matrices, references)))
 
 
 def shares(costs: Sequence[int], processes: int) -> list[list[int]]:
@@ -128,6 +132,16 @@ class _Touch(Function):
             grad.new_zeros((), dtype=dtype, device=device).expand(shape) if zero else None
             for zero, (shape, dtype, device) in each
         )
+
+
+def _references_of(
+    indices: Sequence[int], matrices: Sequence[WeightMatrix], references: Mapping[int, Tensor] | None
+) -> Tensor | None:
+    """Return the references of matrices that are evaluated together, parameter by parameter as they are."""
+    if references is None:
+        return None
+    parts = [references[i] for i in indices if not matrices[i].index]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _evaluate_shards(penalty: Penalty, shards: Sequence[RowShard], drawn: Sequence[Tensor] | None) -> list[Tensor]:

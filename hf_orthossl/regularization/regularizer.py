@@ -14,6 +14,7 @@ from ..distributed.sharding import is_sharded
 from ..messages import suggest
 from .batching import Group, evaluate, random_vectors, shares, touch
 from .penalties import get_penalty
+from .references import References
 from .selection import WeightMatrix, select_matrices
 
 _REDUCTIONS = ("sum", "mean")
@@ -41,6 +42,9 @@ class OrthogonalityRegularizer:
     Attributes:
         matrices (`list[WeightMatrix]`): The regularized matrices, in the module's order.
         penalty ([`Penalty`]): The penalty of one matrix.
+        references ([`~regularization.references.References`], *optional*): What a penalty such as "so_init" keeps of
+            the weights, which are at their start when the regularizer is built. They are state: an [`SSLModel`] has
+            them in its checkpoints; elsewhere, save `references.state_dict()` with the weights.
 
     Raises:
         TypeError: `module` is not a `torch.nn.Module`.
@@ -77,6 +81,7 @@ class OrthogonalityRegularizer:
         check_options(kind, options)
         self.penalty = get_penalty(kind)(**options)
         self.penalty.check()
+        self.references = References(self.penalty, self.matrices) if self.penalty.has_reference else None
 
     def __len__(self) -> int:
         return len(self.matrices)
@@ -89,7 +94,14 @@ class OrthogonalityRegularizer:
         """The names of the matrices, in the order of `matrices`."""
         return [matrix.name for matrix in self.matrices]
 
-    def __call__(self, generator: torch.Generator | None = None, *, process: int = 0, processes: int = 1) -> Tensor:
+    def __call__(
+        self,
+        generator: torch.Generator | None = None,
+        *,
+        process: int = 0,
+        processes: int = 1,
+        trained_only: bool = False,
+    ) -> Tensor:
         """Return the current penalty, or this process's share of it.
 
         If each process of a data-parallel group passes its rank and their number, it evaluates only some of the
@@ -107,6 +119,8 @@ class OrthogonalityRegularizer:
                 matrices are evaluated together, or by which process.
             process (`int`, defaults to 0): The rank of this process.
             processes (`int`, defaults to 1): The number of processes that share the matrices, ≥ 1.
+            trained_only (`bool`, defaults to `False`): Leave out the matrices of frozen weights, which have no
+                gradient; 0 if all are frozen.
 
         Returns:
             `torch.Tensor` of shape `()`: float32 (float64 for float64 weights), differentiable with respect to the
@@ -116,6 +130,8 @@ class OrthogonalityRegularizer:
             ValueError: `process` is not from 0 to `processes` − 1.
         """
         weights = self._weights()
+        if trained_only:
+            weights = {i: weight for i, weight in weights.items() if weight.requires_grad}
         own, others = self._shares(weights, process, processes)
         penalty = _total([(factor, group.values) for factor, group in self._evaluate(own, generator, processes)])
         if others:
@@ -199,7 +215,10 @@ class OrthogonalityRegularizer:
 
     def _groups(self, weights: dict[int, Tensor], generator: torch.Generator | None) -> Iterator[Group]:
         vectors = random_vectors(self.penalty, self.matrices, generator)
-        return evaluate(self.penalty, self.matrices, weights, vectors)
+        if self.references is not None and weights:
+            # They follow the weights of a module that was moved, unless a model has moved both.
+            self.references.to(next(iter(weights.values())).device)
+        return evaluate(self.penalty, self.matrices, weights, vectors, self.references)
 
 
 def check_options(kind: str, options: Iterable[str]) -> None:

@@ -38,6 +38,7 @@ class RowShard:
     Args:
         matrix ([`WeightMatrix`]): Any of the parameter's matrices.
         weight (`DTensor`): The parameter, sharded along its first dimension, see [`is_row_sharded`].
+        reference (`torch.Tensor`, *optional*): What the penalty kept of the matrices at the start, whole.
 
     Attributes:
         blocks (`list[Block]`): This process's rows, at most one block for each matrix.
@@ -45,11 +46,12 @@ class RowShard:
         columns (`int`): The columns of each `R`.
         dtype (`torch.dtype`): The dtype of the arithmetic.
         group (`ProcessGroup`): The processes that hold the rows.
+        reference (`torch.Tensor`, *optional*): What the penalty kept of the matrices at the start, whole.
     """
 
-    def __init__(self, matrix: WeightMatrix, weight: "DTensor"):
+    def __init__(self, matrix: WeightMatrix, weight: "DTensor", reference: Tensor | None = None):
         (mesh_dim,) = _sharding_dimensions(weight)
-        self.matrix, self.weight = matrix, weight
+        self.matrix, self.weight, self.reference = matrix, weight, reference
         self.mesh, self.mesh_dim = weight.device_mesh, mesh_dim
         self.group = self.mesh.get_group(mesh_dim)
         # As in torch.chunk, the last processes may hold fewer entries, or none.

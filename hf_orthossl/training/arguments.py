@@ -15,9 +15,11 @@ from ..distributed.launch import group_timeout, meet_processes
 from ..messages import Secret, first_line, suggest
 from ..methods import TrainingRecipe
 from ..options import default_of
+from .adaptation import LAYER_DECAY, WARMUP, adaptation_of
 from .choices import OWN_OPTIMIZERS, TRACKERS
 from .inherited import refusal
 from .options import TrainingOptions
+from .settings import option_text
 
 logger = get_logger(__name__)
 
@@ -43,6 +45,18 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
         learning_rate (`float`, *optional*): Peak learning rate, used as given. By default the method's, scaled by
             images per step over the batch size its recipe refers to.
         weight_decay (`float`, *optional*): Weight decay; the method's by default.
+        adapt (`bool`, defaults to `False`): Whether options that are `None` follow what is published on going on from
+            foundation weights, instead of the recipe for random ones: `adaptation.py` has the values and their sources.
+            The model must start from given weights; its penalty is best "so_init".
+        layer_decay (`float`, *optional*): Factor of the learning rate from each layer of the encoder to the one below
+            it, in (0, 1]; the heads have the whole rate. Layers are the blocks of a ViT and the stages of a
+            convolutional network. 1 by default.
+        freeze (`list[str]`, *optional*): Parameters of the encoder that are not trained: shell patterns of their names,
+            or of modules, as the backbone's library names them (`layer1`, `blocks.[0-5]`), or `all_but_last=K`, which
+            leaves the last K layers. They have no gradient, no weight decay and no penalty, and batch norms among them
+            normalize by their running statistics, in target networks too.
+        freeze_epochs (`float`, *optional*): Epochs in which `freeze`, or without it the whole encoder, is frozen; then
+            it is trained. 0 by default.
         momentum (`float`, defaults to 0.9): Momentum of "lars" and "sgd", in [0, 1).
         warmup_steps (`float`, *optional*): Steps of linear warm-up, or a share of the run if below 1. By default the
             method's, which is one of epochs, in a run of fewer than ten times as many epochs a tenth of its steps.
@@ -134,12 +148,14 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
     def with_recipe(self, recipe: TrainingRecipe) -> Self:
-        """Return a copy in which every option that is `None` has the value of the recipe.
+        """Return a copy in which every option that is `None` has the value of the recipe, or of `adapt`.
 
         Raises:
             ValueError: A setting has no effect on the optimizer.
         """
         args = copy.copy(self)
+        if args.adapt:
+            recipe = adaptation_of(recipe)
         if args.optim is None:
             args.optim = recipe.optim
         if args.learning_rate is None:
@@ -149,6 +165,13 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
             args.weight_decay = recipe.weight_decay
         if args.warmup_start_lr is None:
             args.warmup_start_lr = min(recipe.warmup_start_lr, args.learning_rate)
+        if args.adapt and args.warmup_steps is None and args.warmup_epochs is None:
+            args.warmup_steps = None if option_text(args.lr_scheduler_type) == "constant" else WARMUP
+        if args.layer_decay is None:
+            args.layer_decay = LAYER_DECAY if args.adapt else 1.0
+        if args.freeze_epochs is None and not args.adapt:
+            # With `adapt` it is a share of the run, whose length the data decide.
+            args.freeze_epochs = 0.0
         args.check_optimizer_settings()
         return args
 

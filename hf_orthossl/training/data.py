@@ -30,6 +30,7 @@ from ..distributed.collectives import on_main
 from ..messages import warn_once
 from ..modeling import SSLModel
 from ..options import forms
+from .adaptation import FROZEN_SHARE
 from .arguments import OrthoSSLTrainingArguments
 from .interruption import outlast_interruption
 from .options import ModelArguments, TrainingOptions
@@ -104,6 +105,13 @@ class TrainingData:
                 data, views=recipe, image_size=encoder.image_size, seed=args.seed, cache_images=args.cache_images
             )
         self.views = Views(recipe, encoder.image_size, encoder.mean, encoder.std)
+        if self.args.freeze_epochs is None:
+            # `adapt` freezes for a share of the run; a stream has no epochs.
+            per_epoch = self.steps_per_epoch
+            self.args.freeze_epochs = 0.0 if per_epoch is None else FROZEN_SHARE * self.planned_steps() / per_epoch
+        if self.args.freeze_epochs:
+            # What is frozen at first is unused then, and DDP must not wait for it.
+            self.args.ddp_find_unused_parameters = True
         self._loader: DataLoader | None = None
         self._recipe = model.method.recipe
         self.options = self._all_options(model, options or {})
@@ -257,6 +265,10 @@ class TrainingData:
             "max_grad_norm": args.max_grad_norm or None,
             "gradient_cache": args.gradient_cache,
             "gradient_checkpointing": args.gradient_checkpointing or None,
+            "adapt": args.adapt or None,
+            "layer_decay": None if args.layer_decay == 1 else args.layer_decay,
+            "freeze": " ".join(args.freeze or []) or None,
+            "freeze_epochs": args.freeze_epochs or None,
             "seed": args.seed,
             "num_images": self.num_images,
             "fingerprint": on_main(lambda: None if source is None else source.fingerprint),

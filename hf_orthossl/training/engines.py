@@ -19,6 +19,7 @@ from ..distributed.launch import group_timeout
 from ..distributed.sync_batchnorm import synchronize_batchnorm
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
+from .freezing import Freezing
 
 
 def engine_settings(args: OrthoSSLTrainingArguments) -> dict[str, Any]:
@@ -38,10 +39,10 @@ def engine_settings(args: OrthoSSLTrainingArguments) -> dict[str, Any]:
 def prepare_model(model: SSLModel, accelerator: Accelerator, args: OrthoSSLTrainingArguments) -> None:
     """Configure a model in place for a run, on all processes, before the engine wraps it.
 
-    The encoder processes batches in chunks of `gradient_cache` images, if set, and recomputes its activations with
-    `gradient_checkpointing`; copies of it that take no gradient do neither. With several processes, batch norm is
-    synchronized if `sync_batchnorm` is set, and all processes start from the weights and buffers of the main one,
-    because DDP copies only the weights and FSDP neither.
+    What stays frozen is frozen. The encoder processes batches in chunks of `gradient_cache` images, if set, and
+    recomputes its activations with `gradient_checkpointing`; copies of it that take no gradient do neither. With
+    several processes, batch norm is synchronized if `sync_batchnorm` is set, and all processes start from the weights
+    and buffers of the main one, because DDP copies only the weights and FSDP neither.
 
     Args:
         model ([`SSLModel`]): The model of this process.
@@ -49,11 +50,23 @@ def prepare_model(model: SSLModel, accelerator: Accelerator, args: OrthoSSLTrain
         args ([`OrthoSSLTrainingArguments`]): Settings of the run, with the recipe's values.
 
     Raises:
-        ValueError: The backbone cannot recompute its activations, FSDP has version 1 or runs on the CPU, or a batch
-            norm cannot be synchronized.
+        ValueError: The backbone cannot recompute its activations, FSDP has version 1 or runs on the CPU, a batch norm
+            cannot be synchronized, or the engine cannot train weights that are frozen at first.
     """
     model.gradient_cache = args.gradient_cache
     model.encoder.set_gradient_checkpointing(args.gradient_checkpointing)
+    freezing = Freezing.of(model, args)
+    if freezing is None:
+        # An earlier run may have frozen something.
+        model.set_frozen(())
+    elif freezing.epochs and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        engine = accelerator.distributed_type
+        raise ValueError(
+            f"freeze_epochs is {freezing.epochs:g}, but {engine.value} cannot train weights later that were frozen "
+            "when it divided them: freeze for the whole run with --freeze alone, or train with DDP"
+        )
+    else:
+        freezing.begin_run(model)
     if accelerator.num_processes == 1:
         return
     sharded = accelerator.distributed_type == DistributedType.FSDP

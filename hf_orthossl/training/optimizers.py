@@ -9,6 +9,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedModel, Trainer, get_scheduler
 
+from ..encoders import Encoder
+from ..encoders.depth import layer_scales
 from .arguments import OrthoSSLTrainingArguments
 
 SOLO_LEARN_LARS = {"trust_coeff": 0.02, "trust_clip": True}
@@ -27,6 +29,7 @@ def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.
 
     Weight decay and the layer-wise scaling of LARS exclude parameters with one dimension (norms, biases), as in
     solo-learn. SGD and Adam decay every parameter through its gradient, as in the recipes of solo-learn and LightlySSL.
+    With `layer_decay` below 1 each layer of the encoder has its own rate, see [`~encoders.depth.layer_scales`].
 
     Args:
         model (`nn.Module`): The model; its parameters that require a gradient are optimized.
@@ -39,20 +42,21 @@ def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.
     assert args.learning_rate is not None
     assert args.weight_decay is not None
     if args.optim == "sgd":
-        return torch.optim.SGD(trained, lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
+        groups = _by_depth({"params": trained}, model, args)
+        return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
     if args.optim == "adam":
-        betas = (args.adam_beta1, args.adam_beta2)
+        groups, betas = _by_depth({"params": trained}, model, args), (args.adam_beta1, args.adam_beta2)
         return torch.optim.Adam(
-            trained, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon, weight_decay=args.weight_decay
+            groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon, weight_decay=args.weight_decay
         )
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": args.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    matrices: dict[str, Any] = {"params": [p for p in trained if p.ndim > 1], "weight_decay": args.weight_decay}
     if args.optim == "lars":
         # timm scales a group layer by layer only if it has weight decay, which excludes the right parameters; with a
         # decay of zero it would scale none, so `always_adapt` keeps the scaling for the matrices.
-        groups[0]["always_adapt"] = True
+        matrices["always_adapt"] = True
+    others = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
+    groups = [*_by_depth(matrices, model, args), *_by_depth(others, model, args)]
+    if args.optim == "lars":
         settings = SOLO_LEARN_LARS | args.optimizer_arguments
         return Lars(groups, lr=args.learning_rate, momentum=args.momentum, **settings)
     optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, cast(PreTrainedModel, model))
@@ -97,6 +101,23 @@ def _set_rates(schedule: LambdaLR) -> None:
     groups = schedule.optimizer.param_groups
     for group, peak, rate in zip(groups, schedule.base_lrs, schedule._last_lr, strict=True):
         group["initial_lr"], group["lr"] = peak, rate
+
+
+def _by_depth(group: dict[str, Any], model: nn.Module, args: OrthoSSLTrainingArguments) -> list[dict[str, Any]]:
+    """Return a parameter group as one group for each learning rate, the largest first; heads have the whole rate."""
+    factor, rate = args.layer_decay, args.learning_rate
+    if factor in (None, 1) or rate is None or factor is None:
+        return [group]
+    scales: dict[int, float] = {}
+    for encoder in (module for module in model.modules() if isinstance(module, Encoder)):
+        known = layer_scales(encoder, factor)
+        scales |= {id(parameter): known[name] for name, parameter in encoder.backbone.named_parameters()}
+    if not scales:
+        raise ValueError(f"layer_decay is {factor}, but the model has no Encoder, whose layers are known: leave it out")
+    members: dict[float, list[nn.Parameter]] = {}
+    for parameter in group["params"]:
+        members.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)
+    return [group | {"params": members[scale], "lr": rate * scale} for scale in sorted(members, reverse=True)]
 
 
 class GivenSettings:

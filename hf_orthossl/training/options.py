@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..data.options import ImageOptions
 from ..distributed.environment import LIMIT
-from ..options import convert, forms, named_backbone, parse_assignments
+from ..options import check_layer_decay, convert, forms, named_backbone, parse_assignments
 from .choices import ADAM, MOMENTUM, check_optimizer, check_schedule, check_settings, checked_trackers
 from .intervals import check_interval, check_threshold
 
@@ -27,6 +27,7 @@ AT_LEAST = {
     "warmup_epochs": 0,
     "warmup_start_lr": 0,
     "max_grad_norm": 0,
+    "freeze_epochs": 0,
     "seed": 0,
     "dataloader_num_workers": 0,
     "dataloader_prefetch_factor": 1,
@@ -72,7 +73,9 @@ class ModelArguments:
     )
     method: str = field(default="simclr", metadata={"metavar": "NAME", "help": "SSL method, see orthossl methods"})
     method_config: dict | None = field(default=None, metadata={"help": "hyper-parameters, as in temperature=0.2"})
-    regularizer: str = field(default="so", metadata={"metavar": "NAME", "help": "penalty, see orthossl methods"})
+    regularizer: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "penalty, see orthossl methods (default: so)"}
+    )
     gamma: float | None = field(default=None, metadata={"help": "weight of the penalty (default: the penalty's)"})
     regularizer_config: dict | None = field(
         default=None, metadata={"help": "for the penalty, as in iterations=4", "more": True}
@@ -121,6 +124,17 @@ class TrainingOptions:
         default=None, metadata={"help": "peak rate (default: the method's, by batch size)"}
     )
     weight_decay: float | None = field(default=None, metadata={"help": "weight decay (default: the method's)"})
+    adapt: bool = field(default=False, metadata={"help": "careful settings for going on from --pretrained"})
+    layer_decay: float | None = field(
+        default=None, metadata={"help": "rate × this per layer from the head down (default: 1)"}
+    )
+    freeze: list[str] | None = field(
+        default=None,
+        metadata={"metavar": "PATTERN", "help": "parameters to freeze, as in layer1 all_but_last=2"},
+    )
+    freeze_epochs: float | None = field(
+        default=None, metadata={"help": "epochs before they, or the encoder, are trained"}
+    )
     momentum: float = field(default=0.9, metadata={"help": "momentum of lars and sgd"})
     adam_beta1: float = field(default=0.9, metadata={"help": "β1 of Adam and its kind", "more": True})
     adam_beta2: float = field(default=0.999, metadata={"help": "β2 of Adam and its kind", "more": True})
@@ -269,6 +283,8 @@ class TrainingOptions:
         for name in ("momentum", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must lie in [0, 1), as in 0.9")
+        if self.layer_decay is not None:
+            check_layer_decay(self.layer_decay)
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 exclude each other: pass one of them")
         for name in ("logging_steps", "save_steps"):
@@ -326,6 +342,8 @@ def check_given(given: Mapping[str, Any]) -> None:
     Raises:
         ValueError: With what to pass too, or to leave out.
     """
+    if given.get("adapt") and given.get("pretrained") is None:
+        raise ValueError("adapt is true, but there are no weights to adapt: pass --pretrained NAME too")
     for name in ("hub_model_id", "hub_private_repo", "hub_strategy", "hub_always_push", "hub_revision", "hub_token"):
         if name in given and not given.get("push_to_hub"):
             shown = "given" if name == "hub_token" else given[name]

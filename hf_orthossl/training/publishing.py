@@ -27,6 +27,7 @@ STEP_FACTS = (
     *("images_per_step", "processes", "optimizer", "learning_rate", "lr_scheduler_type", "warmup_steps"),
     "warmup_start_lr",
     *("weight_decay", "momentum", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "gradient_cache"),
+    *("adapt", "layer_decay", "freeze", "freeze_epochs"),
     *("gradient_checkpointing", "precision", "weights_precision", "device", "seed", "pretrained", "base_model"),
     *("started_from", "fingerprint"),
 )

@@ -16,15 +16,17 @@ from ..data.fingerprint import difference
 from ..distributed.collectives import all_gather_object, on_main, rank
 from ..locks import locked
 from ..modeling import SSLModel
+from .adaptation import OPTIONS as ADAPTED
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks.reporting import CHANGED, append_history
 from .checkpoints import checkpoints, damage, newest_checkpoint, steps_done
 from .data import TrainingData
+from .freezing import check_freezing
 from .optimizers import optimizer_facts
 from .publishing import check_push
 from .random_states import read_random_states, save_random_states, set_random_states
 from .run_folder import EXCLUSIVE, check_folder, run_of, update_settings
-from .settings import MOVABLE, PER_PROCESS, STEP_OPTIONS, Timeline, check_changes, differences
+from .settings import MOVABLE, PER_PROCESS, STEP_OPTIONS, Timeline, check_changes, differences, option_text
 from .step import SSLStep
 
 # File in a checkpoint: what the run was given and did so far, how its steps are made up, and the position in the data.
@@ -194,9 +196,19 @@ def begin_record(model: SSLModel, data: TrainingData) -> None:
     if "seed" in data.record.facts:
         return
     _check_equal(data)
+    check_freezing(model, data)
     if data.args.resume:
         _continue_record(Path(str(data.args.resume_from_checkpoint)), model, data)
         return
+    if data.args.adapt:
+        if model.encoder.start is None and not model.name_or_path:
+            raise ValueError(
+                "adapt is true, but the model has random weights: start it from others, as in "
+                'SSLConfig(pretrained="resnet50")'
+            )
+        if rank() == 0:
+            values = ", ".join(f"{name} {option_text(getattr(data.args, name))}" for name in ADAPTED)
+            print(f"adapt    {values}, regularizer {model.config.regularizer or 'none'}")
     data.record.run = on_main(lambda: uuid.uuid4().hex[:12])
     data.record.options.note(0, data.options)
     # What the weights of a checkpoint started from is part of the record of another run.

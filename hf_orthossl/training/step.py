@@ -15,6 +15,7 @@ from ..messages import warn_above_bars
 from ..methods import Progress
 from ..modeling import SSLModel
 from .data import TrainingData
+from .freezing import Freezing
 from .settings import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class SSLStep:
         images_per_step (`int`, *optional*): Images of a full optimizer step over all processes and micro-batches; by
             default, the sum over the batches of the current step.
         on_nonfinite (`str`, defaults to "stop"): "stop" or "skip", see [`NonfiniteGuard`].
+        freezing ([`Freezing`], *optional*): Says what is frozen at which epoch.
         record ([`RunRecord`], *optional*): Receives the steps taken and skipped, and the precision that is seen.
     """
 
@@ -52,6 +54,7 @@ class SSLStep:
         unreadable: UnreadableLog | None = None,
         images_per_step: int | None = None,
         on_nonfinite: str = "stop",
+        freezing: Freezing | None = None,
         record: RunRecord | None = None,
     ):
         self.model = model
@@ -60,6 +63,7 @@ class SSLStep:
         self.seed = seed
         self.process_index = process_index
         self.unreadable = unreadable
+        self.freezing = freezing
         self.images_per_step = images_per_step
         self._images_seen, self._total = 0, 0
         self.guard = NonfiniteGuard(model, on_nonfinite)
@@ -73,7 +77,10 @@ class SSLStep:
         self._waiting.clear()
         self.guard.begin()
         here.step = step + 1
-        self.model.begin_step(Progress(step, max_steps, steps_per_epoch, self.seed))
+        progress = Progress(step, max_steps, steps_per_epoch, self.seed)
+        if self.freezing is not None:
+            self.freezing.begin_step(self.model, progress)
+        self.model.begin_step(progress)
 
     def loss(self, model: nn.Module, batch: dict[str, Any], *, last: bool, accumulation: int) -> Tensor:
         """Return the loss of one micro-batch.
@@ -171,6 +178,7 @@ def build_step(model: SSLModel, data: TrainingData) -> SSLStep:
         data.unreadable_log(),
         images_per_step=args.images_per_step,
         on_nonfinite=args.on_nonfinite,
+        freezing=Freezing.of(model, args),
         record=data.record,
     )
 

@@ -99,6 +99,33 @@ def test_two_processes_are_one(engine, front, two_processes, tmp_path):
         assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
 
 
+FROZEN = {
+    # Two of four steps: DDP then waits for weights that it did not before.
+    ("ddp", "loop"): {"freeze_epochs": 0.4, "layer_decay": 0.5, "freeze": ["conv1", "layer[1-3]"]},
+    ("ddp", "trainer"): {"freeze_epochs": 0.4, "gradient_accumulation_steps": 2},
+    ("fsdp2", "loop"): {"freeze": ["all_but_last=2"], "layer_decay": 0.5},
+}
+
+
+@pytest.mark.parametrize(("engine", "front"), FROZEN)
+def test_what_is_frozen_is_so_in_every_process(engine, front, two_processes, tmp_path):
+    settings = FROZEN[engine, front] | {"model": {"method": "byol", "regularizer": "so", "gamma": 1e-3}}
+    settings |= {"spectra_steps": 0, "weight_decay": 1e-2}
+    one, _, _ = fit("one", front, tmp_path / "one", **settings)
+    (two, _, _), _ = two_processes.run(fit_here, (engine, front, tmp_path / "two"), settings)
+    for before, after in zip(history(tmp_path / "one"), history(tmp_path / "two"), strict=True):
+        for name in ("loss", "orthogonality"):
+            if name in before:
+                assert after[name] == pytest.approx(before[name], rel=2e-6, abs=1e-9), (name, before["step"])
+    for name, value in one.items():
+        assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
+
+
+def test_a_sharded_run_cannot_train_later_what_is_frozen(two_processes, tmp_path):
+    with pytest.raises(AssertionError, match="freeze_epochs is 1, but FSDP cannot train weights later"):
+        two_processes.run(fit_here, ("fsdp2", "loop", tmp_path), {"model": {}, "freeze_epochs": 1, "max_steps": 6})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("front", ["loop", "trainer"])
 def test_resuming_a_sharded_run_changes_nothing(front, two_processes, tmp_path):

@@ -104,6 +104,17 @@ def test_epochs_accumulation_and_seed(front, source, tmp_path):
 
 
 @both
+@shows("layer_decay", "freeze", "freeze_epochs", "adapt")
+def test_rates_by_depth_and_what_is_frozen(front, source, tmp_path):
+    """What they change is shown in `test_freezing.py` and, for `adapt`, `test_starting.py`; here, that steps change."""
+    options = {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 20}
+    log, _ = run(front, source, tmp_path / "one", **options)
+    for number, more in enumerate(({"layer_decay": 0.5}, {"freeze": ["layer4"]}, {"freeze_epochs": 0.5})):
+        other, _ = run(front, source, tmp_path / str(number), **options | more)
+        assert other[1]["loss"] != log[1]["loss"], more
+
+
+@both
 @shows("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "learning_rate", "max_grad_norm", "resume")
 def test_rates_and_clipping(front, source, tmp_path, monkeypatch):
     norms, clip = [], torch.nn.utils.clip_grad_norm_

@@ -146,3 +146,77 @@ def test_a_recipe_names_the_start_like_the_flag(given, tmp_path):
     recipe.write_text(yaml.safe_dump({"pretrained": str(given), **SETTINGS, "max_steps": 1}))
     run = pretrain("digits", config=recipe, output_dir=tmp_path / "run", backbone=str(given))
     assert run.config["pretrained"] == str(given)
+
+
+def printed(text, name):
+    (line,) = [line for line in text.splitlines() if line.startswith(name)]
+    return line
+
+
+def test_adapting_sets_what_the_user_does_not(given, tmp_path, capsys):
+    options = {**SETTINGS, "max_steps": 20, "save_strategy": "no", "method_config": {"hidden_dim": 8}}
+    del options["learning_rate"], options["save_steps"]
+    run = pretrain("digits", pretrained=given, adapt=True, output_dir=tmp_path / "run", weight_decay=0.2, **options)
+    # 20 steps are 5 epochs of 64 images, of which a tenth trains the heads alone; 1e-4 holds for 256 images a step.
+    expected = {"optim": "adamw_torch", "learning_rate": 1e-4 * 16 / 256, "weight_decay": 0.2, "warmup_steps": 0.1}
+    expected |= {"layer_decay": 0.75, "freeze_epochs": 0.5, "regularizer": "so_init", "gamma": 1e-3}
+    assert {name: run.config[name] for name in expected} == pytest.approx(expected)
+    said = printed(capsys.readouterr().out, "adapt")
+    assert "optim adamw_torch, learning_rate 6.25e-06, weight_decay 0.2, warmup_steps 0.1, layer_decay 0.75" in said
+    assert said.endswith("freeze_epochs 0.5, regularizer so_init")
+    record = json.loads((run.encoder / "config.json").read_text())["orthossl"]["training"]
+    assert record["adapt"] is True
+    assert record["layer_decay"] == 0.75
+    assert record["freeze_epochs"] == 0.5
+    assert record["warmup_steps"] == 2
+
+
+@pytest.mark.parametrize("train", [pretrain_loop, lambda model, data, args: OrthoSSLTrainer(model, args, data).train()])
+def test_each_front_adapts_and_an_own_value_holds(train, given, tmp_path):
+    model = SSLModel(SSLConfig(pretrained=str(given), image_size=32, regularizer=None))
+    args = OrthoSSLTrainingArguments(
+        str(tmp_path), max_steps=1, spectra_steps=0, use_cpu=True, adapt=True, layer_decay=1.0, freeze_epochs=0
+    )
+    train(model, "digits", args)
+    run = json.loads((tmp_path / "checkpoint-1" / "run.json").read_text())
+    assert run["facts"]["optimizer"] == [[0, "AdamW"]]
+    assert run["options"]["layer_decay"] == [[0, 1.0]]
+    assert run["options"]["freeze_epochs"] == [[0, 0.0]]
+    with pytest.raises(ValueError, match="adapt is true, but the model has random weights"):
+        train(SSLModel(SSLConfig(image_size=32)), "digits", args)
+
+
+def test_the_penalty_is_the_users_if_it_is_the_default_too(given, tmp_path):
+    run = pretrain(
+        "digits",
+        pretrained=given,
+        adapt=True,
+        regularizer="so",
+        output_dir=tmp_path / "run",
+        **SETTINGS | {"save_steps": 2},
+    )
+    assert run.config["regularizer"] == "so"
+    assert run.config["gamma"] == 1e-6
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_a_resumed_run_keeps_the_gram_matrices_of_its_start(front, given, tmp_path):
+    """Bit for bit, although the weights of the start are not read again."""
+    options = SETTINGS | {"max_steps": 4, "learning_rate": 0.01, "freeze_epochs": 0, "penalty_every": 2, "gamma": 1.0}
+    options["save_total_limit"] = 0
+    run = pretrain("digits", front=front, pretrained=given, adapt=True, output_dir=tmp_path / "run", **options)
+    whole = load_encoder(run.encoder, pretrained=True)
+    values = [entry["orthogonality"] for entry in run.history if "orthogonality" in entry]
+    assert values[0] < values[-1]
+    shutil.rmtree(run.output_dir / "checkpoint-4")
+    shutil.rmtree(run.output_dir / "checkpoint-3")
+    shutil.rmtree(run.encoder)
+    run = pretrain("digits", front=front, output_dir=tmp_path / "run", resume=True)
+    assert same(whole, load_encoder(run.encoder, pretrained=True))
+    assert [entry["orthogonality"] for entry in run.history if "orthogonality" in entry] == values
+
+
+def test_adapting_needs_weights(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--adapt", "--output_dir", str(tmp_path / "run")])
+    assert "adapt is true, but there are no weights to adapt: pass --pretrained NAME too" in capsys.readouterr().err

@@ -51,6 +51,10 @@ _LABELS = {
     "weights_precision": "precision of the weights",
     "fingerprint": "fingerprint of the data",
     "started_from": "started from",
+    "adapt": "preset for adapting given weights",
+    "layer_decay": "learning rate per layer, from the head down",
+    "freeze": "frozen parameters",
+    "freeze_epochs": "epochs in which they, or the encoder, were frozen",
     "front": "trained by",
 }
 

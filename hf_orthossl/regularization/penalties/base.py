@@ -49,12 +49,15 @@ class Penalty:
         title (`str`): The name in cards, on the leaderboard and in help texts.
         default_gamma (`float`): The default weight γ, > 0.
         num_vectors (`int`): The number k of random vectors that [`value`] needs for each matrix; 0 for none.
+        has_reference (`bool`, defaults to `False`): Whether the penalty compares the weights with those of the start:
+            it then defines [`reference`], and `value(W, vectors=None, reference=None)`.
     """
 
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
     default_gamma: ClassVar[float] = 0.0
     num_vectors: int = 0
+    has_reference: ClassVar[bool] = False
 
     def value(self, W: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Return the penalty of each matrix, differentiable with respect to `W`.
@@ -72,6 +75,19 @@ class Penalty:
         raise TypeError(
             f"{type(self).__name__} is abstract: define value(W, vectors=None), which returns one number per matrix"
         )
+
+    def reference(self, W: Tensor) -> Tensor:
+        """Return what the penalty keeps of each matrix at the start, only if `has_reference` is set.
+
+        It becomes part of checkpoints, see [`~regularization.references.References`].
+
+        Args:
+            W (`torch.Tensor` of shape `(..., input, output)`): The matrices at the start.
+
+        Returns:
+            `torch.Tensor` of shape `(..., any, any)`: One tensor for each matrix.
+        """
+        raise TypeError(f"{type(self).__name__} sets has_reference: define reference(W), one tensor per matrix")
 
     def draw(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Return `count` entries of random vectors, of shape `(count,)` and dtype float32; normal by default."""
@@ -105,21 +121,28 @@ class Penalty:
         for i, shard in enumerate(shards):
             whole = shard.weight.full_tensor().detach().requires_grad_()
             with torch.enable_grad():
-                values = self.value(
-                    shard.matrix.layout(whole, shard.matrix.count), None if vectors is None else vectors[i]
-                )
+                W = shard.matrix.layout(whole, shard.matrix.count)
+                values = self._value(W, None if vectors is None else vectors[i], shard.reference)
                 (gradient,) = torch.autograd.grad(values.sum(), whole)
             own = gradient[shard.start : shard.start + len(shard.weight.to_local())]
             results.append(ShardedValue(values.detach(), [block.rows.to(shard.dtype) for block in shard.cut(own)]))
         return results
 
-    def __call__(self, W: Tensor, vectors: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self,
+        W: Tensor,
+        vectors: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        reference: Tensor | None = None,
+    ) -> Tensor:
         """Return the penalty of each matrix; random vectors are drawn if none are given.
 
         Args:
             W (`torch.Tensor` of shape `(..., input, output)`): The matrices.
             vectors (`torch.Tensor` of shape `(..., num_vectors, min(input, output))`, *optional*): Random vectors.
             generator (`torch.Generator`, *optional*): The source of random vectors; torch's own by default.
+            reference (`torch.Tensor` of shape `(..., any, any)`, *optional*): What [`reference`] returned at the start;
+                without it, the start is now.
 
         Returns:
             `torch.Tensor` of shape `(...)`.
@@ -136,7 +159,13 @@ class Penalty:
             if tuple(vectors.shape) != shape:
                 raise ValueError(f"vectors has shape {tuple(vectors.shape)}: matrices {tuple(W.shape)} need {shape}")
             vectors = vectors.to(W.device, compute_dtype(W))
-        return self.value(W, vectors)
+        return self._value(W, vectors, reference)
+
+    def _value(self, W: Tensor, vectors: Tensor | None, reference: Tensor | None) -> Tensor:
+        if not self.has_reference:
+            return self.value(W, vectors)
+        reference = self.reference(W.detach()) if reference is None else reference.to(W.device, compute_dtype(W))
+        return self.value(W, vectors, reference)  # type: ignore[call-arg]  # such a penalty takes it
 
     def check(self) -> None:
         """Evaluate two small matrices, to reject an invalid penalty before training starts.

@@ -38,7 +38,7 @@ class SO(Penalty):
 
     def value(self, W: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Return `‖G − I‖_F²` of each matrix."""
-        return _SoftOrthogonality.apply(W)
+        return SoftOrthogonality.apply(W, None)
 
     def sharded(self, shards: Sequence[RowShard], vectors: Sequence[Tensor] | None = None) -> list[ShardedValue]:
         """Return values and gradients by communicating either Gram matrices or weights, whichever are smaller."""
@@ -57,24 +57,30 @@ class SO(Penalty):
         return results
 
 
-class _SoftOrthogonality(Function):
+class SoftOrthogonality(Function):
+    """`‖G − I − reference‖_F²` of each matrix, with its gradient in closed form; `None` for a reference of zeros."""
+
     @staticmethod
-    def forward(ctx, W: Tensor) -> Tensor:
+    def forward(ctx, W: Tensor, reference: Tensor | None) -> Tensor:
+        """Return the values, and store the difference for the gradient."""
         with full_precision(W):
             E = gram_minus_identity(rows(W).to(compute_dtype(W)))
+            if reference is not None:
+                E -= reference
             ctx.save_for_backward(W, E)
             return torch.linalg.vector_norm(E, dim=(-2, -1)).square()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        """Return `4·W(WᵀW − I − reference)` or `4·(WWᵀ − I − reference)W`, times the gradient of each value."""
         refuse_second_derivative()
         W, E = ctx.saved_tensors
         with full_precision(W):
             X = rows(W).to(E.dtype)
             factor = (4 * grad)[..., None, None]
             if X.shape[-1] <= 2 * X.shape[-2]:  # little larger than the Gram matrix, and saves copying it
-                return like(W, product_like(X, E, X).mul_(factor))
-            return like(W, product_like(X, E * factor, X))
+                return like(W, product_like(X, E, X).mul_(factor)), None
+            return like(W, product_like(X, E * factor, X)), None
 
 
 def _by_sum(shard: RowShard) -> tuple[Tensor, list[Tensor]]:

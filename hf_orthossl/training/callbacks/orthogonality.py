@@ -32,7 +32,8 @@ class OrthogonalityCallback(ReportingCallback):
         kwargs: Further arguments of [`OrthogonalityRegularizer`], such as `include` and `exclude`.
 
     Raises:
-        ValueError: γ < 0, `every` < 1, or an argument that [`OrthogonalityRegularizer`] rejects.
+        ValueError: γ < 0, `every` < 1, an argument that [`OrthogonalityRegularizer`] rejects, or, when a run is
+            resumed, a penalty that keeps the weights of the start.
 
     Example:
         ```python
@@ -75,6 +76,11 @@ class OrthogonalityCallback(ReportingCallback):
         # At each call of `train`, since the callback may be reused for another model.
         self._regularized = model if self.module is None else self.module
         self.regularizer = OrthogonalityRegularizer(self._regularized, self.kind, **self.kwargs)
+        if self.regularizer.references is not None and state.global_step:
+            raise ValueError(
+                f"penalty {self.kind!r} keeps the weights of the start, which a checkpoint of this Trainer does not "
+                "hold: resume with OrthoSSLTrainer, or choose another kind"
+            )
         # DDP with `find_unused_parameters` does not average every gradient, so each process needs the whole one.
         averages_all = args.ddp_find_unused_parameters is False and not args.ddp_static_graph
         self.processes = world_size() if averages_all else 1
