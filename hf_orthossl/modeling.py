@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PretrainedConfig, PreTrainedModel
 
+from .data.options import NORMALIZATIONS, PUBLISHED
 from .distributed.collectives import rank, world_size
 from .distributed.gather import all_gather
 from .distributed.sharding import block_classes
@@ -37,6 +38,13 @@ class SSLConfig(PretrainedConfig):
             "resnet10t".
         image_size (`int`, *optional*): Side of the encoder's input in pixels; by default that of the backbone.
         backbone_config (`dict`, *optional*): Further arguments of the backbone, such as `{"patch_size": 4}`.
+        channels (`int`, *optional*): Number of channels of the images; by default that of the backbone, mostly 3.
+        normalization (`str`, *optional*): The mean and standard deviation of each channel by which images are
+            normalized: those of the "backbone", of "data", which are measured before training, or the published ones of
+            "cifar10", "cifar100" or "imagenet". By default the backbone's, and the data's for channels that it has
+            never seen.
+        mean (`list[float]`, *optional*): The mean of each channel on the scale [0, 1], once it is known.
+        std (`list[float]`, *optional*): The standard deviation of each channel.
         method (`str`, defaults to "simclr"): A name from `orthossl methods`, or one given to [`register_method`].
         method_config (`dict`, *optional*): The method's hyper-parameters; by default those of its recipe.
         regularizer (`str`, *optional*, defaults to "so"): The name of a penalty, see `PENALTIES`; `None` or "none"
@@ -75,6 +83,10 @@ class SSLConfig(PretrainedConfig):
         penalty_every: int = 1,
         whitening: float = 0.0,
         pretrained: str | None = None,
+        channels: int | None = None,
+        normalization: str | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
         **kwargs: Any,
     ):
         self.backbone = named_backbone(backbone, pretrained)
@@ -106,6 +118,23 @@ class SSLConfig(PretrainedConfig):
             able = ", ".join(name for name, kind in METHODS.items() if kind.has_predictor)
             raise ValueError(f"whitening acts on the predictor's output and {method} has none: choose from {able}")
         self.whitening = whitening
+        if named := next((key for key in ("in_chans", "num_channels") if key in self.backbone_config), None):
+            raise ValueError(
+                f"backbone_config has {named}={self.backbone_config[named]}: pass it as channels, by which images are "
+                "read too"
+            )
+        self.channels = channels
+        if normalization not in (None, *NORMALIZATIONS):
+            raise ValueError(f"normalization {normalization!r} is unknown: {suggest(normalization, NORMALIZATIONS)}")
+        if normalization in PUBLISHED and channels not in (None, 3):
+            raise ValueError(
+                f"normalization is {normalization}, which is of 3 channels, and channels is {channels}: pass "
+                "--normalization data"
+            )
+        self.normalization = normalization
+        if mean is None and normalization in PUBLISHED:
+            mean, std = map(list, PUBLISHED[normalization])
+        self.mean, self.std = mean, std
         super().__init__(**kwargs)
 
 
@@ -152,8 +181,19 @@ class SSLModel(PreTrainedModel):
             # `from_pretrained` builds models on the meta device, and their weights are those of the checkpoint.
             starts = config.pretrained is not None and torch.empty(0).device.type != "meta"
             encoder = load_encoder(
-                config.backbone, pretrained=starts, image_size=config.image_size, **config.backbone_config
+                config.backbone,
+                pretrained=starts,
+                image_size=config.image_size,
+                in_chans=config.channels,
+                **config.backbone_config,
             )
+        if config.normalization == "backbone" and not encoder.knows_normalization:
+            raise ValueError(
+                f"normalization is backbone, and {config.backbone!r} knows none of {encoder.channels} channels: pass "
+                "--normalization data"
+            )
+        if config.mean is not None and config.std is not None:
+            encoder.set_normalization(config.mean, config.std)
         self.encoder = encoder
         self.method = build_method(config.method, self.encoder, config.method_config)
         self.regularizer: OrthogonalityRegularizer | None = None
@@ -182,6 +222,10 @@ class SSLModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, Encoder):
                 module.restore_buffers()
+
+    def keep_normalization(self) -> None:
+        """Write the encoder's mean and standard deviation, measured after it was built, into the config."""
+        self.config.mean, self.config.std = list(self.encoder.mean), list(self.encoder.std)
 
     def save_pretrained(  # type: ignore[override]  # the arguments between these two are handed on
         self, save_directory: str | os.PathLike, *, state_dict: dict[str, Tensor] | None = None, **kwargs: Any

@@ -196,7 +196,7 @@ def run_pretraining(
                 begin_folder(folder, args, settings, data.record.run)
             monitor = knn_monitor(data_args, source, model, args) if is_main else None
             if is_main:
-                print(describe(model, source, args, monitor))
+                print(describe(model, source, data, monitor))
             results = monitor.measure(model.encoder, step=0) if monitor else []
             penalties = [float(model.penalty().detach())] if model.regularizer else []
             if front == "loop":
@@ -262,10 +262,13 @@ def build_model(model_args: ModelArguments, source: ImageSource, *, resume: bool
     if size is None and source.image_size is not None and min(source.image_size) <= 224:
         size = min(source.image_size)
     # Check names before building or downloading a large backbone.
-    config = SSLConfig(**dataclasses.asdict(model_args) | {"image_size": size})
+    settings = {"image_size": size, "channels": source.num_channels}
+    config = SSLConfig(**dataclasses.asdict(model_args) | settings)
     # The checkpoints of a run to resume hold its weights.
     starts = config.pretrained is not None and not resume
-    encoder = load_encoder(config.backbone, pretrained=starts, image_size=size, **config.backbone_config)
+    encoder = load_encoder(
+        config.backbone, pretrained=starts, image_size=size, in_chans=source.channels, **config.backbone_config
+    )
     config.image_size = encoder.image_size
     return SSLModel(config, encoder)
 
@@ -298,18 +301,21 @@ def knn_monitor(
     return KNNMonitor(source, queries, model.encoder.image_size, images=data_args.knn_images, seed=args.seed)
 
 
-def describe(model: SSLModel, source: ImageSource, args: OrthoSSLTrainingArguments, monitor: KNNMonitor | None) -> str:
+def describe(model: SSLModel, source: ImageSource, data: TrainingData, monitor: KNNMonitor | None) -> str:
     """Return lines that describe the run: what was taken of the data, the views, and the model."""
     others = [] if monitor is None or monitor.queries_from is source else [monitor.queries_from]
     config, encoder = model.config, model.encoder
     size = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+    changed = f" ({data.views.changes})" if data.views.changes else ""
+    normalized = f"pixels   {data.measured}\n" if data.measured else ""
     penalty = "no penalty" if config.regularizer is None else f"{config.regularizer}, γ = {config.gamma:g}"
     start = "" if encoder.start is None else f"\nstart    {encoder.start.describe()}"
-    freezing = Freezing.of(model, args)
+    freezing = Freezing.of(model, data.args)
     frozen = "" if freezing is None else f"\nfrozen   {freezing.describe(model)}"
     return (
         f"data     {source.describe(*others, use=' for kNN')}\n"
-        f"views    {args.views} at {encoder.image_size} px\n"
+        f"views    {data.args.views} at {encoder.image_size} px{changed}\n"
+        f"{normalized}"
         f"model    {config.backbone} ({size:.1f} M parameters), {get_method(config.method).title}, {penalty}"
         f"{start}{frozen}"
     )

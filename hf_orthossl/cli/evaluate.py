@@ -13,6 +13,7 @@ from ..distributed.environment import is_main_process, is_multi_process
 from ..distributed.launch import init_processes
 from ..encoders import Encoder, load_encoder
 from ..evaluation import Result, Transfer, read_results, transfer_sets, transfer_suite, write_results
+from ..evaluation.channels import common_channels, match_channels, require_colour
 from ..evaluation.features import FeatureCache
 from ..evaluation.frozen import LabelledFeatures, knn_results, labelled_splits, linear_results
 from ..evaluation.labels import check_labels
@@ -75,9 +76,19 @@ def evaluate(
     results: list[Result] = []
     notes: list[str] = []
     transferred: dict[str, Transfer] = {}
+    # All encoders are opened first, so that a misspelt name fails before the first measurement.
+    encoders = {name: open_encoder(name, args) for name in args.models}
+    reading = args.reading() | {"channels": args.channels or common_channels(encoders)}
+    for encoder in encoders.values():
+        for task in ("transfer", "detection"):
+            if task in args.task:
+                require_colour(encoder, f"task {task}")
     if frozen or runs:
-        train, test = labelled_splits(args.location, exclude=[args.output_dir], **splits, **args.reading())
+        train, test = labelled_splits(args.location, exclude=[args.output_dir], **splits, **reading)
         print(f"data     {train.describe(test)}")
+        for name, encoder in encoders.items():
+            if measured_by := match_channels(encoder, train):
+                print(f"pixels   {name}: {measured_by}")
         labelled = check_labels(train, test)
         if "knn" in args.task and args.k > labelled:
             notes.append(f"k is {args.k} and {train.split} has {labelled:,} labelled images: all of them vote.")
@@ -87,8 +98,6 @@ def evaluate(
         print("data     " + describe_boxes(boxed))
     extraction = {"batch_size": args.batch_size, "num_workers": args.num_workers, "shared": True}
     cache = FeatureCache(None if args.cache == "none" else args.cache, enabled=args.cache != "none")
-    # All encoders are opened first, so that a misspelt name fails before the first measurement.
-    encoders = {name: open_encoder(name, args) for name in args.models}
     for name, encoder in encoders.items():
         measured: list[Result] = []
         if frozen:
@@ -196,7 +205,7 @@ def open_encoder(name: str, args: EvaluateArguments | SpectraArguments) -> Encod
         ValueError: If the encoder or the device cannot be used.
     """
     torch.manual_seed(args.seed)
-    encoder = load_encoder(name, pretrained=not args.untrained, image_size=args.image_size)
+    encoder = load_encoder(name, pretrained=not args.untrained, image_size=args.image_size, channels=args.channels)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return encoder.to(device).eval()

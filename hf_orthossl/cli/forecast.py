@@ -13,9 +13,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import ImageDataset, ImageSource, Recipe, Views, collate, get_recipe, load_source, without_unreadable
+from ..data.augment.recipes import for_channels
 from ..data.dataset import Shape
 from ..data.unreadable import Unreadable, check_unreadable, left_out_note
 from ..encoders import Encoder, load_encoder
+from ..evaluation.channels import common_channels, match_channels
 from ..files import require_writable
 from ..landscape import forecast, plot_directions
 from ..landscape.covariances import check_dimension
@@ -35,7 +37,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     "solarize": {"solarize": 0.0},
 }
 # The linear encoder's normalization, so that γ and weight decay have the same effect as in a run.
-PIXEL_MEAN = PIXEL_STD = (0.5, 0.5, 0.5)
+PIXEL_MEAN = PIXEL_STD = 0.5
 PIXEL_SIZE = 32
 # The most bytes of images held in memory.
 LARGEST = 2 * 2**30
@@ -59,20 +61,30 @@ def write_forecast(args: ForecastArguments) -> None:
     measured = None if args.after_run is None else representation_spectrum(Path(args.after_run))
     name = args.views or ("digits" if args.location == "digits" else get_method(args.method).recipe.views)
     recipe = get_recipe(name)
-    encoder = None if args.encoder is None else open_encoder(args.encoder, args.image_size)
-    source = load_source(args.location, split=args.split, exclude=[args.output_dir], **args.reading())
+    encoder = None if args.encoder is None else open_encoder(args.encoder, args.image_size, args.channels)
+    reading = args.reading()
+    if encoder is not None and args.channels is None:
+        reading["channels"] = common_channels({args.encoder or "": encoder})
+    source = load_source(args.location, split=args.split, exclude=[args.output_dir], **reading)
+    if encoder is not None and (measured_by := match_channels(encoder, source)):
+        print(f"pixels   {measured_by}")
+    channels = source.num_channels
+    recipe, changes = for_channels(recipe, channels)
     size = view_size(args, source, encoder)
     recipe, dropped = full_sized(recipe, size)
     notes += dropped
     if encoder is None:
-        check_dimension(3 * size**2)
+        check_dimension(channels * size**2)
     images, labels, left_out = read_images(source, recipe, size, args)
     notes += left_out
     unit = "pixels" if encoder is None else f"features of {args.encoder}"
     print(f"data     {source.describe()}")
-    print(f"views    {recipe.name} at {size} px of {len(images):,} images, in {unit}")
+    changed = f" ({changes})" if changes else ""
+    print(f"views    {recipe.name} at {size} px of {len(images):,} images, in {unit}{changed}")
 
-    mean, std = (PIXEL_MEAN, PIXEL_STD) if encoder is None else (encoder.mean, encoder.std)
+    mean, std = ((PIXEL_MEAN,) * channels, (PIXEL_STD,) * channels)
+    if encoder is not None:
+        mean, std = encoder.mean, encoder.std
     # Bars are closed before an error is printed, which would otherwise share their line.
     with ExitStack() as bars:
         result = forecast(
@@ -98,6 +110,7 @@ def write_forecast(args: ForecastArguments) -> None:
         "dataset": source.name,
         "split": source.split,
         "views": recipe.name,
+        **({"channels": channels, "views_changed": changes} if channels != 3 else {}),
         "image_size": size,
         "unit": unit,
         "method": args.method,
@@ -107,7 +120,7 @@ def write_forecast(args: ForecastArguments) -> None:
     folder = Path(args.output_dir)
     saved = result.save(folder / "forecast.json")
     figure = result.plot(folder / "forecast.png")
-    shape = (3, size, size) if encoder is None else None
+    shape = (channels, size, size) if encoder is None else None
     directions = plot_directions(result, folder / "directions.png", images=images, shape=shape)
     print(result.summary())
     print(f"results  {saved}\nfigures  {figure}, {directions}")
@@ -187,14 +200,14 @@ def representation_spectrum(run: Path) -> list[float]:
     return report.features["representation"].eigenvalues.tolist()
 
 
-def open_encoder(name: str, image_size: int | None) -> Encoder:
+def open_encoder(name: str, image_size: int | None, channels: int | None = None) -> Encoder:
     """Return the encoder with its weights, in eval mode, on the GPU if there is one."""
-    encoder = load_encoder(name, pretrained=True, image_size=image_size)
+    encoder = load_encoder(name, pretrained=True, image_size=image_size, channels=channels)
     return encoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def encode(encoder: Encoder, view: Tensor) -> Tensor:
-    """Return the features `(B, D)` of a view `(B, 3, H, W)`."""
+    """Return the features `(B, D)` of a view `(B, C, H, W)`."""
     return encoder(view.to(next(encoder.parameters()).device)).float()
 
 
@@ -233,7 +246,7 @@ def without_one(recipe: Recipe) -> dict[str, Recipe]:
 def read_images(
     source: ImageSource, recipe: Recipe, size: int, args: ForecastArguments
 ) -> tuple[Tensor, Tensor | None, list[str]]:
-    """Return images `(n, 3, H, W)` uint8 drawn at random, their labels `(n,)` if any, and a note on unreadable ones.
+    """Return images `(n, C, H, W)` uint8 drawn at random, their labels `(n,)` if any, and a note on unreadable ones.
 
     Args:
         source ([`ImageSource`]): The data set.
@@ -251,8 +264,9 @@ def read_images(
     shape = Shape.of(source, recipe, size)
     # Images of many sizes are cut to squares with twice the side of a view, whose crops lose little sharpness.
     height, width = shape.whole or (min(2 * size, int(source.shorter_side)),) * 2
-    if count * 3 * height * width > LARGEST:
-        fit = LARGEST // (3 * height * width)
+    size_of_one = source.num_channels * height * width
+    if count * size_of_one > LARGEST:
+        fit = LARGEST // size_of_one
         raise ValueError(f"images is {count:,}, which need more than 2 GiB at {width}×{height} px: pass --images {fit}")
     indices = np.sort(np.random.default_rng(args.seed).permutation(source.num_rows)[:count])
     dataset = ImageDataset(source, image_size=None if shape.whole else height, indices=indices, unreadable="omit")

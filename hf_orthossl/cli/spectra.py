@@ -26,6 +26,7 @@ from ..distributed.collectives import all_gather_object, all_gather_rows, on_mai
 from ..distributed.environment import is_main_process
 from ..distributed.launch import init_processes
 from ..encoders import Encoder
+from ..evaluation.channels import common_channels, match_channels
 from ..evaluation.features import normalized_batches
 from ..evaluation.frozen import HELD_OUT_SPLITS
 from ..files import replace_file, replacing_files, require_writable
@@ -84,11 +85,14 @@ def measure_all(args: SpectraArguments) -> None:
     folder = Path(args.output_dir)
     on_main(lambda: require_writable(folder))
     check_figures()
-    source = open_images(args) if args.dataset else None
-    if source:
-        print(f"data     {source.describe()}\n         {min(args.images, source.num_rows):,} of them are measured")
     # All models are opened first, so that a misspelt name does not cost the measurements before it.
     encoders = {name: open_encoder(model, args) for name, model in zip(names_of(args.models), args.models, strict=True)}
+    source = open_images(args, args.channels or common_channels(encoders)) if args.dataset else None
+    if source:
+        print(f"data     {source.describe()}\n         {min(args.images, source.num_rows):,} of them are measured")
+        for name, encoder in encoders.items():
+            if measured_by := match_channels(encoder, source):
+                print(f"pixels   {name}: {measured_by}")
     for name, encoder in encoders.items():
         check(name, encoder, source, args)
     reports: dict[str, SpectralReport] = {}
@@ -104,9 +108,9 @@ def measure_all(args: SpectraArguments) -> None:
         print(closing(reports, folder, written))
 
 
-def open_images(args: SpectraArguments) -> ImageSource:
-    """Return the images, of a held-out split if there is one."""
-    return load_source(args.location, split=args.split or _held_out(args), **args.reading())
+def open_images(args: SpectraArguments, channels: int | None) -> ImageSource:
+    """Return the images, of a held-out split if there is one, with the models' number of channels."""
+    return load_source(args.location, split=args.split or _held_out(args), **args.reading() | {"channels": channels})
 
 
 def _held_out(args: SpectraArguments) -> str | None:
@@ -247,7 +251,7 @@ def store_labels(batches: Iterator[dict[str, Any]], labels: list[Tensor]) -> Gen
 
 
 def views_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArguments) -> Generator[Tensor, None, None]:
-    """Yield this process's share of batches `(n, 10, 3, S, S)` of views, without crops below the input size."""
+    """Yield this process's share of batches `(n, 10, C, S, S)` of views, without crops below the input size."""
     recipe = get_recipe(args.views)
     rows = spread(source.num_rows, min(LIDAR_IMAGES, args.images))
     settings = {"image_size": encoder.image_size, "seed": args.seed, "unreadable": "omit"}

@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 
 from ..messages import first_line, suggest
+from .bands import page_count as band_pages
 from .labels import classes_of, holds_classes, is_integer, is_label, is_text
 from .locations import AnyDataset, Opened, Splits
 from .opening import open_image, page_numbers
@@ -19,7 +20,12 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
 
 
 def rows_of(
-    opened: Opened, split: str, image_column: str | None, label_column: str | None, pages: str
+    opened: Opened,
+    split: str,
+    image_column: str | None,
+    label_column: str | None,
+    pages: str,
+    channels: int | None = None,
 ) -> dict[str, Any]:
     """Return the fields of an [`ImageSource`] that belong to one split.
 
@@ -29,6 +35,7 @@ def rows_of(
         image_column (`str`, *optional*): The column of images; found by its type and name by default.
         label_column (`str`, *optional*): The column of classes; found by its type and name by default.
         pages (`str`): What a file of several pages gives; "images" for a row per page.
+        channels (`int`, *optional*): The number of channels; with it, columns of arrays are columns of images.
 
     Raises:
         ValueError: The split or a column does not exist, or the split has no images.
@@ -38,7 +45,7 @@ def rows_of(
     if isinstance(data, datasets.Dataset) and len(data) == 0:
         raise ValueError(f"split {split} of dataset {title} has no images: pass another split")
     features = data.features or _resolve_features(data)
-    image_column = _find_image_column(features, image_column, title)
+    image_column = _find_image_column(features, image_column, title, arrays=channels is not None)
     parts = list(opened.splits.values())
     label_column = _find_label_column(features, label_column, title, parts)
     classes = None
@@ -49,7 +56,7 @@ def rows_of(
     data = undecoded(data, image_column, features)
     page_of_row = None
     if pages == "images":
-        data, page_of_row = _spread_pages(data, image_column, opened)
+        data, page_of_row = _spread_pages(data, image_column, opened, channels)
     return {
         "dataset": data,
         "image_column": image_column,
@@ -58,6 +65,7 @@ def rows_of(
         "num_rows": len(data) if isinstance(data, datasets.Dataset) else None,
         "split": split,
         "page_of_row": page_of_row,
+        "number_type": number_type(features.get(image_column)),
     }
 
 
@@ -86,11 +94,31 @@ def _select_split(splits: Splits, split: str, title: str) -> AnyDataset:
 
 def sample(data: AnyDataset, column: str) -> list[tuple[int, Any]]:
     """Return up to 64 undecoded images by row: evenly spaced over a data set, or the first ones of a stream."""
-    data = data.select_columns([column])
+    data = unformatted(data.select_columns([column]), column)
     if isinstance(data, datasets.IterableDataset):
         return [(number, row[column]) for number, row in enumerate(data.take(SAMPLED))]
     rows = np.linspace(0, len(data) - 1, min(SAMPLED, len(data))).round().astype(int).tolist()
-    return list(zip(rows, data.with_format(None)[rows][column], strict=True))
+    return list(zip(rows, data[rows][column], strict=True))
+
+
+def unformatted(data: AnyDataset, column: str) -> AnyDataset:
+    """Return a data set whose rows are read as Python values, but arrays of a column of images as arrays."""
+    if number_type((data.features or {}).get(column)) is None:
+        return data.with_format(None) if isinstance(data, datasets.Dataset) else data
+    if isinstance(data, datasets.Dataset):
+        return data.with_format("numpy", columns=[column], output_all_columns=True)
+    return data.with_format("numpy")
+
+
+def number_type(feature: Any) -> str | None:
+    """Return the type of the numbers of a column of arrays or of lists of lists of numbers; `None` of any other."""
+    if isinstance(feature, datasets.Array2D | datasets.Array3D):
+        return feature.dtype
+    depth = 0
+    while isinstance(feature, datasets.List | datasets.LargeList):
+        feature, depth = feature.feature, depth + 1
+    is_number = isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "float", "bool"))
+    return feature.dtype if depth in (2, 3) and is_number else None
 
 
 def undecoded(data: AnyDataset, column: str, features: datasets.Features) -> AnyDataset:
@@ -100,7 +128,9 @@ def undecoded(data: AnyDataset, column: str, features: datasets.Features) -> Any
     return data
 
 
-def _spread_pages(data: AnyDataset, column: str, opened: Opened) -> tuple[datasets.Dataset, list[int]]:
+def _spread_pages(
+    data: AnyDataset, column: str, opened: Opened, channels: int | None
+) -> tuple[datasets.Dataset, list[int]]:
     """Return a data set with one row for each page of its files, and the page of each row."""
     if isinstance(data, datasets.IterableDataset):
         raise ValueError(
@@ -110,7 +140,10 @@ def _spread_pages(data: AnyDataset, column: str, opened: Opened) -> tuple[datase
     rows, pages = [], []
     for row, image in enumerate(data.select_columns([column]).with_format(None)):
         try:
-            numbers = page_numbers(open_image(image[column], opened.within))
+            if channels in (None, 1, 3):
+                numbers = page_numbers(open_image(image[column], opened.within))
+            else:
+                numbers = band_pages(image[column], opened.within)
         except Exception:  # an image that cannot be opened is counted when it is decoded
             numbers = [0]
         rows += [row] * len(numbers)
@@ -130,8 +163,8 @@ def _require_column(column: str, argument: str, features: datasets.Features, tit
     return column
 
 
-def _find_image_column(features: datasets.Features, requested: str | None, title: str) -> str:
-    """Return the requested image column, else a column of type `Image`, preferring the usual names.
+def _find_image_column(features: datasets.Features, requested: str | None, title: str, arrays: bool = False) -> str:
+    """Return the requested image column, else a column of type `Image` or, if asked, of arrays, by the usual names.
 
     Raises:
         ValueError: The requested column does not exist, or no column is of type `Image`.
@@ -139,9 +172,12 @@ def _find_image_column(features: datasets.Features, requested: str | None, title
     if requested is not None:
         return _require_column(requested, "image_column", features, title)
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    held = [column for column, feature in features.items() if number_type(feature) is not None]
+    images = images or (held if arrays else [])
     if not images:
+        hint = f", or --channels to read the arrays of {held[0]!r}" if held else ""
         raise ValueError(
-            f"data set {title} has no column of type Image: pass image_column, one of {', '.join(features)}"
+            f"data set {title} has no column of type Image: pass image_column, one of {', '.join(features)}{hint}"
         )
     return next((column for column in _IMAGE_COLUMNS if column in images), images[0])
 

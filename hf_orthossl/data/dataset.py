@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..messages import describe
-from .augment.crop import random_resized_crop
+from .augment.crop import cut, height_and_width, random_resized_crop, resized
 from .augment.recipes import Recipe, get_recipe
-from .decoding import decode_image, to_tensor
+from .columns import unformatted
+from .decoding import decode_channels, to_tensor
 from .image_cache import CHOICES, ImageCache, fits_in_memory
 from .opening import UnreadableImage, image_name
 from .sources import ImageSource
@@ -80,16 +81,16 @@ class Shape:
         return cls(crops=views.sizes(image_size))
 
 
-def fit(image: Image.Image, height: int, width: int) -> Image.Image:
+def fit(image: Image.Image | np.ndarray, height: int, width: int) -> Image.Image | np.ndarray:
     """Resize an image (bicubic, keeping proportions) to cover `height` × `width` pixels, then crop its centre."""
-    if image.size == (width, height):
+    own_height, own_width = height_and_width(image)
+    if (own_height, own_width) == (height, width):
         return image
-    scale = max(height / image.height, width / image.width)
-    covered = (max(round(image.width * scale), width), max(round(image.height * scale), height))
-    if image.size != covered:
-        image = image.resize(covered, Image.Resampling.BICUBIC)
-    left, top = (covered[0] - width) // 2, (covered[1] - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    scale = max(height / own_height, width / own_width)
+    covered = (max(round(own_height * scale), height), max(round(own_width * scale), width))
+    if (own_height, own_width) != covered:
+        image = resized(image, *covered, Image.Resampling.BICUBIC)
+    return cut(image, (covered[0] - height) // 2, (covered[1] - width) // 2, height, width)
 
 
 class ItemMaker:
@@ -133,7 +134,7 @@ class ItemMaker:
         Raises:
             UnreadableImage: The image cannot be decoded.
         """
-        image = decode_image(value, self._pixels, page=self.source.page(index), within=self.source.within)
+        image = decode_channels(value, self._pixels, page=self.source.page(index), within=self.source.within)
         item = {"labels": self.source.class_index(label), "index": index, "unreadable": []}
         if self.shape.whole is not None:
             return item | {"pixel_values": to_tensor(fit(image, *self.shape.whole))}
@@ -150,11 +151,12 @@ class ItemMaker:
 
     def blank(self, unreadable: Unreadable) -> dict[str, Any]:
         """Return the black item of an image that cannot be read."""
+        channels = self.source.num_channels
         item = {"labels": -1, "index": unreadable.index, "unreadable": [unreadable]}
         if self.shape.whole is not None:
-            return item | {"pixel_values": torch.zeros(3, *self.shape.whole, dtype=torch.uint8)}
+            return item | {"pixel_values": torch.zeros(channels, *self.shape.whole, dtype=torch.uint8)}
         assert self.shape.crops is not None
-        return item | {"crops": [torch.zeros(3, size, size, dtype=torch.uint8) for size in self.shape.crops]}
+        return item | {"crops": [torch.zeros(channels, size, size, dtype=torch.uint8) for size in self.shape.crops]}
 
 
 class ImageDataset(Dataset):
@@ -162,10 +164,11 @@ class ImageDataset(Dataset):
 
     Each item has `labels` (-1 without a label), `index` (the row in the source), `unreadable`, and one of:
 
-    - `pixel_values` `(3, H, W)` uint8: the whole image, in the size that all images share; views are made of it on the
-      device. An image of another size is resized and centre-cropped. Without views and with `image_size` S, the shorter
-      side is resized to S (bicubic) and the centre is cropped to `(3, S, S)`.
-    - `crops`, one `(3, s, s)` uint8 tensor per view, if image sizes differ or are much larger than `image_size`: random
+    - `pixel_values` `(C, H, W)` uint8, with the `num_channels` of the source: the whole image, in the size that all
+      images share; views are made of it on the device. An image of another size is resized and centre-cropped. Without
+      views and with `image_size` S, the shorter side is resized to S (bicubic) and the centre is cropped to
+      `(C, S, S)`.
+    - `crops`, one `(C, s, s)` uint8 tensor per view, if image sizes differ or are much larger than `image_size`: random
       resized crops made during decoding, determined by the seed, the epoch and the index.
 
     An unreadable image is reported in `unreadable` as `(index, name, reason)`. For training it is replaced by the next
@@ -216,7 +219,7 @@ class ImageDataset(Dataset):
         self.omits = unreadable == "omit"
         self._make_item = ItemMaker(source, views, image_size, seed)
         columns = [source.image_column] + ([source.label_column] if source.label_column else [])
-        self._rows = source.dataset.select_columns(columns).with_format(None)
+        self._rows = unformatted(source.dataset.select_columns(columns), source.image_column)
         self._cache = self._make_cache(cache_images)
 
     def __len__(self) -> int:
@@ -270,9 +273,13 @@ class ImageDataset(Dataset):
                 f"cache_images is always, but the images of {self.source.name} are cropped at random when they are "
                 "decoded, differently in every epoch: use auto"
             )
-        if shape is None or choice == "never" or (choice == "auto" and not fits_in_memory(len(self), shape)):
+        if (
+            shape is None
+            or choice == "never"
+            or (choice == "auto" and not fits_in_memory(len(self), shape, self.source.num_channels))
+        ):
             return None
-        return ImageCache(len(self._rows), shape)
+        return ImageCache(len(self._rows), shape, self.source.num_channels)
 
     def _row(self, position: int) -> int:
         size = len(self)
@@ -314,7 +321,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         items (`list[dict]`): The items.
 
     Returns:
-        `dict`: `pixel_values` `(B, 3, H, W)` uint8 or `crops` (one `(B, 3, s, s)` uint8 tensor per view), `labels` and
+        `dict`: `pixel_values` `(B, C, H, W)` uint8 or `crops` (one `(B, C, s, s)` uint8 tensor per view), `labels` and
         `index` `(B,)` int64, and `unreadable`, one list of `(index, name, reason)` for the whole batch.
     """
     batch: dict[str, Tensor | list] = {

@@ -1,4 +1,4 @@
-"""Decode images of any format, mode and orientation to 8-bit RGB."""
+"""Decode images of any format, mode and orientation to 8 bits: RGB, or any number of channels."""
 
 import logging
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from ..messages import warn_above_bars
+from .band_rule import BandRule
+from .bands import WrongChannels, open_bands
 from .opening import (
     UnreadableImage,
     file_nodata,
@@ -20,7 +22,7 @@ from .opening import (
     select_page,
     wide_values,
 )
-from .pixels import PixelRule
+from .pixels import PixelRule, are_equal
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +78,14 @@ def decode_image(
         raise UnreadableImage(reason(error)) from error
 
 
-def image_size(value: Any, *, page: int = 0, within: Sequence[str] | None = None) -> tuple[int, int]:
+def image_size(
+    value: Any, rule: PixelRule | BandRule | None = None, *, page: int = 0, within: Sequence[str] | None = None
+) -> tuple[int, int]:
     """Return the height and width in pixels of an upright image, from its header alone if there is one.
 
     Args:
-        value (`Any`): An image in any form that [`decode_image`] accepts.
+        value (`Any`): An image in any form that [`decode_channels`] accepts.
+        rule ([`PixelRule`] or [`BandRule`], *optional*): The rule of the data set.
         page (`int`, defaults to 0): The page of the file.
         within (sequence of `str`, *optional*): As for [`decode_image`].
 
@@ -88,6 +93,9 @@ def image_size(value: Any, *, page: int = 0, within: Sequence[str] | None = None
         UnreadableImage: The header cannot be read.
     """
     try:
+        if isinstance(rule, BandRule):
+            bands = open_bands(value, rule.layout, page, within)
+            return bands.height, bands.width
         image = select_page(open_image(value, within), page)
         if isinstance(image, np.ndarray):
             return image.shape[0], image.shape[1]
@@ -100,8 +108,46 @@ def image_size(value: Any, *, page: int = 0, within: Sequence[str] | None = None
     return (width, height) if sideways else (height, width)
 
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """Return an RGB image as a uint8 tensor of shape `(3, H, W)`."""
+def decode_channels(
+    value: Any, rule: PixelRule | BandRule, *, page: int = 0, within: Sequence[str] | None = None
+) -> Image.Image | np.ndarray:
+    """Decode an image of a data set to upright 8-bit values with the data set's number of channels.
+
+    Args:
+        value (`Any`): An image in any form that [`decode_image`] accepts, or with more channels.
+        rule ([`PixelRule`] or [`BandRule`]): The rule of the data set, [`ImageSource`]'s `pixels`.
+        page (`int`, defaults to 0): The page of the file, unless the rule takes pages as channels.
+        within (sequence of `str`, *optional*): As for [`decode_image`].
+
+    Returns:
+        `PIL.Image.Image` or `np.ndarray`: An image in mode RGB for three channels, else an array `(H, W, C)`, uint8.
+
+    Raises:
+        UnreadableImage: As for [`decode_image`], or the image has another number of channels.
+    """
+    if isinstance(rule, PixelRule):
+        image = decode_image(value, rule, page=page, within=within)
+        if rule.channels != 1:
+            return image
+        colours = np.asarray(image)
+        if not are_equal(colours):
+            raise WrongChannels("an image of 3 different channels, where 1 is read (--channels)")
+        return colours[..., :1]
+    bands = open_bands(value, rule.layout, page, within)
+    try:
+        values = bands.read()
+        said = rule.beyond(values, bands.nodata)
+        if said and rule.says():
+            warn_above_bars(logger, f"{image_name(value)} has {said}")
+        return rule.to_bytes(values, bands.nodata)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # decoders raise arbitrary exceptions
+        raise UnreadableImage(reason(error)) from error
+
+
+def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
+    """Return an RGB image, or an array `(H, W, C)`, as a uint8 tensor of shape `(C, H, W)`."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .columns import unformatted
+
 # Of the images, at most this many are read in part: this many bytes at the beginning, in the middle and at the end.
 SAMPLED, BLOCK = 2048, 1024
 _PARTS = ("number of images", "names", "sizes", "contents")
@@ -47,7 +49,7 @@ def fingerprint_of_rows(data: datasets.Dataset, image_column: str, label_column:
             sizes.update(repr(pc.binary_length(column.field("bytes")).to_pylist()).encode())
         if label_column:
             names.update(repr(_combined(batch[label_column]).to_pylist()).encode())
-    plain = data.with_format(None)
+    plain = unformatted(data, image_column)
     sample = (_content(plain[row][image_column]) for row in _spread(len(data), SAMPLED // 4))
     return "-".join((str(len(data)), names.hexdigest()[:12], sizes.hexdigest()[:12], _hash(sample)))
 
@@ -117,7 +119,7 @@ def _content(image: Any) -> bytes:
             return image["bytes"]
         path = str(image.get("path"))
         return _blocks(path, _status(path)[0])
-    return repr(image).encode()
+    return image.tobytes() if isinstance(image, np.ndarray) else repr(image).encode()
 
 
 def _combined(column: Any) -> Any:

@@ -30,10 +30,11 @@ class ImageCache:
     Args:
         rows (`int`): The number of rows of the source.
         shape (`tuple[int, int]`): The height and width of all images, in pixels.
+        channels (`int`, defaults to 3): The number of channels of all images.
     """
 
-    def __init__(self, rows: int, shape: tuple[int, int]):
-        self._pixels = torch.from_numpy(_shared_zeros((rows, 3, *shape), np.uint8))
+    def __init__(self, rows: int, shape: tuple[int, int], channels: int = 3):
+        self._pixels = torch.from_numpy(_shared_zeros((rows, channels, *shape), np.uint8))
         self._labels = _shared_zeros((rows,), np.int64)
         self._filled = _shared_zeros((rows,), np.uint8)
 
@@ -56,9 +57,10 @@ class ImageCache:
         return dict.fromkeys(self.__dict__)
 
 
-def fits_in_memory(images: int, shape: tuple[int, int]) -> bool:
+def fits_in_memory(images: int, shape: tuple[int, int], channels: int = 3) -> bool:
     """Return whether "auto" caches this many images of this height and width in every process of the run."""
-    return max(shape) <= LARGEST_SIDE and world_size() * images * 3 * prod(shape) <= SHARE * _free_memory()
+    needed = world_size() * images * channels * prod(shape)
+    return max(shape) <= LARGEST_SIDE and needed <= SHARE * _free_memory()
 
 
 def _free_memory() -> int:

@@ -26,9 +26,11 @@ IMAGES = _words(
 _HEIF = _words(".heic .heif .hif")
 # Files of images and videos that are not read.
 _UNSUPPORTED = _words(
-    ".dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .psd .exr .hdr .dcm .nii .czi .svs .npy .npz .h5 .svg .eps .pdf .mp4 .avi "
+    ".dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .psd .exr .hdr .dcm .nii .czi .svs .npz .h5 .svg .eps .pdf .mp4 .avi "
     ".mov .mkv .webm .jxl"
 )
+# Files of arrays, which are read where the number of channels is given.
+_ARRAYS = _words(".npy")
 _ARCHIVES = _words(".zip .gz .tgz .bz2 .xz .zst .7z .rar")
 # Files that are known to be no images; every other file is recognized by its content.
 _OTHER = (
@@ -39,6 +41,7 @@ _OTHER = (
     )
     | _ARCHIVES
     | _UNSUPPORTED
+    | _ARRAYS
     | _HEIF
 )
 # Formats without a clear signature, as which files of unknown names are not recognized.
@@ -143,7 +146,7 @@ class Listing:
     tables: list[str] = field(default_factory=list)
 
 
-def list_folders(roots: Sequence[Path], exclude: Iterable[Path] = ()) -> Listing:
+def list_folders(roots: Sequence[Path], exclude: Iterable[Path] = (), arrays: bool = False) -> Listing:
     """List the images of one or several folders: flat, one folder per class, with folders of splits, or nested.
 
     Hidden and system files are not seen; links are followed; only regular files are used. Files are recognized by
@@ -162,6 +165,7 @@ def list_folders(roots: Sequence[Path], exclude: Iterable[Path] = ()) -> Listing
     Args:
         roots (`Sequence[Path]`): The folders; their splits and classes are united by name.
         exclude (`Iterable[Path]`): Folders to leave out, such as that of the run.
+        arrays (`bool`, defaults to `False`): Whether NumPy files are images too.
 
     Raises:
         OSError: A folder cannot be read.
@@ -173,7 +177,7 @@ def list_folders(roots: Sequence[Path], exclude: Iterable[Path] = ()) -> Listing
     splits: dict[str, list[ImageFile]] = {split: [] for split in SPLITS}
     classes_from, notes = None, []
     for root in roots:
-        names, count = _walk(root, excluded, visited, left_out, tables)
+        names, count = _walk(root, excluded, visited, left_out, tables, readable_extensions(arrays))
         seen += count
         places: list[Place] = []
         _divide([tuple(name.split("/")) for name in names], 0, None, (), places, left_out)
@@ -186,9 +190,10 @@ def list_folders(roots: Sequence[Path], exclude: Iterable[Path] = ()) -> Listing
     return Listing(used, seen, list(left_out.values()), classes_from, notes, tables=sorted(tables))
 
 
-def readable_extensions() -> frozenset[str]:
-    """Return the extensions of image files that can be decoded with the installed packages."""
-    return IMAGES | _HEIF if find_spec("pillow_heif") else IMAGES
+def readable_extensions(arrays: bool = False) -> frozenset[str]:
+    """Return the extensions of image files that can be decoded with the installed packages, with NumPy's if asked."""
+    extensions = IMAGES | _HEIF if find_spec("pillow_heif") else IMAGES
+    return extensions | _ARRAYS if arrays else extensions
 
 
 def split_kind(name: str, strict: bool = True) -> str | None:
@@ -219,14 +224,18 @@ def is_image(path: str) -> bool:
 
 
 def _walk(
-    root: Path, excluded: set[str], visited: set[tuple[int, int]], left_out: _Counts, tables: list[str]
+    root: Path,
+    excluded: set[str],
+    visited: set[tuple[int, int]],
+    left_out: _Counts,
+    tables: list[str],
+    extensions: frozenset[str],
 ) -> tuple[list[str], int]:
     """Return the sorted names of the image files below a folder, with "/", and the number of files seen.
 
     Folders in `visited` are skipped: a link to a parent folder would be followed forever, and folders that the user
     names may lie in each other.
     """
-    extensions = readable_extensions()
     images: list[str] = []
     seen = 0
     folders = [("", str(root))]
@@ -277,6 +286,8 @@ def _reason(entry: os.DirEntry, extensions: frozenset[str]) -> str | None:
     if suffix not in extensions:
         if suffix in _HEIF:
             return f"{suffix} cannot be read: install pillow-heif"
+        if suffix in _ARRAYS:
+            return f"{suffix} not read: pass --channels with their number of channels"
         if suffix in _UNSUPPORTED:
             return f"{suffix} cannot be read: convert them to PNG or TIFF"
         if suffix in _ARCHIVES:

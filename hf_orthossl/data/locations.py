@@ -63,8 +63,12 @@ def open_splits(
     image_column: str | None = None,
     label_column: str | None = None,
     exclude: Iterable[str | Path] = (),
+    arrays: bool = False,
 ) -> Opened:
-    """Return all splits of a data set; see [`load_source`] for the arguments and errors."""
+    """Return all splits of a data set; see [`load_source`] for the arguments and errors.
+
+    With `arrays`, NumPy files are images too.
+    """
     if isinstance(dataset, list | tuple) and len(dataset) == 1 and isinstance(dataset[0], str | os.PathLike):
         dataset = dataset[0]
     if isinstance(dataset, str | os.PathLike):
@@ -76,9 +80,10 @@ def open_splits(
                 call_hub(datasets.load_dataset, dataset, name, streaming=streaming), dataset, within=_within([])
             )
         else:
-            opened = _open_local([dataset], name, streaming, image_column, label_column, exclude)
+            opened = _open_local([dataset], name, streaming, image_column, label_column, exclude, arrays)
     elif isinstance(dataset, list | tuple) and dataset and all(isinstance(d, str | os.PathLike) for d in dataset):
-        opened = _open_local([os.fspath(d) for d in dataset], name, streaming, image_column, label_column, exclude)
+        paths = [os.fspath(path) for path in dataset]
+        opened = _open_local(paths, name, streaming, image_column, label_column, exclude, arrays)
     elif isinstance(dataset, dict) and all(isinstance(part, AnyDataset) for part in dataset.values()):
         splits = {str(split): data for split, data in dataset.items()}
         opened = Opened(splits, _name_of(dataset), given=len(splits) == 1)
@@ -158,6 +163,7 @@ def _open_local(
     image_column: str | None,
     label_column: str | None,
     exclude: Iterable[str | Path],
+    arrays: bool,
 ) -> Opened:
     """Open folders, lists, tables, shards or image files, all of one kind."""
     paths = [
@@ -170,13 +176,13 @@ def _open_local(
         if not path.exists():
             raise FileNotFoundError(f"dataset {path}: there is no such file or folder")
     title = ", ".join(given)
-    kinds = {_kind(path, image_column) for path in paths}
+    kinds = {_kind(path, image_column, arrays) for path in paths}
     if len(kinds) > 1:
         raise ValueError(f"dataset names {' and '.join(sorted(kinds))}: pass several of one kind")
     kind = kinds.pop()
     columns = {"image_column": image_column, "label_column": label_column}
     if kind == "folders":
-        return _without_columns(_open_folders(paths, title, name, streaming, exclude), columns)
+        return _without_columns(_open_folders(paths, title, name, streaming, exclude, arrays), columns)
     if kind == "shards":
         return _open_shards(paths, title, streaming)
     if kind == "lists of paths":
@@ -201,7 +207,7 @@ def _without_columns(opened: Opened, columns: dict[str, str | None]) -> Opened:
     return opened
 
 
-def _kind(path: Path, image_column: str | None) -> str:
+def _kind(path: Path, image_column: str | None, arrays: bool) -> str:
     """Return what a path holds, in the plural."""
     suffix = path.suffix.lower()
     if path.is_dir():
@@ -214,7 +220,7 @@ def _kind(path: Path, image_column: str | None) -> str:
         return "shards"
     if suffix in LISTS or suffix in TABLES:
         return "lists of paths"
-    if suffix in readable_extensions():
+    if suffix in readable_extensions(arrays):
         return "image files"
     raise ValueError(
         f"dataset {path} is a {suffix or 'file without an extension'}: pass a folder, a list of paths "
@@ -258,7 +264,7 @@ def _open_shards(files: Sequence[Path], title: str, streaming: bool) -> Opened:
 
 
 def _open_folders(
-    folders: list[Path], title: str, name: str | None, streaming: bool, exclude: Iterable[str | Path]
+    folders: list[Path], title: str, name: str | None, streaming: bool, exclude: Iterable[str | Path], arrays: bool
 ) -> Opened:
     """Open one or several folders of images, or a folder of files that `datasets` reads."""
     if len(folders) == 1 and any((folders[0] / file).is_file() for file in _SAVED):
@@ -270,7 +276,7 @@ def _open_folders(
         if isinstance(saved, dict):
             return Opened({str(split): data for split, data in saved.items()}, title, within=_within(folders))
         return Opened({str(saved.split or "train"): saved}, title, given=True, within=_within(folders))
-    listing = list_folders(folders, [Path(path) for path in exclude])
+    listing = list_folders(folders, [Path(path) for path in exclude], arrays)
     images = sum(map(len, listing.splits.values()))
     if len(folders) > 1:
         return _from_listing(listing, title)

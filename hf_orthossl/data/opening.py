@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,10 @@ from PIL import Image, TiffImagePlugin
 
 # The limit at which Pillow raises an error; repeated because other libraries disable Pillow's check.
 MAX_PIXELS = 178_956_970
+# Of images of more channels than three, at most as many values as the largest RGB image has.
+MAX_VALUES = 3 * MAX_PIXELS
+# How NumPy's files begin.
+NPY = b"\x93NUMPY"
 
 # Formats that a data set may contain; excludes those that Pillow passes to another program (EPS to Ghostscript).
 _FORMATS = (
@@ -31,7 +36,7 @@ _SIGNED, _UNSIGNED = 2, 1
 # Bits of the subfile tag: a smaller copy of another page, and a mask.
 _COPY_OR_MASK = 0b101
 # What to do with channels that an encoder of three cannot take.
-_THREE = "1 or 3 are read: convert the images to three channels (training on all of them is not supported yet)"
+_THREE = "1 or 3 are read: pass --channels to read as many as there are, or convert the images to three"
 
 # Pillow logs what it then raises; a handler keeps Python from printing it.
 logging.getLogger(TiffImagePlugin.__name__).addHandler(logging.NullHandler())
@@ -76,9 +81,14 @@ def open_image(value: Any, within: Sequence[str] | None = None) -> Image.Image |
     if isinstance(value, Image.Image):
         image = value
     elif isinstance(value, bytes | bytearray | memoryview):
-        image = _open_file(io.BytesIO(value))
+        if bytes(value[: len(NPY)]) == NPY:
+            return _check_array(read_npy(io.BytesIO(value)))
+        image = open_file(io.BytesIO(value))
     elif isinstance(value, str | Path):
-        image = _open_file(_find_file(str(value), within))
+        file = find_file(str(value), within)
+        if str(value).endswith(".npy"):
+            return _check_array(read_npy(file))
+        image = open_file(file)
     else:
         return _check_array(np.asarray(value))
     if image.width * image.height > MAX_PIXELS:
@@ -103,7 +113,7 @@ def reason(error: Exception) -> str:
     return " ".join(text.split())[:300]
 
 
-def _find_file(path: str, within: Sequence[str] | None) -> str | io.BytesIO:
+def find_file(path: str, within: Sequence[str] | None) -> str | io.BytesIO:
     """Return the path of a regular file, or the content of one that lies on the Hub or in an archive.
 
     Raises:
@@ -130,7 +140,14 @@ def _require_within(path: str, folders: Sequence[str] | None) -> None:
         raise UnreadableImage("a file outside of the data set, which is not read")
 
 
-def _open_file(file: Any) -> Image.Image:
+def open_file(file: Any) -> Image.Image:
+    """Open a file of one of the formats that are read.
+
+    Raises:
+        UnsupportedImage: It is a TIFF file whose pixels Pillow does not know.
+        UnreadableImage: The file is empty.
+        OSError: The file cannot be read.
+    """
     try:
         return Image.open(file, formats=readable_formats())
     except Image.UnidentifiedImageError as error:
@@ -142,7 +159,8 @@ def _open_file(file: Any) -> Image.Image:
         bits = tags.get(_BITS, (1,))
         raise UnsupportedImage(
             f"a TIFF of {_count(tags.get(_SAMPLES, 1), 'band')} of {'/'.join(map(str, sorted(set(bits))))} bits, which "
-            "Pillow cannot read: convert the images to 1 or 3 channels of 8 bits, or to one of 16 bits or float32"
+            "Pillow cannot read: pass --channels to read as many bands as there are, or convert the images to 1 or 3 "
+            "channels of 8 bits, or to one of 16 bits or float32"
         ) from error
 
 
@@ -161,6 +179,43 @@ def _tiff_tags(file: Any) -> TiffImagePlugin.ImageFileDirectory_v2 | None:
         return tags if _SAMPLES in tags or _BITS in tags else None
     except Exception:  # a damaged file, about which Pillow's own error says more
         return None
+
+
+def read_npy(file: str | io.BytesIO) -> np.ndarray:
+    """Return the array of a NumPy file, whose header says what is read, and never pickled objects.
+
+    Raises:
+        UnreadableImage: The header is damaged, or says another size than the file has.
+    """
+    content = io.BytesIO(Path(file).read_bytes()) if isinstance(file, str) else file
+    content.seek(0)
+    try:
+        version = np.lib.format.read_magic(content)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, number_type = read_header(content)
+    except ValueError as error:
+        raise UnreadableImage(reason(error)) from error
+    stored = content.getbuffer().nbytes - content.tell()
+    if number_type.hasobject or prod(shape) * number_type.itemsize != stored:
+        raise UnreadableImage(
+            f"a NumPy file of shape {shape} and type {number_type}, which are not the {stored:,} bytes that it has"
+        )
+    content.seek(0)
+    return np.load(content, allow_pickle=False)
+
+
+def check_numbers(array: np.ndarray) -> None:
+    """Refuse an array that is empty or holds no numbers.
+
+    Raises:
+        UnreadableImage: It is.
+    """
+    numbers = array.dtype == bool or np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)
+    if array.ndim not in (2, 3) or array.size == 0 or not numbers:
+        raise UnreadableImage(
+            f"an array of shape {array.shape} and type {array.dtype} is not an image: expected numbers of shape "
+            "(H, W), (H, W, C) or (C, H, W)"
+        )
 
 
 def _count(number: int, noun: str) -> str:
@@ -182,12 +237,7 @@ def _check_array(array: np.ndarray) -> np.ndarray:
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    numbers = array.dtype == bool or np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)
-    if array.ndim not in (2, 3) or array.size == 0 or not numbers:
-        raise UnreadableImage(
-            f"an array of shape {array.shape} and type {array.dtype} is not an image: expected numbers of shape "
-            "(H, W), (H, W, C) or (C, H, W)"
-        )
+    check_numbers(array)
     if array.ndim == 3 and array.shape[-1] != 3:
         channels = array.shape[-1] if array.shape[-1] < array.shape[0] else array.shape[0]
         raise UnsupportedImage(f"an array of shape {array.shape} has {channels} channels; {_THREE}")
@@ -217,8 +267,12 @@ def wide_values(image: Image.Image | np.ndarray) -> WideValues | None:
     """
     if isinstance(image, np.ndarray):
         return None if image.dtype in (np.uint8, bool) else WideValues(image)
-    if _is_colour_png16(image):
-        return _colour_png16(image)
+    values = png16(image)
+    if values is not None:
+        opacity = None
+        if values.shape[-1] in (2, 4):
+            values, opacity = values[..., :-1], values[..., -1:] / np.iinfo(np.uint16).max
+        return WideValues(values[..., 0] if values.shape[-1] == 1 else values, opacity)
     tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]  # of TiffImageFile
     signed, bits = tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _SIGNED, tags.get(_BITS, (8,))[0]
     inverted = image.mode == "I;16" and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
@@ -257,25 +311,19 @@ def file_nodata(image: Image.Image | np.ndarray) -> float | None:
         return None
 
 
-def _is_colour_png16(image: Image.Image) -> bool:
+def png16(image: Image.Image) -> np.ndarray | None:
+    """Return all channels `(H, W, C)` of a 16-bit colour PNG, of which Pillow would read 8 bits; `None` of others."""
     if image.format != "PNG" or image.mode not in ("RGB", "RGBA", "LA") or not image.tile:  # type: ignore[attr-defined]
-        return False
-    return str(image.tile[0][3]).endswith(";16B")  # type: ignore[attr-defined]  # of ImageFile
-
-
-def _colour_png16(image: Image.Image) -> WideValues:
-    """Return the values of a 16-bit colour PNG, of which Pillow would read 8 bits."""
+        return None
+    if not str(image.tile[0][3]).endswith(";16B"):  # type: ignore[attr-defined]  # of ImageFile
+        return None
     # Imported only when needed, so that the rule of a data set can be read without torch.
     import torch
     from torchvision.io import decode_png
 
     image.fp.seek(0)  # type: ignore[attr-defined]  # of ImageFile
     content = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)  # type: ignore[attr-defined]
-    values = decode_png(content).numpy().transpose(1, 2, 0)
-    opacity = None
-    if values.shape[-1] in (2, 4):
-        values, opacity = values[..., :-1], values[..., -1:] / np.iinfo(np.uint16).max
-    return WideValues(values[..., 0] if values.shape[-1] == 1 else values, opacity)
+    return decode_png(content).numpy().transpose(1, 2, 0)
 
 
 # --- pages ---------------------------------------------------------------------------------------------------------

@@ -38,13 +38,14 @@ _REACHED = 2**15
 _OPAQUE_OR_NOT = 0.5
 
 
-class _Once:
+class Once:
     """Tell the first call from all others, in this process and those forked from it."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 1)
 
     def __call__(self) -> bool:
+        """Return whether this is the first call."""
         first = not self._memory[0]
         self._memory[0] = 1
         return first
@@ -72,6 +73,8 @@ class PixelRule:
         pages (`str`, defaults to "first"): What a file of several pages gives, see [`load_source`].
         scales_bytes (`bool`, defaults to `False`): Whether the range applies to 8-bit values too: a requested range,
             in a data set without wider values.
+        channels (`int`, *optional*): 1 for images whose channels are all equal, of which one is kept; 3 channels by
+            default.
         requested (`bool`, defaults to `False`): Whether the user chose the range.
         text (`str`, defaults to "8-bit"): The description.
         notes (`tuple[str]`, defaults to `()`): Remarks on the sample: missing pixels, transparency, pages, and a range
@@ -83,10 +86,11 @@ class PixelRule:
     nodata: float | None = None
     pages: str = "first"
     scales_bytes: bool = False
+    channels: int | None = None
     requested: bool = field(default=False, compare=False)
     text: str = field(default="8-bit", compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
-    says: _Once = field(default_factory=_Once, compare=False, repr=False)
+    says: Once = field(default_factory=Once, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -97,6 +101,7 @@ class PixelRule:
         pixel_range: Sequence[float] | None = None,
         nodata: float | None = None,
         pages: str = "first",
+        channels: int | None = None,
         within: Sequence[str] | None = None,
     ) -> "PixelRule":
         """Return the rule of a data set.
@@ -107,26 +112,37 @@ class PixelRule:
             pixel_range (`Sequence[float]`, *optional*): The values of black and white, instead of those found.
             nodata (`float`, *optional*): The value of missing pixels.
             pages (`str`, defaults to "first"): What a file of several pages gives, see [`load_source`].
+            channels (`int`, *optional*): 1 to keep one channel of grey images, and to leave out those in colour.
             within (sequence of `str`, *optional*): As for [`decode_image`].
 
         Raises:
             ValueError: An image has channels or pages that cannot be used, or the images have integers and
                 floating-point values, of which no common range is known.
         """
-        sampled = []
+        sampled: list[_Sampled] = []
+        coloured: list[str] = []
         for number, value in enumerate(images):
             name = image_name(value, number)
             try:
-                sampled.append(_Sampled.of(value, name, pages, nodata, number, within))
+                one = _Sampled.of(value, name, pages, nodata, number, within)
+                if channels == 1 and not one.is_grey:
+                    coloured.append(name)
+                else:
+                    sampled.append(one)
             except UnsupportedImage as error:
                 raise ValueError(f"data set {title}: {name} is {error}") from error
             except UnreadableImage:
                 continue
+        if coloured and not sampled:
+            raise ValueError(
+                f"data set {title}: {coloured[0]} has 3 different channels, where 1 is read (--channels): pass "
+                "--channels 3, or convert the images to grey"
+            )
         wide = [one for one in sampled if one.is_wide]
         low, high, scaled = (None, None, "") if not wide else _range(wide, title, pixel_range is None)
         if pixel_range is not None:
             low, high = map(float, pixel_range)
-            scaled = f"scaled from {_span(low, high)} as requested"
+            scaled = f"scaled from {range_text(low, high)} as requested"
             if any(one.least < low or one.most > high for one in wide):
                 scaled += ", what is beyond is clipped"
         requested = pixel_range is not None
@@ -135,8 +151,18 @@ class PixelRule:
         if wide and not requested:
             assert low is not None
             assert high is not None
-            notes = _hint(np.concatenate([one.values for one in wide if one.values is not None]), low, high) + notes
-        return cls(low, high, nodata, pages, requested and not wide, requested, text, tuple(notes))
+            notes = (
+                range_hint(np.concatenate([one.values for one in wide if one.values is not None]), low, high) + notes
+            )
+        if coloured:
+            total = len(sampled) + len(coloured)
+            notes.append(f"{len(coloured)} of {total} sampled images are left out: {coloured[0]} has 3 channels")
+        return cls(low, high, nodata, pages, requested and not wide, channels, requested, text, tuple(notes))
+
+    def key(self) -> list[Any]:
+        """Return what determines the pixels, as JSON values."""
+        # Images of three channels have the key that they had before others were read.
+        return [self.low, self.high, self.nodata, self.pages, self.scales_bytes, *([1] if self.channels == 1 else [])]
 
     def describe(self) -> str:
         """Return the rule in one phrase, such as "16-bit grey, values 0–4095: scaled from 12 bits"."""
@@ -146,11 +172,13 @@ class PixelRule:
         """Return what of the rule belongs to the protocol of a result; nothing for plain images of 8 bits."""
         settings: dict[str, str | float] = {}
         if self.low is not None and self.high is not None:
-            settings["pixel_range"] = _span(self.low, self.high)
+            settings["pixel_range"] = range_text(self.low, self.high)
         if self.nodata is not None:
             settings["nodata"] = "nan" if self.nodata != self.nodata else self.nodata
         if self.pages != "first":
             settings["pages"] = self.pages
+        if self.channels == 1:
+            settings["channels"] = 1
         return settings
 
     def to_rgb(self, values: np.ndarray, nodata: float | None = None) -> np.ndarray:
@@ -201,7 +229,7 @@ class PixelRule:
         parts = [f"up to {most:.6g}"] if most > self.high else []
         parts += [f"down to {least:.6g}"] if least < self.low else []
         return (
-            f"values {' and '.join(parts)}, beyond the range {_span(self.low, self.high)} of its data set, and is "
+            f"values {' and '.join(parts)}, beyond the range {range_text(self.low, self.high)} of its data set, and is "
             f"clipped: pass --pixel_range {least:.6g} {most:.6g}"
         )
 
@@ -251,6 +279,7 @@ class _Sampled:
     values: np.ndarray | None = None
     least: float = 0.0
     most: float = 0.0
+    is_grey: bool = True
 
     @classmethod
     def of(
@@ -274,7 +303,7 @@ class _Sampled:
             raise UnreadableImage(reason(error)) from error
         transparent = isinstance(image, Image.Image) and image.has_transparency_data
         if wide is None:
-            return cls(name, f"8-bit {_colours(image)}", len(numbers), transparent, own)
+            return cls(name, f"8-bit {_colours(image)}", len(numbers), transparent, own, is_grey=_is_grey(image))
         values = wide.values
         kind = " float" if np.issubdtype(values.dtype, np.floating) else ""
         kind = " signed" if np.issubdtype(values.dtype, np.signedinteger) and values.dtype.itemsize < 4 else kind
@@ -285,7 +314,8 @@ class _Sampled:
             raise UnreadableImage("all pixels are missing")
         least, most = float(known.min()), float(known.max())
         kept = known[:: max(known.size // _KEPT, 1)]
-        return cls(name, form, len(numbers), transparent or wide.opacity is not None, own, kept, least, most)
+        transparent = transparent or wide.opacity is not None
+        return cls(name, form, len(numbers), transparent, own, kept, least, most, are_equal(values))
 
     @property
     def is_wide(self) -> bool:
@@ -294,6 +324,15 @@ class _Sampled:
     @property
     def is_float(self) -> bool:
         return self.values is not None and np.issubdtype(self.values.dtype, np.floating)
+
+
+def are_equal(values: np.ndarray) -> bool:
+    """Return whether all channels of values `(H, W)` or `(H, W, C)` are equal, as those of a grey image are."""
+    return values.ndim == 2 or bool((values == values[..., :1]).all())
+
+
+def _is_grey(image: Image.Image | np.ndarray) -> bool:
+    return are_equal(image if isinstance(image, np.ndarray) else np.asarray(image.convert("RGB")))
 
 
 def _check_alpha(image: Image.Image | np.ndarray) -> None:
@@ -337,7 +376,7 @@ def _range(wide: Sequence[_Sampled], title: str, is_needed: bool) -> tuple[float
         )
     if all(floats) and least >= 0 and most <= 255:
         high = 1.0 if most <= 1 else 255.0
-        return 0.0, high, f"scaled from {_span(0, high)}"
+        return 0.0, high, f"scaled from {range_text(0, high)}"
     if not any(floats) and least >= 0 and most < 2 ** _DEPTHS[-1]:
         depth = next(depth for depth in _DEPTHS if most < 2**depth)
         return 0.0, 2.0**depth - 1, f"scaled from {depth} bits"
@@ -355,7 +394,7 @@ def _description(sampled: Sequence[_Sampled], scaled: str) -> str:
     if not wide:
         return f"{narrow}: {scaled}" if scaled else narrow
     forms = " and ".join(form for form, _ in Counter(one.form for one in wide).most_common())
-    span = _span(min(one.least for one in wide), max(one.most for one in wide))
+    span = range_text(min(one.least for one in wide), max(one.most for one in wide))
     return (f"{narrow} as it is, and {forms}" if narrow else forms) + f", values {span}: {scaled}"
 
 
@@ -379,7 +418,7 @@ def _notes(sampled: Sequence[_Sampled], nodata: float | None, pages: str) -> lis
     return notes
 
 
-def _hint(values: np.ndarray, low: float, high: float) -> list[str]:
+def range_hint(values: np.ndarray, low: float, high: float) -> list[str]:
     """Return what to pass if the values fill little of their range, as where missing pixels are not declared."""
     distinct = np.unique(values).astype(np.float64)
     if len(distinct) < _FEWEST:
@@ -391,9 +430,10 @@ def _hint(values: np.ndarray, low: float, high: float) -> list[str]:
     return (
         []
         if most - few >= _FILLED * (high - low)
-        else [f"98 % of them lie within {_span(few, most)}, see --pixel_range"]
+        else [f"98 % of them lie within {range_text(few, most)}, see --pixel_range"]
     )
 
 
-def _span(low: float, high: float) -> str:
+def range_text(low: float, high: float) -> str:
+    """Return a range as text."""
     return f"{low:.6g} to {high:.6g}" if low < 0 else f"{low:.6g}–{high:.6g}"

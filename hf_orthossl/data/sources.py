@@ -12,6 +12,8 @@ from typing import Any, Self
 import datasets
 
 from ..messages import describe
+from .band_rule import BandRule
+from .bands import Layout
 from .columns import rows_of, sample, undecoded
 from .decoding import UnreadableImage, image_size
 from .fingerprint import fingerprint_of_files, fingerprint_of_rows, hash_of_times
@@ -41,11 +43,14 @@ class ImageSource:
         pixel_range (`Sequence[float]`, *optional*): The values shown as black and white, as requested.
         nodata (`float`, *optional*): The value of missing pixels, as requested.
         pages (`str`, defaults to "first"): What a file of several pages gives, as requested.
+        channels (`int`, *optional*): The number of channels, as requested; 3 by default.
+        channel_axis (`str`, *optional*): Where arrays have their channels, as requested.
         max_unreadable (`float`, defaults to 0.01): The largest number or, below 1, share of images that may be
             unreadable.
         opened ([`Opened`], *optional*): All splits of the data set.
         page_of_row (`Sequence[int]`, *optional*): The page of each row's file, if every page is an image.
         classes ([`Classes`], *optional*): The classes of the label column.
+        number_type (`str`, *optional*): The type of the numbers of a column of arrays.
     """
 
     dataset: AnyDataset
@@ -57,10 +62,18 @@ class ImageSource:
     pixel_range: Sequence[float] | None = None
     nodata: float | None = None
     pages: str = "first"
+    channels: int | None = None
+    channel_axis: str | None = None
     max_unreadable: float = MAX_UNREADABLE
     opened: Opened | None = field(default=None, repr=False)
     page_of_row: Sequence[int] | None = field(default=None, repr=False)
     classes: Classes | None = field(default=None, repr=False)
+    number_type: str | None = field(default=None, repr=False)
+
+    @property
+    def num_channels(self) -> int:
+        """Return the number of channels of the images as they are read."""
+        return self.channels or 3
 
     @property
     def class_names(self) -> list[str] | None:
@@ -82,7 +95,7 @@ class ImageSource:
             ValueError: The split does not exist or has no images.
         """
         opened = self.opened or Opened({self.split: self.dataset}, self.name)
-        rows = rows_of(opened, split, self.image_column, self.label_column, self.pages)
+        rows = rows_of(opened, split, self.image_column, self.label_column, self.pages, self.channels)
         source = dataclasses.replace(self, **rows)
         if "pixels" in self.__dict__:
             source.pixels = self.pixels
@@ -198,8 +211,8 @@ class ImageSource:
         return f"{sizes}, {pixels}"
 
     @functools.cached_property
-    def pixels(self) -> PixelRule:
-        """Return the rule by which images become 8-bit RGB, the same for all splits of the data set.
+    def pixels(self) -> PixelRule | BandRule:
+        """Return the rule by which images become 8 bits, RGB or of `channels`, the same for all splits of the data set.
 
         Raises:
             ValueError: A sampled image has channels or pages that cannot be used, see [`PixelRule`].
@@ -211,8 +224,12 @@ class ImageSource:
         if self.image_column not in features or empty:
             rows, features = self.dataset, {}
         images = [image for _, image in sample(undecoded(rows, self.image_column, features), self.image_column)]
-        reading: dict[str, Any] = {"pixel_range": self.pixel_range, "nodata": self.nodata, "pages": self.pages}
-        return PixelRule.of(images, title=self.name, within=self.within, **reading)
+        reading: dict[str, Any] = {"title": self.name, "within": self.within}
+        reading |= {"pixel_range": self.pixel_range, "nodata": self.nodata}
+        if self.num_channels in (1, 3):
+            return PixelRule.of(images, pages=self.pages, channels=self.channels, **reading)
+        layout = Layout(self.num_channels, self.channel_axis, self.pages, self.number_type)
+        return BandRule.of(images, layout, **reading)
 
     def as_in(self, other: "ImageSource") -> "ImageSource":
         """Return this source with the `pixels` of another one, of which it may be another split."""
@@ -246,11 +263,11 @@ class ImageSource:
         Raises:
             ValueError: No sampled image can be read, or one has channels or pages that cannot be used.
         """
-        self.pixels  # noqa: B018  # refuses channels and pages that cannot be used, and names them
+        rule = self.pixels  # refuses channels and pages that cannot be used, and names them
         sizes, reason = [], "the data set is empty"
         for row, image in sample(self.dataset, self.image_column):
             try:
-                sizes.append(image_size(image, page=self.page(row), within=self.within))
+                sizes.append(image_size(image, rule, page=self.page(row), within=self.within))
             except UnreadableImage as error:
                 reason = str(error)
         if not sizes:
@@ -282,6 +299,8 @@ def load_source(
     pixel_range: Sequence[float] | None = None,
     nodata: float | None = None,
     pages: str = "first",
+    channels: int | None = None,
+    channel_axis: str | None = None,
     max_unreadable: float = MAX_UNREADABLE,
     exclude: Iterable[str | Path] = (),
 ) -> ImageSource:
@@ -312,6 +331,12 @@ def load_source(
         nodata (`float`, *optional*): The value of missing pixels, which are shown as black.
         pages (`str`, defaults to "first"): What a file of several pages gives: its "first" page, one image per page
             ("images"), or one image whose "channels" are the pages.
+        channels (`int`, *optional*): The number of channels C of the images. Without it, or with 3, images become RGB.
+            With 1, one channel is kept of those whose channels are equal. With any other number, all channels are read
+            as they are stored: bands of TIFF files, or their pages if these have one band each; `.npy` files and
+            columns of arrays of shape `(H, W, C)` or `(C, H, W)`; opacity. An image of another number of channels
+            counts as unreadable.
+        channel_axis (`str`, *optional*): "first" or "last", where both dimensions of an array could be the channels.
         max_unreadable (`float`, defaults to 0.01): The largest number or, below 1, share of images that may be
             unreadable. A share always allows 5 images, unless it is 0.
         exclude (iterable of paths, *optional*): Folders inside the data set to leave out, such as that of the run.
@@ -332,8 +357,9 @@ def load_source(
     """
     if split is not None and not isinstance(split, str):
         raise TypeError(f"split must be a string such as 'train[:5000]', got {describe(split)}")
-    check_reading(pixel_range, nodata, pages, max_unreadable)
-    opened = open_splits(dataset, name, streaming, image_column, label_column, exclude)
+    check_reading(pixel_range, nodata, pages, max_unreadable, channels, channel_axis)
+    arrays = channels is not None
+    opened = open_splits(dataset, name, streaming, image_column, label_column, exclude, arrays)
     if not opened.splits:
         raise ValueError(f"dataset {opened.title} has no images{what_else(opened.listing)}: pass another data set")
     if opened.listing is not None:
@@ -341,13 +367,15 @@ def load_source(
         image_column = label_column = None
         absent = [Unreadable(row, name, "no such file") for row, name in enumerate(opened.listing.missing)]
         check_unreadable(absent, opened.listing.seen, max_unreadable)
-    rows = rows_of(opened, split or default_split(opened), image_column, label_column, pages)
+    rows = rows_of(opened, split or default_split(opened), image_column, label_column, pages, channels)
     return ImageSource(
         **rows,
         name=opened.title,
         pixel_range=pixel_range,
         nodata=nodata,
         pages=pages,
+        channels=channels,
+        channel_axis=channel_axis,
         max_unreadable=max_unreadable,
         opened=opened,
     )

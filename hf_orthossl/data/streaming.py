@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from ..distributed.collectives import all_reduce_min, rank, world_size
 from .augment.recipes import Recipe
+from .columns import unformatted
 from .dataset import ItemMaker, collate, require_source
 from .opening import UnreadableImage, image_name
 from .sources import ImageSource
@@ -69,7 +70,7 @@ class StreamingImageDataset(IterableDataset):
         self.source = source
         self._make_item = ItemMaker(source, views, image_size, seed)
         columns = [source.image_column] + ([source.label_column] if source.label_column else [])
-        rows = source.dataset.select_columns(columns)
+        rows = unformatted(source.dataset.select_columns(columns), source.image_column)
         self._rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else rows
 
     def set_epoch(self, epoch: int) -> None:

@@ -42,7 +42,11 @@ def holds_paths(file: Path, image_column: str | None = None) -> bool:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"dataset {file} cannot be read as parquet ({first_line(error)})") from error
     fields = [schema.field(image_column)] if image_column in schema.names else list(schema)
-    binary = (pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_list)
+    binary = (
+        *(pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_list, pa.types.is_large_list),
+        pa.types.is_fixed_size_list,
+        lambda kind: isinstance(kind, pa.BaseExtensionType),  # arrays of datasets
+    )
     return not any(test(field.type) for field in fields for test in binary)
 
 

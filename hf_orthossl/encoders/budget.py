@@ -43,7 +43,13 @@ _DRAWING = {Tensor.normal_, Tensor.uniform_, Tensor.erfinv_}
 _IN_PLACE = _DRAWING | {Tensor.mul_, Tensor.add_, Tensor.clamp_, Tensor.fill_, Tensor.zero_}
 
 
-def plan(name: str, build: Callable[[], nn.Module], stored: int | None = None, side: int | None = None) -> nn.Module:
+def plan(
+    name: str,
+    build: Callable[[], nn.Module],
+    stored: int | None = None,
+    side: int | None = None,
+    channels: int = 3,
+) -> nn.Module:
     """Return the network that a configuration describes, on the meta device, if it is within the limits.
 
     Args:
@@ -52,6 +58,7 @@ def plan(name: str, build: Callable[[], nn.Module], stored: int | None = None, s
         stored (`int`, *optional*): How many numbers the file of weights holds, which the network may not exceed;
             without weights, `MAX_PARAMETERS` is the limit.
         side (`int`, *optional*): Side of the images in pixels, to count the operations for one image.
+        channels (`int`, defaults to 3): Number of channels of the images.
 
     Raises:
         Refused: The network is too large, takes too long, or cannot be built.
@@ -73,7 +80,7 @@ def plan(name: str, build: Callable[[], nn.Module], stored: int | None = None, s
                 f"{readable_size(free)} are free, choose a smaller one"
             )
         if side is not None:
-            _check_forward(name, network, side, max(MAX_FLOP, FLOP_PER_PARAMETER * count))
+            _check_forward(name, network, (channels, side, side), max(MAX_FLOP, FLOP_PER_PARAMETER * count))
     return network
 
 
@@ -187,19 +194,19 @@ class _Operations(TorchDispatchMode):
         return output
 
 
-def _check_forward(name: str, network: nn.Module, side: int, most: float) -> None:
+def _check_forward(name: str, network: nn.Module, shape: tuple[int, int, int], most: float) -> None:
     """Pass one image through; networks that look at numbers, which there are none of, are tried when they are built."""
     network.eval()
     try:
-        with torch.no_grad(), _Operations(name, side, most):
-            network(torch.empty(1, 3, side, side))
+        with torch.no_grad(), _Operations(name, shape[-1], most):
+            network(torch.empty(1, *shape))
     except Refused:
         raise
     except Exception:  # only the limits count here: whatever is wrong with the network shows when it is built
         return
 
 
-def image_cost(network: nn.Module, side: int) -> tuple[int, int]:
+def image_cost(network: nn.Module, side: int, channels: int = 3) -> tuple[int, int]:
     """Return the floating-point operations for one image of a network, and the numbers in its largest activation.
 
     What a network that cannot be passed without numbers does after that point is not counted.
@@ -207,11 +214,12 @@ def image_cost(network: nn.Module, side: int) -> tuple[int, int]:
     Args:
         network (`nn.Module`): The network; it does not change.
         side (`int`): Height and width of the image, in pixels.
+        channels (`int`, defaults to 3): Number of channels of the image.
     """
     planned = copy.deepcopy(network).to("meta").eval()
     operations = _Operations("", side, float("inf"))
     with contextlib.suppress(Exception), torch.device("meta"), torch.no_grad(), operations:
-        planned(torch.empty(1, 3, side, side))
+        planned(torch.empty(1, channels, side, side))
     return operations.flop, operations.largest
 
 

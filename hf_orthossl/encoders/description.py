@@ -22,6 +22,8 @@ from .encoder import suggest_architecture
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 # The side of the images, in pixels: the largest that timm and transformers publish is 1,536.
 MAX_SIDE = 2048
+# The channels of an image: hyperspectral instruments have a few hundred.
+MAX_CHANNELS = 1024
 # Any other whole number (widths, depths, words of a vocabulary), any real one, and entries of a list.
 MAX_WHOLE, MAX_REAL, MAX_LIST = 2**20, 1e12, 10_000
 MAX_TEXT = 200
@@ -38,6 +40,8 @@ _ELSEWHERE = (
     *("backbone", "backbone_kwargs", "use_timm_backbone", "use_pretrained_backbone", "transformers_weights"),
     *("quantization_config", "per_layer_config", "fusion_config", "distributed_config"),
 )
+# How configurations of transformers name the number of channels.
+CHANNEL_ENTRIES = ("num_channels", "in_channels", "in_chans", "num_input_channels")
 # Of every configuration: what is said of labels, formats and outputs, which an encoder has nothing to do with.
 _COMMON = {spec.name for spec in dataclasses.fields(PreTrainedConfig)} | {"torch_dtype", "num_labels", "model_type"}
 
@@ -90,14 +94,15 @@ def timm_description(name: str, config: dict[str, Any]) -> dict[str, Any]:
         "architecture": (_is_text, "a name"),
         "tag": (_is_text, "a name"),
         **dict.fromkeys(
-            ("input_size", "test_input_size", "min_input_size"), (_is_input, f"[3, H, W] up to {MAX_SIDE}")
+            ("input_size", "test_input_size", "min_input_size"),
+            (_is_input, f"[C, H, W] up to {MAX_SIDE} pixels and {MAX_CHANNELS} channels"),
         ),
         "fixed_input_size": (lambda value: isinstance(value, bool), "true or false"),
         "interpolation": (lambda value: value in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
         **dict.fromkeys(("crop_pct", "test_crop_pct"), (lambda value: _is_real(value) and 0 < value <= 2, "a share")),
         "crop_mode": (_is_text, "a name"),
-        "mean": (_is_mean, "three finite numbers"),
-        "std": (_is_std, "three positive numbers"),
+        "mean": (_is_mean, "finite numbers, one per channel"),
+        "std": (_is_std, "positive numbers, one per channel"),
         "num_classes": (_is_whole, f"a whole number up to {MAX_WHOLE:,}"),
         "pool_size": (lambda value: _is_plain(value) and isinstance(value, list | int), "one or two whole numbers"),
         **dict.fromkeys(("first_conv", "classifier"), (_are_layers, "the name of a layer, or several")),
@@ -141,7 +146,7 @@ def timm_arguments(name: str, config: dict[str, Any]) -> dict[str, Any]:
             f"backbone {name!r}: img_size in config.json must be a number of pixels up to {MAX_SIDE}, got "
             f"{_shown(size)}: correct it"
         )
-    _require_colour(name, "in_chans", given.get("in_chans"))
+    _require_channels(name, "in_chans", given.get("in_chans"))
     return given
 
 
@@ -181,7 +186,7 @@ def read_processor(name: str, folder: Path) -> dict[str, Any]:
     """Return the normalization and size from a folder's image processor; defaults are ImageNet's at 224 pixels.
 
     Returns:
-        `dict`: `mean` and `std`, three numbers each, `interpolation`, a name, and `image_size`, one or two numbers.
+        `dict`: `mean` and `std`, a number per channel, `interpolation`, a name, and `image_size`, one or two numbers.
 
     Raises:
         ValueError: `preprocessor_config.json` is not JSON, or an entry is of the wrong type or beyond its limit.
@@ -201,8 +206,8 @@ def read_processor(name: str, folder: Path) -> dict[str, Any]:
         "image_size": size,
     }
     checks = {
-        "mean": (_is_mean, "image_mean", "three finite numbers"),
-        "std": (_is_std, "image_std", "three positive numbers"),
+        "mean": (_is_mean, "image_mean", "finite numbers, one per channel"),
+        "std": (_is_std, "image_std", "positive numbers, one per channel"),
         "image_size": (_is_side, "size", f"a number of pixels up to {MAX_SIDE}, or height and width"),
     }
     for key, (fits, theirs, expected) in checks.items():
@@ -216,6 +221,23 @@ def read_processor(name: str, folder: Path) -> dict[str, Any]:
             "correct it"
         )
     return {**found, "interpolation": Image.Resampling(resample).name.lower()}
+
+
+def require_normalization(name: str, channels: int, mean: Any, std: Any) -> None:
+    """Refuse a mean or standard deviation of another number of channels than the network's own.
+
+    Three numbers pass, which timm and transformers write by default whatever the network takes; they are not used for
+    another number of channels.
+
+    Raises:
+        ValueError: There are neither 3 numbers nor one per channel.
+    """
+    for key, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) not in (3, channels):
+            raise Refused(
+                f"backbone {name!r}: {key} must be {channels} numbers, one per channel, got {_shown(values)}: correct "
+                f"config.json or {PROCESSOR}"
+            )
 
 
 def _network_entries(name: str, kind: type[PreTrainedConfig], entries: dict[str, Any]) -> dict[str, Any]:
@@ -251,15 +273,16 @@ def _network_entries(name: str, kind: type[PreTrainedConfig], entries: dict[str,
                 f"backbone {name!r}: {key} in config.json must be a number of pixels up to {MAX_SIDE}, got "
                 f"{_shown(kept[key])}: correct it"
             )
-    _require_colour(name, "num_channels", kept.get("num_channels"))
+    for key in CHANNEL_ENTRIES:
+        _require_channels(name, key, kept.get(key))
     return kept
 
 
-def _require_colour(name: str, key: str, channels: Any) -> None:
-    if channels not in (None, 3):
+def _require_channels(name: str, key: str, channels: Any) -> None:
+    if channels is not None and not _is_channels(channels):
         raise Refused(
-            f"backbone {name!r}: {key} in config.json is {_shown(channels)}: encoders take images of 3 channels, "
-            "choose another backbone"
+            f"backbone {name!r}: {key} in config.json must be a number of channels from 1 to {MAX_CHANNELS}, got "
+            f"{_shown(channels)}: correct it"
         )
 
 
@@ -296,11 +319,15 @@ def _is_real(value: Any) -> bool:
 
 
 def _is_mean(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_real, value))
+    return isinstance(value, list | tuple) and 1 <= len(value) <= MAX_CHANNELS and all(map(_is_real, value))
 
 
 def _is_std(value: Any) -> bool:
     return _is_mean(value) and all(item > 1e-6 for item in value)
+
+
+def _is_channels(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MAX_CHANNELS
 
 
 def _is_side(value: Any) -> bool:
@@ -310,7 +337,7 @@ def _is_side(value: Any) -> bool:
 
 
 def _is_input(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and _is_side(value)
+    return isinstance(value, list) and len(value) == 3 and _is_channels(value[0]) and _is_side(value[1:])
 
 
 def _are_layers(value: Any) -> bool:

@@ -20,7 +20,7 @@ ISOTROPIC_STAGES = 4
 
 
 class Encoder(nn.Module):
-    """A backbone that maps normalized images `(B, 3, H, W)` to representations `(B, D)`.
+    """A backbone that maps normalized images `(B, C, H, W)` to representations `(B, D)`.
 
     Build it with [`load_encoder`]. [`~hf_orthossl.encoders.timm_encoder.TimmEncoder`] and
     [`~hf_orthossl.encoders.transformers_encoder.TransformersEncoder`] document how each library pools.
@@ -29,15 +29,20 @@ class Encoder(nn.Module):
         backbone (`nn.Module`): The library's module, without a classifier and without an untrained pooler.
         name (`str`): The name by which it was loaded.
         image_size (`int`): The height and width of the images that the backbone is built for, in pixels.
-        mean (`Sequence[float]`): The mean of each channel of the backbone's training images, on the scale [0, 1].
+        mean (`Sequence[float]`): The mean of each of the C channels of the backbone's training images, on the scale
+            [0, 1].
         std (`Sequence[float]`): The standard deviation of each channel of these images, on the same scale.
         interpolation (`str`): The interpolation used to resize images: `"bilinear"`, `"bicubic"`, …
         own_size (`int`, *optional*): The side for which the architecture was published, if known.
         stage_modules (`Sequence[str]`): The names of the submodules of `backbone` whose outputs are its stages, in
             order.
+        channels (`int`, defaults to 3): The number of channels C of the images. If `mean` and `std` are those of
+            another number, 0.5 takes their place until [`~Encoder.set_normalization`] is called.
 
     Attributes:
         library (`str`): `"timm"` or `"transformers"`.
+        knows_normalization (`bool`): Whether `mean` and `std` are those of images; `False` for channels that the
+            backbone has never seen, until [`~Encoder.set_normalization`] is called.
         num_features (`int`): D, measured with one blank image of `image_size`.
         stage_names (`list[str]`): The keys of [`~Encoder.stages`], of which the last is `"representation"`.
         pooling (`str`): The part of `AutoModel`'s output that is the representation: `"pooler_output"`, `"cls"` (the
@@ -70,14 +75,17 @@ class Encoder(nn.Module):
         interpolation: str,
         own_size: int | None = None,
         stage_modules: Sequence[str] = (),
+        channels: int = 3,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.name = name
         self.image_size = image_size
         self.own_size = own_size
-        self.mean = tuple(mean)
-        self.std = tuple(std)
+        self.channels = channels
+        self.knows_normalization = len(tuple(mean)) == len(tuple(std)) == channels
+        self.mean = tuple(mean) if self.knows_normalization else (0.5,) * channels
+        self.std = tuple(std) if self.knows_normalization else (0.5,) * channels
         self.interpolation = interpolation
         # A patch embedding alone is too little work to pay for reordering the images.
         self._channels_last = sum(isinstance(module, nn.Conv2d) for module in backbone.modules()) > 1
@@ -96,7 +104,7 @@ class Encoder(nn.Module):
             return super().__call__(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the representations `(B, D)` of normalized images `(B, 3, H, W)`."""
+        """Return the representations `(B, D)` of normalized images `(B, C, H, W)`."""
         raise TypeError("Encoder is abstract: call load_encoder, which returns a concrete subclass")
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
@@ -128,7 +136,7 @@ class Encoder(nn.Module):
         """Return the output of each stage and the representation, from one forward pass.
 
         Args:
-            images (`Tensor` of shape `(B, 3, H, W)`): Normalized images.
+            images (`Tensor` of shape `(B, C, H, W)`): Normalized images.
 
         Returns:
             `dict[str, Tensor]`: With the keys of `stage_names` in order: feature maps `(B, C, H, W)` or tokens
@@ -150,6 +158,20 @@ class Encoder(nn.Module):
         ordered = {stage: outputs[stage] for stage in self._stage_modules if stage in outputs}
         return {**ordered, "representation": representation}
 
+    def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the mean and the standard deviation of each channel, on the scale [0, 1].
+
+        Raises:
+            ValueError: There are not as many as channels, or a standard deviation is not positive.
+        """
+        mean, std = tuple(map(float, mean)), tuple(map(float, std))
+        if not len(mean) == len(std) == self.channels or min(std) <= 0:
+            raise ValueError(
+                f"mean has {len(mean)} numbers and std {len(std)}: backbone {self.name!r} takes images of "
+                f"{self.channels} channels, pass as many numbers of each, those of std positive"
+            )
+        self.mean, self.std, self.knows_normalization = mean, std, True
+
     def restore_buffers(self) -> None:
         """Restore the tables that are computed at construction and not saved (relative positions, rotary angles).
 
@@ -162,7 +184,11 @@ class Encoder(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the name, library and sizes, for `print`."""
-        return f"{self.name!r}, library={self.library}, image_size={self.image_size}, num_features={self.num_features}"
+        channels = "" if self.channels == 3 else f"channels={self.channels}, "
+        return (
+            f"{self.name!r}, library={self.library}, {channels}image_size={self.image_size}, "
+            f"num_features={self.num_features}"
+        )
 
     def _reorder(self, images: Tensor) -> Tensor:
         """Return the images in channels-last memory order for convolutions on CUDA, else contiguous.
@@ -211,7 +237,7 @@ class Encoder(nn.Module):
     def _probe(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of all stages for one blank image of `image_size`."""
         weights = next(self.backbone.parameters())
-        size = (1, 3, self.image_size, self.image_size)
+        size = (1, self.channels, self.image_size, self.image_size)
         self.backbone.eval()  # running statistics must not change, and one image is a whole batch
         try:
             # Neither inference mode nor fake tensors, because models that cache tables would keep such tensors.

@@ -136,7 +136,7 @@ def _write_timm(
     encoder: Encoder, backbone: torch.nn.Module, weights: dict[str, Tensor], folder: Path, metadata: dict | None
 ) -> None:
     cfg = cast(dict, backbone.pretrained_cfg)  # an attribute of every timm model
-    size = (3, encoder.image_size, encoder.image_size)
+    size = (encoder.channels, encoder.image_size, encoder.image_size)
     # A crop ratio that was tuned for another size does not apply to this one.
     crop_pct = cfg["crop_pct"] if tuple(cfg["input_size"]) == size else 1.0
     preprocessing = {
@@ -150,6 +150,9 @@ def _write_timm(
     backbone.state_dict = lambda: weights  # type: ignore[method-assign,assignment]
     save_for_hf(backbone, str(folder), data_config=preprocessing, safe_serialization=True)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if encoder.channels != 3:
+        # Earlier releases of timm take the weights of the layers named here for those of 3 channels.
+        config["pretrained_cfg"]["first_conv"] = None
     # transformers passes num_classes itself and fails on a second one; timm reads the one at the top level.
     config.get("model_args", {}).pop("num_classes", None)
     for claim in ("tag", "license"):  # they describe the release of the architecture, not these weights
@@ -183,6 +186,7 @@ def _write_transformers(
         resample=Image.Resampling[encoder.interpolation.upper()],
         image_mean=list(encoder.mean),
         image_std=list(encoder.std),
+        do_convert_rgb=encoder.channels == 3,
     ).save_pretrained(folder)
     _write_config(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")), metadata)
 

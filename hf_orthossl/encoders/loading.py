@@ -13,7 +13,7 @@ from ..messages import describe, first_line, suggest
 
 # Imported because they register architectures: `load_encoder("resnet18_cifar")` depends on it.
 from . import linear_backbone, small_images  # noqa: F401
-from .description import CONFIG, PROCESSOR, read_config, timm_arguments, timm_description
+from .description import CONFIG, MAX_CHANNELS, PROCESSOR, read_config, timm_arguments, timm_description
 from .encoder import Encoder, suggest_architecture
 from .timm_encoder import build_timm_encoder
 from .transformers_encoder import build_transformers_encoder
@@ -21,9 +21,13 @@ from .weights import SHARDED_WEIGHTS, WEIGHTS, Start, find_weights
 
 
 def load_encoder(
-    name: str | Path, pretrained: bool = False, image_size: int | None = None, **backbone_kwargs: Any
+    name: str | Path,
+    pretrained: bool = False,
+    image_size: int | None = None,
+    channels: int | None = None,
+    **backbone_kwargs: Any,
 ) -> Encoder:
-    """Load any timm or Hugging Face vision backbone as an encoder of images `(B, 3, H, W)` to `(B, D)`.
+    """Load any timm or Hugging Face vision backbone as an encoder of images `(B, C, H, W)` to `(B, D)`.
 
     Code that comes with a model is never run, and pickled weights are never read. What a folder or repository says is
     checked before a network is built from it (`description.py`), and so are the size of the network, of its images and
@@ -42,6 +46,10 @@ def load_encoder(
         image_size (`int`, *optional*): The height and width of the images, in pixels; defaults to that of the model.
             Position embeddings are made for this size, or resampled to it. For convolutional networks it is only
             recorded.
+        channels (`int`, *optional*): The number C of channels of the images, `in_chans` in timm; defaults to that of
+            the model. Weights for another number are adapted by timm's rule, in models of transformers too: those of
+            the first layer are repeated and rescaled, or summed for a single channel. The encoder's `mean` and `std`
+            are then unknown, see [`~encoders.encoder.Encoder.set_normalization`].
         backbone_kwargs: Further arguments of the architecture: those of `timm.create_model` (`patch_size=4`,
             `drop_path_rate=0.1`, `dynamic_img_size=True` for a ViT that sees several sizes), or entries of the
             transformers configuration.
@@ -71,22 +79,33 @@ def load_encoder(
     image_size = timm_size if image_size is None else image_size
     if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
         raise ValueError(f"image_size={image_size!r} must be a positive number of pixels")
+    if isinstance(channels, list | tuple):  # some architectures call their widths so
+        backbone_kwargs["channels"], channels = channels, None
+    # timm's name for channels
+    timm_channels = backbone_kwargs.pop("in_chans", None)
+    if None not in (timm_channels, channels) and timm_channels != channels:
+        raise ValueError(f"channels={channels} contradicts in_chans={timm_channels}: pass only one of them")
+    channels = timm_channels if channels is None else channels
+    if channels is not None and (type(channels) is not int or not 1 <= channels <= MAX_CHANNELS):
+        raise ValueError(f"channels={channels!r} must be a number of channels from 1 to {MAX_CHANNELS}")
     # Tables that no checkpoint contains are computed here; on the meta device of from_pretrained they would be lost.
     with torch.device("cpu"):
         prefix = next((prefix for prefix in ("hf-hub", "local-dir") if name.startswith(f"{prefix}:")), "")
         plain = name.removeprefix(f"{prefix}:")
         if not prefix and timm.is_model(plain):
-            encoder = _load_timm_name(plain, pretrained, image_size, **backbone_kwargs)
+            encoder = _load_timm_name(plain, pretrained, image_size, channels, **backbone_kwargs)
         else:
             folder = _find_folder(name, prefix, plain, pretrained)
             local = prefix != "hf-hub" and Path(plain).expanduser().is_dir()
             repository = None if local else plain.partition("@")[0]
-            encoder = _load_folder(name, folder, repository, pretrained, image_size, **backbone_kwargs)
+            encoder = _load_folder(name, folder, repository, pretrained, image_size, channels, **backbone_kwargs)
     encoder.pretrained = pretrained
     return encoder
 
 
-def _load_timm_name(name: str, pretrained: bool, image_size: int | None, **backbone_kwargs: Any) -> Encoder:
+def _load_timm_name(
+    name: str, pretrained: bool, image_size: int | None, in_chans: int | None, **backbone_kwargs: Any
+) -> Encoder:
     architecture, _, tag = name.partition(".")
     tagged = timm.list_models(f"{architecture}.*", include_tags=True)
     if tag and name not in tagged:
@@ -98,7 +117,7 @@ def _load_timm_name(name: str, pretrained: bool, image_size: int | None, **backb
             raise ValueError(f"backbone {name!r} has no pretrained weights: pass pretrained=False")
         weights = find_weights(name, _download(name, cfg.hf_hub_id, pretrained=True))
     config = {"pretrained_cfg": {} if cfg is None else cfg.to_dict()}
-    encoder = build_timm_encoder(name, name, config, weights, image_size, **backbone_kwargs)
+    encoder = build_timm_encoder(name, name, config, weights, image_size, in_chans, **backbone_kwargs)
     encoder.start = None if weights is None else Start(name, weights, getattr(cfg, "hf_hub_id", None))
     return encoder
 
@@ -144,16 +163,24 @@ def _download(name: str, repo_id: str, pretrained: bool) -> Path:
 
 
 def _load_folder(
-    name: str, folder: Path, repository: str | None, pretrained: bool, image_size: int | None, **backbone_kwargs: Any
+    name: str,
+    folder: Path,
+    repository: str | None,
+    pretrained: bool,
+    image_size: int | None,
+    in_chans: int | None,
+    **backbone_kwargs: Any,
 ) -> Encoder:
     config = read_config(name, folder)
     encoder: Encoder
     if "architecture" not in config:
         weights = find_weights(name, folder, shards=True) if pretrained else None
-        encoder = build_transformers_encoder(name, folder, config, weights, image_size, **backbone_kwargs)
+        encoder = build_transformers_encoder(name, folder, config, weights, image_size, in_chans, **backbone_kwargs)
     else:
         about = {"pretrained_cfg": timm_description(name, config), "model_args": timm_arguments(name, config)}
         weights = find_weights(name, folder) if pretrained else None
-        encoder = build_timm_encoder(name, config["architecture"], about, weights, image_size, **backbone_kwargs)
+        encoder = build_timm_encoder(
+            name, config["architecture"], about, weights, image_size, in_chans, **backbone_kwargs
+        )
     encoder.start = None if weights is None else Start(name, weights, repository)
     return encoder

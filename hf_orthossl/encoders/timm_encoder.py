@@ -10,7 +10,9 @@ from timm.layers import set_reentrant_ckpt
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from ..untrusted import Refused
 from .budget import Unfilled, building, plan
+from .description import require_normalization
 from .encoder import Encoder, choose_stages, square_side
 from .weights import Weights, compare, require_finite
 
@@ -24,7 +26,7 @@ class TimmEncoder(Encoder):
     library = "timm"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the representations `(B, D)` of normalized images `(B, 3, H, W)`."""
+        """Return the representations `(B, D)` of normalized images `(B, C, H, W)`."""
         return self.backbone(self._reorder(images))
 
     def _switch_checkpointing(self, enabled: bool) -> None:
@@ -55,6 +57,7 @@ def build_timm_encoder(
     config: dict,
     weights: Weights | None,
     image_size: int | None,
+    in_chans: int | None = None,
     **backbone_kwargs: Any,
 ) -> TimmEncoder:
     """Build a [`TimmEncoder`].
@@ -65,6 +68,8 @@ def build_timm_encoder(
         config (`dict`): `pretrained_cfg` and, for a saved model, `model_args`, which replace timm's own.
         weights ([`Weights`], *optional*): The weights to load, in one file.
         image_size (`int`, *optional*): The side of the images in pixels; defaults to that of the model.
+        in_chans (`int`, *optional*): The number of channels of the images; defaults to that of the model. Weights for
+            another number are adapted by timm's rule: those of the first layer are repeated and rescaled.
         backbone_kwargs: Further arguments of `timm.create_model`.
 
     Returns:
@@ -77,7 +82,16 @@ def build_timm_encoder(
     own_size = model_args.get("img_size") or (cfg.get("input_size") or (3, 224, 224))[-2:]
     sides = {own_size} if isinstance(own_size, int) else {*own_size}
     own_side = sides.pop() if len(sides) == 1 else None
-    changed = bool(backbone_kwargs) or image_size is not None
+    own_channels = model_args.get("in_chans") or (cfg.get("input_size") or (3, 224, 224))[0]
+    channels = in_chans or own_channels
+    changed = bool(backbone_kwargs) or image_size is not None or channels != own_channels
+    if channels != own_channels:
+        backbone_kwargs["in_chans"] = channels
+        # The layer to adapt, which exported folders do not name.
+        cfg = {
+            **cfg,
+            "first_conv": cfg.get("first_conv") or getattr(timm.get_pretrained_cfg(model), "first_conv", None),
+        }
     image_size = image_size or square_side(name, own_size)
     # Networks with position embeddings are built for one size; for all others it is only a recommendation.
     if cfg.get("fixed_input_size") or "img_size" in model_args:
@@ -95,18 +109,23 @@ def build_timm_encoder(
 
     if is_saved:
         # Position embeddings of another size, and other arguments, change the number of parameters.
-        plan(name, build, None if weights is None or changed else weights.numbers, image_size)
+        plan(name, build, None if weights is None or changed else weights.numbers, image_size, channels)
+    if weights is not None and channels != own_channels:
+        _require_adapted(name, cfg, weights, own_channels, channels)
     with building(name):
+        require_normalization(name, own_channels, cfg.get("mean"), cfg.get("std"))
         backbone: Any = build() if weights is None else _loaded(name, build, weights, strict=is_saved)
     return TimmEncoder(
         backbone,
         name=name,
         image_size=image_size,
-        mean=backbone.pretrained_cfg["mean"],
-        std=backbone.pretrained_cfg["std"],
+        # The statistics of other channels say nothing of these.
+        mean=backbone.pretrained_cfg["mean"] if channels == own_channels else (),
+        std=backbone.pretrained_cfg["std"] if channels == own_channels else (),
         interpolation=backbone.pretrained_cfg["interpolation"],
         own_size=own_side,
         stage_modules=choose_stages([*_stages(backbone)]),
+        channels=channels,
     )
 
 
@@ -149,6 +168,22 @@ def _loaded(name: str, build: Callable[..., nn.Module], weights: Weights, strict
         compare(name, report.missing, unexpected)
         require_finite(name, backbone)
     return backbone
+
+
+def _require_adapted(name: str, cfg: dict, weights: Weights, own: int, channels: int) -> None:
+    """Refuse weights whose first layer timm cannot adapt to another number of channels: it would be random.
+
+    Raises:
+        ValueError: The first layer is not known, or is no convolution.
+    """
+    layers = cfg.get("first_conv") or ()
+    layers = (layers,) if isinstance(layers, str) else layers
+    shapes = [weights.tensors[f"{layer}.weight"].shape for layer in layers if f"{layer}.weight" in weights.tensors]
+    if not shapes or any(len(shape) != 4 for shape in shapes):
+        raise Refused(
+            f"channels is {channels}, but the weights of backbone {name!r} are for images of {own} channels and cannot "
+            f"be adapted: pass --channels {own}, pretrained=False, or another backbone"
+        )
 
 
 class _LoadReport:

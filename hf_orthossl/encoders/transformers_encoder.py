@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
@@ -15,7 +16,7 @@ from transformers.utils import logging
 
 from ..untrusted import Refused
 from .budget import building, plan
-from .description import read_processor, transformers_config
+from .description import CHANNEL_ENTRIES, read_processor, require_normalization, transformers_config
 from .encoder import Encoder, choose_stages, square_side
 from .weights import Weights, compare, require_finite
 
@@ -35,7 +36,7 @@ class TransformersEncoder(Encoder):
     pooling = ""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the representations `(B, D)` of normalized images `(B, 3, H, W)`, in any size the model supports."""
+        """Return the representations `(B, D)` of normalized images `(B, C, H, W)`, in any size the model supports."""
         kwargs = {}
         if images.shape[-1] != self.image_size and self._interpolates():
             kwargs["interpolate_pos_encoding"] = True
@@ -72,6 +73,7 @@ def build_transformers_encoder(
     entries: dict[str, Any],
     weights: Weights | None,
     image_size: int | None,
+    in_chans: int | None = None,
     **backbone_kwargs: Any,
 ) -> TransformersEncoder:
     """Build a [`TransformersEncoder`] from a folder.
@@ -82,6 +84,8 @@ def build_transformers_encoder(
         entries (`dict`): The content of its `config.json`.
         weights ([`Weights`], *optional*): The weights to load.
         image_size (`int`, *optional*): The side of the images in pixels, to which position embeddings are resampled;
+            defaults to that of the model.
+        in_chans (`int`, *optional*): The number of channels of the images, to which weights are adapted by timm's rule;
             defaults to that of the model.
         backbone_kwargs: Entries of the configuration to change.
 
@@ -96,6 +100,15 @@ def build_transformers_encoder(
         config = transformers_config(name, entries, backbone_kwargs)
         architecture = _architecture(name, config)
     processor = read_processor(name, folder)
+    entry = next((key for key in CHANNEL_ENTRIES if key in config.to_dict()), None)
+    own_channels = 3 if entry is None else getattr(config, entry)
+    channels = in_chans or own_channels
+    require_normalization(name, own_channels, processor["mean"], processor["std"])
+    if entry is None and channels != own_channels:
+        raise Refused(
+            f"channels is {channels}, but the configuration of backbone {name!r} has no number of channels: it takes "
+            f"images of {own_channels}, choose another backbone"
+        )
     own_size = getattr(config, "image_size", None)
     if image_size is None or (weights is not None and own_size is not None):
         own_side = square_side(name, own_size or processor["image_size"])
@@ -113,17 +126,24 @@ def build_transformers_encoder(
 
     with building(name), _quiet():
         if weights is None:
+            if entry is not None:
+                setattr(config, entry, channels)
             if resized:
                 config.image_size = image_size
-            kwargs = _pooler_arguments(plan(name, planned, None, image_size))
+            kwargs = _pooler_arguments(plan(name, planned, None, image_size, channels))
             backbone = architecture(config, **kwargs)
         else:
-            kwargs = _pooler_arguments(plan(name, planned, None if backbone_kwargs else weights.numbers, own_side))
+            kwargs = _pooler_arguments(
+                plan(name, planned, None if backbone_kwargs else weights.numbers, own_side, own_channels)
+            )
             backbone = _load(name, architecture, config, weights, kwargs)
-            if resized:
-                config.image_size = image_size
-                plan(name, planned, None, image_size)
-                backbone = _resized(architecture(config, **kwargs), backbone, image_size)
+            if resized or channels != own_channels:
+                if resized:
+                    config.image_size = image_size
+                if entry is not None:
+                    setattr(config, entry, channels)
+                plan(name, planned, None, image_size, channels)
+                backbone = _resized(architecture(config, **kwargs), backbone, image_size, own_channels, channels)
     for key, parameter in backbone.named_parameters():
         if key.endswith("mask_token"):  # unused with whole images, so DDP would wait for its gradient
             parameter.requires_grad_(False)
@@ -131,11 +151,13 @@ def build_transformers_encoder(
         backbone,
         name=name,
         image_size=image_size,
-        mean=processor["mean"],
-        std=processor["std"],
+        # The statistics of other channels say nothing of these.
+        mean=processor["mean"] if channels == own_channels else (),
+        std=processor["std"] if channels == own_channels else (),
         interpolation=processor["interpolation"],
         own_size=own_size if isinstance(own_size, int) else None,
         stage_modules=choose_stages(_stage_modules(backbone)),
+        channels=channels,
     )
 
 
@@ -215,12 +237,19 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _resized(target: PreTrainedModel, source: PreTrainedModel, image_size: int) -> PreTrainedModel:
-    """Copy weights from `source` to `target`, resampling position embeddings (bicubic, as for ViT and DINOv2)."""
+def _resized(
+    target: PreTrainedModel, source: PreTrainedModel, image_size: int, own_channels: int = 3, channels: int = 3
+) -> PreTrainedModel:
+    """Copy weights from `source` to `target`, resampling position embeddings (bicubic, as for ViT and DINOv2).
+
+    Convolutions of `own_channels` whose counterparts in `target` have `channels` are adapted by timm's rule.
+    """
     wanted, weights = target.state_dict(), source.state_dict()
     for key, weight in weights.items():
         if weight.shape != wanted[key].shape and "position_embedding" in key:
             weights[key] = _resample(weight, wanted[key], image_size, target.config.patch_size)
+        elif weight.ndim == 4 and (weight.shape[1], wanted[key].shape[1]) == (own_channels, channels):
+            weights[key] = adapt_input_conv(channels, weight, own_channels)
     target.load_state_dict(weights)
     return target
 

@@ -74,7 +74,7 @@ def normalized_batches(
 
     Args:
         encoder ([`Encoder`]): The encoder, whose `mean`, `std` and device are used.
-        dataset (`ImageDataset`): The images: uint8, `(3, S, S)`, of the encoder's size; those that cannot be read
+        dataset (`ImageDataset`): The images: uint8, `(C, S, S)`, of the encoder's size; those that cannot be read
             must be omitted and not replaced.
         batch_size (`int`, defaults to 256): Images per batch.
         num_workers (`int`, defaults to 0): Number of processes that decode images.
@@ -82,10 +82,10 @@ def normalized_batches(
         unreadable (`list[Unreadable]`, *optional*): Receives the images that cannot be read.
 
     Yields:
-        `dict`: A batch with `pixel_values` `(B, 3, S, S)` and `labels` `(B,)`, of readable images only.
+        `dict`: A batch with `pixel_values` `(B, C, S, S)` and `labels` `(B,)`, of readable images only.
     """
     device = next(encoder.parameters()).device
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (encoder.mean, encoder.std))
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) * 255 for values in (encoder.mean, encoder.std))
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
     for batch in tqdm(loader, desc=progress, disable=progress is None, leave=False, dynamic_ncols=True):
         if unreadable is not None:
@@ -206,7 +206,7 @@ def features_key(encoder: Encoder, dataset: ImageDataset) -> str:
         "encoder": encoder_key(encoder),
         "data": source.cache_key,
         "columns": [source.image_column, source.label_column, source.class_names],
-        "pixels": [rule.low, rule.high, rule.nodata, rule.pages, rule.scales_bytes],
+        "pixels": rule.key(),
         "rows": dataset.indices,
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:40]
@@ -231,7 +231,9 @@ def _behaviour(encoder: Encoder) -> list[int]:
     """
     parameter = next(encoder.parameters())
     side = torch.linspace(-2, 2, encoder.image_size, device=parameter.device, dtype=parameter.dtype)
-    image = torch.stack([side[:, None] * side, side[:, None].sin() + side, (3 * side).cos() - side[:, None]])
+    patterns = [side[:, None] * side, side[:, None].sin() + side, (3 * side).cos() - side[:, None]]
+    # Further channels have the same patterns, weaker, so that no two channels are equal.
+    image = torch.stack([patterns[number % 3] / (1 + number // 3) for number in range(encoder.channels)])
     with evaluation_mode(encoder):
         values = encoder(image[None])[0].float().nan_to_num()
     # Rounded, because the last bits depend on threads and device.

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ..methods import SSLMethod
 
 POOLINGS = ("pooler_output", "cls", "mean")
+# The channels of an image; as in `encoders/description.py`, which imports torch.
+MAX_CHANNELS = 1024
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class EncoderRecord:
         backbone_config (`dict`, *optional*): Arguments of the architecture that differ from its defaults.
         num_features (`int`): Dimension D of the representation.
         image_size (`int`): Height and width of the input images, in pixels.
-        mean (`list[float]`): Mean of each of the three channels, for normalizing images in [0, 1].
+        mean (`list[float]`): Mean of each of the C channels, for normalizing images in [0, 1].
         std (`list[float]`): Standard deviation of each channel.
         pooling (`str`): The part of the output of `AutoModel` that is the representation: "pooler_output", "cls" or
             "mean".
@@ -102,6 +104,11 @@ class EncoderRecord:
         if values["pooling"] not in POOLINGS:
             pooling = values["pooling"][:80]
             raise ValueError(f"{path}: orthossl.pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        if len(values["mean"]) != len(values["std"]):
+            raise ValueError(
+                f"{path}: orthossl.mean must be as many numbers as orthossl.std, one per channel, got "
+                f"{len(values['mean'])} and {len(values['std'])}"
+            )
         return cls(**values, **library_of(config))
 
     def to_dict(self) -> dict:
@@ -226,8 +233,8 @@ def _checked(path: Path, spec: dataclasses.Field, value: Any) -> Any:
     if value is None and spec.default is None:
         return None
     if spec.type == list[float]:
-        valid = isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
-        kind = "three finite numbers"
+        valid = isinstance(value, list) and 1 <= len(value) <= MAX_CHANNELS and all(map(_is_number, value))
+        kind = f"1 to {MAX_CHANNELS} finite numbers, one per channel"
     elif spec.type in (float, float | None):
         valid, kind = _is_number(value), "a finite number"
     elif spec.type in (int, int | None):

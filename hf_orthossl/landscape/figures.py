@@ -60,8 +60,9 @@ def plot_directions(
     Args:
         forecast ([`Forecast`]): The forecast; patterns are not saved, so one read from a file has none.
         path (`str` or path): The file to write; its suffix chooses the format.
-        images (`Tensor` or array, *optional*): The images that were forecast, shape `(n, 3, H, W)`, uint8.
-        shape (`tuple[int, int, int]`, *optional*): The shape `(3, H, W)` of a view, if the directions are of pixels.
+        images (`Tensor` or array, *optional*): The images that were forecast, shape `(n, C, H, W)`, uint8.
+            Of other channels than three, the first is drawn in grey.
+        shape (`tuple[int, int, int]`, *optional*): The shape `(C, H, W)` of a view, if the directions are of pixels.
 
     Returns:
         `Path`: The file.
@@ -78,7 +79,7 @@ def plot_directions(
         raise ValueError(
             "the forecast has no patterns to draw: pass images, or the shape of views that were compared by pixels"
         )
-    pictures = None if images is None else as_tensor("images", images, 4, shape="(n, 3, H, W)").cpu()
+    pictures = None if images is None else as_tensor("images", images, 4, shape="(n, C, H, W)").cpu()
     groups = [("Most endangered", forecast.endangered), ("Safest", forecast.safest)]
     rows = max(len(group) for _, group in groups)
     if not rows:
@@ -194,11 +195,17 @@ def _draw_group(
         if images is None:
             continue
         for axes, index in zip(cells[place:], direction.examples, strict=False):
-            axes.imshow(images[index].permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes.imshow(_colours(images[index]).numpy(), interpolation="nearest")
 
 
 def _as_image(pattern: Tensor) -> Tensor:
-    """Return a pattern `(3, H, W)` as an image `(H, W, 3)` in [0, 1], with 0 as gray."""
+    """Return a pattern `(C, H, W)` as an image `(H, W, 3)` in [0, 1], with 0 as gray."""
     largest = pattern.abs().max()
     scaled = pattern / largest if largest > 0 else torch.zeros_like(pattern)
-    return (0.5 + 0.5 * scaled).permute(1, 2, 0)
+    return _colours(0.5 + 0.5 * scaled)
+
+
+def _colours(picture: Tensor) -> Tensor:
+    """Return what is drawn of a picture `(C, H, W)`, as `(H, W, 3)`: its colours, or the first channel in grey."""
+    shown = picture if len(picture) == 3 else picture[:1].expand(3, -1, -1)
+    return shown.permute(1, 2, 0)

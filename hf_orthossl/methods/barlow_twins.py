@@ -35,7 +35,7 @@ class BarlowTwins(SSLMethod[BarlowTwinsConfig]):
     family = "decorrelation"
     source = "arXiv 2103.03230"
     heads = "projector 2048(BN)→2048"
-    recipe = TrainingRecipe("sgd", 0.06, 5e-4, views="cifar-asym", lr_batch_size=128)
+    recipe = TrainingRecipe("sgd", 0.06, 5e-4, views="cifar-barlowtwins", lr_batch_size=128)
     batch_coupled = True
 
     def __init__(self, encoder: Encoder, config: BarlowTwinsConfig):

@@ -27,6 +27,7 @@ from ..data import (
 )
 from ..data.options import MAX_UNREADABLE
 from ..distributed.collectives import on_main
+from ..evaluation.channels import match_channels
 from ..messages import warn_once
 from ..modeling import SSLModel
 from ..options import forms
@@ -41,7 +42,10 @@ logger = logging.getLogger(__name__)
 # The file of a run folder that lists the images that cannot be read.
 UNREADABLE_IMAGES = "unreadable_images.txt"
 # Options of which a source knows the value in use.
-SOURCE_OPTIONS = ("split", "image_column", "label_column", "pixel_range", "nodata", "pages", "max_unreadable")
+SOURCE_OPTIONS = (
+    *("split", "image_column", "label_column", "pixel_range", "nodata", "pages", "channels", "channel_axis"),
+    "max_unreadable",
+)
 # Size of a stream's shuffle buffer, in images; the default of `datasets`.
 STREAM_SHUFFLE = 1000
 
@@ -64,6 +68,8 @@ class TrainingData:
         dataset (`Dataset`): The torch data set.
         source ([`ImageSource`], *optional*): The source of the images, if known.
         views ([`Views`]): The augmentations, normalizing as the encoder expects.
+        measured (`str`, *optional*): By what images are normalized, in words, if that was measured; the encoder has
+            these `mean` and `std`.
 
     Raises:
         ValueError: The data set has fewer images than one step needs, the recipe makes too few views for the method,
@@ -92,6 +98,7 @@ class TrainingData:
         self.source: ImageSource | None = data if isinstance(data, ImageSource) else getattr(data, "source", None)
         self.args = copy.copy(args)
         self.args.views = args.views or default_views(model, self.source)
+        self.measured = _measured(model, self.source)
         recipe = get_recipe(self.args.views)
         model.method.check_batch(args.images_per_step, len(recipe.views))
         if not isinstance(data, ImageSource):
@@ -288,6 +295,26 @@ class TrainingData:
     def _stream(self) -> StreamBatches | None:
         dataset = None if self._loader is None else self._loader.dataset
         return dataset if isinstance(dataset, StreamBatches) else None
+
+
+def _measured(model: SSLModel, source: ImageSource | None) -> str | None:
+    """Measure by what images are normalized, if asked or unknown, and return it in words.
+
+    Raises:
+        ValueError: The images have another number of channels than the encoder, or there is no source to measure.
+    """
+    wanted = model.config.normalization == "data"
+    if source is None:
+        if wanted or not model.encoder.knows_normalization:
+            raise ValueError(
+                f"normalization of {model.encoder.channels} channels is measured on a data set of load_source, and the "
+                "data set is another one: pass mean and std to SSLConfig"
+            )
+        return None
+    measured = match_channels(model.encoder, source, measure=wanted)
+    if measured is not None:
+        model.keep_normalization()
+    return measured
 
 
 def default_views(model: SSLModel, source: ImageSource | None) -> str:

@@ -68,6 +68,9 @@ class ModelArguments:
         default=None,
         metadata={"metavar": "PX", "help": "side of the views (default: as images, up to 224)"},
     )
+    normalization: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "mean and std: backbone, data, cifar10, …", "more": True}
+    )
     backbone_config: dict | None = field(
         default=None, metadata={"help": "for the backbone, as in patch_size=4", "more": True}
     )

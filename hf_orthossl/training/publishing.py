@@ -45,13 +45,14 @@ def training_record(model: SSLModel, data: TrainingData, *, front: str) -> dict[
         front (`str`): "Trainer" or "accelerate loop".
 
     Returns:
-        `dict`: `front`, `taken` (what was taken of the data set), `views`, `epochs` (passes over the data; omitted for
-        a stream), `steps` (taken), `planned_steps` (of a run that has not ended), `skipped_steps` (that changed
-        nothing, if any), `penalty_every` (steps between two penalties, if above 1), `optim` (the option), and those of
-        `STEP_FACTS` that apply: `optimizer` (its class), `learning_rate` (peak), `precision` (that of autocast where it
-        was active, with `weights_precision` beside it), `pretrained` (whether the run started from given weights;
-        omitted if unknown), `base_model` (their Hub id, if they have one), `started_from` (their name, revision and
-        SHA-256), `fingerprint` (of the data) and `unreadable_images` (if any were left out).
+        `dict`: `front`, `taken` (what was taken of the data set), `views`, `views_changed` (what they become for images
+        that are no RGB), `normalization` (if asked or measured), `epochs` (passes over the data; omitted for a stream),
+        `steps` (taken), `planned_steps` (of a run that has not ended), `skipped_steps` (that changed nothing, if any),
+        `penalty_every` (steps between two penalties, if above 1), `optim` (the option), and those of `STEP_FACTS` that
+        apply: `optimizer` (its class), `learning_rate` (peak), `precision` (that of autocast where it was active, with
+        `weights_precision` beside it), `pretrained` (whether the run started from given weights; omitted if unknown),
+        `base_model` (their Hub id, if they have one), `started_from` (their name, revision and SHA-256), `fingerprint`
+        (of the data) and `unreadable_images` (if any were left out).
     """
     run, facts = data.record, data.record.facts
     shown = {name: facts.describe(name) for name in STEP_FACTS if name in facts}
@@ -61,6 +62,8 @@ def training_record(model: SSLModel, data: TrainingData, *, front: str) -> dict[
         "front": front,
         "taken": None if data.source is None else data.source.taken,
         "views": facts["views"],
+        "views_changed": data.views.changes,
+        "normalization": data.measured or model.config.normalization,
         "epochs": None if data.steps_per_epoch is None else round(run.steps / max(data.steps_per_epoch, 1), 3),
         "steps": run.steps,
         "planned_steps": planned if run.steps < planned else None,

@@ -109,7 +109,7 @@ def _failure(model: SSLModel, data: TrainingData, images: int) -> str | None:
         device: Any = data.args.device
         rehearsed.to(device).train()
         rehearsed.begin_step(Progress(0, data.planned_steps(), data.steps_per_epoch or 1, data.args.seed))
-        size = (images, 3, model.encoder.image_size, model.encoder.image_size)
+        size = (images, model.encoder.channels, model.encoder.image_size, model.encoder.image_size)
         noise = torch.randint(256, size, dtype=torch.uint8, device=device)
         loss = rehearsed(data.views(noise, seed=0), penalty_weight=0).loss
     except torch.OutOfMemoryError:

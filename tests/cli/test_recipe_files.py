@@ -140,6 +140,17 @@ def test_a_recipe_trains_with_its_views_and_its_optimizer(file, tmp_path):
 
 @pytest.mark.parametrize("family", ["cifar10", "cifar100"])
 @pytest.mark.parametrize("name", list(METHODS))
+def test_cifar_recipes_normalize_as_their_sources(family, name):
+    file = FOLDER / family / f"{name}.yaml"
+    _, chosen, _ = parsed(file)
+    config = SSLConfig(backbone="resnet18_cifar", normalization=chosen.normalization)
+    means = {"cifar10": 0.4914, "cifar100": 0.5071}
+    expected = 0.485 if "LightlySSL" in file.read_text(encoding="utf-8") else means[family]
+    assert SSLModel(config).encoder.mean[0] == expected
+
+
+@pytest.mark.parametrize("family", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("name", list(METHODS))
 def test_the_cifar_recipes_are_the_methods_defaults(family, name):
     file = FOLDER / family / f"{name}.yaml"
     _, chosen, args = parsed(file)

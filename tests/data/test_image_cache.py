@@ -53,14 +53,14 @@ def test_batches_are_the_same_and_nothing_is_decoded_twice(workers, monkeypatch)
     """With workers, the second epoch's are other processes than those that decoded in the first."""
     expected, kept = batches(dataset("never"), workers), dataset("always")
     assert_equal(batches(kept, workers), expected)
-    decode_image = dataset_module.decode_image
+    decode_image = dataset_module.decode_channels
 
     def decode(value, *rest, **page):
         # The junk is tried again, and the next image takes its place.
         assert value["path"] in (f"{BROKEN}.png", f"{BROKEN + 1}.png"), "decoded again"
         return decode_image(value, *rest, **page)
 
-    monkeypatch.setattr(dataset_module, "decode_image", decode)
+    monkeypatch.setattr(dataset_module, "decode_channels", decode)
     assert_equal(batches(kept, workers), expected)
     with pytest.raises(AssertionError, match="decoded again"):
         batches(dataset("never"), 0)

@@ -207,9 +207,9 @@ def test_the_groups_of_an_epoch_are_kept_to_its_end(two_processes, tmp_path):
 def test_what_was_had_is_not_decoded_again(tmp_path, monkeypatch):
     from hf_orthossl.data import dataset
 
-    folder, decoded, decode = write_files(tmp_path / "data", [100, 100]), [], dataset.decode_image
+    folder, decoded, decode = write_files(tmp_path / "data", [100, 100]), [], dataset.decode_channels
     monkeypatch.setattr(
-        dataset, "decode_image", lambda value, *rest, **page: decoded.append(value) or decode(value, *rest, **page)
+        dataset, "decode_channels", lambda value, *rest, **page: decoded.append(value) or decode(value, *rest, **page)
     )
     stream = stream_of(folder)
     stream.resume(11, {"epoch": 0, "images": 11 * BATCH})

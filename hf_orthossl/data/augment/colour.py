@@ -24,7 +24,7 @@ class Step(NamedTuple):
     Args:
         operation (`Callable`): Maps images and, if there are any, values to images; it may overwrite the images.
         gates (`list[bool]`): Whether to change each image; on the host, so that nothing waits for the device.
-        values (`Tensor` of shape `(B,)`, *optional*): The amount of the change of each image.
+        values (`Tensor` of shape `(B, …)`, *optional*): The amount of the change of each image.
     """
 
     operation: Callable[..., Tensor]
@@ -45,13 +45,23 @@ class Step(NamedTuple):
         return images.index_copy_(0, chosen, changed)
 
 
-def photometric_steps(uniform: Tensor, spec: ViewSpec, device: torch.device) -> list[Step]:
+def photometric_steps(
+    uniform: Tensor, spec: ViewSpec, device: torch.device, amounts: Tensor | None = None
+) -> list[Step]:
     """Return jitter, grayscale, blur and solarization, in the order of BYOL and solo-learn, as a list of steps.
+
+    For images that are no RGB, `amounts` is given and `spec` comes from [`~recipes.for_channels`], so that saturation,
+    hue and grayscale are off. Jitter is then brightness and contrast of each channel c by itself, in a random order per
+    image: `x_c ← min(f_c · x_c, 1)` with `f_c` from [max(0, 1 − b), 1 + b], and
+    `x_c ← clamp(g_c · x_c + (1 − g_c) · mean(x_c), 0, 1)` with `g_c` from [max(0, 1 − k), 1 + k], for brightness b and
+    contrast k. For one channel these are the brightness and contrast of a grey image.
 
     Args:
         uniform (`Tensor` of shape `(B, 13)`): Independent uniform random numbers in [0, 1), on the CPU.
         spec ([`ViewSpec`]): The probabilities and strengths.
-        device (`torch.device`): The device of the images, which are RGB in [0, 1].
+        device (`torch.device`): The device of the images, which are in [0, 1], and RGB without `amounts`.
+        amounts (`Tensor` of shape `(B, 2, C)`, *optional*): Further such numbers, the amounts of brightness and of
+            contrast of each channel.
 
     Returns:
         `list[Step]`: The operations.
@@ -63,7 +73,11 @@ def photometric_steps(uniform: Tensor, spec: ViewSpec, device: torch.device) -> 
         (lambda images, values: blur(images, values, high), uniform[:, 10] < spec.blur, sigma),
         (lambda images: solarize(images, spec.solarize_threshold), uniform[:, 11] < spec.solarize, None),
     )
-    steps = _jitter(uniform[:, 0] < spec.jitter, uniform[:, 1:5], uniform[:, 5:9], spec, device)
+    gates = uniform[:, 0] < spec.jitter
+    if amounts is None:
+        steps = _jitter(gates, uniform[:, 1:5], uniform[:, 5:9], spec, device)
+    else:
+        steps = _channel_jitter(gates, amounts, uniform[:, 5:7], spec, device)
     return steps + [Step(operation, gates.tolist(), values) for operation, gates, values in others]
 
 
@@ -87,6 +101,33 @@ def _jitter(gates: Tensor, amounts: Tensor, keys: Tensor, spec: ViewSpec, device
         for number, (operation, low, high) in enumerate(operations)
         if low < high
     ]
+
+
+def _channel_jitter(gates: Tensor, amounts: Tensor, keys: Tensor, spec: ViewSpec, device: torch.device) -> list[Step]:
+    """Return brightness and contrast of each channel by itself, in a random order for each image."""
+    operations = ((_brighten_channels, spec.brightness), (_contrast_channels, spec.contrast))
+    order = keys.argsort(1)
+    values = []
+    for number, (_, strength) in enumerate(operations):
+        low, high = max(0.0, 1 - strength), 1 + strength
+        values.append((low + (high - low) * amounts[:, number]).to(device, non_blocking=True))
+    return [
+        Step(operation, (gates & (order[:, turn] == number)).tolist(), values[number])
+        for turn in range(2)
+        for number, (operation, strength) in enumerate(operations)
+        if strength > 0
+    ]
+
+
+def _brighten_channels(images: Tensor, factors: Tensor) -> Tensor:
+    """Multiply the channels of images `(B, C, H, W)` in [0, 1] by factors `(B, C)` of at least 0, in place."""
+    return images.mul_(factors[..., None, None]).clamp_(max=1)
+
+
+def _contrast_channels(images: Tensor, factors: Tensor) -> Tensor:
+    """Scale the contrast of each channel of images `(B, C, H, W)` around its mean by factors `(B, C)`, in place."""
+    factors, means = factors[..., None, None], images.mean((2, 3), keepdim=True)
+    return images.mul_(factors).add_(means.mul_(1 - factors)).clamp_(0, 1)
 
 
 def brighten(images: Tensor, factor: Tensor) -> Tensor:

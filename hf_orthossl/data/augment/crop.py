@@ -55,12 +55,35 @@ def crop_boxes(uniform: Tensor, height: int, width: int, spec: ViewSpec) -> Tens
     return torch.stack([top, left, box_height, box_width], 1).long()
 
 
-def random_resized_crop(image: Image.Image, spec: ViewSpec, size: int, generator: np.random.Generator) -> Image.Image:
-    """Crop a single image to a random box and resize it to `size` × `size` pixels."""
+def random_resized_crop(
+    image: Image.Image | np.ndarray, spec: ViewSpec, size: int, generator: np.random.Generator
+) -> Image.Image | np.ndarray:
+    """Crop a single image, of Pillow or of shape `(H, W, C)`, to a random box, and resize it to `size` × `size`."""
     uniform = torch.from_numpy(generator.random((1, DRAWS)))
-    top, left, height, width = crop_boxes(uniform, image.height, image.width, spec)[0].tolist()
-    crop = image.crop((left, top, left + width, top + height))
-    return crop.resize((size, size), _PILLOW[spec.interpolation])
+    box = crop_boxes(uniform, *height_and_width(image), spec)[0].tolist()
+    return resized(cut(image, *box), size, size, _PILLOW[spec.interpolation])
+
+
+def height_and_width(image: Image.Image | np.ndarray) -> tuple[int, int]:
+    """Return the height and width of an image of Pillow or of shape `(H, W, C)`, in pixels."""
+    return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
+
+
+def cut(image: Image.Image | np.ndarray, top: int, left: int, height: int, width: int) -> Image.Image | np.ndarray:
+    """Return a box of an image of Pillow or of shape `(H, W, C)`."""
+    if isinstance(image, np.ndarray):
+        return image[top : top + height, left : left + width]
+    return image.crop((left, top, left + width, top + height))
+
+
+def resized(
+    image: Image.Image | np.ndarray, height: int, width: int, resample: Image.Resampling
+) -> Image.Image | np.ndarray:
+    """Resize an image of Pillow or of shape `(H, W, C)`, uint8; Pillow resizes each channel by itself."""
+    if isinstance(image, np.ndarray):
+        channels = (Image.fromarray(np.ascontiguousarray(channel)) for channel in np.moveaxis(image, -1, 0))
+        return np.stack([np.asarray(channel.resize((width, height), resample)) for channel in channels], axis=-1)
+    return image.resize((width, height), resample)
 
 
 def resize_taps(
@@ -108,14 +131,14 @@ def resized_crops(images: Tensor, boxes: Tensor, columns: Taps, rows: Taps) -> T
     """Crop every image of a batch to its box and resize it.
 
     Args:
-        images (`Tensor` of shape `(B, 3, H, W)`): uint8 or floating point. Only the region between the outermost edges
+        images (`Tensor` of shape `(B, C, H, W)`): uint8 or floating point. Only the region between the outermost edges
             of the boxes is read.
         boxes (`Tensor` of shape `(B, 4)`): Boxes from [`crop_boxes`], on the CPU.
         columns ([`Taps`]): The map of the columns, from [`resize_taps`].
         rows ([`Taps`]): The map of the rows, from [`resize_taps`].
 
     Returns:
-        `Tensor` of shape `(B, 3, size, size)`, float32. It is not clamped, although bicubic weights overshoot.
+        `Tensor` of shape `(B, C, size, size)`, float32. It is not clamped, although bicubic weights overshoot.
     """
     lines = boxes.tolist()
     top, left = min(line[0] for line in lines), min(line[1] for line in lines)

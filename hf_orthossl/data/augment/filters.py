@@ -44,13 +44,13 @@ def blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
     """Blur each image with a Gaussian of a different σ, reflecting at the edges as torchvision's `gaussian_blur`.
 
     Args:
-        images (`Tensor` of shape `(B, 3, H, W)`): RGB images.
+        images (`Tensor` of shape `(B, C, H, W)`): The images.
         sigma (`Tensor` of shape `(B,)`): The σ of each image, in pixels.
         largest (`float`): The upper bound of σ. The kernel is cut off at three times this value, which
             omits 0.3 % of its weight, or at the edge of the image.
 
     Returns:
-        `Tensor` of shape `(B, 3, H, W)`.
+        `Tensor` of shape `(B, C, H, W)`.
     """
     radius = min(math.ceil(3 * largest), min(images.shape[-2:]) - 1)
     offsets = torch.arange(-radius, radius + 1, device=images.device)

@@ -181,6 +181,39 @@ def get_recipe(name: str | Recipe) -> Recipe:
     return RECIPES[name]
 
 
+def for_channels(recipe: Recipe, channels: int) -> tuple[Recipe, str | None]:
+    """Return what a recipe becomes for images of a number of channels, and how it differs, in words.
+
+    Crops, flips and blur are the same for any number. Three channels are colours, and nothing changes. Of others,
+    saturation, hue and grayscale are left out; brightness and contrast are those of each channel by itself, see
+    [`~colour.photometric_steps`]; solarization is left out unless there is one channel, whose bright values are
+    inverted as those of a grey image.
+
+    Args:
+        recipe ([`Recipe`]): The recipe.
+        channels (`int`): The number of channels.
+
+    Returns:
+        `tuple[Recipe, str | None]`: The recipe, and a phrase, or `None` if nothing differs.
+    """
+    if channels == 3:
+        return recipe, None
+    off = {"saturation": "saturation", "hue": "hue", "grayscale": "grayscale"}
+    off |= {} if channels == 1 else {"solarize": "solarization"}
+    changes: dict[str, Any] = dict.fromkeys(off, 0.0)
+    # Saturation and hue are parts of the jitter.
+    used = {name: [view for view in recipe.views if getattr(view, name)] for name in off}
+    dropped = [
+        word
+        for name, word in off.items()
+        if any(view.jitter or name not in ("saturation", "hue") for view in used[name])
+    ]
+    jittered = [view for view in recipe.views if view.jitter and (view.brightness or view.contrast)]
+    parts = ["brightness and contrast of each channel by itself"] if jittered and channels > 1 else []
+    parts += [f"without {', '.join(dropped)}"] if dropped else []
+    return recipe.with_(**changes), "; ".join(parts) or None
+
+
 def _replace_fields(spec: ViewSpec, changes: Mapping[str, Any], recipe: str) -> ViewSpec:
     """Return a view with some fields replaced; raise `ValueError` for an unknown field."""
     _check_keys(changes, [field.name for field in dataclasses.fields(ViewSpec)], f"a view of recipe {recipe}")
@@ -201,6 +234,8 @@ def _published_recipes() -> dict[str, Recipe]:
     weak = ViewSpec(saturation=0.4, blur=0.5)
     # LightlySSL uses torchvision's default interpolation, bilinear.
     simclr = ViewSpec(saturation=0.4, interpolation="bilinear")
+    # Its Barlow Twins has BYOL's views.
+    bilinear = dataclasses.replace(plain, interpolation="bilinear")
     swav = ViewSpec(
         scale=(0.14, 1.0),
         interpolation="bilinear",
@@ -225,6 +260,11 @@ def _published_recipes() -> dict[str, Recipe]:
     )
     recipes = [
         Recipe("cifar-asym", (plain, dataclasses.replace(plain, solarize=0.2)), "solo-learn, CIFAR, asymmetric"),
+        Recipe(
+            "cifar-barlowtwins",
+            (bilinear, dataclasses.replace(bilinear, solarize=0.2)),
+            "LightlySSL, CIFAR-10 benchmark: Barlow Twins",
+        ),
         Recipe("cifar-weak", (weak, weak), "solo-learn, CIFAR, symmetric weak (MoCoV2+)"),
         Recipe(
             "cifar-vicreg",

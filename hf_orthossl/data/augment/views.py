@@ -12,9 +12,9 @@ from .colour import Step, photometric_steps
 from .crop import DRAWS as CROP_DRAWS
 from .crop import crop_boxes, resize_taps, resized_crops
 from .filters import Taps
-from .recipes import Recipe, ViewSpec, get_recipe
+from .recipes import Recipe, ViewSpec, for_channels, get_recipe
 
-# Maps a slice of the batch to crops of its images, RGB in [0, 1].
+# Maps a slice of the batch to crops of its images, in [0, 1].
 Crop = Callable[[slice], Tensor]
 
 # The last random number decides the flip.
@@ -28,6 +28,9 @@ class Views:
 
     A call draws all random numbers at once, and their number does not depend on the recipe's probabilities, so that
     disabling one operation does not change the others.
+
+    Images have as many channels as `mean` and `std` have numbers. Three are colours; what a recipe becomes for another
+    number says [`~augment.recipes.for_channels`], and `changes` in words.
 
     Args:
         recipe ([`Recipe`] or `str`): The recipe, or its name.
@@ -45,13 +48,17 @@ class Views:
     """
 
     def __init__(self, recipe: Recipe | str, image_size: int, mean: Sequence[float], std: Sequence[float]):
-        self.recipe = get_recipe(recipe)
+        wanted = get_recipe(recipe)
         if not isinstance(image_size, int | np.integer):
             raise TypeError(f"image_size must be a positive number of pixels, got {describe(image_size)}")
         if image_size < 1:
             raise ValueError(f"image_size is {image_size}: it must be a positive number of pixels")
-        self.sizes = self.recipe.sizes(image_size)
+        self.sizes = wanted.sizes(image_size)
         self.mean, self.std = _channels("mean", mean), _channels("std", std)
+        if self.mean.shape != self.std.shape:
+            raise ValueError(f"mean has {self.mean.numel()} numbers and std {self.std.numel()}: pass one per channel")
+        self.channels = self.mean.numel()
+        self.recipe, self.changes = for_channels(wanted, self.channels)
         if self.std.min() <= 0:
             raise ValueError(f"std is {list(std)}: its numbers must be positive")
 
@@ -62,7 +69,7 @@ class Views:
         """Make the views.
 
         Args:
-            batch (`Tensor` of shape `(B, 3, H, W)`, or one `(B, 3, s, s)` per view): Images, or crops made during
+            batch (`Tensor` of shape `(B, C, H, W)`, or one `(B, C, s, s)` per view): Images, or crops made during
                 decoding, uint8. Crops are flipped and recoloured only.
             seed (`int`, *optional*): Determines the views, which are the same on every device; the global random state
                 is not used. By default a seed is drawn from the global state.
@@ -72,7 +79,7 @@ class Views:
                 parts of a batch get the same views as the whole batch.
 
         Returns:
-            `list[Tensor]`: One normalized float32 tensor `(B, 3, s, s)` per view.
+            `list[Tensor]`: One normalized float32 tensor `(B, C, s, s)` per view.
 
         Raises:
             ValueError: The batch has a wrong shape, or does not lie within `total` images.
@@ -81,9 +88,9 @@ class Views:
         if cropped is not None and len(cropped) != self.recipe.num_views:
             raise ValueError(f"{len(cropped)} crops per image for {self.recipe.num_views} views of {self.recipe.name}")
         for part in batch if cropped is not None else (batch,):
-            if not isinstance(part, Tensor) or part.ndim != 4 or part.shape[1] != 3:
+            if not isinstance(part, Tensor) or part.ndim != 4 or part.shape[1] != self.channels:
                 shape = f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else describe(part)
-                raise ValueError(f"images of a batch must be tensors of shape (B, 3, H, W), got {shape}")
+                raise ValueError(f"images of a batch must be tensors of shape (B, {self.channels}, H, W), got {shape}")
         images = len(batch[0]) if cropped is not None else len(batch)
         total = first + images if total is None else total
         if not 0 <= first <= total - images:
@@ -99,11 +106,16 @@ class Views:
                 # Drawn for the whole larger batch, so that the images of a step get the same views however it is split.
                 draws = generator.random((total, _DRAWS), dtype=np.float32)
                 uniform = torch.from_numpy(draws[first : first + images])
+                amounts = None
+                if self.channels != 3:
+                    draws = generator.random((total, 2, self.channels), dtype=np.float32)
+                    amounts = torch.from_numpy(draws[first : first + images])
                 if isinstance(batch, Tensor):
                     crop = self._crop_images(batch, uniform, spec, size)
                 else:
                     crop = self._take_crops(batch[number], uniform, spec)
-                views.append(self._finish(crop, uniform, spec, torch.empty(images, 3, size, size, device=device)))
+                empty = torch.empty(images, self.channels, size, size, device=device)
+                views.append(self._finish(crop, uniform, amounts, spec, empty))
         return views
 
     def _crop_images(self, images: Tensor, uniform: Tensor, spec: ViewSpec, size: int) -> Crop:
@@ -128,9 +140,9 @@ class Views:
 
         return crop
 
-    def _finish(self, crop: Crop, uniform: Tensor, spec: ViewSpec, views: Tensor) -> Tensor:
+    def _finish(self, crop: Crop, uniform: Tensor, amounts: Tensor | None, spec: ViewSpec, views: Tensor) -> Tensor:
         """Recolour and normalize the crops, and write them into `views`."""
-        steps = photometric_steps(uniform[:, CROP_DRAWS:-1], spec, views.device)
+        steps = photometric_steps(uniform[:, CROP_DRAWS:-1], spec, views.device, amounts)
         mean, std = self.mean.to(views.device), self.std.to(views.device)
         for part in _slices(views):
             pixels = crop(part)
@@ -141,14 +153,14 @@ class Views:
 
 
 def _channels(name: str, values: Sequence[float]) -> Tensor:
-    """Return one number per channel as a tensor `(1, 3, 1, 1)`."""
+    """Return one number per channel as a tensor `(1, C, 1, 1)`."""
     try:
         numbers = torch.tensor(tuple(values), dtype=torch.float32)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be 3 numbers, one per channel, got {describe(values)}") from None
-    if numbers.shape != (3,):
-        raise ValueError(f"{name} is {list(values)}: it must be 3 numbers, one per channel")
-    return numbers.view(1, 3, 1, 1)
+        raise TypeError(f"{name} must be numbers, one per channel, got {describe(values)}") from None
+    if numbers.ndim != 1 or not len(numbers):
+        raise ValueError(f"{name} is {list(values)}: it must be numbers, one per channel")
+    return numbers.view(1, -1, 1, 1)
 
 
 def _slices(views: Tensor) -> list[slice]:

@@ -33,6 +33,8 @@ _FROM_FEATURES = {"pooler_output": "features.flatten(1)", "cls": "features[:, 0]
 _LABELS = {
     "taken": "images taken",
     "views": "views (augmentations)",
+    "views_changed": "views of these channels",
+    "normalization": "normalized by",
     "epochs": "passes over the data",
     "steps": "optimizer steps",
     "images_per_step": "images per step",
@@ -138,6 +140,7 @@ def _usage(record: EncoderRecord) -> dict[str, Any]:
     return {
         "from_outputs": Safe(_FROM_OUTPUTS[record.pooling]),
         "from_features": Safe(_FROM_FEATURES[record.pooling]),
+        "channels": len(record.mean),
         "mean": ", ".join(f"{value:.4g}" for value in record.mean),
         "std": ", ".join(f"{value:.4g}" for value in record.std),
         "paper": paper,

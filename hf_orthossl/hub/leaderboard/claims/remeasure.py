@@ -23,6 +23,7 @@ from ....evaluation import (
     linear_results,
     transfer_sets,
 )
+from ....evaluation.channels import common_channels
 from ....evaluation.features import normalized_batches
 from ....evaluation.results import learned_from, overlap
 from ....messages import readable_size
@@ -268,7 +269,7 @@ def _check_cost(name: str, encoder: Encoder) -> None:
     Raises:
         ValueError: The images are too large, or take too many operations or too much memory.
     """
-    flop, activation = image_cost(encoder, encoder.image_size)
+    flop, activation = image_cost(encoder, encoder.image_size, encoder.channels)
     needed = 4 * BATCH * activation
     if encoder.image_size > MAX_SIDE or flop > MAX_FLOP or needed > MAX_ACTIVATION:
         raise ValueError(
@@ -331,7 +332,9 @@ def _frozen(
     cache: FeatureCache | None,
     progress: bool,
 ) -> list[Result]:
-    splits = labelled_splits(location, train_split=data.train_split, test_split=split, **data.columns)
+    splits = labelled_splits(
+        location, train_split=data.train_split, test_split=split, channels=_channels(encoder), **data.columns
+    )
     _check_held_out(*splits)
     features = LabelledFeatures.extract(encoder, *splits, cache, progress=progress)
     results: list[Result] = []
@@ -354,8 +357,9 @@ def _monitored(
     encoder: Encoder, location: str, split: str, data: Data, wanted: _Wanted, seed: int, progress: bool
 ) -> list[Result]:
     """Measure the kNN accuracy that a training run takes on some of the images."""
-    source = load_source(location, split=data.train_split, **data.columns)
-    held_out = load_source(location, split=split, **data.columns)
+    reading = {"channels": _channels(encoder), **data.columns}
+    source = load_source(location, split=data.train_split, **reading)
+    held_out = load_source(location, split=split, **reading)
     _check_held_out(source, held_out)
     results = []
     for protocol in {tuple(sorted(p.items(), key=str)): p for _, p in wanted}.values():
@@ -377,6 +381,11 @@ def _monitored(
     return results
 
 
+def _channels(encoder: Encoder) -> int | None:
+    """Return the number of channels with which images are read for an encoder; `None` for RGB."""
+    return common_channels({encoder.name: encoder})
+
+
 def _with_interval(result: Result) -> BoardResult:
     low, high = interval(result.value, result.protocol.get("test_images") or result.protocol.get("queries") or 1)
     return on_board(replace(result, dataset=public_name(result.dataset)), low=low, high=high, source="board")
@@ -394,7 +403,7 @@ def _images(
     if name not in datasets:
         return None, [note.format("the training data are not among those measured on")]
     try:
-        source = load_source(name, split=split if isinstance(split, str) else None)
+        source = load_source(name, split=split if isinstance(split, str) else None, channels=_channels(encoder))
     except (ValueError, OSError):
         return None, [note.format("the training data cannot be loaded")]
     rows = spectra_rows(source.num_rows)
