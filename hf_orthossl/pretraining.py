@@ -317,7 +317,7 @@ def describe(model: SSLModel, source: ImageSource, data: TrainingData, monitor: 
         f"views    {data.args.views} at {encoder.image_size} px{changed}\n"
         f"{normalized}"
         f"model    {config.backbone} ({size:.1f} M parameters), {get_method(config.method).title}, {penalty}"
-        f"{start}{frozen}"
+        f"{start}{frozen}" + ("" if model.regularizer is None else f"\npenalty  {model.regularizer.summary()}")
     )
 
 

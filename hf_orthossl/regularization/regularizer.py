@@ -3,7 +3,7 @@
 import functools
 import inspect
 import operator
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..messages import suggest
 from .batching import Group, evaluate, random_vectors, shares, touch
 from .penalties import get_penalty
 from .references import References
-from .selection import WeightMatrix, select_matrices
+from .selection import LeftOut, WeightMatrix, is_standardized, left_out, select_matrices
 
 _REDUCTIONS = ("sum", "mean")
 
@@ -41,6 +41,7 @@ class OrthogonalityRegularizer:
 
     Attributes:
         matrices (`list[WeightMatrix]`): The regularized matrices, in the module's order.
+        left_out (`list[LeftOut]`): The weights of two or more dimensions that are not regularized, with the reason.
         penalty ([`Penalty`]): The penalty of one matrix.
         references ([`~regularization.references.References`], *optional*): What a penalty such as "so_init" keeps of
             the weights, which are at their start when the regularizer is built. They are state: an [`SSLModel`] has
@@ -74,6 +75,8 @@ class OrthogonalityRegularizer:
         **options: Any,
     ):
         self.matrices: list[WeightMatrix] = select_matrices(module, include, exclude, depthwise, split_fused)
+        self.left_out: list[LeftOut] = left_out(module, self.matrices)
+        self.split_fused = split_fused
         if reduction not in _REDUCTIONS:
             raise ValueError(f"reduction {reduction!r} is unknown: {suggest(reduction, _REDUCTIONS)}")
         self.kind = kind
@@ -177,7 +180,11 @@ class OrthogonalityRegularizer:
         return {name: values[i] for i, name in enumerate(self.names)}
 
     def describe(self) -> str:
-        """Return a table of the regularized matrices: name, shape `input × output`, kind of layer, current penalty."""
+        """Return a table of the regularized matrices, and below it the weights that are left out.
+
+        Of a matrix it shows name, shape `input × output`, kind of layer and current penalty; of a weight that is left
+        out name, shape and reason.
+        """
         values = self.values()
         table = [("name", "input × output", "group", self.kind)]
         table += [(m.name, f"{m.shape[0]} × {m.shape[1]}", m.group, f"{values[m.name]:.6g}") for m in self.matrices]
@@ -187,7 +194,27 @@ class OrthogonalityRegularizer:
         name, shape, group, value = (max(map(len, column)) for column in zip(*table, strict=True))
         lines = [f"{a:<{name}}  {b:>{shape}}  {c:<{group}}  {d:>{value}}" for a, b, c, d in table]
         rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        others = [f"{entry.name}  {'×'.join(map(str, entry.shape))}  {entry.reason}" for entry in self.left_out]
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *(["left out:", *others] if others else [])])
+
+    @property
+    def fused(self) -> str | None:
+        """How fused attention layers are read: `"split"`, `"whole"`, or `None` without any."""
+        if not any(matrix.group in ("qkv", "kv") for matrix in self.matrices):
+            return None
+        return "split" if self.split_fused else "whole"
+
+    def summary(self) -> str:
+        """Return in one line how many matrices are regularized, how fused layers are read, and what is left out."""
+        text = f"{len(self)} matrices"
+        if self.fused:
+            text += f", fused q, k, v {'as one matrix each' if self.fused == 'split' else 'as one matrix together'}"
+        standardized = {matrix.module for matrix in self.matrices if is_standardized(matrix.module)}
+        if standardized:
+            text += f", of {len(standardized)} weight-standardized convolutions the parameter"
+        kinds = Counter(entry.reason.partition(",")[0] for entry in self.left_out)
+        counts = ", ".join(f"{count} × {reason}" for reason, count in kinds.most_common())
+        return text + (f"; weights left out: {counts}" if counts else "")
 
     def _weights(self) -> dict[int, Tensor]:
         """Return parameters by the index of their first matrix, each fetched once, since a computed one may change."""

@@ -1,6 +1,7 @@
 """Select the weights of a module to regularize, and read each of them as matrices `(input, output)`."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +18,15 @@ Layout = Callable[[Tensor, int], Tensor]
 # Fused attention projections that contain all of q, then k, then v. Other fused layers (GPT-NeoX's
 # `query_key_value`, CodeGen's `qkv_proj`) interleave the heads and are one matrix.
 _FUSED = {"qkv": "qkv", "Wqkv": "qkv", "c_attn": "qkv", "kv": "kv"}
+# Modules whose input is coordinates: networks that compute position biases or position embeddings.
+_POSITION = re.compile(
+    r"(^|\.)(cpb_mlp|meta_mlp|continuous_position_bias_mlp|pos_proj|pos_emb\w*|rel_pos\w*|relative_position\w*"
+    r"|position_bias\w*|position_embedding\w*)\."
+)
+# Why weights are left out unless they are asked for.
+DEPTHWISE = "depthwise kernel, whose single column has no other to be orthogonal to"
+ONE_COLUMN = "vector, which has no other to be orthogonal to"
+POSITION = "computes position biases from coordinates, not features"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +86,13 @@ def select_matrices(
     Selected are the weights of every linear layer (also Hugging Face's `Conv1D`) and every convolution (1-, 2-,
     3-dimensional, transposed; one matrix per group), and the projections of `nn.MultiheadAttention`. Not selected are
     norms, biases, embeddings, tokens, and weights tied to an embedding (GPT-2's LM head). A parameter that several
-    modules share counts once, under its first name.
+    modules share counts once, under its first name. Selected only if `include` names them are matrices with one row or
+    one column, and networks from coordinates to position biases (Swin v2's `cpb_mlp`). [`left_out`] lists the weights
+    that are not selected, each with the reason.
+
+    Of a convolution that standardizes its weight (timm's `StdConv2d`, BiT's) the parameter is read, not the
+    standardized weight: its columns can become orthonormal, while those of the other have a length of their own that no
+    training changes, so that no penalty could reach 0.
 
     Args:
         module (`torch.nn.Module`): Any module.
@@ -105,7 +121,13 @@ def select_matrices(
     if not isinstance(module, nn.Module):
         remedy = f"pass load_encoder({module!r})" if isinstance(module, str) else "pass the model itself"
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__} {str(module)[:60]!r}: {remedy}")
-    candidates = list(_candidates(module, depthwise, split_fused))
+    candidates = [
+        candidate
+        for candidate in _candidates(module, split_fused)
+        if not candidate.reason
+        or (candidate.reason == DEPTHWISE and depthwise)
+        or (candidate.reason != DEPTHWISE and include is not None)
+    ]
     if not candidates:
         raise ValueError(f"{type(module).__name__} has no linear or convolution weight to regularize")
     names = [candidate.name for candidate in candidates]
@@ -114,6 +136,63 @@ def select_matrices(
     if not chosen:
         raise ValueError(f"include={include!r} and exclude={exclude!r} leave none of {len(names)} weight matrices")
     return [matrix for candidate in chosen for matrix in candidate.matrices()]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A weight of two or more dimensions that is not regularized.
+
+    Attributes:
+        name (`str`): The qualified name of the parameter.
+        shape (`tuple[int, ...]`): Its shape.
+        reason (`str`): Why it is left out.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+def left_out(module: nn.Module, matrices: Sequence[WeightMatrix]) -> list[LeftOut]:
+    """Return the weights of two or more dimensions that are not among the selected matrices, with the reason of each.
+
+    Args:
+        module (`torch.nn.Module`): The module.
+        matrices (`list[WeightMatrix]`): What [`select_matrices`] returned of it.
+    """
+    selected = {matrix.name.partition("[")[0] for matrix in matrices}
+    candidates = {candidate.name: candidate.reason for candidate in _candidates(module, split_fused=False)}
+    modules = dict(module.named_modules())
+    entries = []
+    for name, parameter in module.named_parameters():
+        # What a parametrized weight is computed from.
+        known = re.sub(r"parametrizations\.([^.]+)\.original\d*$", r"\1", name)
+        if known in selected or is_lazy(parameter) or parameter.ndim < 2 or not parameter.is_floating_point():
+            continue
+        reason = candidates.get(known) or _reason(modules[name.rpartition(".")[0]], parameter)
+        if known in candidates and not candidates[known]:
+            reason = "not selected by include and exclude"
+        entries.append(LeftOut(name, tuple(parameter.shape), reason))
+    return entries
+
+
+def is_standardized(module: nn.Module) -> bool:
+    """Return whether a layer is a convolution that standardizes its weight at every use (timm's and BiT's)."""
+    return isinstance(module, _ConvNd) and re.search(r"StdConv|WeightStandardized", type(module).__name__) is not None
+
+
+def _reason(owner: nn.Module, parameter: Tensor) -> str:
+    """Return why a parameter is no candidate."""
+    kind = type(owner).__name__
+    if isinstance(owner, nn.Embedding | nn.EmbeddingBag):
+        return "embedding"
+    if isinstance(owner, nn.RNNBase | nn.RNNCellBase):
+        return "recurrent layer, whose weights act on its own state through several gates"
+    if "CondConv" in kind:
+        return "mixture of kernels, of which each image uses another sum"
+    if parameter.numel() == max(parameter.shape, default=0):
+        return ONE_COLUMN
+    return f"parameter of {kind} itself, no weight of a linear or convolution layer"
 
 
 def output_first(weight: Tensor, count: int) -> Tensor:
@@ -185,6 +264,22 @@ class _Candidate:
     layout: Layout
     labels: Sequence[str] = ("",)
 
+    @property
+    def reason(self) -> str:
+        """Return why the parameter is not selected by default; empty if it is."""
+        if self.group == "depthwise":
+            return DEPTHWISE
+        if _POSITION.search(self.name):
+            return POSITION
+        weight = getattr(self.module, self.attribute)
+        return ONE_COLUMN if not is_lazy(weight) and 1 in self._shape()[1:] else ""
+
+    def _shape(self) -> tuple[int, int, int]:
+        # Use only the shape, because reshaping a sharded weight may communicate, or fail.
+        weight = getattr(self.module, self.attribute)
+        count, inputs, outputs = self.layout(torch.empty(weight.shape, device="meta"), len(self.labels)).shape
+        return count, inputs, outputs
+
     def matrices(self) -> Iterator[WeightMatrix]:
         weight = getattr(self.module, self.attribute)
         if is_lazy(weight):
@@ -193,8 +288,7 @@ class _Candidate:
             )
         if not weight.is_floating_point():
             raise ValueError(f"{self.name} is {weight.dtype}, not floating-point: pass exclude={self.name!r}")
-        # Use only the shape, because reshaping a sharded weight may communicate, or fail.
-        _, inputs, outputs = self.layout(torch.empty(weight.shape, device="meta"), len(self.labels)).shape
+        _, inputs, outputs = self._shape()
         for index, label in enumerate(self.labels):
             name = f"{self.name}[{label}]" if label else self.name
             yield WeightMatrix(
@@ -202,7 +296,7 @@ class _Candidate:
             )
 
 
-def _candidates(root: nn.Module, depthwise: bool, split_fused: bool) -> Iterator[_Candidate]:
+def _candidates(root: nn.Module, split_fused: bool) -> Iterator[_Candidate]:
     embeddings = (m for m in root.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
     seen = {id(weight) for m in embeddings for weight in m.parameters(recurse=False)}
     modules = dict(root.named_modules())
@@ -215,8 +309,6 @@ def _candidates(root: nn.Module, depthwise: bool, split_fused: bool) -> Iterator
                 if id(weight) in seen or (not is_lazy(weight) and weight.numel() == 0):
                     continue
                 seen.add(id(weight))
-            if candidate.group == "depthwise" and not depthwise:
-                continue
             if candidate.group in _FUSED.values() and not split_fused:
                 candidate.labels = ("",)
             yield candidate
@@ -264,9 +356,9 @@ def _fused_parts(path: str, module: nn.Module, parent: nn.Module | None, inputs:
         if not _is_transformers_conv1d(module):
             return ""
         parts = "kv" if outputs == 2 * inputs else parts
-    # timm's head-first attention interleaves heads; its modules with a separate key size have unequal or interleaved
-    # parts.
-    if not parts or getattr(parent, "head_first", False) or hasattr(parent, "key_dim"):
+    # timm's head-first and halo attention interleave heads; its modules with a separate key size have unequal or
+    # interleaved parts.
+    if not parts or getattr(parent, "head_first", False) or hasattr(parent, "key_dim") or hasattr(parent, "halo_size"):
         return ""
     # Grouped-query attention has fewer keys than queries; equal parts are whole multiples of the input in practice.
     return parts if outputs % (len(parts) * inputs) == 0 else ""

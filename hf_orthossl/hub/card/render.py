@@ -47,6 +47,7 @@ _LABELS = {
     "warmup_steps": "warm-up steps",
     "warmup_start_lr": "learning rate at the start of the warm-up",
     "penalty_every": "steps between two penalties",
+    "fused_weights": "fused q, k, v in the penalty (whole: one matrix, split: one each)",
     "max_grad_norm": "maximum gradient norm",
     "gradient_cache": "images per chunk (gradient cache)",
     "gradient_checkpointing": "activations recomputed (gradient checkpointing)",
