@@ -45,11 +45,12 @@ def training_record(model: SSLModel, data: TrainingData, *, front: str) -> dict[
         front (`str`): "Trainer" or "accelerate loop".
 
     Returns:
-        `dict`: `front`, `taken` (what was taken of the data set), `views`, `views_changed` (what they become for images
-        that are no RGB), `normalization` (if asked or measured), `epochs` (passes over the data; omitted for a stream),
-        `steps` (taken), `planned_steps` (of a run that has not ended), `skipped_steps` (that changed nothing, if any),
-        `penalty_every` (steps between two penalties, if above 1), `fused_weights` (how the penalty read fused attention
-        layers, if there are any: "split" or "whole"), `optim` (the option), and those of `STEP_FACTS` that apply: `optimizer` (its class), `learning_rate` (peak), `precision` (that of autocast where it was active, with
+        `dict`: `front`, `taken` (what was taken of the data set), `views`, `views_changed` (what they become for
+        images that are no RGB), `normalization` (if asked or measured), `epochs` (passes over the data; omitted for a
+        stream), `steps` (taken), `planned_steps` (of a run that has not ended), `skipped_steps` (that changed nothing,
+        if any), `penalty_every` (steps between two penalties, if above 1), `fused_weights` (how the penalty read fused
+        attention layers, if there are any: "split" or "whole"), `optim` (the option), and those of `STEP_FACTS` that
+        apply: `optimizer` (its class), `learning_rate` (peak), `precision` (that of autocast where it was active, with
         `weights_precision` beside it), `pretrained` (whether the run started from given weights; omitted if unknown),
         `base_model` (their Hub id, if they have one), `started_from` (their name, revision and SHA-256), `fingerprint`
         (of the data) and `unreadable_images` (if any were left out).
