@@ -243,6 +243,8 @@ def check_resumed(data_args: DataArguments, model_args: ModelArguments, args: Or
     given, before = fixed_settings(data_args, model_args, args), read_config(saved)
     # Where an option was left open, its value is known once data and model are there; so is whether data are the same.
     known = {name: value for name, value in given.items() if None not in (value, before.get(name))}
+    # Without one, the weights were random, and that is known.
+    known["pretrained"] = given["pretrained"]
     check_changes(differences(before, known), saved.parent, (MOVABLE,))
 
 

@@ -100,7 +100,7 @@ def read_tensors(folder: Path, name: str) -> dict[str, Stored]:
             completely, or its numbers are of a format that is not read.
     """
     path = Path(folder) / name
-    with _open(path) as file:
+    with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         _refuse_impostors(path, start + file.read(64))
@@ -166,7 +166,7 @@ def is_file_name(name: object) -> bool:
     )
 
 
-def _open(path: Path) -> Any:
+def open_file(path: Path) -> Any:
     """Open a regular file of its folder for reading bytes; a pipe is not waited for."""
     target = inside(path.parent, path)
     try:
@@ -193,7 +193,7 @@ def _kind_of(path: Path) -> str | None:
 
 
 def _read(path: Path, limit: int) -> bytes:
-    with _open(path) as file:
+    with open_file(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise Refused(f"{path} is larger than {readable_size(limit)}: no real file of this name is, replace it")

@@ -21,7 +21,7 @@ from hf_orthossl.terminal import keep_printing
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
 # Where `scripts/reproduce.py` puts its reports: no card of an encoder.
-REPORTS = "reproduction"
+REPORTS = ("reproduction", "adaptation")
 # The same encoder, data and seed without and with the penalty.
 COMPARED = {"without SO": "cifar10-vit-dino", "with SO": "cifar10-vit-dino-so"}
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        encoders = sorted(path for path in args.folder.iterdir() if path.is_dir() and path.name != REPORTS)
+        encoders = sorted(path for path in args.folder.iterdir() if path.is_dir() and path.name not in REPORTS)
         stale = [path for folder in encoders for path in visit(folder, args.check)]
         if all((args.folder / name).is_dir() for name in COMPARED.values()):
             reports = {label: SpectralReport.load(args.folder / name) for label, name in COMPARED.items()}

@@ -20,6 +20,7 @@ from ..terminal import keep_printing
 COMMANDS = {
     "pretrain": "train an encoder on unlabelled images, with an orthogonality penalty",
     "evaluate": "measure encoders: kNN, linear probes, fine-tuning, transfer, detection",
+    "convert": "make an encoder folder of a checkpoint of another project",
     "publish": "publish the encoder of a run on the Hugging Face Hub",
     "leaderboard": "collect, show and verify the leaderboard of published encoders",
     "spectra": "measure how many directions encoders use, and compare them",

@@ -40,7 +40,7 @@ class Option:
         """Return the flags of the option, spelt with underscores and with dashes."""
         names = [self.name, f"no_{self.name}"] if self.default is True else [self.name]
         spelt = [f"--{spelling}" for name in names for spelling in (name, name.replace("_", "-"))]
-        return list(dict.fromkeys(spelt))
+        return [*dict.fromkeys(spelt), *(f"-{short}" for short in self.metadata.get("short", ""))]
 
 
 class _Parser(argparse.ArgumentParser):
