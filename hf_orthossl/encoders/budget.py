@@ -8,6 +8,8 @@ come, and the count stops it: no entry of a configuration has to be understood f
 import contextlib
 import copy
 import ctypes
+import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -81,6 +83,7 @@ def plan(
             )
         if side is not None:
             _check_forward(name, network, (channels, side, side), max(MAX_FLOP, FLOP_PER_PARAMETER * count))
+    _forget(network)
     return network
 
 
@@ -103,6 +106,23 @@ def building(name: str) -> Iterator[None]:
         raise Refused(
             f"backbone {name!r} cannot be built ({_short(error)}): check its arguments and weights"
         ) from error
+
+
+def _forget(network: nn.Module) -> None:
+    """Empty the caches of functions of a network's library, which now hold tensors of the meta device.
+
+    Real networks share them, and would read memory at random: indexing with such a tensor is no error (BEiT's table of
+    relative positions, which transformers keeps in an `lru_cache`).
+    """
+    for place in {type(module).__module__ for module in network.modules()}:
+        values = list(vars(sys.modules[place]).values())
+        values += [value for kind in values if isinstance(kind, type) for value in vars(kind).values()]
+        for value in values:
+            function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
+            inner = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+            for cache in (function, *inner):
+                if isinstance(cache, functools._lru_cache_wrapper):
+                    cache.cache_clear()
 
 
 class Unfilled(TorchFunctionMode):
@@ -220,6 +240,7 @@ def image_cost(network: nn.Module, side: int, channels: int = 3) -> tuple[int, i
     operations = _Operations("", side, float("inf"))
     with contextlib.suppress(Exception), torch.device("meta"), torch.no_grad(), operations:
         planned(torch.empty(1, channels, side, side))
+    _forget(planned)
     return operations.flop, operations.largest
 
 

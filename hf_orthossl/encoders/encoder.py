@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..messages import first_line, suggest
 from .checkpointing import keep_statistics
+from .probing import unused_parameters
 from .weights import Start
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class Encoder(nn.Module):
         stage_names (`list[str]`): The keys of [`~Encoder.stages`], of which the last is `"representation"`.
         pooling (`str`): The part of `AutoModel`'s output that is the representation: `"pooler_output"`, `"cls"` (the
             first token of `last_hidden_state`) or `"mean"` (its mean over positions).
+        unused_parameters (`list[str]`): Parameters of the backbone on which no representation depends (a mask token,
+            the layers of a head); they are frozen, because DDP would wait for their gradients.
         pretrained (`bool`, *optional*): Whether [`load_encoder`] loaded weights; `None` if it did not build the
             encoder.
         start ([`~encoders.weights.Start`], *optional*): The weights that [`load_encoder`] loaded; `None` without any.
@@ -241,7 +244,7 @@ class Encoder(nn.Module):
         self.backbone.eval()  # running statistics must not change, and one image is a whole batch
         try:
             # Neither inference mode nor fake tensors, because models that cache tables would keep such tensors.
-            with torch.no_grad():
+            with torch.enable_grad():
                 stages = self.stages(torch.zeros(size, dtype=weights.dtype, device=weights.device))
         except Exception as error:  # each library raises its own
             remedy = "pass another backbone, or other arguments of this one (backbone_config)"
@@ -251,6 +254,9 @@ class Encoder(nn.Module):
                 f"backbone {self.name!r} fails on images of {self.image_size} px ({first_line(error)}): {remedy}"
             ) from error
         self._check_border(stages["representation"], torch.zeros(size, dtype=weights.dtype, device=weights.device))
+        self.unused_parameters = unused_parameters(self.backbone, stages["representation"])
+        for key in self.unused_parameters:
+            self.backbone.get_parameter(key).requires_grad_(False)
         self.backbone.train()
         representation = tuple(stages["representation"].shape)
         if len(representation) != 2:

@@ -2,26 +2,35 @@
 
 import contextlib
 import inspect
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..untrusted import Refused
 from .budget import building, plan
 from .description import CHANNEL_ENTRIES, read_processor, require_normalization, transformers_config
 from .encoder import Encoder, choose_stages, square_side
+from .position_tables import resample_table
+from .vision_network import require_images, tower_weights, vision_network
 from .weights import Weights, compare, require_finite
 
 # Parts of models with a head, beside the encoder.
 HEADS = ("classifier", "cls_classifier", "distillation_classifier", "decoder", "head", "lm_head")
+
+
+# `Encoder.pooling` → the representation of the outputs of a model.
+_REPRESENTATIONS: dict[str, Callable[[Any], Tensor]] = {
+    "pooler_output": lambda outputs: outputs.pooler_output.flatten(1),
+    "summary": lambda outputs: outputs.summary.flatten(1),  # RADIO: its class tokens
+    "cls_token_value": lambda outputs: outputs.cls_token_value.flatten(1),  # CvT
+    "cls": lambda outputs: outputs.last_hidden_state[:, 0],
+}
 
 
 class TransformersEncoder(Encoder):
@@ -29,7 +38,9 @@ class TransformersEncoder(Encoder):
 
     The representation is the model's `pooler_output` if that is a pooling (ResNet, ConvNeXt, Swin) or the normalized
     class token (DINOv2, CLIP). If it is a tanh layer for classification (ViT, DeiT), this layer is removed, and the
-    representation is the class token of `last_hidden_state`. Without a class token, it is the mean over positions.
+    representation is the class token of `last_hidden_state`. Without a class token, it is the mean over positions, of
+    the last of its `feature_maps` if the model has several (HGNet). Of a model with several towers (CLIP, SAM) only
+    that for images is kept.
     """
 
     library = "transformers"
@@ -43,11 +54,10 @@ class TransformersEncoder(Encoder):
         outputs = self.backbone(self._reorder(images), **kwargs)
         if not self.pooling:  # chosen once, by the probe at construction
             self.pooling = self._choose_pooling(outputs)
-        if self.pooling == "pooler_output":
-            return outputs.pooler_output.flatten(1)
-        hidden = outputs.last_hidden_state
-        if self.pooling == "cls":
-            return hidden[:, 0]
+        if self.pooling in _REPRESENTATIONS:
+            return _REPRESENTATIONS[self.pooling](outputs)
+        last = outputs.last_hidden_state if self.pooling == "mean" else outputs.feature_maps[-1]
+        hidden = self._as_feature_map(_separated(last, len(images)), "representation")
         return hidden.mean(dim=1) if hidden.ndim == 3 else hidden.mean(dim=(2, 3))
 
     def _switch_checkpointing(self, enabled: bool) -> None:
@@ -61,10 +71,40 @@ class TransformersEncoder(Encoder):
         return "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
 
     def _choose_pooling(self, outputs: Any) -> str:
-        if getattr(outputs, "pooler_output", None) is not None:
-            return "pooler_output"
+        for key in ("summary", "pooler_output", "cls_token_value"):
+            if getattr(outputs, key, None) is not None:
+                return key
+        if getattr(outputs, "last_hidden_state", None) is None:
+            if getattr(outputs, "feature_maps", None):
+                return "feature_maps"
+            raise ValueError(f"{type(outputs).__name__} has no features of the image, but {', '.join(outputs)}")
+        if getattr(outputs, "encoder_last_hidden_state", None) is not None:
+            raise ValueError(f"last_hidden_state of {type(outputs).__name__} is that of a decoder")
         names = [key.rpartition(".")[2] for key, _ in self.backbone.named_parameters()]
-        return "cls" if {"cls_token", "class_embedding"}.intersection(names) else "mean"
+        tokens = outputs.last_hidden_state.ndim == 3
+        return "cls" if tokens and {"cls_token", "class_embedding"}.intersection(names) else "mean"
+
+    def stages(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the output of each stage and the representation, see [`Encoder.stages`]."""
+        return {stage: _separated(output, len(images)) for stage, output in super().stages(images).items()}
+
+    def _choose_branch(self, outputs: Sequence[Any], stage: str) -> Any:
+        first = super()._choose_branch(outputs, stage)
+        # PVT v2 returns a tuple within a tuple.
+        return self._choose_branch(first, stage) if isinstance(first, tuple | list) else first
+
+    def _as_feature_map(self, output: Tensor, stage: str) -> Tensor:
+        # Images are square, and so are their maps. Channels are last in Hiera and in the blocks of SAM.
+        if output.ndim == 4 and output.shape[1] == output.shape[2] != output.shape[3]:
+            return output.permute(0, 3, 1, 2)
+        return output
+
+
+def _separated(tokens: Tensor, images: int) -> Tensor:
+    """Return the tokens of each image, where a model has those of all images in one row (Pixtral)."""
+    if tokens.ndim == 3 and len(tokens) == 1 < images:
+        return tokens.unflatten(1, (images, -1))[0]
+    return tokens
 
 
 def build_transformers_encoder(
@@ -97,8 +137,11 @@ def build_transformers_encoder(
             weights do not fit.
     """
     with building(name):
+        if entries["model_type"] in CONFIG_MAPPING:
+            require_images(name, CONFIG_MAPPING[entries["model_type"]])
         config = transformers_config(name, entries, backbone_kwargs)
-        architecture = _architecture(name, config)
+        whole = config
+        config, architecture = vision_network(name, whole)
     processor = read_processor(name, folder)
     entry = next((key for key in CHANNEL_ENTRIES if key in config.to_dict()), None)
     own_channels = 3 if entry is None else getattr(config, entry)
@@ -110,17 +153,21 @@ def build_transformers_encoder(
             f"images of {own_channels}, choose another backbone"
         )
     own_size = getattr(config, "image_size", None)
-    if image_size is None or (weights is not None and own_size is not None):
+    if image_size is None:
         own_side = square_side(name, own_size or processor["image_size"])
+    elif weights is not None and own_size is not None:
+        own_side = max(own_size) if isinstance(own_size, list | tuple) else own_size
     else:
         own_side = image_size
     image_size = image_size or own_side
-    # Models that take images of any size have none.
-    resized = own_size not in (None, image_size, [image_size] * 2, (image_size,) * 2)
+    # Models that take images of any size have none; some have one for each side.
+    new_size = image_size if isinstance(own_size, int) else [image_size] * 2
+    resized = own_size is not None and (own_size if isinstance(own_size, int) else list(own_size)) != new_size
 
     def planned() -> PreTrainedModel:
         network = architecture(config)
-        if _has_untrained_pooler(network):
+        lacking = weights is not None and not any("pooler." in key for key in weights.tensors)
+        if _has_untrained_pooler(network, lacking):
             network.pooler = None  # type: ignore[assignment]  # as the models themselves do
         return network
 
@@ -129,24 +176,24 @@ def build_transformers_encoder(
             if entry is not None:
                 setattr(config, entry, channels)
             if resized:
-                config.image_size = image_size
+                config.image_size = new_size  # type: ignore[attr-defined]
             kwargs = _pooler_arguments(plan(name, planned, None, image_size, channels))
             backbone = architecture(config, **kwargs)
         else:
-            kwargs = _pooler_arguments(
-                plan(name, planned, None if backbone_kwargs else weights.numbers, own_side, own_channels)
-            )
-            backbone = _load(name, architecture, config, weights, kwargs)
+            network = plan(name, planned, None if backbone_kwargs else weights.numbers, own_side, own_channels)
+            kwargs = _pooler_arguments(network)
+            tensors = weights.read()
+            if config is not whole:
+                tensors = _tower_tensors(name, whole, network, tensors, weights.numbers)
+            backbone = _load(name, architecture, config, tensors, kwargs)
             if resized or channels != own_channels:
                 if resized:
-                    config.image_size = image_size
+                    config.image_size = new_size  # type: ignore[attr-defined]
                 if entry is not None:
                     setattr(config, entry, channels)
                 plan(name, planned, None, image_size, channels)
-                backbone = _resized(architecture(config, **kwargs), backbone, image_size, own_channels, channels)
-    for key, parameter in backbone.named_parameters():
-        if key.endswith("mask_token"):  # unused with whole images, so DDP would wait for its gradient
-            parameter.requires_grad_(False)
+                target = architecture(config, **kwargs)
+                backbone = _resized(name, target, backbone, image_size, own_channels, channels)
     return TransformersEncoder(
         backbone,
         name=name,
@@ -161,22 +208,29 @@ def build_transformers_encoder(
     )
 
 
-def _architecture(name: str, config: PreTrainedConfig) -> type[PreTrainedModel]:
-    architecture = MODEL_MAPPING.get(type(config), None)
-    if getattr(architecture, "main_input_name", None) != "pixel_values":
-        raise Refused(
-            f"backbone {name!r} is not a vision model (its model_type is {config.model_type!r}): choose one whose "
-            "input is pixel_values"
-        )
-    return cast(type[PreTrainedModel], architecture)  # the library's type is a pair of optional classes
+def _tower_tensors(
+    name: str, whole: PreTrainedConfig, tower: nn.Module, tensors: dict[str, Tensor], stored: int
+) -> dict[str, Tensor]:
+    """Return the weights of a tower, from those of the whole model."""
+    wanted = {key for key, _ in tower.named_parameters() if not key.endswith("mask_token")}
+    own = tower_weights(tensors, wanted)
+    if wanted <= own.keys() or type(whole) not in MODEL_MAPPING:
+        return own
+    # The file has names of an earlier release, which transformers translates when it loads the whole model (AltCLIP).
+    architecture = cast(type[PreTrainedModel], MODEL_MAPPING[type(whole)])
+    plan(name, lambda: architecture(whole), stored)
+    return tower_weights(_load(name, architecture, whole, tensors, {}).state_dict(), wanted)
 
 
-def _has_untrained_pooler(network: nn.Module) -> bool:
-    """Return whether a model may be built without its pooler, and that is a layer for classification."""
+def _has_untrained_pooler(network: nn.Module, lacking: bool) -> bool:
+    """Return whether a model may be built without its pooler, which is a layer for classification or has no weights."""
     if "add_pooling_layer" not in inspect.signature(type(network).__init__).parameters:
         return False
     pooler = getattr(network, "pooler", None)
-    return pooler is not None and any(isinstance(module, nn.Linear) for module in cast(nn.Module, pooler).modules())
+    if pooler is None:
+        return False
+    has_weights = next(cast(nn.Module, pooler).parameters(), None) is not None
+    return (lacking and has_weights) or any(isinstance(m, nn.Linear) for m in cast(nn.Module, pooler).modules())
 
 
 def _pooler_arguments(planned: nn.Module) -> dict[str, bool]:
@@ -185,7 +239,7 @@ def _pooler_arguments(planned: nn.Module) -> dict[str, bool]:
 
 
 def _load(
-    name: str, architecture: type[PreTrainedModel], config: PreTrainedConfig, weights: Weights, kwargs: dict
+    name: str, architecture: type[PreTrainedModel], config: PreTrainedConfig, weights: dict[str, Tensor], kwargs: dict
 ) -> PreTrainedModel:
     """Build a model with weights that are exactly its own, without those of a head.
 
@@ -195,7 +249,7 @@ def _load(
     loaded: Any = architecture.from_pretrained(
         None,
         config=config,
-        state_dict=weights.read(),
+        state_dict=weights,
         dtype=torch.float32,  # training needs full precision, whatever precision was published
         local_files_only=True,
         ignore_mismatched_sizes=True,  # these are reported below, in one line
@@ -210,7 +264,7 @@ def _load(
     return backbone
 
 
-def _is_left_out(key: str, backbone: PreTrainedModel, weights: Weights) -> bool:
+def _is_left_out(key: str, backbone: PreTrainedModel, weights: Collection[str]) -> bool:
     """Return whether a tensor of a checkpoint belongs to a head or to what is computed, which an encoder leaves out."""
     prefix = f"{backbone.base_model_prefix}." if backbone.base_model_prefix else ""
     own = key.removeprefix(prefix)
@@ -220,7 +274,7 @@ def _is_left_out(key: str, backbone: PreTrainedModel, weights: Weights) -> bool:
     if first in HEADS and not hasattr(backbone, first):
         return True
     # A model with a head keeps the encoder's weights under its prefix.
-    return bool(prefix) and not key.startswith(prefix) and any(name.startswith(prefix) for name in weights.tensors)
+    return bool(prefix) and not key.startswith(prefix) and any(name.startswith(prefix) for name in weights)
 
 
 @contextlib.contextmanager
@@ -238,37 +292,50 @@ def _quiet() -> Iterator[None]:
 
 
 def _resized(
-    target: PreTrainedModel, source: PreTrainedModel, image_size: int, own_channels: int = 3, channels: int = 3
+    name: str,
+    target: PreTrainedModel,
+    source: PreTrainedModel,
+    image_size: int,
+    own_channels: int = 3,
+    channels: int = 3,
 ) -> PreTrainedModel:
-    """Copy weights from `source` to `target`, resampling position embeddings (bicubic, as for ViT and DINOv2).
+    """Copy weights from `source` to `target`, resampling tables of positions.
 
     Convolutions of `own_channels` whose counterparts in `target` have `channels` are adapted by timm's rule.
     """
     wanted, weights = target.state_dict(), source.state_dict()
     for key, weight in weights.items():
-        if weight.shape != wanted[key].shape and "position_embedding" in key:
-            weights[key] = _resample(weight, wanted[key], image_size, target.config.patch_size)
-        elif weight.ndim == 4 and (weight.shape[1], wanted[key].shape[1]) == (own_channels, channels):
+        if weight.shape == wanted[key].shape:
+            continue
+        if weight.ndim == 4 and (weight.shape[1], wanted[key].shape[1]) == (own_channels, channels):
             weights[key] = adapt_input_conv(channels, weight, own_channels)
+            continue
+        last = getattr(target.config, "num_detection_tokens", 0)
+        table = resample_table(key, weight, wanted[key].shape, last)
+        if table is None:
+            raise Refused(
+                f"backbone {name!r} has weights for one image size, such as {key!r} of shape {[*weight.shape]}, and no "
+                f"rule for image_size={image_size}: omit image_size"
+            )
+        weights[key] = table
     target.load_state_dict(weights)
     return target
 
 
-def _resample(weight: Tensor, wanted: Tensor, image_size: int, patch_size: int | list[int]) -> Tensor:
-    patch = patch_size if isinstance(patch_size, int) else patch_size[0]
-    grid = image_size // patch
-    prefix = wanted.shape[-2] - grid**2  # class and distillation tokens have no position
-    tokens = weight.reshape(-1, weight.shape[-1])
-    before = math.isqrt(len(tokens) - prefix)
-    places = tokens[prefix:].T.reshape(1, -1, before, before)
-    places = F.interpolate(places, size=(grid, grid), mode="bicubic", align_corners=False)
-    return torch.cat([tokens[:prefix], places.flatten(2)[0].T]).reshape(wanted.shape)
-
-
 def _stage_modules(backbone: nn.Module) -> list[str]:
-    """Return the blocks of the outermost list of blocks: the stages of a pyramid, or the layers of a ViT."""
-    lists = [(key, m) for key, m in backbone.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
-    if not lists:
+    """Return the blocks of the list of blocks that holds most of the parameters: stages of a pyramid, layers of a ViT.
+
+    Of a block that is itself a list (PVT, PoolFormer) it is the last of its own blocks.
+    """
+    lists = {key: m for key, m in backbone.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1}
+    outermost = [key for key in lists if not any(key.startswith(f"{other}.") for other in lists)]
+    if not outermost:
         return []
-    key, blocks = min(lists, key=lambda item: (item[0].count("."), -len(item[1])))
-    return [f"{key}.{index}" for index in range(len(blocks))]
+    key = max(outermost, key=lambda key: sum(parameter.numel() for parameter in lists[key].parameters()))
+    return [_last_block(f"{key}.{index}", block) for index, block in enumerate(lists[key])]
+
+
+def _last_block(key: str, block: nn.Module) -> str:
+    while isinstance(block, nn.ModuleList) and len(block):
+        key, block = f"{key}.{len(block) - 1}", block[-1]
+    return key

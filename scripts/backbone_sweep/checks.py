@@ -1,6 +1,8 @@
 """What a backbone must do to be supported; each check returns nothing, or raises `CheckError` with the reason."""
 
+import contextlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +72,8 @@ def check_backbone(name: str, library: str, folder: Path) -> dict[str, Any]:
     with torch.no_grad():  # what starts at zero would hide mistakes
         for parameter in encoder.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
+    _adopt_statistics(encoder, images)
+    found["unused"] = encoder.unused_parameters
 
     def attempt(check: str, run: Callable[[], Any]) -> Any:
         try:
@@ -90,6 +94,17 @@ def check_backbone(name: str, library: str, folder: Path) -> dict[str, Any]:
     attempt("spectra", lambda: _has_spectra(encoder, images))
     found["without_gradient"] = attempt("training", lambda: _trains(encoder, images))
     return found
+
+
+def _adopt_statistics(encoder: Encoder, images: Tensor) -> None:
+    """Give batch norms the statistics of these images; with those of their start, deep networks forget the image."""
+    norms = [(m, m.momentum) for m in encoder.modules() if hasattr(m, "running_mean") and hasattr(m, "momentum")]
+    for norm, _ in norms:
+        norm.momentum = 1.0
+    with contextlib.suppress(Exception), torch.no_grad():  # what fails here, fails in a check
+        encoder.train()(images)
+    for norm, momentum in norms:
+        norm.momentum = momentum
 
 
 def _line(error: BaseException) -> str:
@@ -200,8 +215,6 @@ def _own_reading(regularizer: OrthogonalityRegularizer) -> Iterator[Tensor]:
 
 def _left_out(encoder: Encoder) -> dict[str, str]:
     """Return the parameters of two or more dimensions that are not penalized, by kind, with the reason."""
-    import re
-
     taken = {id(matrix.parameter) for matrix in OrthogonalityRegularizer(encoder, "so").matrices}
     modules = dict(encoder.named_modules())
     kinds: Counter[tuple[str, str]] = Counter()

@@ -4,11 +4,13 @@ import importlib.abc
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+import transformers
 from torch import Tensor
-from transformers import AutoModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 _PACKAGE = "hf_orthossl"
 
@@ -51,11 +53,26 @@ def _by_timm(folder: Path, pooling: str, images: Tensor) -> Tensor:
 
 
 def _by_transformers(folder: Path, pooling: str, images: Tensor) -> Tensor:
-    """Return the output that `encoder.pooling` names."""
-    output = AutoModel.from_pretrained(folder).eval()(images)
-    if pooling == "pooler_output":
-        return output.pooler_output.flatten(1)
-    hidden = output.last_hidden_state
+    """Return the output that `encoder.pooling` names, image by image."""
+    network = _network(folder).eval()
+    return torch.cat([_representation(network(image[None]), pooling) for image in images])
+
+
+def _network(folder: Path) -> PreTrainedModel:
+    """Return the network by `AutoModel` or, where that does not know a tower, by the class that config.json names."""
+    config = AutoConfig.from_pretrained(folder)
+    if type(config) in MODEL_MAPPING:
+        return AutoModel.from_pretrained(folder)
+    return getattr(transformers, config.architectures[0]).from_pretrained(folder)
+
+
+def _representation(output: Any, pooling: str) -> Tensor:
     if pooling == "cls":
-        return hidden[:, 0]
-    return hidden.mean(1) if hidden.ndim == 3 else hidden.mean((2, 3))
+        return output.last_hidden_state[:, 0]
+    if pooling not in ("mean", "feature_maps"):
+        return output[pooling].flatten(1)
+    hidden = output.last_hidden_state if pooling == "mean" else output.feature_maps[-1]
+    if hidden.ndim == 3:
+        return hidden.mean(1)
+    # Maps are square, which shows where their channels are.
+    return hidden.mean((1, 2) if hidden.shape[1] == hidden.shape[2] != hidden.shape[3] else (2, 3))

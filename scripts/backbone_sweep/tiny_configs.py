@@ -12,10 +12,20 @@ _HEADS = ("num_attention_heads", "num_heads", "num_key_value_heads", "attention_
 _DEPTHS = ("depths", "depth", "num_block_repeats", "blocks_per_stage", "stage_num_blocks")
 _WIDTH, _HEAD_COUNT, _SIDE = 64, 4, 64
 
+# The network that EdgeTAM is published with.
+_REPVIT = {
+    "model_type": "timm_wrapper",
+    "architecture": "repvit_m1",
+    "num_labels": 2,
+    "model_args": {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]},
+}
 # Entries of types that the rules do not fit.
 _OWN: dict[str, dict[str, Any]] = {
     "cvt": {"depth": [1, 2, 3]},  # it indexes the rates of a stage's blocks by the number of the stage
     "timm_backbone": {"backbone": "resnet10t"},
+    "sapiens2": {"num_key_value_heads_per_layer": None, "num_key_value_attention_heads": 2},
+    "edgetam_vision_model": {"backbone_config": _REPVIT},
+    "edgetam": {"vision_config": {"model_type": "edgetam_vision_model", "backbone_config": _REPVIT}},
     # Windows that the small images hold.
     **{model_type: {"window_size": 2} for model_type in ("swin", "swinv2", "donut-swin", "maskformer-swin")},
 }
@@ -41,6 +51,8 @@ def _tiny(entries: dict[str, Any]) -> dict[str, Any]:
             small[key] = [1] * len(value)
         elif key in _LAYERS and isinstance(value, int):
             small[key] = 2
+        elif key == "fpn_hidden_size":
+            small[key] = _WIDTH // 2
         elif key in ("layer_types", "mlp_layer_types") and isinstance(value, list):
             small[key] = value[:2]
         elif narrow and key == "hidden_size":
