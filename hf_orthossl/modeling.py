@@ -159,7 +159,7 @@ class SSLModel(PreTrainedModel):
     Example:
         ```python
         model = SSLModel(SSLConfig(image_size=32))
-        for step, views in enumerate(batches):            # views: two tensors (B, 3, H, W), normalized
+        for step, views in enumerate(batches):            # views: two tensors (B, C, H, W), normalized
             model.begin_step(Progress(step, max_steps, steps_per_epoch))
             model(views).loss.backward()
             model.before_optimizer_step()
@@ -242,7 +242,7 @@ class SSLModel(PreTrainedModel):
         At these steps the output has a part `orthogonality`, which is γ·Σ OR(W).
 
         Args:
-            views (`list[Tensor]`): V tensors of shape `(B, 3, H, W)`, normalized as the encoder expects.
+            views (`list[Tensor]`): V tensors of shape `(B, C, H, W)`, normalized as the encoder expects.
             penalty_weight (`float`, defaults to 1.0): 0 leaves the penalty out. With n accumulation steps, pass n to
                 the last and 0 to the others, so that it counts once per optimizer step. If the penalty is computed at
                 every k-th step only, `forward` multiplies it by k.

@@ -74,7 +74,7 @@ def write_forecast(args: ForecastArguments) -> None:
     recipe, dropped = full_sized(recipe, size)
     notes += dropped
     if encoder is None:
-        check_dimension(channels * size**2)
+        check_dimension(channels * size**2, channels)
     images, labels, left_out = read_images(source, recipe, size, args)
     notes += left_out
     unit = "pixels" if encoder is None else f"features of {args.encoder}"

@@ -195,10 +195,7 @@ class _Sampled:
     @classmethod
     def of(cls, value: Any, layout: Layout, nodata: float | None, within: Sequence[str] | None) -> "_Sampled":
         bands = open_bands(value, layout, within=within)
-        try:
-            values = bands.read()
-        except Exception as error:  # decoders raise arbitrary exceptions
-            raise UnreadableImage(str(error)) from error
+        values = bands.read()
         if values.dtype in (np.uint8, bool):
             return cls("8-bit", bands.pages, bands.nodata)
         kind = {"f": " float", "i": " signed"}.get(values.dtype.kind, "")

@@ -121,25 +121,33 @@ def open_bands(value: Any, layout: Layout, page: int = 0, within: Sequence[str] 
         value = data if data is not None else path
     if value is None:
         raise UnreadableImage("the image is missing (null)")
+    bands = _guarded(lambda: _opened(value, layout, page, within))
+    return bands._replace(read=lambda: _guarded(bands.read))
+
+
+def _guarded(function: Callable[[], Any]) -> Any:
+    """Call a function; what decoders raise for arbitrary bytes, which is of any class, becomes `UnreadableImage`."""
     try:
-        if isinstance(value, Image.Image):
-            return _open_pillow(value, layout, page)
-        if isinstance(value, bytes | bytearray | memoryview):
-            file: str | io.BytesIO = io.BytesIO(value)
-        elif isinstance(value, str | Path):
-            file = find_file(str(value), within)
-        else:
-            return _open_array(_as_array(value, layout), layout)
-        head = _head(file)
-        if head.startswith(NPY):
-            return _open_array(read_npy(file), layout)
-        if head.startswith(_TIFF):
-            return _open_tiff(file, layout, page)
-        return _open_pillow(open_file(file), layout, page)
+        return function()
     except UnreadableImage:
         raise
-    except Exception as error:  # for arbitrary bytes decoders raise arbitrary exceptions
+    except Exception as error:
         raise UnreadableImage(reason(error)) from error
+
+
+def _opened(value: Any, layout: Layout, page: int, within: Sequence[str] | None) -> Bands:
+    if isinstance(value, Image.Image):
+        return _open_pillow(value, layout, page)
+    if isinstance(value, bytes | bytearray | memoryview):
+        file: str | io.BytesIO = io.BytesIO(value)
+    elif isinstance(value, str | Path):
+        file = find_file(str(value), within)
+    else:
+        return _open_array(_as_array(value, layout), layout)
+    head = _head(file)
+    if head.startswith(NPY):
+        return _open_array(read_npy(file), layout)
+    return _open_tiff(file, layout, page) if head.startswith(_TIFF) else _open_pillow(open_file(file), layout, page)
 
 
 def page_count(value: Any, within: Sequence[str] | None = None) -> list[int]:

@@ -134,16 +134,11 @@ def decode_channels(
             raise WrongChannels("an image of 3 different channels, where 1 is read (--channels)")
         return colours[..., :1]
     bands = open_bands(value, rule.layout, page, within)
-    try:
-        values = bands.read()
-        said = rule.beyond(values, bands.nodata)
-        if said and rule.says():
-            warn_above_bars(logger, f"{image_name(value)} has {said}")
-        return rule.to_bytes(values, bands.nodata)
-    except UnreadableImage:
-        raise
-    except Exception as error:  # decoders raise arbitrary exceptions
-        raise UnreadableImage(reason(error)) from error
+    values = bands.read()
+    said = rule.beyond(values, bands.nodata)
+    if said and rule.says():
+        warn_above_bars(logger, f"{image_name(value)} has {said}")
+    return rule.to_bytes(values, bands.nodata)
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> Tensor:

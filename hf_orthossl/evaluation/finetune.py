@@ -150,7 +150,7 @@ class EncoderClassifier(nn.Module):
         self.head = nn.Linear(encoder.num_features, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the scores `(B, C)` of normalized images `(B, 3, H, W)`."""
+        """Return the scores `(B, C)` of normalized images `(B, C, H, W)`."""
         return self.head(self.encoder(images))
 
 

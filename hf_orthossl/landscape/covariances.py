@@ -13,7 +13,7 @@ from ..spectra.covariance import MAX_DIM, StreamingCovariance
 
 # Variance, relative to the squared mean, that is caused by float32 rounding.
 _CONSTANT = 1e-12
-# Makes the views of a batch of images, `(images, seed) -> [(B, 3, H, W), …]`.
+# Makes the views of a batch of images, `(images, seed) -> [(B, C, H, W), …]`.
 ViewMaker = Callable[[Tensor, int], Sequence[Tensor]]
 
 
@@ -208,8 +208,8 @@ def view_batches(
     """Yield batches `(B, draws · T, D)` of views of images, drawn `draws` times from a pipeline of T views.
 
     Args:
-        images (`Tensor`, array or iterable): Images `(n, 3, H, W)`, or batches of them.
-        views (`Callable`): `views(images, seed)` returns T tensors `(B, 3, h, w)`, as [`~hf_orthossl.data.Views`] does.
+        images (`Tensor`, array or iterable): Images `(n, C, H, W)`, or batches of them.
+        views (`Callable`): `views(images, seed)` returns T tensors `(B, C, h, w)`, as [`~hf_orthossl.data.Views`] does.
         draws (`int`, defaults to 1): Calls per batch, each with a different seed derived from `seed`.
         features (`Callable`, *optional*): Maps a view to features `(B, D)`; defaults to its pixels.
         seed (`int`, defaults to 0): The same seed gives the same views.
@@ -233,10 +233,10 @@ def view_batches(
 
 
 def image_batches(images: ArrayLike | Iterable[ArrayLike], batch_size: int) -> Iterator[Tensor]:
-    """Yield images in batches `(B, 3, H, W)`.
+    """Yield images in batches `(B, C, H, W)`.
 
     Args:
-        images (`Tensor`, array or iterable): Images `(n, 3, H, W)`, or batches of them.
+        images (`Tensor`, array or iterable): Images `(n, C, H, W)`, or batches of them.
         batch_size (`int`): Images per batch, if `images` is one array.
 
     Raises:
@@ -244,15 +244,15 @@ def image_batches(images: ArrayLike | Iterable[ArrayLike], batch_size: int) -> I
         ValueError: An array does not have four dimensions.
     """
     if isinstance(images, Tensor | np.ndarray):
-        yield from as_tensor("images", images, 4, shape="(n, 3, H, W)", finite=False).split(batch_size)
+        yield from as_tensor("images", images, 4, shape="(n, C, H, W)", finite=False).split(batch_size)
         return
     if not isinstance(images, Iterable) or isinstance(images, str | bytes | dict):
         raise TypeError(
-            f"images must be a tensor or array (n, 3, H, W), or batches of them, got {describe(images)}: decode files "
+            f"images must be a tensor or array (n, C, H, W), or batches of them, got {describe(images)}: decode files "
             "first, as ImageDataset does"
         )
     for batch in images:
-        yield as_tensor("images", batch, 4, shape="batches (B, 3, H, W)", finite=False)
+        yield as_tensor("images", batch, 4, shape="batches (B, C, H, W)", finite=False)
 
 
 def contrasts(views: Tensor, draws: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -295,8 +295,8 @@ def check_views(views: ArrayLike, draws: int) -> Tensor:
     return batch
 
 
-def check_dimension(dim: int) -> None:
-    """Check that a covariance of `dim` dimensions fits in memory.
+def check_dimension(dim: int, channels: int = 3) -> None:
+    """Check that a covariance of `dim` dimensions, of pixels with some channels, fits in memory.
 
     Raises:
         ValueError: `dim` is above 8,192.
@@ -304,7 +304,7 @@ def check_dimension(dim: int) -> None:
     if dim > MAX_DIM:
         raise ValueError(
             f"views have D = {dim:,} dimensions, but a covariance of D² numbers fits up to {MAX_DIM:,}: pass a "
-            f"smaller image_size (up to {int((MAX_DIM / 3) ** 0.5)}), or an encoder with fewer features"
+            f"smaller image_size (up to {int((MAX_DIM / channels) ** 0.5)}), or an encoder with fewer features"
         )
 
 

@@ -71,9 +71,9 @@ def forecast(
     are, have a forecast too: complete collapse, which its notes explain.
 
     Args:
-        images (`Tensor`, array or iterable): Images `(n, 3, H, W)`, n ≥ 4, or batches of them that can be read several
+        images (`Tensor`, array or iterable): Images `(n, C, H, W)`, n ≥ 4, or batches of them that can be read several
             times, such as a list.
-        views (`Callable`): `views(images, seed)` returns T tensors `(B, 3, h, w)`, as [`~hf_orthossl.data.Views`] does.
+        views (`Callable`): `views(images, seed)` returns T tensors `(B, C, h, w)`, as [`~hf_orthossl.data.Views`] does.
         loss (`str`, defaults to `"quartic"`): A loss of [`Objective`].
         alpha (`float`, defaults to 1.0): The weight of the alignment, see [`Objective`].
         temperature (`float`, defaults to 1.0): The temperature, see [`Objective`].
@@ -292,7 +292,7 @@ def _repeatable(images: ArrayLike | Iterable[ArrayLike]) -> Iterable[ArrayLike]:
         return list(image_batches(images, _BATCH))
     if isinstance(images, str | bytes | dict) or not isinstance(images, Iterable):
         raise TypeError(
-            f"images must be a tensor or array (n, 3, H, W), or batches of them, got {describe(images)}: decode files "
+            f"images must be a tensor or array (n, C, H, W), or batches of them, got {describe(images)}: decode files "
             "first, as ImageDataset does"
         )
     if iter(images) is images:

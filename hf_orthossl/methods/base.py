@@ -109,7 +109,7 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
     not after a skipped step. A forward pass stores tensors for it with [`~SSLMethod.stage`].
 
     Args:
-        encoder ([`Encoder`]): Maps `(B, 3, H, W)` to `(B, encoder.num_features)`. Used to build the heads and not
+        encoder ([`Encoder`]): Maps `(B, C, H, W)` to `(B, encoder.num_features)`. Used to build the heads and not
             stored: the model owns the encoder and passes it to `forward`.
         config ([`MethodConfig`]): Hyper-parameters, an instance of `config_class`.
 
@@ -191,8 +191,8 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
         """Return the loss of one batch; subclasses must define it.
 
         Args:
-            encoder (`nn.Module`): Maps `(B, 3, H, W)` to `(B, D)`.
-            views (`list[Tensor]`): V tensors of shape `(B, 3, H, W)`, normalized as the encoder expects.
+            encoder (`nn.Module`): Maps `(B, C, H, W)` to `(B, D)`.
+            views (`list[Tensor]`): V tensors of shape `(B, C, H, W)`, normalized as the encoder expects.
         """
         raise TypeError(f"{type(self).__name__} does not define forward(encoder, views)")
 

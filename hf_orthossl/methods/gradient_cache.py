@@ -25,7 +25,7 @@ class ChunkedEncoder(nn.Module):
     arXiv 2101.06983; here by checkpointing.
 
     Args:
-        encoder (`nn.Module`): Maps `(n, 3, H, W)` to `(n, D)`.
+        encoder (`nn.Module`): Maps `(n, C, H, W)` to `(n, D)`.
         size (`int`): Maximum number of images in a chunk, at least 1; the sizes of chunks differ by one at most.
 
     Raises:
@@ -40,7 +40,7 @@ class ChunkedEncoder(nn.Module):
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the representations `(B, D)` of one view `(B, 3, H, W)` of the whole batch.
+        """Return the representations `(B, D)` of one view `(B, C, H, W)` of the whole batch.
 
         Raises:
             ValueError: If a chunk has a single image and the encoder's batch norm is not synchronized.

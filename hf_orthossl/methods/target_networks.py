@@ -30,7 +30,7 @@ class TargetNetwork(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Return the target embeddings `(B, d)` of images `(B, 3, H, W)`, without gradient."""
+        """Return the target embeddings `(B, d)` of images `(B, C, H, W)`, without gradient."""
         output = images
         for module in self.stack:
             output = module(output)

@@ -62,7 +62,7 @@ class LayerReader:
         """Return the raw outputs of the layers, in order.
 
         Args:
-            images (`Tensor`): Normalized images `(B, 3, H, W)`.
+            images (`Tensor`): Normalized images `(B, C, H, W)`.
 
         Returns:
             `dict[str, Tensor]`: Feature maps `(B, C, H, W)`, tokens `(B, N, C)` or vectors `(B, D)`, by layer.
@@ -158,10 +158,10 @@ def as_vectors(output: Tensor, pool: str) -> tuple[Tensor, str]:
 
 
 def batches(images: ArrayLike | Iterable[Any], batch_size: int) -> Iterator[Tensor]:
-    """Yield validated batches `(B, 3, H, W)`.
+    """Yield validated batches `(B, C, H, W)`.
 
     Args:
-        images (`Tensor`, array or iterable): Normalized images `(N, 3, H, W)`, or batches: tensors, arrays, dicts with
+        images (`Tensor`, array or iterable): Normalized images `(N, C, H, W)`, or batches: tensors, arrays, dicts with
             `pixel_values`, or tuples that begin with the images.
         batch_size (`int`): Images per batch, if `images` is one array.
 
@@ -170,10 +170,10 @@ def batches(images: ArrayLike | Iterable[Any], batch_size: int) -> Iterator[Tens
         ValueError: A batch is not a float array of finite values of this shape.
     """
     if isinstance(images, np.ndarray) or (isinstance(images, Tensor) and not images.ndim):
-        images = as_tensor("images", images, 4, shape="(N, 3, H, W), or batches of them", finite=False)
+        images = as_tensor("images", images, 4, shape="(N, C, H, W), or batches of them", finite=False)
     if isinstance(images, str | bytes) or not isinstance(images, Iterable):
         raise TypeError(
-            f"images must be normalized images (N, 3, H, W) or batches of them, such as a DataLoader, got "
+            f"images must be normalized images (N, C, H, W) or batches of them, such as a DataLoader, got "
             f"{describe(images)}: decode files first, as ImageDataset does"
         )
     for batch in images.split(batch_size) if isinstance(images, Tensor) and len(images) else images:
@@ -187,7 +187,7 @@ def batches(images: ArrayLike | Iterable[Any], batch_size: int) -> Iterator[Tens
             batch = as_tensor("images", batch, finite=False)
         if not isinstance(batch, Tensor) or batch.ndim != 4:
             shape = tuple(batch.shape) if isinstance(batch, Tensor) else describe(batch)
-            raise ValueError(f"images must be (N, 3, H, W) or batches of that shape, such as a DataLoader, got {shape}")
+            raise ValueError(f"images must be (N, C, H, W) or batches of that shape, such as a DataLoader, got {shape}")
         if not batch.is_floating_point() or not torch.isfinite(batch).all():
             kind = "NaN or infinity" if batch.is_floating_point() else str(batch.dtype)
             raise ValueError(f"images must be normalized, finite floats, got {kind}")

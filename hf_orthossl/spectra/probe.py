@@ -50,7 +50,7 @@ def spectral_report(
 
     Args:
         model (`nn.Module`): An `hf_orthossl` encoder, or any timm, transformers or torch model.
-        images (`Tensor`, array or iterable, *optional*): Normalized images `(N, 3, H, W)`, or batches of them: tensors,
+        images (`Tensor`, array or iterable, *optional*): Normalized images `(N, C, H, W)`, or batches of them: tensors,
             arrays, dicts with `pixel_values`, or tuples that begin with the images (any `DataLoader`). The paper uses
             4,096 test images. Without images, only the weights are measured.
         layers (sequence of `str`, *optional*): The layers to measure: `"input"`, stages, any module by name,
@@ -58,7 +58,7 @@ def spectral_report(
             projector, the embedding.
         projector (`nn.Module`, *optional*): Maps representations to embeddings.
         views (`Tensor`, array or iterable, *optional*): v augmented views of each of n images, shape
-            `(n, v, 3, H, W)`, or batches of them, for LiDAR of the representation and the embedding.
+            `(n, v, C, H, W)`, or batches of them, for LiDAR of the representation and the embedding.
         include (`str` or sequence of `str`, *optional*): Patterns of weights, as in `select_matrices`; defaults to
             every matrix that is regularized.
         exclude (`str` or sequence of `str`, *optional*): Patterns of weights to omit.
@@ -288,8 +288,8 @@ def _lidars(
 
 
 def _view_parts(views: ArrayLike | Iterable[ArrayLike], batch_size: int) -> Iterable[Tensor]:
-    """Yield checked batches `(n, v, 3, H, W)` of views."""
-    shape = "(n >= 2, v >= 2, 3, H, W), or batches of them"
+    """Yield checked batches `(n, v, C, H, W)` of views."""
+    shape = "(n >= 2, v >= 2, C, H, W), or batches of them"
     if isinstance(views, Tensor | np.ndarray):
         views = as_tensor("views", views, 5, shape=shape, finite=False).split(batch_size)
     if isinstance(views, str | bytes) or not isinstance(views, Iterable):

@@ -27,7 +27,7 @@ from ..data import (
 )
 from ..data.options import MAX_UNREADABLE
 from ..distributed.collectives import on_main
-from ..evaluation.channels import match_channels
+from ..evaluation.channels import common_channels, match_channels
 from ..messages import warn_once
 from ..modeling import SSLModel
 from ..options import forms
@@ -94,7 +94,7 @@ class TrainingData:
         named = (str, os.PathLike, datasets.Dataset, datasets.DatasetDict, datasets.IterableDataset)
         several = isinstance(data, list) and all(isinstance(path, str | os.PathLike) for path in data)
         if several or isinstance(data, named):
-            data = load_source(data)
+            data = load_source(data, channels=common_channels({model.config.backbone: encoder}))
         self.source: ImageSource | None = data if isinstance(data, ImageSource) else getattr(data, "source", None)
         self.args = copy.copy(args)
         self.args.views = args.views or default_views(model, self.source)

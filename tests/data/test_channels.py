@@ -1,5 +1,7 @@
 """Images of any number of channels: how they are read, become 8 bits, are normalized and augmented."""
 
+import io
+
 import datasets
 import numpy as np
 import pytest
@@ -117,6 +119,27 @@ def test_sizes_that_a_file_cannot_hold_are_refused_before_anything_is_decoded(tm
     for name in ("cut.tif", "huge.tif", "objects.npy", "lying.npy"):
         with pytest.raises(UnreadableImage):
             read(tmp_path / name)
+
+
+def test_damaged_bytes_are_unreadable_and_nothing_else():
+    rng, files = np.random.default_rng(0), []
+    for options in ({}, {"compression": "zlib", "tile": (16, 16)}):
+        file = io.BytesIO()
+        tifffile.imwrite(file, VALUES, photometric="minisblack", planarconfig="separate", **options)
+        files.append(file.getvalue())
+    array = io.BytesIO()
+    np.save(array, VALUES)
+    files.append(array.getvalue())
+    unreadable = 0
+    for turn in range(150):
+        damaged = bytearray(files[turn % 3])
+        for place in rng.integers(0, 900, size=3):
+            damaged[place] = rng.integers(256)
+        try:
+            assert read(bytes(damaged)).dtype.kind in "buif"
+        except UnreadableImage:
+            unreadable += 1
+    assert 30 < unreadable < 150
 
 
 def test_images_of_other_channels_are_left_out_and_named(tmp_path):

@@ -231,7 +231,7 @@ def test_transformers_models_are_read():
         ({"images": torch.randn(1, 3, 8, 8)}, "at least 2 images for a covariance, got 1"),
         ({"images": torch.zeros(0, 3, 8, 8)}, "at least 2 images for a covariance, got 0"),
         ({"images": []}, "at least 2 images for a covariance, got 0"),
-        ({"images": torch.randn(3, 8, 8)}, r"images must be \(N, 3, H, W\)"),
+        ({"images": torch.randn(3, 8, 8)}, r"images must be \(N, C, H, W\)"),
         ({"images": [{"label": 1}]}, r"'pixel_values', got the keys \['label'\]"),
         ({"images": ["cat.png"]}, "got 'cat.png'"),
         ({"images": torch.zeros(4, 3, 8, 8, dtype=torch.uint8)}, "normalized, finite floats, got torch.uint8"),

@@ -35,7 +35,7 @@ class SpectraCallback(MeasuringCallback):
         every (`float`, defaults to 0.1): Steps between two measurements, or a share of the run if below 1; 0 for none.
         module (`nn.Module`, *optional*): The module to measure; by default the encoder of an [`SSLModel`], else the
             whole model.
-        images (`Tensor` or iterable, *optional*): Normalized images `(N, 3, H, W)`, or batches of them such as those
+        images (`Tensor` or iterable, *optional*): Normalized images `(N, C, H, W)`, or batches of them such as those
             of a `DataLoader`, read again at each measurement; their features are measured too. The rank of features
             is at most N − 1, so pass more images than the features have dimensions.
         include (`str` or sequence of `str`, *optional*): Patterns of weights to measure, see `select_matrices`; by
@@ -170,10 +170,10 @@ def _check_images(images: Tensor | Iterable) -> None:
         if images.ndim != 4 or not images.is_floating_point() or len(images) < 2:
             raise ValueError(
                 f"images are {images.dtype} of shape {tuple(images.shape)}: pass at least 2 normalized float images "
-                "(N, 3, H, W)"
+                "(N, C, H, W)"
             )
     elif not isinstance(images, Iterable) or isinstance(images, str | Mapping | Iterator):
         raise ValueError(
-            f"images is a {type(images).__name__}: pass normalized images (N, 3, H, W), or an iterable of batches "
+            f"images is a {type(images).__name__}: pass normalized images (N, C, H, W), or an iterable of batches "
             "that can be read repeatedly, such as a DataLoader"
         )
