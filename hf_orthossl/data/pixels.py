@@ -154,6 +154,8 @@ class PixelRule:
             notes = (
                 range_hint(np.concatenate([one.values for one in wide if one.values is not None]), low, high) + notes
             )
+        if channels == 1:
+            notes.append("one of the equal channels is kept")
         if coloured:
             total = len(sampled) + len(coloured)
             notes.append(f"{len(coloured)} of {total} sampled images are left out: {coloured[0]} has 3 channels")

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy
 
+from ..data.band_rule import BandRule
 from ..distributed.collectives import rank
 from ..distributed.progress import here
 from ..distributed.sharding import gather_module
@@ -45,11 +46,12 @@ def training_record(model: SSLModel, data: TrainingData, *, front: str) -> dict[
         front (`str`): "Trainer" or "accelerate loop".
 
     Returns:
-        `dict`: `front`, `taken` (what was taken of the data set), `views`, `views_changed` (what they become for
-        images that are no RGB), `normalization` (if asked or measured), `epochs` (passes over the data; omitted for a
-        stream), `steps` (taken), `planned_steps` (of a run that has not ended), `skipped_steps` (that changed nothing,
-        if any), `penalty_every` (steps between two penalties, if above 1), `fused_weights` (how the penalty read fused
-        attention layers, if there are any: "split" or "whole"), `optim` (the option), and those of `STEP_FACTS` that
+        `dict`: `front`, `taken` (what was taken of the data set), `pixel_range` (the values of each channel that become
+        0 and 255, for images that are no RGB), `views`, `views_changed` (what they become for images that are no RGB),
+        `normalization` (if asked or measured), `epochs` (passes over the data; omitted for a stream), `steps` (taken),
+        `planned_steps` (of a run that has not ended), `skipped_steps` (that changed nothing, if any), `penalty_every`
+        (steps between two penalties, if above 1), `fused_weights` (how the penalty read fused attention layers, if
+        there are any: "split" or "whole"), `optim` (the option), and those of `STEP_FACTS` that
         apply: `optimizer` (its class), `learning_rate` (peak), `precision` (that of autocast where it was active, with
         `weights_precision` beside it), `pretrained` (whether the run started from given weights; omitted if unknown),
         `base_model` (their Hub id, if they have one), `started_from` (their name, revision and SHA-256), `fingerprint`
@@ -62,6 +64,7 @@ def training_record(model: SSLModel, data: TrainingData, *, front: str) -> dict[
     record: dict[str, Any] = {
         "front": front,
         "taken": None if data.source is None else data.source.taken,
+        "pixel_range": _channel_ranges(data),
         "views": facts["views"],
         "views_changed": data.views.changes,
         "normalization": data.measured or model.config.normalization,
@@ -76,6 +79,12 @@ def training_record(model: SSLModel, data: TrainingData, *, front: str) -> dict[
         "fused_weights": model.regularizer.fused if model.regularizer else None,
     }
     return {name: value for name, value in record.items() if value is not None}
+
+
+def _channel_ranges(data: TrainingData) -> str | None:
+    """Return the range of values of each channel, by which others scale images for the encoder; `None` for RGB."""
+    rule = None if data.source is None else data.source.pixels
+    return str(rule.settings().get("pixel_range")) if isinstance(rule, BandRule) and rule.low else None
 
 
 def check_push(args: OrthoSSLTrainingArguments) -> None:

@@ -71,6 +71,7 @@ def test_what_was_done_is_recorded(run):
     assert record["training"]["normalization"] == "mean and std of each channel from 16 images"
     assert record["training"]["views_changed"].startswith("brightness and contrast of each channel by itself; without")
     assert "13 channels of 16-bit, each scaled from its own range" in record["training"]["taken"]
+    assert len(record["training"]["pixel_range"].split(", ")) == BANDS
     card = (run.encoder / "README.md").read_text()
     assert 'convert("RGB")' not in card
     assert "13 channels" in card

@@ -32,6 +32,7 @@ _FROM_FEATURES = {"pooler_output": "features.flatten(1)", "cls": "features[:, 0]
 # Labels of entries of `training`; entries without a label are shown by name.
 _LABELS = {
     "taken": "images taken",
+    "pixel_range": "values that become 0 and 1, by channel",
     "views": "views (augmentations)",
     "views_changed": "views of these channels",
     "normalization": "normalized by",
