@@ -43,6 +43,7 @@ from .training.rehearsal import rehearse
 from .training.resume import begin_record, settled_arguments
 from .training.run_folder import begin_folder, check_folder, overwriting
 from .training.settings import MOVABLE, NOT_SETTINGS, check_changes, differences, option_text
+from .training.starting import drift_results, measure_start, read_start
 from .training.trainer import STATE as TRAINER_STATE
 
 Front = Literal["trainer", "loop"]
@@ -86,7 +87,7 @@ class PretrainingRun:
 
     @property
     def results(self) -> list[Result]:
-        """Return the kNN accuracies before and after training; empty without labels."""
+        """Return kNN accuracies before and after training, if there are labels, and the drift from given weights."""
         return read_results(self.output_dir / "results.json")
 
 
@@ -197,8 +198,18 @@ def run_pretraining(
             monitor = knn_monitor(data_args, source, model, args) if is_main else None
             if is_main:
                 print(describe(model, source, data, monitor))
-            results = monitor.measure(model.encoder, step=0) if monitor else []
-            penalties = [float(model.penalty().detach())] if model.regularizer else []
+            beginning = None
+            if model.config.pretrained is not None and args.resume:
+                # The model that was built here does not have the weights of the start.
+                beginning = read_start(folder)
+                results = beginning.results if beginning else []
+                penalties = [beginning.penalty] if beginning and beginning.penalty is not None else []
+            else:
+                results = monitor.measure(model.encoder, step=0) if monitor else []
+                penalties = [float(model.penalty().detach())] if model.regularizer else []
+                if model.config.pretrained is not None and is_main:
+                    penalty = penalties[0] if penalties else None
+                    beginning = measure_start(folder, model.encoder, source, results=results, penalty=penalty)
             if front == "loop":
                 pretrain_loop(model, data, write_encoder=False)
             else:
@@ -214,10 +225,15 @@ def run_pretraining(
 
         with _without_library_bars():
             if monitor:
-                results += monitor.measure(encoder, step="end")
+                results = results + monitor.measure(encoder, step="end")
+            if beginning:
+                results = results + drift_results(encoder, source, beginning)
             write_results(folder / "results.json", results)
             record = training_record(model, data, front=trained_by)
-            write_encoder_folder(model, run.encoder, source=source, results=results, training=record, encoder=encoder)
+            spectra = beginning and beginning.spectra
+            write_encoder_folder(
+                model, run.encoder, source=source, results=results, training=record, encoder=encoder, start=spectra
+            )
             print(summary(run, results, penalties, model, SpectralReport.load(run.encoder)))
             return dataclasses.replace(run, publication=publish_run(run, args)) if args.push_to_hub else run
 
@@ -344,10 +360,14 @@ def summary(
 ) -> str:
     """Return a summary of the run's results and files."""
     lines = [f"collapse {' '.join(sentences)}"] if (sentences := report.complete_collapse()) else []
-    if results:
-        top1 = [result.value for result in results if result.metric == "top1"]
-        lines.append(f"kNN      top-1 {top1[0]:.3f} before training, {top1[-1]:.3f} after ({results[-1].split})")
-    if penalties:
+    if top1 := [result for result in results if result.metric == "top1"]:
+        first, last = top1[0].value, top1[-1].value
+        lines.append(f"kNN      top-1 {first:.3f} before training, {last:.3f} after ({top1[-1].split})")
+    if drift := {result.metric: result.value for result in results if result.task == "drift"}:
+        lines.append(
+            f"drift    linear CKA {drift['linear_cka']:.3f}, mean cosine {drift['mean_cosine']:.3f} with the start"
+        )
+    if len(penalties) > 1:
         lines.append(
             f"{model.config.regularizer:<8} {penalties[0]:.5g} before training, {penalties[-1]:.5g} after (before γ)"
         )

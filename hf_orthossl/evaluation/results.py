@@ -26,6 +26,9 @@ METRICS = {
     "mean_per_class": "mean accuracy per class",
     **{name: name for name in ("AP", "AP50", "AP75", "VOC07_AP50", "VOC12_AP50")},
 }
+# Those of cards only: how far the representations of a run have moved from those it started from.
+UNRANKED_TASKS = {"drift": "drift from the start"}
+UNRANKED_METRICS = {"linear_cka": "linear CKA with the start", "mean_cosine": "mean cosine with the start"}
 # Entries of a protocol that describe one run of a measurement and do not affect its outcome.
 PER_RUN = frozenset(
     ("seed", "seeds", "std", "interval", "per_class", "mean_per_class", "validation_top1", "best_epoch", "epochs_run")

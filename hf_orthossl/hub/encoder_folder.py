@@ -16,9 +16,9 @@ from ..evaluation.features import normalized_batches
 from ..files import replace_file, replacing_folder
 from ..modeling import SSLModel
 from ..regularization import select_matrices
-from ..spectra import SpectralReport, last_weights, spectral_report
+from ..spectra import SpectralReport, last_weights, plot_spectra, spectral_report
 from ..spectra.report import ARRAYS, SCALARS
-from .card.render import FIGURE, render_card
+from .card.render import FIGURE, START_FIGURE, render_card
 from .client import public_name
 from .encoder_record import EncoderRecord, package_commit
 from .measurements import RESULTS, public_result
@@ -40,6 +40,7 @@ def write_encoder_folder(
     training: dict | None = None,
     spectra_images: int = 1024,
     encoder: Encoder | None = None,
+    start: SpectralReport | None = None,
 ) -> Path:
     """Write the encoder of a trained model with its origin, results, spectra and card.
 
@@ -59,6 +60,8 @@ def write_encoder_folder(
             for a stream.
         encoder ([`Encoder`], *optional*): The encoder with gathered weights, from
             [`~distributed.sharding.gather_module`], if the model's are sharded.
+        start ([`SpectralReport`], *optional*): Spectra of the weights that the run started from, which are then drawn
+            together with those of the end.
 
     Returns:
         `Path`: The folder.
@@ -73,20 +76,37 @@ def write_encoder_folder(
     encoder = encoder or model.encoder
     record = _record(model, source, training or {})
     folder = Path(folder)
-    unreadable: list[Unreadable] = []
     # As a whole, so that no card ever describes other weights than those beside it.
     with replacing_folder(folder, (*OWN_FILES, *DESCRIBED)) as unfinished:
         export_encoder(encoder, unfinished, metadata=record.to_dict())
         if results:
             write_results(unfinished / RESULTS, [public_result(result) for result in results])
-        report = spectral_report(encoder, _images(encoder, source, spectra_images, unreadable), metadata=_about(record))
-        if unreadable:
-            # Their names are those of local files, which are not published.
-            report.notes.append(f"{len(unreadable):,} further images cannot be read and were left out.")
+        report = training_spectra(encoder, source, spectra_images, metadata=_about(record))
         report.save(unfinished)
         report.plot(unfinished / FIGURE)
+        if start is not None:
+            plot_spectra({"start": start, "end": report}, unfinished / START_FIGURE)
         _write_card(unfinished, folder)
     return folder
+
+
+def training_spectra(
+    encoder: Encoder, source: ImageSource | None, images: int = 1024, *, metadata: dict[str, Any] | None = None
+) -> SpectralReport:
+    """Return the spectra of an encoder, on images that it is trained on; of the weights alone for a stream.
+
+    Args:
+        encoder ([`Encoder`]): The encoder.
+        source ([`ImageSource`], *optional*): The images.
+        images (`int`, defaults to 1024): Maximum number of images.
+        metadata (`dict`, *optional*): What the report says of itself.
+    """
+    unreadable: list[Unreadable] = []
+    report = spectral_report(encoder, _images(encoder, source, images, unreadable), metadata=metadata or {})
+    if unreadable:
+        # Their names are those of local files, which are not published.
+        report.notes.append(f"{len(unreadable):,} further images cannot be read and were left out.")
+    return report
 
 
 def rehearse_encoder_folder(

@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, constants, eval_result_entries_to_yaml
 
 from ..evaluation import Result, read_results
-from ..evaluation.results import METRICS, PER_RUN, PRIVATE, TASKS
+from ..evaluation.results import METRICS, PER_RUN, PRIVATE, TASKS, UNRANKED_METRICS, UNRANKED_TASKS
 from .client import hub_id, public_name
 from .escaping import clean
 
@@ -89,10 +89,10 @@ def card_rows(results: list[Result]) -> list[CardRow]:
     """Return the rows of a card's table, one for each result of [`average_seeds`]."""
     return [
         CardRow(
-            TASKS.get(result.task, result.task),
+            (TASKS | UNRANKED_TASKS).get(result.task, result.task),
             public_name(result.dataset),
             result.split,
-            METRICS.get(result.metric, result.metric),
+            (METRICS | UNRANKED_METRICS).get(result.metric, result.metric),
             result.value,
             spread_text(result),
             when_text(result),
@@ -187,7 +187,7 @@ def eval_result_files(folder: str | Path, *, repo_id: str, results: list[Result]
     entries: dict[str, dict[str, EvalResultEntry]] = defaultdict(dict)
     for result in load_results(folder) if results is None else average_seeds(results):
         dataset = hub_id(public_name(result.dataset))
-        if dataset is None or not result.is_final:
+        if dataset is None or not result.is_final or result.task not in TASKS:
             continue
         file = entries[f".eval_results/{_slug(dataset)}-{_slug(result.task)}.yaml"]
         # One id for each protocol; the first one has the plain name.

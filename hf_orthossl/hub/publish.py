@@ -30,7 +30,7 @@ FILES = (
     "spectra.json",
     "spectra.safetensors",
 )
-FIGURES = ("spectra.png", "filters.png", "representations.png")
+FIGURES = ("spectra.png", "spectra_from_start.png", "filters.png", "representations.png")
 TOKEN = re.compile(messages.TOKEN.pattern.encode())
 # A picture in Markdown or HTML, by name without a path: files of other folders do not belong to the encoder.
 _PICTURE = re.compile(r"""(?:\]\(|src=["'])(?:\./)?([\w-][\w.-]*\.(?:png|jpe?g|gif|webp))(?=[\s"')])""", re.IGNORECASE)

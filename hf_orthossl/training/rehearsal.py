@@ -26,6 +26,8 @@ from .intervals import steps_between
 from .publishing import training_record
 from .run_folder import RUN_FILES, size_of_run
 
+# Folders among the files of a run.
+FOLDERS = ("encoder", "start")
 # The fewest images of a batch, which every method and every batch norm accepts.
 FEWEST = 2
 # Tensors of a parameter's size that optimizers keep for it, of those whose number is known.
@@ -123,8 +125,8 @@ def _failure(model: SSLModel, data: TrainingData, images: int) -> str | None:
 
 def _rehearse_files(model: SSLModel, data: TrainingData, front: str, encoder: bool) -> None:
     folder = Path(data.args.output_dir)
-    require_writable(folder, [name for name in RUN_FILES if name != "encoder"])
-    for path in (folder / "encoder", folder / STAGING):
+    require_writable(folder, [name for name in RUN_FILES if name not in FOLDERS])
+    for path in (*(folder / name for name in FOLDERS), folder / STAGING):
         if path.exists() and not path.is_dir():
             raise ValueError(f"output_dir {folder}: {path} is a file, where a folder is to be written: remove it")
     check_space(model, data, encoder)

@@ -23,7 +23,7 @@ from .settings import RunRecord
 OVERWRITTEN, REMOVING = ".overwritten", ".overwritten.removing"
 # The files of a run, the only ones that --overwrite_output may remove. The first two identify a run: they are moved
 # away first, and removed or restored last.
-RUN_FILES = ("config.yaml", "history.jsonl", "encoder", "results.json", "unreadable_images.txt")
+RUN_FILES = ("config.yaml", "history.jsonl", "encoder", "results.json", "unreadable_images.txt", "start")
 EXCLUSIVE = "resume and overwrite_output exclude each other: pass one of them"
 # First line of a run's config.yaml; distinguishes it from a user's file of the same name. The second is the run's id.
 MARK = "# Settings of an orthossl run; `orthossl pretrain --config` starts it again.\n"
@@ -102,8 +102,8 @@ def run_of(folder: Path) -> str | None:
 
 
 def holds_run(folder: Path) -> bool:
-    """Return whether a folder contains output of a run; settings, and a history without entries, do not count."""
-    produced = any((folder / name).exists() for name in RUN_FILES[2:]) or bool(checkpoints(folder))
+    """Return whether a folder contains output of a run; settings, a history without entries, `start` do not count."""
+    produced = any((folder / name).exists() for name in RUN_FILES[2:-1]) or bool(checkpoints(folder))
     return produced or ((folder / "history.jsonl").exists() and (not history_run(folder) or bool(read_history(folder))))
 
 

@@ -10,7 +10,10 @@ import yaml
 
 from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel, load_encoder, pretrain
 from hf_orthossl.cli import main
+from hf_orthossl.data import ImageDataset, load_source
 from hf_orthossl.encoders import export_encoder
+from hf_orthossl.evaluation import extract_features
+from hf_orthossl.spectra import SpectralReport
 from hf_orthossl.training import pretrain_loop
 
 FRONTS = ("trainer", "loop")
@@ -31,6 +34,7 @@ SETTINGS = {
 @pytest.fixture(autouse=True)
 def _no_drawing(monkeypatch):
     monkeypatch.setattr("hf_orthossl.spectra.SpectralReport.plot", lambda report, path: path.write_bytes(b"figure"))
+    monkeypatch.setattr("hf_orthossl.hub.encoder_folder.plot_spectra", lambda both, path: path.write_bytes(b"figure"))
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +224,44 @@ def test_adapting_needs_weights(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["pretrain", "--adapt", "--output_dir", str(tmp_path / "run")])
     assert "adapt is true, but there are no weights to adapt: pass --pretrained NAME too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_a_run_shows_what_it_kept_of_its_start(front, given, tmp_path, capsys):
+    """kNN before and after, drift on held-out images, both spectra; a resumed run knows the same start."""
+    options = SETTINGS | {"knn_images": 64, "max_steps": 3, "learning_rate": 0.2, "save_total_limit": 0}
+    run = pretrain("digits", front=front, pretrained=given, output_dir=tmp_path / "run", **options)
+    start, end = load_encoder(given, pretrained=True), load_encoder(run.encoder, pretrained=True)
+    test = ImageDataset(load_source("digits", split="test"), image_size=32)
+    X, Y = (extract_features(encoder, test).representations.double() for encoder in (start, end))
+    found = {result.metric: result for result in run.results if result.task == "drift"}
+    X, Y = X - X.mean(0), Y - Y.mean(0)
+    cka = float((X.T @ Y).norm() ** 2 / ((X.T @ X).norm() * (Y.T @ Y).norm()))
+    assert found["linear_cka"].value == pytest.approx(cka, rel=1e-5)
+    assert 0 < found["linear_cka"].value < 1
+    assert found["mean_cosine"].split == "test"
+    assert found["mean_cosine"].protocol == {"images": len(test), "step": "end"}
+    assert [r.protocol["step"] for r in run.results if r.metric == "top1"] == [0, "end"]
+    assert "drift    linear CKA " in capsys.readouterr().out
+    card = (run.encoder / "README.md").read_text()
+    assert "linear CKA with the start" in card
+    assert "spectra_from_start.png" in card
+    assert (run.encoder / "spectra_from_start.png").is_file()
+    # Drift is no accuracy, which is all that the Hub's index of models knows.
+    assert "linear_cka" not in card.partition("---\n")[2].partition("---\n")[0]
+    assert (
+        SpectralReport.load(run.output_dir / "start").weights.keys() == SpectralReport.load(run.encoder).weights.keys()
+    )
+    before = run.results
+    shutil.rmtree(run.output_dir / "checkpoint-3")
+    shutil.rmtree(run.encoder)
+    resumed = pretrain("digits", front=front, output_dir=tmp_path / "run", resume=True)
+    assert resumed.results == before
+
+
+def test_a_run_from_random_weights_has_no_start(tmp_path):
+    run = pretrain(
+        "digits", output_dir=tmp_path / "run", **SETTINGS | {"knn_images": 64, "save_strategy": "no", "save_steps": 500}
+    )
+    assert not (run.output_dir / "start").exists()
+    assert {result.task for result in run.results} == {"knn"}

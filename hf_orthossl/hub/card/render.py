@@ -20,7 +20,7 @@ from .sections import find_sections, merge_sections, offered_line, split_front_m
 from .spectra_text import collapse_notice, feature_rows, plain_reading, weight_rows
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-SPECTRA, FIGURE = "spectra.json", "spectra.png"
+SPECTRA, FIGURE, START_FIGURE = "spectra.json", "spectra.png", "spectra_from_start.png"
 # `EncoderRecord.pooling` → Python that extracts the representation from the output of AutoModel, and of the pipeline.
 _MEAN = "features.mean(dim=1) if features.ndim == 3 else features.mean(dim=(2, 3))"
 _FROM_OUTPUTS = {
@@ -163,6 +163,7 @@ def _spectra(folder: Path) -> dict[str, Any]:
         "features": feature_rows(report),
         "measured_on": _measured_on(report),
         "figure": (folder / FIGURE).is_file(),
+        "start_figure": (folder / START_FIGURE).is_file(),
     }
 
 
