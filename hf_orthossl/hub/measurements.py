@@ -187,7 +187,7 @@ def eval_result_files(folder: str | Path, *, repo_id: str, results: list[Result]
     entries: dict[str, dict[str, EvalResultEntry]] = defaultdict(dict)
     for result in load_results(folder) if results is None else average_seeds(results):
         dataset = hub_id(public_name(result.dataset))
-        if dataset is None or not result.is_final or result.task not in TASKS:
+        if dataset is None or not result.is_final or result.task in UNRANKED_TASKS:
             continue
         file = entries[f".eval_results/{_slug(dataset)}-{_slug(result.task)}.yaml"]
         # One id for each protocol; the first one has the plain name.

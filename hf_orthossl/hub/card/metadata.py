@@ -6,7 +6,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from ...evaluation import Result
-from ...evaluation.results import TASKS
+from ...evaluation.results import UNRANKED_TASKS
 from ...methods import METHODS, THEORY_LOSSES
 from ...regularization import PENALTIES
 from ..client import hub_id
@@ -34,7 +34,7 @@ def front_matter(
     """
     tags = ["orthossl", "self-supervised-learning", record.method, record.regularizer]
     datasets = [hub_id(record.dataset or "")]
-    final = [model_index_entry(result) for result in results if result.is_final and result.task in TASKS]
+    final = [model_index_entry(result) for result in results if result.is_final and result.task not in UNRANKED_TASKS]
     name = f"{clean(record.short_name, 96)} {OURS}"
     ours = ModelCardData(
         library_name=record.library if not record.remote_code else "transformers",
