@@ -13,7 +13,7 @@ from .data.options import NORMALIZATIONS, PUBLISHED
 from .distributed.collectives import rank, world_size
 from .distributed.gather import all_gather
 from .distributed.sharding import block_classes
-from .encoders import Encoder, load_encoder
+from .encoders import Encoder, ModuleEncoder, load_encoder
 from .encoders.export import separate_weights
 from .messages import suggest
 from .methods import METHODS, ChunkedEncoder, Progress, SSLOutput, build_method, get_method
@@ -145,8 +145,9 @@ class SSLModel(PreTrainedModel):
 
     Args:
         config ([`SSLConfig`]): Architecture and loss.
-        encoder ([`Encoder`], *optional*): The encoder to train; by default built from `config`, with the weights of
-            `config.pretrained` or random ones.
+        encoder ([`Encoder`] or `nn.Module`, *optional*): The encoder to train; by default built from `config`, with the
+            weights of `config.pretrained` or random ones. A module of your own becomes a [`ModuleEncoder`] for images
+            of `config.image_size`, or 224, pixels.
 
     Attributes:
         gradient_cache (`int`, *optional*): Number of images per chunk in which the encoder processes the batch,
@@ -175,7 +176,7 @@ class SSLModel(PreTrainedModel):
     # Names of parameters of the encoder's backbone, see `set_frozen`.
     _frozen: frozenset[str] = frozenset()
 
-    def __init__(self, config: SSLConfig, encoder: Encoder | None = None):
+    def __init__(self, config: SSLConfig, encoder: nn.Module | None = None):
         super().__init__(config)
         if encoder is None:
             # `from_pretrained` builds models on the meta device, and their weights are those of the checkpoint.
@@ -187,6 +188,11 @@ class SSLModel(PreTrainedModel):
                 in_chans=config.channels,
                 **config.backbone_config,
             )
+        elif isinstance(encoder, nn.Module) and not isinstance(encoder, Encoder):
+            encoder = ModuleEncoder(encoder, config.image_size or 224, channels=config.channels or 3)
+        if isinstance(encoder, ModuleEncoder):
+            # What is trained is what is recorded.
+            config.backbone, config.backbone_config, config.image_size = encoder.name, {}, encoder.image_size
         if config.normalization == "backbone" and not encoder.knows_normalization:
             raise ValueError(
                 f"normalization is backbone, and {config.backbone!r} knows none of {encoder.channels} channels: pass "

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import datasets
 from accelerate import PartialState
+from torch import nn
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
@@ -131,6 +132,11 @@ def pretrain(
     """
     if front not in ("trainer", "loop"):
         raise ValueError(f"front {front!r} is unknown: {suggest(front, ['trainer', 'loop'])}")
+    if isinstance(options.get("backbone"), nn.Module):
+        raise ValueError(
+            f"backbone is a {type(options['backbone']).__name__}: pass the name of a backbone, or train a network of "
+            "your own by OrthoSSLTrainer(SSLModel(SSLConfig(method=…), encoder=network), args, train_dataset=…)"
+        )
     if "dataset" in options:
         raise ValueError("dataset is given as an option: pass the data set as the first argument of pretrain")
     if {"max_steps", "num_train_epochs"} <= set(options) and options["max_steps"] != -1:

@@ -18,6 +18,7 @@ from ..disk_errors import full_disk
 from ..messages import describe, first_line, suggest
 from .cards import check_card, check_card_on_hub, check_saved
 from .digits import digits
+from .items import is_items, table_of_items
 from .listing import HELD_OUT, SPLITS, ImageFile, LeftOut, Listing, list_folders, readable_extensions, split_kind
 from .tables import LISTS, TABLES, holds_paths, list_paths, list_table
 
@@ -89,10 +90,12 @@ def open_splits(
         opened = Opened(splits, _name_of(dataset), given=len(splits) == 1)
     elif isinstance(dataset, AnyDataset):
         opened = Opened({str(dataset.split or "train"): dataset}, _name_of(dataset), given=True)
+    elif is_items(dataset):
+        opened = Opened({"train": table_of_items(dataset)}, type(dataset).__name__, given=True)
     else:
         raise TypeError(
-            "dataset must be 'digits', a folder, a list or table of paths, a Hub id or a data set of the datasets "
-            f"library, got {describe(dataset)}"
+            "dataset must be 'digits', a folder, a list or table of paths, a Hub id, a list of Pillow images, or a "
+            f"data set of the datasets library or of torchvision's kind, got {describe(dataset)}"
         )
     if streaming:
         opened.splits = {split: _to_stream(data) for split, data in opened.splits.items()}

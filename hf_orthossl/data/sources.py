@@ -307,7 +307,7 @@ def load_source(
     """Open a data set of images and find its image and label columns.
 
     Args:
-        dataset (`str`, `Path`, a list of them, or a data set of `datasets`): One of:
+        dataset (`str`, `Path`, a list of them, or a data set): One of:
 
             - one or several folders of images: flat, one folder per class, with folders of splits, or nested, see
               [`~data.listing.list_folders`];
@@ -317,7 +317,8 @@ def load_source(
               `"shards/train-{000..099}.tar"`; image files, or a pattern of them;
             - a folder of parquet or other files that `datasets` reads, or one written by `save_to_disk`;
             - a Hub id, or `"digits"`, which is embedded;
-            - a `Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict`.
+            - a `Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict`;
+            - a list of Pillow images, or a data set of torchvision's kind, whose items are images or `(image, label)`.
         name (`str`, *optional*): The configuration of a Hub data set.
         split (`str`, *optional*): The split, optionally with slices and sums as in `"train[:5000]"` or
             `"train+test"`. Defaults to `"train"` if there is one, else to the first that is named neither test nor

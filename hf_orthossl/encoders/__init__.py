@@ -3,6 +3,7 @@
 from .encoder import Encoder
 from .export import export_encoder
 from .loading import load_encoder
+from .module_encoder import ModuleEncoder
 from .small_images import resnet18_cifar, resnet50_cifar, wide_resnet28_2
 
 # Architectures that this package registers with timm. Without it they load from the code in an exported folder.
@@ -11,6 +12,7 @@ OWN_BACKBONES = (*(entry.__name__ for entry in (resnet18_cifar, resnet50_cifar, 
 __all__ = [
     "OWN_BACKBONES",
     "Encoder",
+    "ModuleEncoder",
     "export_encoder",
     "load_encoder",
     "resnet18_cifar",

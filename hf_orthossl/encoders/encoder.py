@@ -41,7 +41,7 @@ class Encoder(nn.Module):
             another number, 0.5 takes their place until [`~Encoder.set_normalization`] is called.
 
     Attributes:
-        library (`str`): `"timm"` or `"transformers"`.
+        library (`str`): `"timm"`, `"transformers"`, or `"torch"` for a network of the user's own.
         knows_normalization (`bool`): Whether `mean` and `std` are those of images; `False` for channels that the
             backbone has never seen, until [`~Encoder.set_normalization`] is called.
         num_features (`int`): D, measured with one blank image of `image_size`.
@@ -277,11 +277,12 @@ class Encoder(nn.Module):
         first = next(
             (m for m in self.backbone.modules() if isinstance(m, nn.Conv2d) and m.in_channels == channels), None
         )
-        if blank.ndim != 2 or first is None or isinstance(first.padding, str):
+        # Patches only: that strides of overlapping kernels may end a pixel early is usual in convolutional networks.
+        if blank.ndim != 2 or first is None or first.kernel_size != first.stride or first.padding != (0, 0):
             return
-        kernel, stride, padding = first.kernel_size[0], first.stride[0], first.padding[0]
-        border = (side + 2 * padding - kernel) % stride - padding
-        if border <= 0:
+        stride = first.stride[0]
+        border = side % stride
+        if not border:
             return
         images[..., -border:, :] = images[..., -border:] = 1
         with torch.no_grad():

@@ -65,7 +65,7 @@ def export_encoder(
 
     Raises:
         TypeError: `encoder` is not an [`Encoder`], `folder` is not a path, or `metadata` is not a JSON object.
-        ValueError: The weights are sharded over processes.
+        ValueError: The weights are sharded over processes, or the network is the user's own.
         OSError: The files cannot be written.
 
     Example:
@@ -79,6 +79,12 @@ def export_encoder(
     if not isinstance(folder, str | Path):
         raise TypeError(f"folder must be a path, got {describe(folder)}")
     _require_json(metadata)
+    if encoder.library == "torch":
+        raise ValueError(
+            f"encoder {encoder.name!r} is a network of your own, whose class no other program has, so that a folder of "
+            "it could not be loaded: save its weights by safetensors.torch.save_file(encoder.backbone.state_dict(), …) "
+            "and train with write_encoder=False"
+        )
     if has_sharded_weights(encoder):
         raise ValueError(
             "the encoder's weights are sharded over processes: call gather_module(encoder) on all "

@@ -25,6 +25,7 @@ from ..data import (
     get_recipe,
     load_source,
 )
+from ..data.items import is_items
 from ..data.options import MAX_UNREADABLE
 from ..distributed.collectives import on_main
 from ..evaluation.channels import common_channels, match_channels
@@ -54,7 +55,7 @@ class TrainingData:
     """The images that a run trains on, and how its processes read them.
 
     Args:
-        data: Name or folder of a data set, Hugging Face data set, [`ImageSource`], or a torch data set whose items
+        data: Data in any form that [`~data.load_source`] accepts, an [`ImageSource`], or a torch data set whose items
             [`~data.collate`] can batch.
         model ([`SSLModel`]): The model to train; its encoder determines the image size, and its method the views.
         args ([`OrthoSSLTrainingArguments`]): Settings of the run, with the recipe's values; not changed.
@@ -93,7 +94,7 @@ class TrainingData:
         encoder = model.encoder
         named = (str, os.PathLike, datasets.Dataset, datasets.DatasetDict, datasets.IterableDataset)
         several = isinstance(data, list) and all(isinstance(path, str | os.PathLike) for path in data)
-        if several or isinstance(data, named):
+        if several or isinstance(data, named) or is_items(data):
             data = load_source(data, channels=common_channels({model.config.backbone: encoder}))
         self.source: ImageSource | None = data if isinstance(data, ImageSource) else getattr(data, "source", None)
         self.args = copy.copy(args)

@@ -50,9 +50,15 @@ def begin_run(model: SSLModel, train_dataset: Any, args: OrthoSSLTrainingArgumen
         [`TrainingData`]: The data, whose `args` are the complete settings of the run, and whose record has begun.
 
     Raises:
+        TypeError: `model` is no [`SSLModel`].
         ValueError: `train_dataset` is `None`, an argument cannot be used, or a resumed run cannot change it.
         OSError: The encoder cannot be published, or there is no checkpoint to resume from.
     """
+    if not isinstance(model, SSLModel):
+        raise TypeError(
+            f"model is {type(model).__name__}: pass SSLModel(SSLConfig(method=…), encoder=…), which trains a network "
+            "of your own too"
+        )
     if train_dataset is None:
         raise ValueError("train_dataset is None: pass a data set")
     if args is not None and not isinstance(args, OrthoSSLTrainingArguments):
