@@ -47,7 +47,8 @@ class Encoder(nn.Module):
         num_features (`int`): D, measured with one blank image of `image_size`.
         stage_names (`list[str]`): The keys of [`~Encoder.stages`], of which the last is `"representation"`.
         pooling (`str`): The part of `AutoModel`'s output that is the representation: `"pooler_output"`, `"cls"` (the
-            first token of `last_hidden_state`) or `"mean"` (its mean over positions).
+            first token of `last_hidden_state`), `"mean"` (its mean over positions) or `"mean_channels_last"` (that of a
+            map whose channels are last); `"summary"`, `"cls_token_value"`; `"feature_maps"` (the mean of the last).
         unused_parameters (`list[str]`): Parameters of the backbone on which no representation depends (a mask token,
             the layers of a head); they are frozen, because DDP would wait for their gradients.
         pretrained (`bool`, *optional*): Whether [`load_encoder`] loaded weights; `None` if it did not build the

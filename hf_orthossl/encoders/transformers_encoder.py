@@ -56,7 +56,7 @@ class TransformersEncoder(Encoder):
             self.pooling = self._choose_pooling(outputs)
         if self.pooling in _REPRESENTATIONS:
             return _REPRESENTATIONS[self.pooling](outputs)
-        last = outputs.last_hidden_state if self.pooling == "mean" else outputs.feature_maps[-1]
+        last = outputs.feature_maps[-1] if self.pooling == "feature_maps" else outputs.last_hidden_state
         hidden = self._as_feature_map(_separated(last, len(images)), "representation")
         return hidden.mean(dim=1) if hidden.ndim == 3 else hidden.mean(dim=(2, 3))
 
@@ -82,6 +82,8 @@ class TransformersEncoder(Encoder):
             raise ValueError(f"last_hidden_state of {type(outputs).__name__} is that of a decoder")
         names = [key.rpartition(".")[2] for key, _ in self.backbone.named_parameters()]
         tokens = outputs.last_hidden_state.ndim == 3
+        if _channels_are_last(outputs.last_hidden_state):
+            return "mean_channels_last"
         return "cls" if tokens and {"cls_token", "class_embedding"}.intersection(names) else "mean"
 
     def stages(self, images: Tensor) -> dict[str, Tensor]:
@@ -94,10 +96,12 @@ class TransformersEncoder(Encoder):
         return self._choose_branch(first, stage) if isinstance(first, tuple | list) else first
 
     def _as_feature_map(self, output: Tensor, stage: str) -> Tensor:
-        # Images are square, and so are their maps. Channels are last in Hiera and in the blocks of SAM.
-        if output.ndim == 4 and output.shape[1] == output.shape[2] != output.shape[3]:
-            return output.permute(0, 3, 1, 2)
-        return output
+        return output.permute(0, 3, 1, 2) if _channels_are_last(output) else output
+
+
+def _channels_are_last(output: Tensor) -> bool:
+    """Return whether a map has its channels last, as in Hiera and the blocks of SAM; it is square, as images are."""
+    return output.ndim == 4 and output.shape[1] == output.shape[2] != output.shape[3]
 
 
 def _separated(tokens: Tensor, images: int) -> Tensor:

@@ -14,7 +14,7 @@ from .escaping import Safe, literal
 if TYPE_CHECKING:
     from ..methods import SSLMethod
 
-POOLINGS = ("pooler_output", "cls", "mean")
+POOLINGS = ("pooler_output", "cls", "mean", "mean_channels_last", "summary", "cls_token_value", "feature_maps")
 # The channels of an image; as in `encoders/description.py`, which imports torch.
 MAX_CHANNELS = 1024
 
@@ -30,8 +30,8 @@ class EncoderRecord:
         image_size (`int`): Height and width of the input images, in pixels.
         mean (`list[float]`): Mean of each of the C channels, for normalizing images in [0, 1].
         std (`list[float]`): Standard deviation of each channel.
-        pooling (`str`): The part of the output of `AutoModel` that is the representation: "pooler_output", "cls" or
-            "mean".
+        pooling (`str`): The part of the output of `AutoModel` that is the representation, see
+            `Encoder.pooling`.
         method (`str`): The name of the SSL method, see `orthossl methods`.
         method_config (`dict`, *optional*): Hyper-parameters of the method.
         regularizer (`str`, *optional*): The name of a penalty; `None` without one.

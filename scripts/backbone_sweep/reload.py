@@ -69,10 +69,9 @@ def _network(folder: Path) -> PreTrainedModel:
 def _representation(output: Any, pooling: str) -> Tensor:
     if pooling == "cls":
         return output.last_hidden_state[:, 0]
+    if pooling == "mean_channels_last":
+        return output.last_hidden_state.mean((1, 2))
     if pooling not in ("mean", "feature_maps"):
         return output[pooling].flatten(1)
     hidden = output.last_hidden_state if pooling == "mean" else output.feature_maps[-1]
-    if hidden.ndim == 3:
-        return hidden.mean(1)
-    # Maps are square, which shows where their channels are.
-    return hidden.mean((1, 2) if hidden.shape[1] == hidden.shape[2] != hidden.shape[3] else (2, 3))
+    return hidden.mean(1) if hidden.ndim == 3 else hidden.mean((2, 3))

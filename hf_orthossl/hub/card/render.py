@@ -27,7 +27,12 @@ _FROM_OUTPUTS = {
     "pooler_output": "outputs.pooler_output.flatten(1)",
     "cls": "outputs.last_hidden_state[:, 0]",
     "mean": _MEAN,
+    "mean_channels_last": "outputs.last_hidden_state.mean(dim=(1, 2))",
+    "summary": "outputs.summary.flatten(1)",
+    "cls_token_value": "outputs.cls_token_value.flatten(1)",
+    "feature_maps": "outputs.feature_maps[-1].mean(dim=(2, 3))",
 }
+# The pipeline hands out no other part.
 _FROM_FEATURES = {"pooler_output": "features.flatten(1)", "cls": "features[:, 0]", "mean": _MEAN}
 # Labels of entries of `training`; entries without a label are shown by name.
 _LABELS = {
@@ -141,7 +146,7 @@ def _usage(record: EncoderRecord) -> dict[str, Any]:
     paper = getattr(record.known_method, "source", "")
     return {
         "from_outputs": Safe(_FROM_OUTPUTS[record.pooling]),
-        "from_features": Safe(_FROM_FEATURES[record.pooling]),
+        "from_features": Safe(_FROM_FEATURES.get(record.pooling, "")),
         "channels": len(record.mean),
         "mean": ", ".join(f"{value:.4g}" for value in record.mean),
         "std": ", ".join(f"{value:.4g}" for value in record.std),
