@@ -105,7 +105,7 @@ class Run:
         }
 
     def train(self) -> None:
-        """Trains it, or goes on where an earlier call was stopped; a run that has ended stays as it is.
+        """Train it, or go on where an earlier call was stopped; a run that has ended stays as it is.
 
         Raises:
             ValueError: its folder holds a run with other settings.
@@ -125,7 +125,7 @@ class Run:
         return knn_results(features, temperatures=[0.1])[0].value
 
     def measure(self) -> dict:
-        """kNN, linear probe, penalties and spectra of the trained encoder, measured once and kept.
+        """Measure kNN, linear probe, penalties and spectra of the trained encoder once, and keep them.
 
         Returns:
             `dict`: JSON values; accuracies in [0, 1], penalties before γ.
@@ -168,7 +168,7 @@ class Run:
         return row
 
     def _check(self) -> None:
-        """Refuses a run that was started with other settings: a trial must not pass for the real one."""
+        """Refuse a run that was started with other settings: a trial must not pass for the real one."""
         path = self.folder / "config.yaml"
         before = read_config(path) if path.is_file() else {}
         for name in ("dataset", "num_train_epochs", "per_device_train_batch_size", "seed", "gamma", "whitening"):
@@ -196,7 +196,7 @@ class Run:
         return {"knn": knn.value, "linear": linear.value}
 
     def _accuracies(self, encoder: Encoder) -> list[Result]:
-        """Top-1 of kNN and of the linear probe, as the paper's two frameworks measure them."""
+        """Return the top-1 of kNN and of the linear probe, as the paper's two frameworks measure them."""
         features = self._features(encoder, self.experiment.test)
         return [knn_results(features, temperatures=[0.1])[0], linear_results(features)[0]]
 
