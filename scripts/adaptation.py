@@ -24,6 +24,7 @@ from hf_orthossl.encoders import Encoder
 from hf_orthossl.evaluation import Features, accuracy, extract_features, knn_accuracy, lbfgs_probe
 from hf_orthossl.evaluation.drift import linear_cka, mean_cosine
 from hf_orthossl.files import append_lines, read_lines, replace_file
+from hf_orthossl.regularization import OrthogonalityRegularizer
 from hf_orthossl.spectra import effective_rank
 
 OLD, NEW, TEST = 10_000, 5_000, 2_000
@@ -41,6 +42,8 @@ COLUMNS = {
     "cosine, old": ("cosine_old", 3),
     "rank, old": ("rank_old", 1),
     "rank, new": ("rank_new", 1),
+    "Σ SO": ("so", 0),
+    "Σ SO-init": ("so_init", 1),
 }
 
 
@@ -113,6 +116,14 @@ def measure(features: dict[str, Features], start: dict[str, Features]) -> dict[s
     return row
 
 
+def penalties(start: Encoder, end: Encoder) -> dict[str, float]:
+    """Return Σ SO of an adapted encoder, and Σ SO-init from its start, both before γ."""
+    from_start = OrthogonalityRegularizer(start, "so_init")
+    start.load_state_dict(end.state_dict())
+    with torch.no_grad():
+        return {"so": float(OrthogonalityRegularizer(end, "so")()), "so_init": float(from_start())}
+
+
 def run(args: argparse.Namespace) -> None:
     """Train and measure whatever has no row yet."""
     rows_file = args.report / "rows.jsonl"
@@ -146,16 +157,18 @@ def run(args: argparse.Namespace) -> None:
         for arm in ("start", *ARMS):
             if (seed, arm) in done:
                 continue
-            features = start
+            features, end = start, first
             if arm != "start":
                 folder = args.work / f"seed{seed}" / arm
                 adapted = {"pretrained": first, "adapt": True, "regularizer": arm, "learning_rate": args.learning_rate}
+                adapted |= {} if arm == "none" else {"gamma": args.gamma}
                 end = trained(folder, new, split="train", num_train_epochs=args.adapt_epochs, **adapted, **shared)
                 features = features_of(load_encoder(end, pretrained=True), sources)
             about = {"seed": seed, "arm": arm, "epochs": args.epochs, "adapt_epochs": args.adapt_epochs}
-            about["learning_rate"] = args.learning_rate
+            about |= {"learning_rate": args.learning_rate, "gamma": args.gamma}
+            weights = penalties(*(load_encoder(folder, pretrained=True) for folder in (first, end)))
             args.report.mkdir(parents=True, exist_ok=True)
-            append_lines(rows_file, [json.dumps(about | measure(features, start))])
+            append_lines(rows_file, [json.dumps(about | measure(features, start) | weights)])
 
 
 def render(folder: Path) -> str:
@@ -175,10 +188,12 @@ def render(folder: Path) -> str:
 
 A resnet10t of half the usual width is pretrained with SimCLR on {OLD:,} images of CIFAR-10, without a penalty
 ({first["epochs"]:g} epochs), and then adapted with `--adapt`, at a peak rate of {first["learning_rate"]:g}, to {NEW:,}
-other images, blurred and with shifted colours ({first["adapt_epochs"]:g} epochs). "Old" are {TEST:,} test images of
+other images, blurred and with shifted colours ({first["adapt_epochs"]:g} epochs), where both penalties have
+γ = {first["gamma"]:g}. "Old" are {TEST:,} test images of
 CIFAR-10, "new" the same, blurred and shifted; kNN (k = 20) and linear probes are fitted to the training images of
 each kind. CKA and cosine compare the representations of old test images with those before adapting; ranks are effective
-ranks of the representations. Mean ± standard deviation over the seeds, whose number is in brackets.
+ranks of the representations, and Σ SO and Σ SO-init how far the weights are from orthonormal and from their start, before
+γ. Mean ± standard deviation over the seeds, whose number is in brackets.
 
 {lines}
 
@@ -201,6 +216,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=8, help="of pretraining")
     parser.add_argument("--adapt_epochs", type=float, default=8)
     parser.add_argument("--learning_rate", type=float, default=3e-4, help="peak rate of adapting")
+    parser.add_argument("--gamma", type=float, default=3e-3, help="weight of both penalties while adapting")
     parser.add_argument("--use_cpu", action="store_true")
     parser.add_argument("--render", action="store_true", help="only write the report of the rows that exist")
     args = parser.parse_args()

@@ -21,7 +21,7 @@ def script():
 
 def test_the_table_averages_seeds(script, tmp_path):
     rows = [
-        {"seed": seed, "arm": arm, "epochs": 8.0, "adapt_epochs": 4.0, "learning_rate": 3e-4}
+        {"seed": seed, "arm": arm, "epochs": 8.0, "adapt_epochs": 4.0, "learning_rate": 3e-4, "gamma": 1e-3}
         | {name: value + seed / 10 for name, _ in script.COLUMNS.values()}
         for seed in range(3)
         for arm, value in (("start", 0.5), ("none", 0.25))
