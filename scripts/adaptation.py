@@ -191,9 +191,9 @@ A resnet10t of half the usual width is pretrained with SimCLR on {OLD:,} images 
 other images, blurred and with shifted colours ({first["adapt_epochs"]:g} epochs), where both penalties have
 γ = {first["gamma"]:g}. "Old" are {TEST:,} test images of
 CIFAR-10, "new" the same, blurred and shifted; kNN (k = 20) and linear probes are fitted to the training images of
-each kind. CKA and cosine compare the representations of old test images with those before adapting; ranks are effective
-ranks of the representations, and Σ SO and Σ SO-init how far the weights are from orthonormal and from their start, before
-γ. Mean ± standard deviation over the seeds, whose number is in brackets.
+each kind. CKA and cosine compare the representations of old test images with those before adapting; ranks are
+effective ranks of the representations, and Σ SO and Σ SO-init how far the weights are from orthonormal and from their
+start, before γ. Mean ± standard deviation over the seeds, whose number is in brackets.
 
 {lines}
 
