@@ -121,6 +121,20 @@ def test_what_is_frozen_is_so_in_every_process(engine, front, two_processes, tmp
         assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
 
 
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_every_process_knows_the_start(engine, two_processes, tmp_path):
+    """The references of SO-init are whole on each, whether weights are sharded or not."""
+    settings = {"model": {"method": "simclr", "regularizer": "so_init", "gamma": 0.1}, "spectra_steps": 0}
+    one, _, _ = fit("one", "loop", tmp_path / "one", **settings)
+    (two, _, _), _ = two_processes.run(fit_here, (engine, "loop", tmp_path / "two"), settings)
+    before, after = history(tmp_path / "one"), history(tmp_path / "two")
+    assert before[0]["orthogonality"] < 1e-9 < before[-1]["orthogonality"]
+    for entry, other in zip(before, after, strict=True):
+        assert other["orthogonality"] == pytest.approx(entry["orthogonality"], rel=1e-5, abs=1e-12)
+    for name, value in one.items():
+        assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
+
+
 def test_a_sharded_run_cannot_train_later_what_is_frozen(two_processes, tmp_path):
     with pytest.raises(AssertionError, match="freeze_epochs is 1, but FSDP cannot train weights later"):
         two_processes.run(fit_here, ("fsdp2", "loop", tmp_path), {"model": {}, "freeze_epochs": 1, "max_steps": 6})
