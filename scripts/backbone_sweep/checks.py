@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,13 +31,6 @@ CHECKS = (
     "spectra",
     "reloaded",
 )
-# Modules and parameters that are no linear map of features, and why they are left out of the penalty.
-_REASONS: tuple[tuple[str, str], ...] = (
-    ("relative_position|rel_pos|position_bias|attention_bias|rel_table|cpb|rpb", "position bias"),
-    ("pos_embed|position|positional|pos_emb|pe_|\\bpe\\b|freqs", "position embedding"),
-    ("token|query|queries|latent|probe|prompt|register", "token"),
-    ("gamma|layer_scale|layerscale|ls\\d|scale|lambda|alpha|temperature|mix|gain", "scale"),
-)
 
 
 class CheckError(Exception):
@@ -54,7 +46,7 @@ def check_backbone(name: str, library: str, folder: Path) -> dict[str, Any]:
         folder (`Path`): The folder for the export in `export/`, and for what its reload must give in `expected.pt`.
 
     Returns:
-        `dict`: `checks`, by name "ok" or the reason; `unpenalized`, by kind of parameter its reason; `pooling`,
+        `dict`: `checks`, by name "ok" or the reason; `unpenalized`, the number of parameters by reason; `pooling`,
         `image_size`, `num_features` and `stages`.
     """
     found: dict[str, Any] = {"checks": {}}
@@ -213,31 +205,14 @@ def _own_reading(regularizer: OrthogonalityRegularizer) -> Iterator[Tensor]:
             yield matrix.matrix().detach().double()
 
 
-def _left_out(encoder: Encoder) -> dict[str, str]:
-    """Return the parameters of two or more dimensions that are not penalized, by kind, with the reason."""
-    taken = {id(matrix.parameter) for matrix in OrthogonalityRegularizer(encoder, "so").matrices}
-    modules = dict(encoder.named_modules())
-    kinds: Counter[tuple[str, str]] = Counter()
-    for name, parameter in encoder.backbone.named_parameters():
-        if parameter.ndim < 2 or id(parameter) in taken:
-            continue
-        path, _, attribute = name.rpartition(".")
-        owner = modules[f"backbone.{path}" if path else "backbone"]
-        kind = f"{type(owner).__name__}.{attribute}"
-        if isinstance(owner, nn.Embedding):
-            reason = "embedding"
-        elif isinstance(owner, nn.modules.conv._ConvNd) and owner.groups == owner.out_channels:
-            reason = "depthwise"
-        elif parameter.numel() == max(parameter.shape):
-            reason = "one vector"
-        else:
-            text = f"{path}.{attribute}".lower()
-            reason = next((r for pattern, r in _REASONS if re.search(pattern, text)), "unknown kind of weight")
-        kinds[kind, reason] += 1
-    left_out = {f"{kind} ×{count}": reason for (kind, reason), count in sorted(kinds.items())}
-    unknown = [kind for kind, reason in left_out.items() if reason == "unknown kind of weight"]
-    _require(not unknown, f"not penalized, and no reason is known: {', '.join(unknown[:4])}")
-    return left_out
+def _left_out(encoder: Encoder) -> dict[str, int]:
+    """Return how many parameters of two or more dimensions are not penalized, by reason; each must have been named."""
+    regularizer = OrthogonalityRegularizer(encoder, "so")
+    taken = {id(matrix.parameter) for matrix in regularizer.matrices}
+    named = {entry.name for entry in regularizer.left_out}
+    silent = [n for n, p in encoder.named_parameters() if p.ndim > 1 and id(p) not in taken and n not in named]
+    _require(not silent, f"neither penalized nor listed: {', '.join(silent[:4])}")
+    return dict(Counter(entry.reason for entry in regularizer.left_out))
 
 
 def _exports(encoder: Encoder, images: Tensor, folder: Path) -> None:

@@ -39,7 +39,11 @@ def test_each_backbone_has_a_row(swept):
     assert set(vit["checks"]) == set(checks.CHECKS)
     assert set(timm_row["checks"]) == set(checks.CHECKS) - {"pretrained"}
     assert vit["architecture"] == "ViTModel"
-    assert vit["unpenalized"]["ViTEmbeddings.position_embeddings ×1"] == "position embedding"
+    # Class token and position embeddings.
+    assert vit["unpenalized"] == {
+        "vector, which has no other to be orthogonal to": 1,
+        "parameter of ViTEmbeddings itself, no weight of a linear or convolution layer": 1,
+    }
     assert vit["versions"]["torch"] == torch.__version__.partition("+")[0]
     markdown = swept[1].read_text()
     assert "transformers, types of `AutoModel`: 1 of 2 supported (1 refused)" in markdown
