@@ -14,12 +14,12 @@ from torch import nn
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from .data import ImageSource, UnreadableLog, load_source
+from .data import ImageSource, Recipe, UnreadableLog, get_recipe, load_source
 from .data.listing import HELD_OUT, split_kind
 from .distributed.collectives import on_main
 from .distributed.launch import end_processes, silence
 from .distributed.sharding import gather_module
-from .encoders import load_encoder
+from .encoders import Encoder, load_encoder
 from .evaluation import KNNMonitor, Result, read_results, write_results
 from .hub import write_encoder_folder
 from .hub.publish import Publication, publish_encoder
@@ -185,7 +185,7 @@ def run_pretraining(
         args = settled_arguments(args, LOOP_STATE if front == "loop" else TRAINER_STATE)
         set_seed(args.seed)
         source = _load_source(data_args, images, folder)
-        model = build_model(model_args, source, resume=args.resume)
+        model = build_model(model_args, source, args.views, resume=args.resume)
         options = fixed_settings(data_args, model_args, args)
         data = TrainingData(source, model, args.with_recipe(model.method.recipe), options)
         begin_record(model, data)
@@ -280,19 +280,41 @@ def fixed_settings(
     return settings | {"views": args.views, "seed": args.seed}
 
 
-def build_model(model_args: ModelArguments, source: ImageSource, *, resume: bool = False) -> SSLModel:
-    """Return the encoder with its method and penalty, sized for the images; `resume` leaves out the start's weights."""
+def build_model(
+    model_args: ModelArguments, source: ImageSource, views: str | Recipe | None = None, *, resume: bool = False
+) -> SSLModel:
+    """Return the encoder with its method and penalty, sized for the images and views.
+
+    Args:
+        model_args ([`ModelArguments`]): The model.
+        source ([`ImageSource`]): The images to train on.
+        views (`str` or [`Recipe`], *optional*): The augmentation recipe, if one is named. With crops of several sizes,
+            a ViT of timm resamples its position embeddings to each of them (`dynamic_img_size`).
+        resume (`bool`, defaults to `False`): Whether to leave out the weights of the start, which checkpoints replace.
+    """
     size = model_args.image_size
     if size is None and source.image_size is not None and min(source.image_size) <= 224:
         size = min(source.image_size)
     # Check names before building or downloading a large backbone.
     settings = {"image_size": size, "channels": source.num_channels}
     config = SSLConfig(**dataclasses.asdict(model_args) | settings)
-    # The checkpoints of a run to resume hold its weights.
-    starts = config.pretrained is not None and not resume
-    encoder = load_encoder(
-        config.backbone, pretrained=starts, image_size=size, in_chans=source.channels, **config.backbone_config
-    )
+
+    def load() -> Encoder:
+        return load_encoder(
+            config.backbone,
+            # The checkpoints of a run to resume hold its weights.
+            pretrained=config.pretrained is not None and not resume,
+            image_size=size,
+            in_chans=source.channels,
+            **config.backbone_config,
+        )
+
+    encoder = load()
+    several = views is not None and len(set(get_recipe(views).sizes(encoder.image_size))) > 1
+    # timm's own attribute; networks without it see every size, or none but their own.
+    if several and getattr(encoder.backbone, "dynamic_img_size", None) is False:
+        config.backbone_config.setdefault("dynamic_img_size", True)
+        encoder = load()
     config.image_size = encoder.image_size
     return SSLModel(config, encoder)
 

@@ -199,7 +199,7 @@ class OrthogonalityRegularizer:
 
     @property
     def fused(self) -> str | None:
-        """How fused attention layers are read: `"split"`, `"whole"`, or `None` without any."""
+        """Return how fused attention layers are read: `"split"`, `"whole"`, or `None` without any."""
         if not any(matrix.group in ("qkv", "kv") for matrix in self.matrices):
             return None
         return "split" if self.split_fused else "whole"
@@ -208,7 +208,7 @@ class OrthogonalityRegularizer:
         """Return in one line how many matrices are regularized, how fused layers are read, and what is left out."""
         text = f"{len(self)} matrices"
         if self.fused:
-            text += f", fused q, k, v {'as one matrix each' if self.fused == 'split' else 'as one matrix together'}"
+            text += f", fused layers read {'by their parts (q, k, v)' if self.fused == 'split' else 'whole'}"
         standardized = {matrix.module for matrix in self.matrices if is_standardized(matrix.module)}
         if standardized:
             text += f", of {len(standardized)} weight-standardized convolutions the parameter"

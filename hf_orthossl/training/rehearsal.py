@@ -73,10 +73,12 @@ def check_batches(model: SSLModel, data: TrainingData) -> None:
     sizes = ", ".join(f"{size} px" for size in sorted(set(data.views.sizes), reverse=True))
     reason = _failure(model, data, FEWEST)
     if reason is not None:
+        remedy = "choose other --views, --backbone or --image_size"
+        if len(set(data.views.sizes)) > 1 and getattr(model.encoder.backbone, "dynamic_img_size", None) is False:
+            remedy = "pass --backbone_config dynamic_img_size=true"
         raise ValueError(
             f"views {args.views!r} ({sizes}) cannot be trained on with backbone {model.config.backbone!r} at "
-            f"image_size={model.encoder.image_size} and method {model.config.method!r} ({reason}): choose other "
-            "--views, --backbone or --image_size"
+            f"image_size={model.encoder.image_size} and method {model.config.method!r} ({reason}): {remedy}"
         )
     if last == 1:
         reason = _failure(model, data, 1)

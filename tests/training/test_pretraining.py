@@ -7,12 +7,14 @@ import json
 import datasets
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 
 from hf_orthossl import OrthogonalityCallback, OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel, pretrain
 from hf_orthossl.cli import main
 from hf_orthossl.data import load_source
+from hf_orthossl.encoders import load_encoder
 from hf_orthossl.pretraining import ModelArguments, PretrainingRun
 from hf_orthossl.regularization import PENALTIES
 from hf_orthossl.training import pretrain_loop
@@ -149,3 +151,28 @@ def test_a_weight_that_is_another_penaltys_default_survives_saving(tmp_path):
     SSLConfig(regularizer="srip", gamma=SSLConfig().gamma).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["gamma"] == SSLConfig().gamma
     assert SSLConfig.from_pretrained(tmp_path).gamma == SSLConfig().gamma
+
+
+def test_a_vit_sees_crops_of_several_sizes(tmp_path):
+    """Its position embeddings are resampled for the smaller ones, and the run goes on so when it is resumed."""
+    options = {
+        "backbone": "vit_tiny_patch16_224",
+        "backbone_config": {"patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2},
+        "method": "dino",
+        "method_config": {"hidden_dim": 16, "prototypes": 8},
+        "views": "cifar-multicrop",
+        "image_size": 32,
+        "per_device_train_batch_size": 8,
+        "knn_images": 0,
+        "use_cpu": True,
+        "output_dir": tmp_path / "run",
+    }
+    run = pretrain("digits", **options, max_steps=1)
+    run = pretrain("digits", **options, max_steps=2, resume=True)
+    assert [entry["step"] for entry in run.history if "loss" in entry][-1] == 2
+    assert json.loads((run.encoder / "config.json").read_text())["model_args"]["dynamic_img_size"] is True
+    encoder = load_encoder(str(run.encoder), pretrained=True).eval()
+    theirs = timm.create_model(f"local-dir:{run.encoder}", pretrained=True).eval()
+    for side in (32, 16):
+        images = torch.randn(2, 3, side, side)
+        torch.testing.assert_close(theirs(images), encoder(images))
