@@ -9,7 +9,7 @@ import numpy as np
 
 from .bands import Layout, WrongChannels, open_bands
 from .opening import UnreadableImage, UnsupportedImage, image_name
-from .pixels import Once, missing_values, range_hint, range_text
+from .pixels import Once, as_bytes, missing_values, range_hint, range_text
 
 # Ranges of channels shown before "…".
 _SHOWN = 16
@@ -140,23 +140,16 @@ class BandRule:
             nodata (`float`, *optional*): The value of missing pixels that the image names itself.
 
         Raises:
-            UnreadableImage: All sampled images have 8 bits, so that the ranges of these values are unknown.
+            UnsupportedImage: All sampled images have 8 bits, so that the ranges of these values are unknown.
         """
         missing = missing_values(values, self.nodata, nodata)
-        if values.dtype == bool:
-            scaled = values.astype(np.uint8) * 255
-        elif values.dtype == np.uint8 and not self.scales_bytes:
-            scaled = values
-        elif self.low is None or self.high is None:
-            raise UnreadableImage(
-                f"values of {values.dtype.itemsize * 8} bits in a data set whose sampled images have 8: pass "
-                "--pixel_range"
-            )
-        else:
+
+        def scale() -> np.ndarray:
             low, high = np.array(self.low), np.array(self.high)
             known = values if missing is None else np.where(missing, low, values)
-            scaled = np.rint(((known - low) * (255 / (high - low))).clip(0, 255)).astype(np.uint8)
-        return scaled if missing is None else np.where(missing, np.uint8(0), scaled)
+            return np.rint(((known - low) * (255 / (high - low))).clip(0, 255)).astype(np.uint8)
+
+        return as_bytes(values, missing, None if self.low is None else scale, self.scales_bytes)
 
     def beyond(self, values: np.ndarray, nodata: float | None = None) -> str | None:
         """Return how values exceed the ranges of their channels, or `None`.

@@ -3,7 +3,7 @@
 import functools
 import mmap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -194,23 +194,14 @@ class PixelRule:
             UnsupportedImage: All sampled images have 8 bits, so that the range of these values is unknown.
         """
         missing = missing_values(values, self.nodata, nodata)
-        if values.dtype == bool:
-            scaled = values.astype(np.uint8) * 255
-        elif values.dtype == np.uint8 and not self.scales_bytes:
-            scaled = values
-        elif self.low is None or self.high is None:
-            raise UnsupportedImage(
-                f"values of {values.dtype.itemsize * 8} bits in a data set whose sampled images have 8: pass "
-                "--pixel_range"
-            )
-        elif values.dtype in (np.uint8, np.uint16):
-            scaled = self._table[values]
-        else:
-            scaled = self._scale(values if missing is None else np.where(missing, self.low, values))
-        if missing is not None:
-            scaled = scaled.copy()
-            scaled[missing] = 0
-        return scaled
+
+        def scale() -> np.ndarray:
+            if values.dtype in (np.uint8, np.uint16):
+                return self._table[values]
+            assert self.low is not None
+            return self._scale(values if missing is None else np.where(missing, self.low, values))
+
+        return as_bytes(values, missing, None if self.low is None else scale, self.scales_bytes)
 
     def beyond(self, values: np.ndarray, nodata: float | None = None) -> str | None:
         """Return how values exceed the range, such as "values up to 5000, above …", or `None`.
@@ -245,6 +236,33 @@ class PixelRule:
         assert self.high is not None
         scaled = (values.astype(np.float64) - self.low) * (255 / (self.high - self.low))
         return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+
+
+def as_bytes(
+    values: np.ndarray, missing: np.ndarray | None, scale: Callable[[], np.ndarray] | None, scales_bytes: bool
+) -> np.ndarray:
+    """Return values as 8 bits: flags as 0 and 255, bytes as they are, everything else scaled, missing pixels as 0.
+
+    Args:
+        values (`np.ndarray`): Numbers.
+        missing (`np.ndarray`, *optional*): Where pixels are missing, of the shape of `values`.
+        scale (callable, *optional*): Returns the scaled values; `None` if their range is unknown.
+        scales_bytes (`bool`): Whether bytes are scaled too.
+
+    Raises:
+        UnsupportedImage: The range of the values is needed and unknown, since all sampled images have 8 bits.
+    """
+    if values.dtype == bool:
+        scaled = values.astype(np.uint8) * 255
+    elif values.dtype == np.uint8 and not scales_bytes:
+        scaled = values
+    elif scale is None:
+        raise UnsupportedImage(
+            f"values of {values.dtype.itemsize * 8} bits in a data set whose sampled images have 8: pass --pixel_range"
+        )
+    else:
+        scaled = scale()
+    return scaled if missing is None else np.where(missing, np.uint8(0), scaled)
 
 
 def missing_values(values: np.ndarray, *nodata: float | None) -> np.ndarray | None:

@@ -15,7 +15,8 @@ from hf_orthossl.training.resume import begin_record
 
 TINY = ["--backbone_config", "channels=[8,8,16,16]", "--method_config", "hidden_dim=16", "output_dim=8"]
 RUN = ["--use_cpu", "--disable_tqdm", "true", "--per_device_train_batch_size", "16", "--max_steps", "1"]
-ONE_SIZE = "--backbone vit_tiny_patch16_224 --backbone_config depth=1 patch_size=8 dynamic_img_size=false".split()
+ONE_SIZE = ["--backbone", "vit_tiny_patch16_224", "--backbone_config", "depth=1", "patch_size=8"]
+ONE_SIZE += ["dynamic_img_size=false"]
 MULTICROP = ["--method", "swav", "--views", "cifar-multicrop", "--image_size", "32"]
 VIT = {"img_size": 32, "patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
 
