@@ -124,8 +124,8 @@ class PixelRule:
         for number, value in enumerate(images):
             name = image_name(value, number)
             try:
-                one = _Sampled.of(value, name, pages, nodata, number, within)
-                if channels == 1 and not one.is_grey:
+                one = _Sampled.of(value, name, pages, nodata, number, within, find_colour=channels == 1)
+                if not one.is_grey:
                     coloured.append(name)
                 else:
                     sampled.append(one)
@@ -303,7 +303,14 @@ class _Sampled:
 
     @classmethod
     def of(
-        cls, value: Any, name: str, pages: str, nodata: float | None, number: int, within: Sequence[str] | None
+        cls,
+        value: Any,
+        name: str,
+        pages: str,
+        nodata: float | None,
+        number: int,
+        within: Sequence[str] | None,
+        find_colour: bool,
     ) -> "_Sampled":
         try:
             image = open_image(value, within)
@@ -317,13 +324,15 @@ class _Sampled:
             if reduces(image):
                 _check_reduced(image)
             _check_alpha(image)
+            # Which decodes all of an image, whereas its header says the rest.
+            is_grey = not find_colour or (_is_grey(image) if wide is None else are_equal(wide.values))
         except UnreadableImage:
             raise
         except Exception as error:  # decoders raise arbitrary exceptions
             raise UnreadableImage(reason(error)) from error
         transparent = isinstance(image, Image.Image) and image.has_transparency_data
         if wide is None:
-            return cls(name, f"8-bit {_colours(image)}", len(numbers), transparent, own, is_grey=_is_grey(image))
+            return cls(name, f"8-bit {_colours(image)}", len(numbers), transparent, own, is_grey=is_grey)
         values = wide.values
         kind = " float" if np.issubdtype(values.dtype, np.floating) else ""
         kind = " signed" if np.issubdtype(values.dtype, np.signedinteger) and values.dtype.itemsize < 4 else kind
@@ -335,7 +344,7 @@ class _Sampled:
         least, most = float(known.min()), float(known.max())
         kept = known[:: max(known.size // _KEPT, 1)]
         transparent = transparent or wide.opacity is not None
-        return cls(name, form, len(numbers), transparent, own, kept, least, most, are_equal(values))
+        return cls(name, form, len(numbers), transparent, own, kept, least, most, is_grey)
 
     @property
     def is_wide(self) -> bool:

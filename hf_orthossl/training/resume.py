@@ -289,7 +289,7 @@ def _newest_of_run(folder: Path, marker: str) -> Path:
 
     def check(newest: Path) -> None:
         for checkpoint in checkpoints(folder):
-            if checkpoint == newest or damage(checkpoint, thorough=False) is None:
+            if checkpoint == newest or damage(checkpoint, thorough=(RUN,)) is None:
                 _check_origin(checkpoint, folder)
 
     # Only the main process checks and cleans up.

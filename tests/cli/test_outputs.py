@@ -52,15 +52,16 @@ def save_classes(folder, **classes):
                 Image.new("RGB", (32, 32), (40 * number, 0, 0)).save(path)
 
 
-def test_labels_are_checked_before_models_are_opened(tmp_path, capsys, monkeypatch):
-    opened = []
-    monkeypatch.setattr("hf_orthossl.cli.evaluate.open_encoder", lambda name, args: opened.append(name))
+def test_labels_are_checked_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    def measured(*args, **kwargs):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("hf_orthossl.evaluation.features.extract_features", measured)
     save_classes(tmp_path / "foreign", train=["cat", "dog"], test=["car", "bus"])
     for name, words in (("foreign", "no class in common"),):
         with pytest.raises(SystemExit):
             main([*COMMANDS["evaluate"], "--dataset", str(tmp_path / name), "--output_dir", str(tmp_path / "out")])
         assert words in capsys.readouterr().err
-    assert not opened
 
 
 def test_more_neighbours_than_images_are_noted(tmp_path, capsys):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_orthossl.encoders import budget, export_encoder, load_encoder
 from hf_orthossl.encoders.budget import image_cost
+from hf_orthossl.encoders.weights import require_finite
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -141,3 +142,12 @@ def test_an_image_processor_must_be_usable(content, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", **SMALL}))
     (tmp_path / "preprocessor_config.json").write_text(content)
     assert "preprocessor_config.json" in refusal(tmp_path, pretrained=False)
+
+
+def test_bounds_may_be_infinite_and_weights_may_not():
+    network = torch.nn.Linear(2, 2)
+    network.register_buffer("input_min", torch.tensor(-torch.inf))
+    require_finite("own", network)
+    network.register_buffer("running_mean", torch.full((2,), torch.inf))
+    with pytest.raises(ValueError, match=r"1 weights that are not finite, among them 'running_mean'"):
+        require_finite("own", network)

@@ -19,6 +19,7 @@ QUICK = {"protocol": "lbfgs", "penalty": 1e-3}
 class Colours(torch.nn.Module):
     """An encoder whose representation is the picture's mean colour."""
 
+    channels = 3
     image_size, mean, std = 8, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
 
     def __init__(self):

@@ -30,6 +30,7 @@ SIZE = 16
 class Colours(torch.nn.Module):
     """An encoder whose representation is the picture's mean colour."""
 
+    channels = 3
     image_size, mean, std = SIZE, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
 
     def __init__(self):

@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 import pytest
+from survival_runs import tiny_model
 from transformers import Trainer, TrainingArguments
 
 from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, pretrain
@@ -169,4 +170,4 @@ def test_every_argument_of_the_trainer_is_used_or_refused():
 
 def test_plain_training_arguments_are_refused():
     with pytest.raises(ValueError, match=r"^args is TrainingArguments: pass OrthoSSL"):
-        OrthoSSLTrainer(None, TrainingArguments(use_cpu=True), "digits")
+        OrthoSSLTrainer(tiny_model(), TrainingArguments(use_cpu=True), "digits")

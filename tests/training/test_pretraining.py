@@ -15,7 +15,7 @@ from hf_orthossl import OrthogonalityCallback, OrthoSSLTrainer, OrthoSSLTraining
 from hf_orthossl.cli import main
 from hf_orthossl.data import load_source
 from hf_orthossl.encoders import load_encoder
-from hf_orthossl.pretraining import ModelArguments, PretrainingRun
+from hf_orthossl.pretraining import ModelArguments, PretrainingRun, settled_model
 from hf_orthossl.regularization import PENALTIES
 from hf_orthossl.training import pretrain_loop
 
@@ -135,7 +135,8 @@ def test_a_front_alone_leaves_the_encoder_with_its_card(front, tmp_path):
 
 def test_one_default_for_each_thing():
     """The command's, the model's and the callback's, from the registry of penalties."""
-    command, config = ModelArguments(), SSLConfig()
+    # The penalty depends on `adapt`.
+    command, config = settled_model(ModelArguments(), OrthoSSLTrainingArguments(use_cpu=True)), SSLConfig()
     for name in ("backbone", "method", "regularizer", "penalty_every", "whitening"):
         assert getattr(command, name) == getattr(config, name), name
     for kind, penalty in PENALTIES.items():
