@@ -42,7 +42,6 @@ OTHERS = {
     "backbone": "resnet14t",
     "pretrained": "resnet14t.c3_in1k",
     "image_size": 16,
-    "channels": 1,
     "channel_axis": "first",
     "normalization": "data",
     "backbone_config": {"channels": [8, 8, 16, 24]},
@@ -101,8 +100,10 @@ def contents(folder):
 
 def test_each_option_of_data_and_model_is_tried():
     names = {*forms(DataArguments), *forms(ModelArguments)}
-    # A folder without labels has one column, whatever is given; the data set has tests of its own.
-    assert names == {*OTHERS, "dataset", "image_column", "label_column"} | (names & set(OTHER_OPTIONS))
+    # A folder without labels has one column, whatever is given, and images in colour are refused as other channels; the
+    # data set has tests of its own.
+    elsewhere = {"dataset", "image_column", "label_column", "channels"}
+    assert names == {*OTHERS, *elsewhere} | (names & set(OTHER_OPTIONS))
 
 
 @pytest.mark.parametrize("front", FRONTS)

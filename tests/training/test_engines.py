@@ -332,7 +332,8 @@ def _prepare(sharded):
         assert accelerator.is_fsdp2 == sharded
         for tensor in model.state_dict().values():
             tensor.fill_(accelerator.process_index)
-        prepare_model(model, accelerator, tiny_arguments("unused"))
+        settings = {"sync_batchnorm": True, "gradient_cache": None, "gradient_checkpointing": False}
+        prepare_model(model, accelerator, SimpleNamespace(**settings, freeze=None, freeze_epochs=0.0))
         state = model.state_dict() if sharded else dict(model.named_buffers())
         return {name: value.clone() for name, value in state.items()}
 
