@@ -274,7 +274,9 @@ def _network_entries(name: str, kind: type[PreTrainedConfig], entries: dict[str,
                 f"{_shown(kept[key])}: correct it"
             )
     for key in CHANNEL_ENTRIES:
-        _require_channels(name, key, kept.get(key))
+        # A list (EfficientNet's `in_channels`) is of the network's blocks.
+        if not isinstance(kept.get(key), list):
+            _require_channels(name, key, kept.get(key))
     return kept
 
 

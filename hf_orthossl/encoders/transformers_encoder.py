@@ -147,7 +147,7 @@ def build_transformers_encoder(
         whole = config
         config, architecture = vision_network(name, whole)
     processor = read_processor(name, folder)
-    entry = next((key for key in CHANNEL_ENTRIES if key in config.to_dict()), None)
+    entry = next((key for key in CHANNEL_ENTRIES if isinstance(getattr(config, key, None), int)), None)
     own_channels = 3 if entry is None else getattr(config, entry)
     channels = in_chans or own_channels
     require_normalization(name, own_channels, processor["mean"], processor["std"])
@@ -206,7 +206,7 @@ def build_transformers_encoder(
         mean=processor["mean"] if channels == own_channels else (),
         std=processor["std"] if channels == own_channels else (),
         interpolation=processor["interpolation"],
-        own_size=own_size if isinstance(own_size, int) else None,
+        own_size=own_size if isinstance(own_size, int | None) else max(own_size),
         stage_modules=choose_stages(_stage_modules(backbone)),
         channels=channels,
     )

@@ -280,3 +280,14 @@ def test_a_size_of_two_sides_can_be_made_square(tmp_path):
     assert isinstance(encoder.backbone.config.image_size, list)
     assert encoder(torch.randn(2, 3, 48, 48)).shape == (2, 32)
     assert not isinstance(encoder.backbone.pooler, nn.Module)
+
+
+def test_an_entry_of_the_blocks_is_no_number_of_channels(tmp_path):
+    """EfficientNet's `in_channels` lists those of its blocks, beside `num_channels`."""
+    config = hf.EfficientNetConfig(image_size=64, width_coefficient=0.25, depth_coefficient=0.25, hidden_dim=320)
+    model = hf.EfficientNetModel(config).eval()
+    model.save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path), pretrained=True).eval()
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(encoder(images), model(images).pooler_output)
+    assert load_encoder(str(tmp_path), in_chans=5).channels == 5
