@@ -68,7 +68,8 @@ class SoftOrthogonality(Function):
             if reference is not None:
                 E -= reference
             ctx.save_for_backward(W, E)
-            return torch.linalg.vector_norm(E, dim=(-2, -1)).square()
+            # Row by row, because one sum over the millions of entries of a large Gram matrix loses digits in float32.
+            return torch.linalg.vector_norm(torch.linalg.vector_norm(E, dim=-1), dim=-1).square()
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
