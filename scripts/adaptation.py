@@ -1,4 +1,4 @@
-"""What adapting an encoder to new images forgets of the old ones, without a penalty, with SO and with SO-init.
+"""Measure what adapting an encoder to new images forgets of the old ones, without a penalty, with SO and with SO-init.
 
 An encoder is pretrained on 10,000 images of CIFAR-10 and then adapted (`--adapt`) to 5,000 others, blurred and with
 shifted colours. kNN and linear probes on both kinds of images, drift from the start, and ranks are written as one JSON

@@ -1,4 +1,4 @@
-"""How the images of more or fewer channels than three become 8 bits: one rule per data set, channel by channel."""
+"""Turn images of more or fewer channels than three into 8 bits: one rule per data set, channel by channel."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -63,7 +63,7 @@ class WrongChannels(UnreadableImage):
 
 
 class Layout(NamedTuple):
-    """How the channels of a data set's images are stored.
+    """Describe how the channels of a data set's images are stored.
 
     Args:
         channels (`int`): The number of channels C.

@@ -53,7 +53,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was taken of a checkpoint.
+    """Name what was taken of a checkpoint.
 
     Args:
         taken ([`Fit`]): The weights that the encoder has now.

@@ -1,4 +1,4 @@
-"""Which layer each parameter of an encoder belongs to: for learning rates by depth, and for what is frozen."""
+"""Find the layer that each parameter of an encoder belongs to: for learning rates by depth, and for what is frozen."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Which parameters a network uses, by the graph of one pass of one image."""
+"""Find the parameters that a network uses, by the graph of one pass of one image."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""Which network of a transformers configuration encodes images: the model itself, or its tower for images."""
+"""Find the network of a transformers configuration that encodes images: the model itself, or its tower for images."""
 
 import dataclasses
 import importlib

@@ -1,4 +1,4 @@
-"""How far representations have moved from those of the start: linear CKA and cosine, on the same images."""
+"""Measure how far representations have moved from those of the start: linear CKA and cosine, on the same images."""
 
 import torch
 from torch import Tensor

@@ -57,12 +57,12 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Share of the run that is done, in [0, 1]."""
+        """Return the share of the run that is done, in [0, 1]."""
         return min(self.step / max(self.max_steps, 1), 1.0)
 
     @property
     def epoch(self) -> float:
-        """Number of passes over the data done, with fraction."""
+        """Return the number of passes over the data done, with fraction."""
         return self.step / max(self.steps_per_epoch, 1)
 
     def generator(self, device: torch.device | str) -> torch.Generator:

@@ -48,6 +48,14 @@ def product_like(X: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return left @ right if X.stride(-1) == 1 else (right.mT @ left.mT).mT
 
 
+def frobenius_norm(X: Tensor) -> Tensor:
+    """Return the Frobenius norm `(...)` of each matrix `(..., rows, columns)`.
+
+    Row by row, because one float32 sum over the millions of entries of a large matrix loses digits.
+    """
+    return torch.linalg.vector_norm(torch.linalg.vector_norm(X, dim=-1), dim=-1)
+
+
 def gram_minus_identity(X: Tensor) -> Tensor:
     """Return `XXᵀ − I`, of shape `(..., n, n)` for `X` of shape `(..., n, m)`."""
     n = X.shape[-2]

@@ -1,4 +1,4 @@
-"""What a penalty keeps of the weights at the start, as buffers of a module, which checkpoints hold."""
+"""Keep what a penalty needs of the weights at the start, as buffers of a module, which checkpoints hold."""
 
 from collections.abc import Iterator, Mapping, Sequence
 

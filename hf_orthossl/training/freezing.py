@@ -12,7 +12,7 @@ from .data import TrainingData
 
 @dataclass(frozen=True)
 class Freezing:
-    """What is frozen during a run, and until when.
+    """Name what is frozen during a run, and until when.
 
     What is frozen at a step follows from the step alone, so that a resumed run goes on exactly.
 

@@ -1,4 +1,4 @@
-"""What the weights that a run started from could do, kept in its folder to compare the end with."""
+"""Measure the weights that a run starts from, kept in its folder to compare the end with."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a backbone must do to be supported; each check returns nothing, or raises `CheckError` with the reason."""
+"""Check what a backbone must do to be supported; each check returns nothing, or raises `CheckError` with the reason."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ CHECKS = (
 
 
 class CheckError(Exception):
-    """What a check found wrong, in one line."""
+    """Say what a check found wrong, in one line."""
 
 
 def check_backbone(name: str, library: str, folder: Path) -> dict[str, Any]:

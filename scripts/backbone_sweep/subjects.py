@@ -1,4 +1,4 @@
-"""What is swept: every module of timm, and every type of transformers that has a network for images."""
+"""List what is swept: every module of timm, and every type of transformers that has a network for images."""
 
 import sys
 from collections.abc import Iterator

@@ -59,17 +59,17 @@ class Run:
 
     @property
     def encoder(self) -> Path:
-        """Its encoder, without the package."""
+        """Return the folder of its encoder, which loads without the package."""
         return self.folder / "encoder"
 
     @property
     def spectra(self) -> Path:
-        """Spectra of its weights, and of the features of test images."""
+        """Return the folder of the spectra of its weights, and of the features of test images."""
         return self.folder / SPECTRA
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that a trained run has taken."""
+        """Return the optimizer steps that a trained run has taken."""
         return json.loads((self.encoder / "config.json").read_text(encoding="utf-8"))["orthossl"]["training"]["steps"]
 
     @property

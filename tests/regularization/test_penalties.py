@@ -193,6 +193,12 @@ def test_bad_input():
         srip(W, 2, torch.ones(4))
 
 
+def test_the_scale_of_a_large_matrix_keeps_its_digits():
+    W = 0.02 * torch.randn(25088, 512, generator=torch.Generator().manual_seed(0)) + 0.01
+    scaled = get_penalty("scaled_so")()
+    assert float(scaled.value(W)) == pytest.approx(float(scaled.value(W.double())), rel=1e-4)
+
+
 def test_the_value_of_a_large_matrix_keeps_its_digits():
     """One float32 sum over the 16 million entries of its Gram matrix was wrong by 0.2 %."""
     generator = torch.Generator().manual_seed(0)

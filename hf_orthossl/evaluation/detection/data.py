@@ -98,12 +98,12 @@ class DetectionDataset(Dataset):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Return the number of classes."""
         return len(self.class_names)
 
     @property
     def num_boxes(self) -> int:
-        """Number of boxes in all images."""
+        """Return the number of boxes in all images."""
         return sum(int((label >= 0).sum()) for label in self._labels)
 
     def image(self, index: int) -> Image.Image:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..matrices import compute_dtype, full_precision, rows
+from ..matrices import compute_dtype, frobenius_norm, full_precision, rows
 from .base import Penalty, get_penalty, register_penalty
 
 
@@ -38,7 +38,7 @@ class ScaledSO(Penalty):
             # constant to the gradient, since the penalty does not depend on the scale.
             largest = X.detach().abs().amax((-2, -1), keepdim=True)
             X = X / torch.where(largest > 0, largest, 1.0)
-            norm = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True)
+            norm = frobenius_norm(X)[..., None, None]
             nonzero = norm > 0
             Y = X * (X.shape[-2] ** 0.5 / torch.where(nonzero, norm, 1.0))
             return get_penalty("so")().value(Y) * nonzero[..., 0, 0]

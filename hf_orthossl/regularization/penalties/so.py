@@ -9,6 +9,7 @@ from torch.autograd import Function
 
 from ..matrices import (
     compute_dtype,
+    frobenius_norm,
     full_precision,
     gram_minus_identity,
     like,
@@ -68,8 +69,7 @@ class SoftOrthogonality(Function):
             if reference is not None:
                 E -= reference
             ctx.save_for_backward(W, E)
-            # Row by row, because one sum over the millions of entries of a large Gram matrix loses digits in float32.
-            return torch.linalg.vector_norm(torch.linalg.vector_norm(E, dim=-1), dim=-1).square()
+            return frobenius_norm(E).square()
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
