@@ -51,9 +51,12 @@ def product_like(X: Tensor, left: Tensor, right: Tensor) -> Tensor:
 def frobenius_norm(X: Tensor) -> Tensor:
     """Return the Frobenius norm `(...)` of each matrix `(..., rows, columns)`.
 
-    Row by row, because one float32 sum over the millions of entries of a large matrix loses digits.
+    Row by row on the CPU, whose float32 sum over the millions of entries of a large matrix loses digits: it adds in
+    sequence. An accelerator adds in a tree of short sums, and there each further operation is a launch.
     """
-    return torch.linalg.vector_norm(torch.linalg.vector_norm(X, dim=-1), dim=-1)
+    if X.device.type == "cpu":
+        return torch.linalg.vector_norm(torch.linalg.vector_norm(X, dim=-1), dim=-1)
+    return torch.linalg.vector_norm(X, dim=(-2, -1))
 
 
 def gram_minus_identity(X: Tensor) -> Tensor:
