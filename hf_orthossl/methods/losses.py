@@ -1,4 +1,4 @@
-"""Functions shared by the losses of several methods: precision, cosine similarity, NT-Xent, decorrelation terms."""
+"""Functions that the losses of several methods share: precision, similarity, NT-Xent, assignments, statistics."""
 
 import functools
 from collections.abc import Callable
@@ -88,6 +88,32 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     other = torch.cat([rows + images, rows])
     logits = logits.scatter(1, itself[:, None], float("-inf"))
     return F.cross_entropy(logits, other)
+
+
+@full_precision
+def koleo(embeddings: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """Return the Kozachenko–Leonenko term, which spreads embeddings over the sphere.
+
+    −mean over i of log(d_i + ε), where d_i is the Euclidean distance of the L2-normalized embedding i to its nearest
+    neighbour in the batch; ε is added to each coordinate of the difference too. The code of DINOv2 takes neighbours
+    from the batch of each process; pass the batch of all processes (`all_gather`) for the term of the whole batch.
+
+    Source: Sablayrolles et al., "Spreading vectors for similarity search", 2019, eq. 2; DINOv2, Oquab et al. 2023,
+    section 4.
+
+    Args:
+        embeddings (`Tensor` of shape `(B, d)`): Embeddings, B ≥ 2.
+        epsilon (`float`, defaults to 1e-8): ε, which keeps the value of two equal embeddings finite.
+
+    Raises:
+        ValueError: There is one embedding, which has no neighbour.
+    """
+    if len(embeddings) < 2:
+        raise ValueError("the batch has 1 image: the distance to the nearest neighbour needs 2 or more")
+    unit = normalize(embeddings)
+    similarities = unit.detach() @ unit.detach().T
+    nearest = similarities.fill_diagonal_(-torch.inf).argmax(dim=1)
+    return -(F.pairwise_distance(unit, unit[nearest], eps=epsilon) + epsilon).log().mean()
 
 
 def variance_term(embeddings: Tensor, epsilon: float = 1e-4) -> Tensor:

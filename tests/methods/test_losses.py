@@ -10,6 +10,7 @@ from lightly.loss import (
     DCLLoss,
     DCLWLoss,
     DINOLoss,
+    KoLeoLoss,
     NegativeCosineSimilarity,
     NTXentLoss,
     SwaVLoss,
@@ -18,7 +19,7 @@ from lightly.loss import (
 from lightly.models.modules import NNMemoryBankModule, SwaVPrototypes
 
 from hf_orthossl.methods import METHODS, build_method
-from hf_orthossl.methods.losses import cosine, nt_xent
+from hf_orthossl.methods.losses import cosine, koleo, nt_xent
 from hf_orthossl.methods.mocov2plus import queue_contrast
 from hf_orthossl.methods.mocov3 import batch_contrast
 
@@ -115,6 +116,27 @@ def test_dino(batch, views, tiny_encoder):
     oracle.center.copy_(method.center)
     # lightly turns the temperature into a float32 tensor, which is where the tolerance comes from.
     assert_same(method.loss(teacher, student), oracle(teacher, student, teacher_temp=0.07), student, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_koleo(batch):
+    (z,) = embeddings(batch, count=1)
+    assert_same(koleo(z), KoLeoLoss()(z), [z])
+    # The paper's formula, without ε.
+    unit = [row / row.norm() for row in z.detach()]
+    nearest = [min((a - b).norm() for j, b in enumerate(unit) if j != i) for i, a in enumerate(unit)]
+    torch.testing.assert_close(koleo(z).detach(), -torch.stack(nearest).log().mean(), rtol=1e-6, atol=1e-6)
+
+
+def test_koleo_of_equal_opposite_and_single_embeddings():
+    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(koleo(opposite), -torch.tensor(2.0, dtype=torch.float64).log())
+    equal = torch.ones(2, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(koleo(equal), equal)
+    assert math.isfinite(koleo(equal).item())
+    assert torch.isfinite(gradient).all()
+    with pytest.raises(ValueError, match="the batch has 1 image: the distance to the nearest neighbour needs 2 or mo"):
+        koleo(opposite[:1])
 
 
 @pytest.mark.parametrize("batch", BATCHES)
