@@ -260,6 +260,7 @@ class SSLModel(PreTrainedModel):
         encoder: nn.Module = self.encoder
         if self.gradient_cache is not None:
             encoder = ChunkedEncoder(encoder, self.gradient_cache)
+        self.method.begin_batch(len(views[0]))
         output = self.method(encoder, views)
         output.parts["ssl"] = output.loss.detach()
         if self.config.whitening:

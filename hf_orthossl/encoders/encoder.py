@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ..messages import first_line, suggest
 from .checkpointing import keep_statistics
+from .patch_tokens import PatchLayout, find_patches, hooked, patch_side, replace_patches
 from .probing import unused_parameters
 from .weights import Start
 
@@ -67,6 +69,7 @@ class Encoder(nn.Module):
     pretrained: bool | None = None
     start: Start | None = None
     gradient_checkpointing: bool = False
+    _patches: PatchLayout | None = None
 
     def __init__(
         self,
@@ -162,6 +165,62 @@ class Encoder(nn.Module):
         ordered = {stage: outputs[stage] for stage in self._stage_modules if stage in outputs}
         return {**ordered, "representation": representation}
 
+    @property
+    def patches(self) -> PatchLayout:
+        """Return how images become patch tokens.
+
+        Raises:
+            ValueError: The backbone is no vision transformer whose patches can be left out.
+        """
+        if self._patches is None:
+            self._patches = find_patches(self)
+        return self._patches
+
+    def tokens(
+        self,
+        images: Tensor,
+        *,
+        keep: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tensor:
+        """Return the tokens of a vision transformer after its last norm: class token and registers, then the patches.
+
+        Args:
+            images (`Tensor` of shape `(B, C, H, W)`): Normalized images.
+            keep (`Tensor` of shape `(B, K)`, *optional*): Indices, in raster order, of the patches that go through the
+                blocks, with their positions; by default all N.
+            mask (`Tensor` of shape `(B, N)`, *optional*): Which patches are replaced, as bool; by default none.
+            mask_token (`Tensor` of shape `(D,)`, *optional*): What replaces their embeddings, before positions are
+                added.
+
+        Returns:
+            `Tensor` of shape `(B, prefix + N, D)`, or `(B, prefix + K, D)` in the order of `keep`; see [`PatchLayout`].
+        """
+        with contextlib.ExitStack() as changes:
+            changes.enter_context(self._without_checkpointing(unless=torch.is_grad_enabled()))
+            if mask is not None and mask_token is not None:
+                changes.enter_context(
+                    hooked(self.patch_embedding(), lambda output: replace_patches(output, mask, mask_token))
+                )
+            if keep is not None:
+                patch = patch_side(self.patch_embedding())
+                changes.enter_context(self._keeping(keep, (images.shape[2] // patch) * (images.shape[3] // patch)))
+            return self._tokens(images)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Return the representations `(B, num_features)` of tokens `(B, prefix + N, D)`, of some patches or of all."""
+        raise ValueError(f"networks of {self.library} have no known patch tokens")
+
+    def patch_embedding(self) -> nn.Module:
+        """Return the layer that embeds patches."""
+        raise ValueError(f"networks of {self.library} have no known layer that embeds patches")
+
+    def freeze_pooling(self) -> None:
+        """Freeze the parameters that only the representation needs, for a loss that depends on tokens alone."""
+        for name in self.patches.pooling_parameters:
+            self.backbone.get_parameter(name).requires_grad_(False)
+
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the mean and the standard deviation of each channel, on the scale [0, 1].
 
@@ -207,6 +266,14 @@ class Encoder(nn.Module):
     def _switch_checkpointing(self, enabled: bool) -> None:
         """Switch the library's gradient checkpointing on or off; any error means that the backbone has none."""
         raise ValueError(f"{self.library} has no switch for it")
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        """Return all tokens of the backbone, or those that `_keeping` keeps."""
+        raise ValueError(f"networks of {self.library} have no known patch tokens")
+
+    def _keeping(self, keep: Tensor, patches: int) -> AbstractContextManager[None]:
+        """Keep some of all `patches` of an image only, within this context."""
+        raise ValueError(f"networks of {self.library} have no known patch tokens")
 
     @contextlib.contextmanager
     def _without_checkpointing(self, unless: bool = False) -> Iterator[None]:

@@ -2,11 +2,12 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import timm
 from timm.layers import set_reentrant_ckpt
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -14,6 +15,7 @@ from ..untrusted import Refused
 from .budget import Unfilled, building, plan
 from .description import require_normalization
 from .encoder import Encoder, choose_stages, square_side
+from .patch_tokens import embedding_layer, gather_tokens
 from .weights import Weights, compare, require_finite
 
 # Prefixes in timm's `feature_info` that its models do not have → the lists of modules that are meant.
@@ -28,6 +30,30 @@ class TimmEncoder(Encoder):
     def forward(self, images: Tensor) -> Tensor:
         """Return the representations `(B, D)` of normalized images `(B, C, H, W)`."""
         return self.backbone(self._reorder(images))
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Return the representations `(B, num_features)` of tokens `(B, prefix + N, D)`."""
+        return cast(Any, self.backbone).forward_head(tokens, pre_logits=True)
+
+    def patch_embedding(self) -> nn.Module:
+        """Return the layer that embeds patches."""
+        return embedding_layer(self.backbone, "patch_embed")
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        return cast(Any, self.backbone).forward_features(self._reorder(images))
+
+    @contextlib.contextmanager
+    def _keeping(self, keep: Tensor, patches: int) -> Iterator[None]:
+        backbone: Any = self.backbone
+        if not hasattr(backbone, "patch_drop"):
+            raise ValueError(f"timm's {type(backbone).__name__} always processes all patches")
+        dropout = backbone.patch_drop  # timm's own place for leaving out patches at random; Eva has `None` there
+        with_indices = not isinstance(backbone, VisionTransformer)
+        backbone.patch_drop = _KeepPatches(keep, backbone.num_prefix_tokens, with_indices)
+        try:
+            yield
+        finally:
+            backbone.patch_drop = dropout
 
     def _switch_checkpointing(self, enabled: bool) -> None:
         if not hasattr(self.backbone, "set_grad_checkpointing"):
@@ -49,6 +75,25 @@ class TimmEncoder(Encoder):
         tensors = [output for output in outputs if isinstance(output, Tensor)]
         fitting = [tensor for tensor in tensors if tensor.ndim > 2 and channels in (tensor.shape[1], tensor.shape[-1])]
         return next(iter(fitting or tensors), None)
+
+
+class _KeepPatches(nn.Module):
+    """Keep the patches that are told, where timm would leave out some at random.
+
+    Args:
+        keep (`Tensor` of shape `(B, K)`): Indices of the patches to keep.
+        prefix (`int`): The number of tokens before those of the patches.
+        with_indices (`bool`): Whether to return the indices too, by which a network cuts its rotary positions.
+    """
+
+    def __init__(self, keep: Tensor, prefix: int, with_indices: bool):
+        super().__init__()
+        self.keep, self.prefix, self.with_indices = keep, prefix, with_indices
+
+    def forward(self, tokens: Tensor) -> Any:
+        """Return the tokens `(B, prefix + K, D)` to keep, and their indices if asked for."""
+        kept = gather_tokens(tokens, self.keep, self.prefix)
+        return (kept, self.keep) if self.with_indices else kept
 
 
 def build_timm_encoder(

@@ -16,6 +16,7 @@ from ..untrusted import Refused
 from .budget import building, plan
 from .description import CHANNEL_ENTRIES, read_processor, require_normalization, transformers_config
 from .encoder import Encoder, choose_stages, square_side
+from .patch_tokens import embedding_layer, gather_tokens, hooked
 from .position_tables import resample_table
 from .vision_network import require_images, tower_weights, vision_network
 from .weights import Weights, compare, require_finite
@@ -48,10 +49,7 @@ class TransformersEncoder(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the representations `(B, D)` of normalized images `(B, C, H, W)`, in any size the model supports."""
-        kwargs = {}
-        if images.shape[-1] != self.image_size and self._interpolates():
-            kwargs["interpolate_pos_encoding"] = True
-        outputs = self.backbone(self._reorder(images), **kwargs)
+        outputs = self._outputs(images)
         if not self.pooling:  # chosen once, by the probe at construction
             self.pooling = self._choose_pooling(outputs)
         if self.pooling in _REPRESENTATIONS:
@@ -59,6 +57,40 @@ class TransformersEncoder(Encoder):
         last = outputs.feature_maps[-1] if self.pooling == "feature_maps" else outputs.last_hidden_state
         hidden = self._as_feature_map(_separated(last, len(images)), "representation")
         return hidden.mean(dim=1) if hidden.ndim == 3 else hidden.mean(dim=(2, 3))
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Return the representations `(B, num_features)` of tokens `(B, prefix + N, D)`."""
+        pooler = getattr(self.backbone, "pooler", None)
+        if self.pooling == "pooler_output" and pooler is not None:
+            return cast(nn.Module, pooler)(tokens)
+        return tokens.mean(dim=1) if self.pooling == "mean" else tokens[:, 0]
+
+    def patch_embedding(self) -> nn.Module:
+        """Return the layer that embeds patches."""
+        return embedding_layer(self.backbone, "embeddings.patch_embeddings")
+
+    def _outputs(self, images: Tensor) -> Any:
+        """Return what the backbone returns, its positions resampled to the size of the images if that is possible."""
+        kwargs = {}
+        if images.shape[-1] != self.image_size and self._interpolates():
+            kwargs["interpolate_pos_encoding"] = True
+        return self.backbone(self._reorder(images), **kwargs)
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        return self._outputs(images).last_hidden_state
+
+    @contextlib.contextmanager
+    def _keeping(self, keep: Tensor, patches: int) -> Iterator[None]:
+        # After the embeddings and not before the first block, which is called again to recompute its activations.
+        embeddings = self.backbone.get_submodule("embeddings")
+        rotary = getattr(self.backbone, "rope_embeddings", None)
+        with contextlib.ExitStack() as changes:
+            changes.enter_context(
+                hooked(embeddings, lambda tokens: gather_tokens(tokens, keep, tokens.shape[1] - patches))
+            )
+            if rotary is not None:  # cosines and sines of each patch (N, d), which all heads share
+                changes.enter_context(hooked(rotary, lambda angles: tuple(angle[keep][:, None] for angle in angles)))
+            yield
 
     def _switch_checkpointing(self, enabled: bool) -> None:
         action = "enable" if enabled else "disable"

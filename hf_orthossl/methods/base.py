@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from ..distributed.collectives import rank, world_size
 from ..distributed.gather import pooled_moments
 from ..encoders import Encoder
 from ..messages import suggest
@@ -25,17 +26,18 @@ class SSLOutput(ModelOutput):
     Args:
         loss (`Tensor` of shape `()`): The loss to differentiate.
         parts (`dict[str, Tensor]`): Detached scalars to log, by name.
-        representation (`Tensor` of shape `(B, D)`): The encoder's output for the first view, detached.
-        embedding (`Tensor` of shape `(B, d)`): The projector's output for the first view, detached.
+        representations (`list[Tensor]`): The encoder's outputs `(B, D)`, one per view that it saw, with their gradient.
+        embeddings (`list[Tensor]`): The projector's outputs `(B, d)`, one per view, with their gradient; regularizers
+            of the embedding act on them.
         predictions (`list[Tensor]`, *optional*): The predictor's outputs `(B, d)`, one per view, with their gradient;
             feature whitening acts on them.
     """
 
-    # Fields of a `ModelOutput` need defaults; the first four are always given.
+    # Fields of a `ModelOutput` need defaults; all but the last are always given.
     loss: Tensor = None  # type: ignore[assignment]
     parts: dict[str, Tensor] = None  # type: ignore[assignment]
-    representation: Tensor = None  # type: ignore[assignment]
-    embedding: Tensor = None  # type: ignore[assignment]
+    representations: list[Tensor] = None  # type: ignore[assignment]
+    embeddings: list[Tensor] = None  # type: ignore[assignment]
     predictions: list[Tensor] | None = None
 
 
@@ -119,6 +121,7 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
         family (`str`): "contrastive", "distillation", "decorrelation", "clustering", "theory" or another word.
         source (`str`): The paper, such as "arXiv 2002.05709".
         heads (`str`): The heads in a few words, for tables.
+        summary (`str`): When to choose the method, in one line.
         recipe ([`TrainingRecipe`]): Default optimizer, learning rate and views; SimCLR's by default.
         config_class (`type[MethodConfig]`): The class of `config`; by default the one in brackets.
         batch_coupled (`bool`, defaults to `True`): Whether an image's loss depends on the other images of its batch. If
@@ -128,6 +131,8 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
         has_target (`bool`, defaults to `False`): Whether there is a target network.
         has_queue (`bool`, defaults to `False`): Whether there is a queue, of `config.queue_size` embeddings.
         views_needed (`int`, defaults to 2): Number of global views per image.
+        needs_patches (`bool`, defaults to `False`): Whether the encoder must be a vision transformer whose patches can
+            be left out, see [`Encoder.patches`].
         takes_local_views (`bool`, defaults to `False`): Whether further views, local crops, are used.
 
     Example:
@@ -150,7 +155,7 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
             def forward(self, encoder, views):
                 first, second = encoder(views[0]), encoder(views[1])
                 loss = self.config.weight * (first - second).square().sum(dim=1).mean()
-                return self.output(loss, first, first)
+                return self.output(loss, [first, second], [first, second])
 
 
         config = SSLConfig(method="alignment", method_config={"weight": 0.5})
@@ -162,6 +167,7 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
     family: ClassVar[str] = "custom"
     source: ClassVar[str] = ""
     heads: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
     recipe: ClassVar[TrainingRecipe] = TrainingRecipe("sgd", 0.06, 5e-4, views="cifar-simclr", lr_batch_size=128)
     config_class: ClassVar[type[MethodConfig]]
     batch_coupled: ClassVar[bool] = True
@@ -169,6 +175,7 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
     has_target: ClassVar[bool] = False
     has_queue: ClassVar[bool] = False
     views_needed: ClassVar[int] = 2
+    needs_patches: ClassVar[bool] = False
     takes_local_views: ClassVar[bool] = False
 
     config: ConfigT
@@ -185,6 +192,9 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
         super().__init__()
         self.config = config
         self.progress = Progress()
+        self._images_seen, self._first_image = 0, 0
+        if self.needs_patches:
+            self._require_patches(encoder)
         self._staged: dict[str, list[Tensor]] = defaultdict(list)
 
     def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
@@ -198,18 +208,18 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
 
     @staticmethod
     def output(
-        loss: Tensor, representation: Tensor, embedding: Tensor, predictions: list[Tensor] | None = None
+        loss: Tensor, representations: list[Tensor], embeddings: list[Tensor], predictions: list[Tensor] | None = None
     ) -> SSLOutput:
         """Return the output of `forward`, with the spread of the embedding among the logged parts.
 
         Args:
             loss (`Tensor` of shape `()`): The loss.
-            representation (`Tensor` of shape `(B, D)`): The encoder's output for the first view.
-            embedding (`Tensor` of shape `(B, d)`): The projector's output for the first view.
+            representations (`list[Tensor]`): The online encoder's outputs `(B, D)`, one per view.
+            embeddings (`list[Tensor]`): The projector's outputs `(B, d)`, one per view.
             predictions (`list[Tensor]`, *optional*): The predictor's outputs `(B, d)`, one per view.
         """
-        parts = {"embedding_std": embedding_std(embedding)}
-        return SSLOutput(loss, parts, representation.detach(), embedding.detach(), predictions)
+        parts = {"embedding_std": embedding_std(embeddings[0].detach())}
+        return SSLOutput(loss, parts, representations, embeddings, predictions)
 
     def stage(self, name: str, value: Tensor) -> None:
         """Store a detached tensor, one per micro-batch, for the next [`~SSLMethod.advance`]."""
@@ -219,6 +229,29 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
     def begin_step(self, progress: Progress) -> None:
         """Record the position of training, before the first forward pass of an optimizer step."""
         self.progress = progress
+        self._images_seen = 0
+
+    def begin_batch(self, images: int) -> None:
+        """Record the place in the optimizer step of a micro-batch of this many images, before its forward pass."""
+        # Micro-batch j of process p holds batch j·P + p of the step.
+        self._first_image = self._images_seen + rank() * images
+        self._images_seen += world_size() * images
+
+    def generators(self, images: int) -> list[np.random.Generator]:
+        """Return a random generator for each image of the micro-batch.
+
+        Each depends on the seed, the step and the place of the image in the step only, so that masks are the same
+        however processes and micro-batches share the step out.
+
+        Args:
+            images (`int`): Number of images of the micro-batch.
+        """
+        key = np.random.SeedSequence((self.progress.seed, self.progress.step)).generate_state(2, np.uint64)
+        first = self._first_image
+        return [
+            np.random.Generator(np.random.Philox(counter=[0, 0, 0, image], key=key))
+            for image in range(first, first + images)
+        ]
 
     def before_optimizer_step(self) -> None:
         """Change the final gradients of a step, for example to freeze a layer."""
@@ -265,6 +298,13 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
                 f"queue_size {queue_size} is not a multiple of the {batch_size} images of a step: pass "
                 f"--method_config queue_size={max(queue_size // batch_size, 1) * batch_size}"
             )
+
+    def _require_patches(self, encoder: Encoder) -> None:
+        """Raise `ValueError` unless the encoder is a vision transformer whose patches can be left out."""
+        try:
+            encoder.patches.grid(encoder.image_size)
+        except ValueError as error:
+            raise ValueError(f"method is {self.name}, which masks patches, and {error}") from None
 
     def extra_repr(self) -> str:
         """Return the hyper-parameters, for `print(method)`."""

@@ -57,7 +57,7 @@ class BYOL(SSLMethod[BYOLConfig]):
         predictions = [self.predictor(z) for z in embeddings]
         targets = self.look_up([self.target(view) for view in views[:2]])
         loss = 4 - 2 * cosine(predictions[0], targets[1]) - 2 * cosine(predictions[1], targets[0])
-        return self.output(loss, representations[0], embeddings[0], predictions)
+        return self.output(loss, representations, embeddings, predictions)
 
     def look_up(self, targets: list[Tensor]) -> list[Tensor]:
         """Return the targets of the predictor: in BYOL, the target embeddings `(B, d)` of both views, unchanged."""

@@ -110,7 +110,7 @@ class DINO(SSLMethod[DINOConfig]):
         student = [self.head.scores(z) for z in embeddings]
         teacher = [self.target(view) for view in views[:2]]
         self.stage("teacher", torch.stack([g.mean(dim=0) for g in teacher]).mean(dim=0))
-        return self.output(self.loss(teacher, student), representations[0], embeddings[0])
+        return self.output(self.loss(teacher, student), representations, embeddings)
 
     @full_precision
     def loss(self, teacher: list[Tensor], student: list[Tensor]) -> Tensor:

@@ -1,8 +1,9 @@
 """Compute the full-batch loss with the memory of a small batch, by recomputing activations chunk by chunk."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,14 @@ class ChunkedEncoder(nn.Module):
     arXiv 2101.06983; here by checkpointing.
 
     Args:
-        encoder (`nn.Module`): Maps `(n, C, H, W)` to `(n, D)`.
+        encoder ([`Encoder`]): Maps `(n, C, H, W)` to `(n, D)`.
         size (`int`): Maximum number of images in a chunk, at least 1; the sizes of chunks differ by one at most.
 
     Raises:
         ValueError: If `size` is below 1.
     """
+
+    encoder: Any
 
     def __init__(self, encoder: nn.Module, size: int):
         super().__init__()
@@ -45,12 +48,39 @@ class ChunkedEncoder(nn.Module):
         Raises:
             ValueError: If a chunk has a single image and the encoder's batch norm is not synchronized.
         """
+        return self._chunked(self.encoder, images)
+
+    def tokens(
+        self,
+        images: Tensor,
+        *,
+        keep: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tensor:
+        """Return the tokens `(B, prefix + N, D)` of the whole batch, see [`Encoder.tokens`]."""
+
+        def encode(images: Tensor, keep: Tensor | None, mask: Tensor | None) -> Tensor:
+            return self.encoder.tokens(images, keep=keep, mask=mask, mask_token=mask_token)
+
+        return self._chunked(encode, images, keep, mask)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Return the representations `(B, D)` of tokens."""
+        return self.encoder.pool(tokens)
+
+    def _chunked(self, encode: Callable[..., Tensor], images: Tensor, *beside: Tensor | None) -> Tensor:
+        """Return what `encode` makes of the images, and of the rows of each tensor beside them, chunk by chunk."""
         if not torch.is_grad_enabled():
-            return self.encoder(images)
+            return encode(images, *beside)
         self.check(len(images))
-        chunks = images.tensor_split(-(-len(images) // self.size))
+        count = -(-len(images) // self.size)
+        parts = [(None,) * count if rows is None else rows.tensor_split(count) for rows in (images, *beside)]
         return torch.cat(
-            [checkpoint(self.encoder, chunk, use_reentrant=False, context_fn=self._contexts) for chunk in chunks]
+            [
+                checkpoint(encode, *chunk, use_reentrant=False, context_fn=self._contexts)
+                for chunk in zip(*parts, strict=True)
+            ]
         )
 
     def check(self, images: int) -> None:

@@ -83,7 +83,7 @@ class MoCoV2Plus(SSLMethod[MoCoV2PlusConfig]):
         for i, j in ((0, 1), (1, 0)):
             loss = loss + 0.5 * queue_contrast(queries[i], keys[j], self._queue(j).bank, self.config.temperature)
             self.stage(f"keys{j}", keys[j])
-        return self.output(loss, representations[0], queries[0])
+        return self.output(loss, representations, queries)
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:

@@ -81,7 +81,7 @@ class MoCoV3(SSLMethod[MoCoV3Config]):
         keys = [self.target(view) for view in views[:2]]
         temperature = self.config.temperature
         loss = batch_contrast(queries[0], keys[1], temperature) + batch_contrast(queries[1], keys[0], temperature)
-        return self.output(loss, representations[0], embeddings[0], queries)
+        return self.output(loss, representations, embeddings, queries)
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:

@@ -64,7 +64,7 @@ class NNCLR(SSLMethod[NNCLRConfig]):
             nt_xent(neighbours[0], predictions[1], temperature) + nt_xent(neighbours[1], predictions[0], temperature)
         )
         self.stage("keys", embeddings[1])
-        return self.output(loss, representations[0], embeddings[0], predictions)
+        return self.output(loss, representations, embeddings, predictions)
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:

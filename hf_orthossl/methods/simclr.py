@@ -46,8 +46,8 @@ class SimCLR(SSLMethod[SimCLRConfig]):
     def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
         """Return the loss of the first two views."""
         representations = [encoder(view) for view in views[:2]]
-        first, second = (self.projector(h) for h in representations)
-        return self.output(self.loss(first, second), representations[0], first)
+        embeddings = [self.projector(h) for h in representations]
+        return self.output(self.loss(*embeddings), representations, embeddings)
 
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the loss of a batch of embeddings `(B, d)` of two views."""

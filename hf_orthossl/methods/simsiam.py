@@ -49,4 +49,4 @@ class SimSiam(SSLMethod[SimSiamConfig]):
         embeddings = [self.projector(h) for h in representations]
         predictions = [self.predictor(z) for z in embeddings]
         loss = -0.5 * (cosine(predictions[0], embeddings[1]) + cosine(predictions[1], embeddings[0]))
-        return self.output(loss, representations[0], embeddings[0], predictions)
+        return self.output(loss, representations, embeddings, predictions)

@@ -86,7 +86,7 @@ class SwAV(SSLMethod[SwAVConfig]):
         representations = [encoder(view) for view in views]
         embeddings = [self.projector(h) for h in representations]
         scores = [self.prototypes(z) for z in embeddings]
-        return self.output(self.loss(scores), representations[0], embeddings[0])
+        return self.output(self.loss(scores), representations, embeddings)
 
     @full_precision
     def loss(self, scores: list[Tensor]) -> Tensor:

@@ -28,8 +28,8 @@ class TheoryLoss(SSLMethod[ConfigT]):
 
     def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
         """Return the loss of the first two views."""
-        first, second = (encoder(view) for view in views[:2])
-        return self.output(self.loss(first, second), first, first)
+        representations = [encoder(view) for view in views[:2]]
+        return self.output(self.loss(*representations), representations, representations)
 
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the loss of a batch of representations `(B, D)` of two views; subclasses must define it."""

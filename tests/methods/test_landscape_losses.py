@@ -95,7 +95,7 @@ def test_float32_under_autocast_and_no_state(name, tiny_encoder):
     assert output.loss.dtype == torch.float32
     assert math.isfinite(output.loss)
     assert not method.state_dict()
-    assert output.representation.shape == (8, 12)
+    assert [h.shape for h in output.representations] == [(8, 12)] * 2
 
 
 def test_they_are_apart_from_the_methods(tiny_encoder):

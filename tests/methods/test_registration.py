@@ -28,8 +28,8 @@ class AlignmentConfig(MethodConfig):
 
 def alignment(**attributes):
     def forward(self, encoder, views):
-        first, second = (encoder(view) for view in views[:2])
-        return self.output(self.config.weight * (first - second).square().sum(dim=1).mean(), first, first)
+        first, second = both = [encoder(view) for view in views[:2]]
+        return self.output(self.config.weight * (first - second).square().sum(dim=1).mean(), both, both)
 
     base = attributes.pop("base", SSLMethod[AlignmentConfig])
     body = {"__module__": __name__, "__orig_bases__": (base,), "forward": forward, **attributes}

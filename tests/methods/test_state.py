@@ -179,3 +179,22 @@ def test_evaluation_does_not_stage(tiny_encoder):
     method(tiny_encoder.eval(), [torch.randn(4, 3, 8, 8) for _ in range(2)])
     assert not method._staged
     assert torch.equal(method.queue.bank, bank)
+
+
+def test_an_images_random_numbers_depend_on_its_place_in_the_step(tiny_encoder):
+    """Four micro-batches draw what a single batch of all their images would; each image, step and seed others."""
+
+    def drawn(sizes, step=0, seed=1):
+        method = build_method("simclr", tiny_encoder)
+        method.begin_step(Progress(step, seed=seed))
+        numbers = []
+        for size in sizes:
+            method.begin_batch(size)
+            numbers += [generator.random(3).tolist() for generator in method.generators(size)]
+        return numbers
+
+    assert drawn([8]) == drawn([2, 2, 2, 2])
+    everything = [
+        number for one in (drawn([8]), drawn([8], step=1), drawn([8], seed=2)) for row in one for number in row
+    ]
+    assert len({*everything}) == len(everything)

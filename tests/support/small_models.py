@@ -39,9 +39,18 @@ class PlainEncoder(nn.Module):
 ENCODERS = {
     "tiny": TinyEncoder,
     "plain": PlainEncoder,
+    # Sixteen patches, a class token and a register.
+    "vit": lambda: load_encoder(
+        "test_vit", image_size=8, patch_size=2, embed_dim=12, depth=2, num_heads=2, reg_tokens=1, dynamic_img_size=True
+    ),
     # timm's batch norm with activation, depthwise convolutions.
     "efficientnet": lambda: load_encoder("test_efficientnet", image_size=32),
 }
+
+
+def encoder_for(method: str, kind: str = "tiny") -> nn.Module:
+    """An encoder of a kind, or a vision transformer if the method needs one."""
+    return ENCODERS["vit" if get_method(method).needs_patches else kind]()
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ def small_model(run: Run) -> SSLModel:
         regularizer=run.regularizer,
         gamma=0.01,
     )
-    return SSLModel(config, ENCODERS[run.encoder]()).double()
+    return SSLModel(config, encoder_for(run.method, run.encoder)).double()
 
 
 def views_of_step(step: int, size: int = 8) -> list[torch.Tensor]:
