@@ -1,10 +1,10 @@
-"""Hyper-parameters of a method: a dataclass whose fields have a help text and a range."""
+"""Hyper-parameters: a dataclass whose fields have a help text and a range."""
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 from ..messages import suggest
 
@@ -50,12 +50,17 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any, float], bool]]] = {
 
 
 @dataclass
-class MethodConfig:
-    """Base class of the hyper-parameters of a method: checks ranges and reads mappings.
+class Hyperparameters:
+    """Base class of dataclasses whose fields are declared with [`hyper`]: checks ranges and reads mappings.
+
+    Attributes:
+        option (`str`): The name of the option by which users give them, for error messages.
 
     Raises:
         ValueError: If a value has the wrong type or lies outside the range of its field.
     """
+
+    option: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -95,9 +100,16 @@ class MethodConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                raise ValueError(f"unknown hyper-parameter {name!r} in method_config: {suggest(name, known)}")
+                raise ValueError(f"unknown hyper-parameter {name!r} in {cls.option}: {suggest(name, known)}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all hyper-parameters by name, including defaults."""
         return dataclasses.asdict(self)
+
+
+@dataclass
+class MethodConfig(Hyperparameters):
+    """Base class of the hyper-parameters of a method."""
+
+    option = "method_config"
