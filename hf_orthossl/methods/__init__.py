@@ -25,16 +25,25 @@ from .simsiam import SimSiam, SimSiamConfig  # isort: skip
 from .dino import DINO, DINOConfig  # isort: skip
 from .barlow_twins import BarlowTwins, BarlowTwinsConfig  # isort: skip
 from .vicreg import VICReg, VICRegConfig  # isort: skip
+from .lejepa import LeJEPA, LeJEPAConfig  # isort: skip
+from .visreg import VISReg, VISRegConfig  # isort: skip
 from .swav import SwAV, SwAVConfig  # isort: skip
 from .theory_losses import InfoNCE, InfoNCEConfig, SpectralConfig, SpectralContrastive  # isort: skip
 from .hyperparameters import MethodConfig, hyper  # isort: skip
 from .gradient_cache import ChunkedEncoder  # isort: skip
+from .embedding_regularizers import (  # isort: skip
+    EMBEDDING_REGULARIZERS,
+    EmbeddingRegularizer,
+    get_embedding_regularizer,
+    register_embedding_regularizer,
+)
 
 __all__ = [
     "BYOL",
     "DCL",
     "DCLW",
     "DINO",
+    "EMBEDDING_REGULARIZERS",
     "METHODS",
     "NNBYOL",
     "NNCLR",
@@ -46,8 +55,11 @@ __all__ = [
     "DCLConfig",
     "DCLWConfig",
     "DINOConfig",
+    "EmbeddingRegularizer",
     "InfoNCE",
     "InfoNCEConfig",
+    "LeJEPA",
+    "LeJEPAConfig",
     "MethodConfig",
     "MoCoV2Plus",
     "MoCoV2PlusConfig",
@@ -69,9 +81,13 @@ __all__ = [
     "TrainingRecipe",
     "VICReg",
     "VICRegConfig",
+    "VISReg",
+    "VISRegConfig",
     "build_method",
     "embedding_std",
+    "get_embedding_regularizer",
     "get_method",
     "hyper",
+    "register_embedding_regularizer",
     "register_method",
 ]

@@ -248,6 +248,11 @@ def _published_recipes() -> dict[str, Recipe]:
     swav_local = dataclasses.replace(swav, size=96, scale=(0.05, 0.14))
     small_global = dataclasses.replace(simclr, scale=(0.25, 1.0))
     small_local = dataclasses.replace(small_global, size=16, scale=(0.05, 0.25))
+    lejepa = dataclasses.replace(plain, scale=(0.3, 1.0), blur=0.5, solarize=0.2)
+    visreg = dataclasses.replace(lejepa, hue=0.05)
+    small_lejepa = ViewSpec(
+        interpolation="bilinear", brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, solarize=0.2
+    )
     # Mirroring and recolouring may change the class of a digit; shifting, stretching and fading do not.
     digits = ViewSpec(
         scale=(0.5, 1.0),
@@ -298,6 +303,21 @@ def _published_recipes() -> dict[str, Recipe]:
             "cifar-multicrop",
             (small_global,) * 2 + (small_local,) * 6,
             "crop areas of Caron et al. 2021 (DINO, released ViT-S/16), colours of cifar-simclr, local crops of 16 px",
+        ),
+        Recipe(
+            "lejepa",
+            (lejepa,) * 2 + (dataclasses.replace(lejepa, size=98, scale=(0.05, 0.3)),) * 6,
+            "Balestriero & LeCun 2025 (LeJEPA), the authors' repository: 2×224 and 6×98",
+        ),
+        Recipe(
+            "visreg",
+            (visreg,) * 4 + (dataclasses.replace(visreg, size=96, scale=(0.05, 0.3)),) * 6,
+            "Wu et al. 2026 (VISReg), the authors' code for ViT-B/16: 4×224 and 6×96",
+        ),
+        Recipe(
+            "cifar-lejepa",
+            (small_lejepa,) * 4,
+            "four global views of the authors' example for small data (LeJEPA, MINIMAL.md), without blur",
         ),
     ]
     return {recipe.name: recipe for recipe in recipes}
