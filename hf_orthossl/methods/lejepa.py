@@ -23,7 +23,7 @@ class LeJEPAConfig(MethodConfig):
     slices: int = hyper(1024, "number of random directions of SIGReg", at_least=1)
     points: int = hyper(17, "points of SIGReg's integral in [0, t_max]", at_least=2)
     t_max: float = hyper(5.0, "largest frequency of SIGReg's integral", above=0)
-    global_views: int = hyper(0, "number of global views; 0: those as large as the first", at_least=0)
+    global_views: int = hyper(0, "number of global views; 0: all of the first one's size", at_least=0)
 
 
 @register_method
@@ -78,9 +78,7 @@ class LeJEPA(SSLMethod[LeJEPAConfig]):
         check_global(self.config.global_views, views)
 
 
-def embed_by_size(
-    encoder: nn.Module, projector: nn.Module, views: list[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
+def embed_by_size(encoder: nn.Module, projector: nn.Module, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Return representations and embeddings of each view; views of one size pass through the networks together.
 
     Args:
@@ -91,7 +89,8 @@ def embed_by_size(
     numbers: dict[torch.Size, list[int]] = {}
     for number, view in enumerate(views):
         numbers.setdefault(view.shape, []).append(number)
-    representations, embeddings = {}, {}
+    representations: dict[int, Tensor] = {}
+    embeddings: dict[int, Tensor] = {}
     for group in numbers.values():
         together = encoder(torch.cat([views[number] for number in group]))
         representations.update(zip(group, together.chunk(len(group)), strict=True))

@@ -26,7 +26,7 @@ class VISRegConfig(MethodConfig):
     scale_weight: float = hyper(1.0, "weight of the standard deviations' distance from 1", at_least=0)
     shape_weight: float = hyper(1.0, "weight of the shape; raise it for long-tailed data", at_least=0)
     centre_weight: float = hyper(1.0, "weight of the squared mean", at_least=0)
-    global_views: int = hyper(0, "number of global views; 0: those as large as the first", at_least=0)
+    global_views: int = hyper(0, "number of global views; 0: all of the first one's size", at_least=0)
 
 
 @register_method
@@ -54,9 +54,7 @@ class VISReg(SSLMethod[VISRegConfig]):
         super().__init__(encoder, config)
         widths = (encoder.num_features, config.hidden_dim, config.hidden_dim, config.output_dim)
         self.projector = mlp(*widths, activation=ACTIVATIONS[config.activation])
-        self.sketching = VISRegSketching(
-            config.slices, config.scale_weight, config.shape_weight, config.centre_weight
-        )
+        self.sketching = VISRegSketching(config.slices, config.scale_weight, config.shape_weight, config.centre_weight)
 
     def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
         """Return the loss of all views, the first of which are global."""

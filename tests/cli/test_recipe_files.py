@@ -24,7 +24,7 @@ FILES = sorted(FOLDER.glob("*/*.yaml"))
 # What the Hub's data sets call their columns, and images of a size to cut the recipe's views from.
 COLUMNS = {"cifar10": ("img", "label"), "cifar100": ("img", "fine_label"), "imagenet": ("image", "label")}
 PIXELS = {"cifar10": 32, "cifar100": 32, "imagenet": 96}
-OPTIMIZERS = {"lars": Lars, "sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+OPTIMIZERS = {"lars": Lars, "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw_torch": torch.optim.AdamW}
 SMALL = {
     "hidden_dim": 16,
     "output_dim": 8,

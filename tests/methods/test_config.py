@@ -79,3 +79,11 @@ def test_queue_must_be_a_multiple_of_the_batch(tiny_encoder):
 def test_model_config(settings, said):
     with pytest.raises(ValueError, match=said):
         SSLConfig(**settings)
+
+
+@pytest.mark.parametrize("name", ["lejepa", "visreg"])
+def test_more_global_views_than_there_are(name, tiny_encoder):
+    method = build_method(name, tiny_encoder, {"global_views": 5})
+    method.check_batch(8, views=5)
+    with pytest.raises(ValueError, match="global_views is 5, but the recipe has 4 views per image: pass --method_conf"):
+        method.check_batch(8, views=4)

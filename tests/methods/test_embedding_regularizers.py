@@ -102,9 +102,7 @@ def test_visreg_against_lightly(batch):
     drawn = torch.randn(5, 20, generator=generator()).double()
     with patch.object(visreg_loss, "Normal", ExactNormal), patch.object(torch, "randn", lambda *_, **__: drawn):
         shape = visreg_loss.visreg_shape_loss(together, num_slices=20, eps=0.01)
-    oracle = (
-        2 * visreg_loss.visreg_scale_loss(together) + 3 * shape + 0.5 * visreg_loss.visreg_center_loss(together)
-    )
+    oracle = 2 * visreg_loss.visreg_scale_loss(together) + 3 * shape + 0.5 * visreg_loss.visreg_center_loss(together)
     assert_same(
         KINDS["visreg"](slices=20, scale_weight=2, shape_weight=3, centre_weight=0.5, epsilon=0.01), views, oracle
     )
@@ -195,7 +193,7 @@ def test_half_precision_and_autocast_change_nothing(name):
     ("name", "options", "batch", "views", "said"),
     [
         ("sigreg", {}, 1, 2, "a batch of all processes has 1 embeddings of width 5: it needs 2 or more"),
-        ("wmse", {}, 5, 2, "5 embeddings of width 5: it needs 6 or more.*--embedding_config epsilon=0.01"),
+        ("wmse", {}, 5, 2, r"5 embeddings of width 5: it needs 6 or more.*--embedding_config epsilon=0.01"),
         ("wmse", {"sub_batch": 5}, 12, 2, "sub_batch is 5 and embeddings have a width of 5: it must be 6 or more"),
         ("wmse", {}, 12, 1, "compares 2 views of an image, and the method embeds 1"),
     ],
@@ -206,5 +204,5 @@ def test_too_small_batches_are_refused(name, options, batch, views, said):
 
 
 def test_embeddings_that_cannot_be_whitened_are_refused():
-    with pytest.raises(ValueError, match="wmse cannot whiten 12 embeddings of width 5.*epsilon=0.01"):
+    with pytest.raises(ValueError, match=r"wmse cannot whiten 12 embeddings of width 5.*epsilon=0.01"):
         KINDS["wmse"]()([torch.ones(12, 5), torch.ones(12, 5)], generator())

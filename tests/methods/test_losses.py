@@ -16,9 +16,11 @@ from lightly.loss import (
     SwaVLoss,
     VICRegLoss,
 )
+from lightly.loss.lejepa_loss import lejepa_invariance_loss
 from lightly.models.modules import NNMemoryBankModule, SwaVPrototypes
 
 from hf_orthossl.methods import METHODS, build_method
+from hf_orthossl.methods.lejepa import prediction_term
 from hf_orthossl.methods.losses import cosine, koleo, nt_xent
 from hf_orthossl.methods.mocov2plus import queue_contrast
 from hf_orthossl.methods.mocov3 import batch_contrast
@@ -137,6 +139,14 @@ def test_koleo_of_equal_opposite_and_single_embeddings():
     assert torch.isfinite(gradient).all()
     with pytest.raises(ValueError, match="the batch has 1 image: the distance to the nearest neighbour needs 2 or mo"):
         koleo(opposite[:1])
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("global_views", [1, 2, 5])
+def test_prediction_of_the_global_views_mean(batch, global_views):
+    z = embeddings(batch, count=5)
+    oracle = lejepa_invariance_loss(all_proj=torch.stack(z), global_proj=torch.stack(z[:global_views]))
+    assert_same(prediction_term(z, global_views), oracle, z)
 
 
 @pytest.mark.parametrize("batch", BATCHES)

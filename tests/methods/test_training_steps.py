@@ -1,14 +1,17 @@
 """Whole training steps (heads, loss, backward, SGD, EMA) against the same steps assembled from lightly's modules."""
 
 import copy
+from unittest.mock import patch
 
 import torch
-from lightly.loss import DINOLoss, NegativeCosineSimilarity
+from lightly.loss import DINOLoss, NegativeCosineSimilarity, VISRegLoss, visreg_loss
+from lightly.loss.lejepa_loss import LeJEPALoss
 from lightly.models.modules import heads
 from lightly.models.utils import update_momentum
 from torch import nn
 
 from hf_orthossl.methods import Progress, build_method
+from hf_orthossl.methods.embedding_regularizers.base import unit_directions
 from hf_orthossl.methods.target_networks import cosine_momentum
 
 STEPS, RATE = 5, 0.05
@@ -43,13 +46,18 @@ def batches():
         yield step, [torch.randn(8, 3, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2)]
 
 
-def train_ours(method, encoder):
+def with_crops(views):
+    """Two views, and two local ones."""
+    return [*views, *(view[..., 1:7, 2:8] for view in views)]
+
+
+def train_ours(method, encoder, views_of=lambda views: views):
     trained = [p for p in [*encoder.parameters(), *method.parameters()] if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=RATE, momentum=0.9)
     for step, views in batches():
         method.begin_step(Progress(step, max_steps=STEPS, steps_per_epoch=2))
         optimizer.zero_grad()
-        method(encoder, views).loss.backward()
+        method(encoder, views_of(views)).loss.backward()
         method.before_optimizer_step()
         optimizer.step()
         method.end_step(encoder)
@@ -160,3 +168,58 @@ def test_dino_steps(tiny_encoder):
     torch.testing.assert_close(method.head.last_layer.weight, head.last_layer.weight_v, rtol=0, atol=1e-6)
     torch.testing.assert_close(method.center, criterion.center.flatten(), rtol=0, atol=1e-6)
     assert_stacks_equal(method.target.stack[0], teacher_backbone)
+
+
+def steps_of_lightly(method, encoder, criterion, begin):
+    """Train a copy of encoder and projector with the loss of global and local views that lightly computes."""
+    backbone = copy.deepcopy(encoder)
+    projector = heads.LeJEPAProjectionHead(12, hidden_dim=16, output_dim=6).double()
+    copy_linears(method.projector, projector)
+    optimizer = torch.optim.SGD([*backbone.parameters(), *projector.parameters()], lr=RATE, momentum=0.9)
+    for step, views in batches():
+        optimizer.zero_grad()
+        # Views of one size together, as the authors' code has them.
+        both = [torch.cat(with_crops(views)[pair]) for pair in (slice(0, 2), slice(2, 4))]
+        global_proj, local_proj = (projector(backbone(images)).view(2, 8, 6) for images in both)
+        with begin(Progress(step, max_steps=STEPS, steps_per_epoch=2).generator("cpu")):
+            criterion(local_proj=local_proj, global_proj=global_proj).backward()
+        optimizer.step()
+    return backbone, projector
+
+
+def test_lejepa_steps(tiny_encoder):
+    encoder = tiny_encoder.double()
+    config = {"hidden_dim": 16, "output_dim": 6, "sigreg_weight": 0.2, "slices": 32, "t_max": 3.0}
+    method = build_method("lejepa", encoder, config).double()
+    criterion = LeJEPALoss(lambda_param=0.2, sigreg_num_vectors=32)
+    sigreg = criterion.sigreg
+    # Its buffers are float32; the frequencies are the same in both precisions.
+    sigreg.t = sigreg.t.double()
+    sigreg.phi = torch.exp(-sigreg.t.square() / 2)
+    sigreg.weights = torch.tensor([1.0, *[2.0] * 15, 1.0], dtype=torch.float64) * 3 / 16 * sigreg.phi
+
+    def begin(generator):
+        directions = unit_directions(6, 32, generator, sigreg.t)
+        return patch.object(sigreg, "_generate_unit_vectors", lambda *_: directions)
+
+    backbone, projector = steps_of_lightly(method, encoder, criterion, begin)
+    train_ours(method, encoder, with_crops)
+    assert_stacks_equal(encoder, backbone)
+    assert_stacks_equal(method.projector, projector)
+
+
+def test_visreg_steps(tiny_encoder):
+    encoder = tiny_encoder.double()
+    config = {"hidden_dim": 16, "output_dim": 6, "sketching_weight": 0.7, "slices": 32, "shape_weight": 2.0}
+    method = build_method("visreg", encoder, config).double()
+    criterion = VISRegLoss(lambda_param=0.7, num_slices=32, lambda_shape=2.0, eps=1e-6)
+
+    def begin(generator):
+        drawn = torch.randn(6, 32, generator=generator).double()
+        return patch.object(visreg_loss.torch, "randn", lambda *_, **__: drawn)
+
+    backbone, projector = steps_of_lightly(method, encoder, criterion, begin)
+    train_ours(method, encoder, with_crops)
+    # lightly's quantiles are float32.
+    assert_stacks_equal(encoder, backbone)
+    assert_stacks_equal(method.projector, projector)

@@ -306,8 +306,8 @@ def _published_recipes() -> dict[str, Recipe]:
         ),
         Recipe(
             "lejepa",
-            (lejepa,) * 2 + (dataclasses.replace(lejepa, size=98, scale=(0.05, 0.3)),) * 6,
-            "Balestriero & LeCun 2025 (LeJEPA), the authors' repository: 2×224 and 6×98",
+            (lejepa,) * 2 + (dataclasses.replace(lejepa, size=96, scale=(0.05, 0.3)),) * 6,
+            "Balestriero & LeCun 2025 (LeJEPA): 2×224 and 6×96; colours of the authors' repository",
         ),
         Recipe(
             "visreg",
