@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .spectrum import FeatureSpectrum, WeightSpectrum
-from .stages import EMBEDDING, INPUT, REPRESENTATION, short_name
+from .stages import EMBEDDING, ENDS, INPUT, PATCH_TOKENS, REPRESENTATION, short_name
 
 Weights = Mapping[str, WeightSpectrum]
 Features = Mapping[str, FeatureSpectrum]
@@ -66,7 +66,7 @@ def partial_collapse(weights: Weights, features: Features) -> list[str]:
 
 def removed_note(features: Features) -> list[str]:
     """Return a sentence that names the layers whose norm removes a direction by construction; empty without any."""
-    where = {name: f for name, f in features.items() if f.removed_by_norm and f.num_images > f.most_positive}
+    where = {name: f for name, f in features.items() if f.removed_by_norm and f.num_vectors > f.most_positive}
     return [
         f"{short_name(name)}: {f.removed_by_norm} of the {f.dim} dimensions {_has(f.removed_by_norm)} no variance by "
         "construction, because a norm subtracts the mean over the channels. This is no collapse."
@@ -93,7 +93,7 @@ def _equal_features(features: Features, show: Callable[[str], str]) -> list[str]
     if not equal:
         return []
     images = f"all {features[equal[0]].num_images:,} images"
-    hidden = [name for name in features if name not in (INPUT, REPRESENTATION, EMBEDDING)]
+    hidden = [name for name in features if name not in ENDS]
     sentences = []
     if REPRESENTATION in equal:
         sentences.append(
@@ -101,9 +101,11 @@ def _equal_features(features: Features, show: Callable[[str], str]) -> list[str]
         )
         sentences += _where(features, hidden, equal, show)
     else:
-        own = [show(name) for name in equal if name != EMBEDDING]
+        own = [show(name) for name in equal if name not in (EMBEDDING, PATCH_TOKENS)]
         if own:
             sentences.append(f"At {_listed(own)}, {images} are equal: the features have no variance.")
+        if PATCH_TOKENS in equal:
+            sentences.append(f"The patch tokens of {images} are equal: patches cannot be told apart.")
         if EMBEDDING in equal:
             sentences.append(f"The embeddings of {images} are equal: the projector has collapsed.")
     return sentences

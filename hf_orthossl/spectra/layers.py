@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..arguments import ArrayLike, as_tensor
 from ..messages import describe, suggest
-from .stages import EMBEDDING, INPUT, REPRESENTATION, guess_stages
+from .stages import CLASS_TOKEN, EMBEDDING, INPUT, PATCH_TOKENS, REPRESENTATION, guess_stages
+from .tokens import TokenReader, token_layers
 
 POOLS = ("avg", "flatten")
 
@@ -23,8 +24,9 @@ class LayerReader:
             (an `hf_orthossl` encoder); or a timm, transformers or other torch model, whose stages are recognized by
             name and whose representation is the input of its classifier.
         layers (sequence of `str`, *optional*): The layers to read: `"input"`, names of stages, names of modules,
-            `"representation"`, `"embedding"`. Defaults to the input, all stages, the representation and, if there is a
-            projector, the embedding.
+            `"class_token"` and `"patch_tokens"` of a vision transformer, `"representation"`, `"embedding"`. Defaults to
+            the input, all stages, the patch tokens, the class token if it is not the representation, the
+            representation and, if there is a projector, the embedding.
         projector (`nn.Module`, *optional*): Maps the representation `(B, D)` to the embedding.
 
     Raises:
@@ -45,6 +47,7 @@ class LayerReader:
         else:
             hooked = [] if self._encoder else guess_stages(self._modules)
         self._stages = hooked
+        self._tokens = TokenReader(model)
         self._outputs: dict[str, Tensor] = {}
         self._hooks = [self._modules[name].register_forward_hook(self._store(name)) for name in hooked]
 
@@ -55,6 +58,7 @@ class LayerReader:
 
     def close(self) -> None:
         """Remove the hooks from the model."""
+        self._tokens.close()
         for hook in self._hooks:
             hook.remove()
 
@@ -80,7 +84,14 @@ class LayerReader:
             # A model that returns a loss and other values has no representation, but its layers can be read.
             wanted = self.layers is None or not {REPRESENTATION, EMBEDDING}.isdisjoint(self.layers)
             outputs = {REPRESENTATION: _tensor(output, REPRESENTATION)} if wanted else {}
+        representation = outputs.pop(REPRESENTATION, None)
         outputs = {INPUT: images, **{n: self._outputs[n] for n in self._stages if n in self._outputs}, **outputs}
+        tokens = self._tokens.read()
+        if self.layers is None and _is_equal(tokens.get(CLASS_TOKEN), representation):
+            del tokens[CLASS_TOKEN]
+        outputs |= tokens
+        if representation is not None:
+            outputs[REPRESENTATION] = representation
         if self.projector is not None and REPRESENTATION in outputs:
             outputs[EMBEDDING] = self.projector(outputs[REPRESENTATION])
         if self.layers is None:
@@ -122,10 +133,12 @@ def check_layers(model: nn.Module, layers: str | Sequence[str], projector: nn.Mo
         # The names are known only after a forward pass.
         return
     modules = [name for name, _ in model.named_modules() if name]
-    known = {INPUT, *stages, REPRESENTATION, EMBEDDING, *modules}
+    tokens = token_layers(model)
+    known = {INPUT, *stages, *tokens, REPRESENTATION, EMBEDDING, *modules}
     for name in layers:
         if name not in known:
-            raise _unknown(name, [INPUT, *(stages or guess_stages(modules)), REPRESENTATION], modules)
+            ends = [INPUT, *(stages or guess_stages(modules)), *tokens, REPRESENTATION]
+            raise _unknown(name, [*dict.fromkeys(ends)], modules)
 
 
 def _unknown(name: str, ends: Sequence[str], modules: Iterable[str]) -> ValueError:
@@ -155,6 +168,26 @@ def as_vectors(output: Tensor, pool: str) -> tuple[Tensor, str]:
     # Summed in float64 (which Apple's GPU lacks): 1,024 positions in float32 would add noise to a spectrum's zeros.
     dtype = torch.float32 if output.device.type == "mps" else torch.float64
     return output.mean(1 if output.ndim == 3 else (2, 3), dtype=dtype), pool
+
+
+def samples(layer: str, output: Tensor, pool: str) -> tuple[Tensor, str]:
+    """Return the vectors of a layer whose spectrum is measured, with the pooling; see [`as_vectors`].
+
+    Each patch token is a vector by itself (`"each"`), because their mean hides whether patches differ. Input pixels are
+    always flattened, as in the paper.
+
+    Args:
+        layer (`str`): The name of the layer.
+        output (`Tensor`): Its output.
+        pool (`str`): How other feature maps and tokens are pooled.
+    """
+    if layer == PATCH_TOKENS:
+        return output.flatten(0, 1), "each"
+    return as_vectors(output, "flatten" if layer == INPUT else pool)
+
+
+def _is_equal(first: Tensor | None, second: Tensor | None) -> bool:
+    return first is not None and second is not None and first.shape == second.shape and torch.equal(first, second)
 
 
 def batches(images: ArrayLike | Iterable[Any], batch_size: int) -> Iterator[Tensor]:

@@ -16,7 +16,17 @@ from ..messages import describe
 # The measured matrices are exactly the regularized ones.
 from ..regularization import select_matrices
 from .covariance import MAX_DIM, SketchedCovariance, StreamingCovariance, covariance_for
-from .layers import EMBEDDING, POOLS, REPRESENTATION, LayerReader, as_vectors, batches, check_layers, evaluation_mode
+from .layers import (
+    EMBEDDING,
+    POOLS,
+    REPRESENTATION,
+    LayerReader,
+    as_vectors,
+    batches,
+    check_layers,
+    evaluation_mode,
+    samples,
+)
 from .measures import lidar
 from .norms import removed_by_norms
 from .report import SpectralReport
@@ -54,8 +64,10 @@ def spectral_report(
             arrays, dicts with `pixel_values`, or tuples that begin with the images (any `DataLoader`). The paper uses
             4,096 test images. Without images, only the weights are measured.
         layers (sequence of `str`, *optional*): The layers to measure: `"input"`, stages, any module by name,
-            `"representation"`, `"embedding"`. Defaults to the input, all stages, the representation and, with a
-            projector, the embedding.
+            `"class_token"` and `"patch_tokens"` of a vision transformer, `"representation"`, `"embedding"`. Defaults to
+            the input, all stages, the patch tokens, the class token if it is not the representation, the
+            representation and, with a projector, the embedding. Each patch token is a vector by itself; those of all
+            images together show whether patches differ (dense collapse).
         projector (`nn.Module`, *optional*): Maps representations to embeddings.
         views (`Tensor`, array or iterable, *optional*): v augmented views of each of n images, shape
             `(n, v, C, H, W)`, or batches of them, for LiDAR of the representation and the embedding.
@@ -157,10 +169,10 @@ def _feature_spectra(
     max_dim: int,
     shared: bool,
 ) -> dict[str, FeatureSpectrum]:
-    covariances, pools = feature_covariances(reader, images, batch_size, pool, max_dim)
+    covariances, pools, tokens = feature_covariances(reader, images, batch_size, pool, max_dim)
     if shared:
         _combine(covariances)
-    count = max((covariance.count for covariance in covariances.values()), default=0)
+    count = max((covariance.count // tokens[layer] for layer, covariance in covariances.items()), default=0)
     if count < 2:
         raise ValueError(f"images must contain at least 2 images for a covariance, got {count}")
     lidars = {} if views is None else _lidars(reader, views, batch_size, shared)
@@ -173,7 +185,13 @@ def _feature_spectra(
         except ValueError as error:
             raise ValueError(f"layer {layer!r}: {error}") from error
         known[id(covariance)] = spectrum
-        spectra[layer] = replace(spectrum, pool=pools[layer], lidar=lidars.get(layer))
+        spectra[layer] = replace(
+            spectrum,
+            num_images=covariance.count // tokens[layer],
+            tokens_per_image=tokens[layer],
+            pool=pools[layer],
+            lidar=lidars.get(layer),
+        )
     return spectra
 
 
@@ -187,8 +205,8 @@ def _spectrum(covariance: StreamingCovariance | SketchedCovariance, reader: Laye
 
 def feature_covariances(
     reader: LayerReader, images: ArrayLike | Iterable[Any], batch_size: int, pool: str, max_dim: int
-) -> tuple[Covariances, dict[str, str]]:
-    """Pass over the images, and return each layer's covariance and the pooling of its output.
+) -> tuple[Covariances, dict[str, str], dict[str, int]]:
+    """Pass over the images, and return each layer's covariance, its pooling, and its number of vectors per image.
 
     Args:
         reader ([`LayerReader`]): Reads the layers of the model.
@@ -199,15 +217,16 @@ def feature_covariances(
     """
     covariances: Covariances = {}
     pools: dict[str, str] = {}
+    tokens: dict[str, int] = {}
     for batch in batches(images, batch_size):
         vectors: dict[str, Tensor] = {}
         dtypes: dict[str, torch.dtype] = {}
         for layer, output in reader.read(batch).items():
             dtypes[layer] = output.dtype
-            # The paper's input spectrum is that of all pixels, regardless of the pooling of feature maps.
-            vectors[layer], pools[layer] = as_vectors(output, "flatten" if layer == "input" else pool)
+            vectors[layer], pools[layer] = samples(layer, output, pool)
+            tokens[layer] = len(vectors[layer]) // len(batch)
         _add_batch(vectors, dtypes, covariances, _layer_before_representation(vectors), max_dim)
-    return covariances, pools
+    return covariances, pools, tokens
 
 
 def _layer_before_representation(layers: Iterable[str]) -> str | None:
@@ -303,7 +322,7 @@ def _view_parts(views: ArrayLike | Iterable[ArrayLike], batch_size: int) -> Iter
 
 def _notes(features: dict[str, FeatureSpectrum], max_dim: int, reader: LayerReader) -> list[str]:
     notes = []
-    capped = [f"{layer} ({f.dim})" for layer, f in features.items() if f.num_images <= f.dim]
+    capped = [f"{layer} ({f.dim})" for layer, f in features.items() if f.num_vectors == f.num_images <= f.dim]
     if capped:
         count = next(iter(features.values())).num_images
         notes.append(

@@ -184,7 +184,7 @@ _KINDS = {"weights": WeightSpectrum, "features": FeatureSpectrum}
 # JSON has no infinity. Only a condition number can be infinite, and is then stored as null.
 _INFINITE = "condition_number"
 _OPTIONAL = {"alpha", "lidar"}
-_POOLS = {"none", "flatten", "avg"}
+_POOLS = {"none", "flatten", "avg", "each"}
 
 
 def _save(weights: dict, features: dict, metadata: dict, notes: list[str], directory: Path) -> Path:

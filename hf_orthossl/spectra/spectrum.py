@@ -97,7 +97,8 @@ class FeatureSpectrum:
     Attributes:
         dim (`int`): D, after pooling.
         num_images (`int`): N.
-        pool (`str`): The pooling to one vector per image: `"none"` (not needed), `"flatten"` or `"avg"`.
+        pool (`str`): The pooling to one vector per image: `"none"` (not needed), `"flatten"` or `"avg"`; `"each"` if
+            every token is a vector by itself.
         exact (`bool`): `False` if D was too large for the `D x D` covariance. Then `eigenvalues` contains only the
             leading ones, estimated from a sketch, `effective_rank` and `rankme` are lower bounds, and
             `participation_ratio` and `alpha` are estimates.
@@ -115,6 +116,8 @@ class FeatureSpectrum:
         lidar (`float`, *optional*): LiDAR; `None` if no views were given.
         eigenvalues (`Tensor`): Normalized eigenvalues of the covariance, shape `(D,)` or `(top_k,)`, float64,
             descending.
+        tokens_per_image (`int`, defaults to 1): The number of vectors of each image, those of its patches if `pool` is
+            `"each"`.
     """
 
     dim: int
@@ -131,6 +134,7 @@ class FeatureSpectrum:
     alpha: float | None
     lidar: float | None
     eigenvalues: Tensor = field(repr=False)
+    tokens_per_image: int = 1
 
     @classmethod
     def from_covariance(
@@ -186,9 +190,14 @@ class FeatureSpectrum:
     def most_positive(self) -> int:
         """Return how many eigenvalues can be positive.
 
-        At most one less than the images, since they are centred, and one for each dimension that no norm removes.
+        At most one less than the vectors, since they are centred, and one for each dimension that no norm removes.
         """
-        return min(self.dim - self.removed_by_norm, max(self.num_images - 1, 0))
+        return min(self.dim - self.removed_by_norm, max(self.num_vectors - 1, 0))
+
+    @property
+    def num_vectors(self) -> int:
+        """Return the number of vectors whose covariance was taken: one of each image, or of each of its tokens."""
+        return self.num_images * self.tokens_per_image
 
     @property
     def num_non_positive(self) -> int | None:

@@ -9,7 +9,9 @@ from typing import TypeVar
 
 # Layers of every network, in addition to its stages.
 INPUT, REPRESENTATION, EMBEDDING = "input", "representation", "embedding"
-ENDS = (INPUT, REPRESENTATION, EMBEDDING)
+# Further layers of vision transformers, after the stages.
+CLASS_TOKEN, PATCH_TOKENS = "class_token", "patch_tokens"
+ENDS = (INPUT, CLASS_TOKEN, PATCH_TOKENS, REPRESENTATION, EMBEDDING)
 _NUMBERED = re.compile(r"(?P<head>(?:.*\.)?)(?P<kind>layer|stage|block|group|stages|blocks|layers|features)\.?\d+")
 # In networks with more blocks than this (ViTs), the last block of each quarter of the depth is a stage.
 _MAX_STAGES = 6
@@ -90,7 +92,7 @@ def match_weights(runs: Sequence[Mapping[str, S]]) -> Matched[S]:
 
 
 def match_features(runs: Sequence[Mapping[str, S]]) -> Matched[S]:
-    """Return input, stages in order, representation and embedding of several models, side by side.
+    """Return input, stages in order, tokens, representation and embedding of several models, side by side.
 
     Args:
         runs (sequence of mappings): Spectra by layer, one mapping for each model.

@@ -75,6 +75,8 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
             more time in the encoder. Batch norm counts each batch once.
         spectra_steps (`float`, defaults to 0.1): Steps between two measurements of the weights' spectra, or a share of
             the run if below 1; 0 for none. They are part of the log entries.
+        spectra_images (`int`, defaults to 0): Measure features too, at the same steps: the representation, and the
+            patch tokens of a vision transformer, of as many training images.
         spectra_threshold (`float`, defaults to 0.1): Warn when a layer's effective rank falls below this share of its
             maximum; 0 for no warnings.
         knn_steps, linear_probe_steps (`float`, defaults to 0): Steps between two measurements of kNN and linear-probe

@@ -21,9 +21,9 @@ from ..distributed.collectives import wait_for_all
 from ..locks import locked
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
-from .callbacks import SpectraCallback
 from .callbacks.probes import build_probes
 from .callbacks.reporting import append_history, bar_text, begin_history
+from .callbacks.spectra import build_spectra
 from .checkpoints import remove_old_checkpoints, staged
 from .data import TrainingData
 from .engines import check_engine, engine_settings, prepare_model
@@ -121,7 +121,7 @@ def _train(model: SSLModel, data: TrainingData, output: EncoderOutput, write_enc
     step = build_step(model, data)
     state = LoopState(accelerator, scheduler, step, data)
     done = state.load() if args.resume else 0
-    callbacks = [SpectraCallback(args.spectra_steps, threshold=args.spectra_threshold), *build_probes(model, data)]
+    callbacks = [build_spectra(model, data), *build_probes(model, data)]
     history = begin_history(args.output_dir, data.record.run, done) if accelerator.is_main_process else []
     begin_steps(data, optimizer, scheduler, done)
     for callback in callbacks:

@@ -237,6 +237,7 @@ class TrainingOptions:
         default=0.0, metadata={"help": "steps between linear probes; 0: none", "group": SAVING}
     )
     spectra_steps: float = field(default=0.1, metadata={"help": "steps between spectra, or share", "group": SAVING})
+    spectra_images: int = field(default=0, metadata={"help": "images whose features are measured too", "group": SAVING})
     spectra_threshold: float = field(
         default=0.1,
         metadata={"help": "warn below this share of directions used; 0: never", "group": SAVING, "more": True},
@@ -294,6 +295,10 @@ class TrainingOptions:
             check_interval(name, getattr(self, name), never=False)
         for name in ("spectra_steps", "knn_steps", "linear_probe_steps"):
             check_interval(name, getattr(self, name))
+        if self.spectra_images < 0 or self.spectra_images == 1:
+            raise ValueError(
+                f"spectra_images is {self.spectra_images}: it must be 2 or more, or 0 to measure weights only"
+            )
         check_threshold("spectra_threshold", self.spectra_threshold)
         warmup = {name: getattr(self, name) for name in ("warmup_steps", "warmup_epochs", "warmup_start_lr")}
         check_schedule(self.lr_scheduler_type, self.lr_scheduler_kwargs, warmup)
@@ -356,13 +361,13 @@ def check_given(given: Mapping[str, Any]) -> None:
             f"save_steps is {given['save_steps']:g}, but save_strategy is {given['save_strategy']}: leave out one of "
             "them"
         )
-    if "spectra_threshold" in given and given.get("spectra_steps") == 0:
-        raise ValueError(
-            f"spectra_threshold is {given['spectra_threshold']}, but spectra_steps is 0, which measures none: leave "
-            "one of them out"
-        )
+    for name in ("spectra_threshold", "spectra_images"):
+        if name in given and given.get("spectra_steps") == 0:
+            raise ValueError(
+                f"{name} is {given[name]}, but spectra_steps is 0, which measures none: leave one of them out"
+            )
     if given.get("streaming"):
-        for name in ("cache_images", "knn_images"):
+        for name in ("cache_images", "knn_images", "spectra_images"):
             if given.get(name) not in (None, 0, "never"):
                 raise ValueError(f"{name} is {given[name]}, which a stream cannot have: leave it out, or --streaming")
 

@@ -24,7 +24,7 @@ OTHER_OPTIONS = (
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
     *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "cache_images", "max_unreadable"),
     *("logging_steps", "disable_tqdm", "report_to"),
-    *("spectra_steps", "spectra_threshold", "knn_steps", "linear_probe_steps", "knn_images"),
+    *("spectra_steps", "spectra_images", "spectra_threshold", "knn_steps", "linear_probe_steps", "knn_images"),
     *("save_strategy", "save_steps", "save_total_limit"),
     *("push_to_hub", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
 )

@@ -24,6 +24,7 @@ from .arguments import OrthoSSLTrainingArguments
 from .callbacks import SpectraCallback
 from .callbacks.probes import build_probes
 from .callbacks.reporting import HistoryCallback, LossBar, ReportingCallback
+from .callbacks.spectra import build_spectra
 from .checkpoints import remove_old_checkpoints, staged
 from .engines import check_engine, prepare_model
 from .interruption import Interrupted, Interruption
@@ -121,7 +122,7 @@ class OrthoSSLTrainer(Trainer):
         for callback in [callback for callback in callbacks if isinstance(callback, ReportingCallback)]:
             callback.attach(self)
         if not any(isinstance(callback, SpectraCallback) for callback in callbacks):
-            self.add_callback(SpectraCallback(args.spectra_steps, threshold=args.spectra_threshold))
+            self.add_callback(build_spectra(model, self.data))
         for probe in build_probes(model, self.data):
             self.add_callback(probe)
         if self.pop_callback(ProgressCallback):

@@ -194,7 +194,8 @@ def test_stages_of_timm_models_are_found_and_the_representation_is_before_the_cl
     model = timm.create_model(name, num_classes=7, **size)
     images = torch.randn(6, 3, 32, 32)
     report = spectral_report(model, images, include=weight, batch_size=3, max_dim=1000)
-    assert list(report.features) == ["input", *stages, "representation"]
+    patches = ["patch_tokens"] if name.startswith("vit") else []
+    assert list(report.features) == ["input", *stages, *patches, "representation"]
     assert report.features["representation"].dim == dim
     with torch.no_grad():
         features = model.eval().forward_features(images)
@@ -216,7 +217,9 @@ def test_transformers_models_are_read():
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=16
     )
     report = spectral_report(ViTModel(vit, add_pooling_layer=False), torch.randn(9, 3, 32, 32), max_dim=1000)
-    assert [spectrum.dim for spectrum in report.features.values()] == [3072, 16, 16, 16]
+    assert {layer: spectrum.dim for layer, spectrum in report.features.items()} == {
+        "input": 3072, "layers.0": 16, "layers.1": 16, "class_token": 16, "patch_tokens": 16, "representation": 16
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, S
 from hf_orthossl.data import ImageDataset, get_recipe, load_source
 from hf_orthossl.training import TrainingData, pretrain_loop
 from hf_orthossl.training.callbacks.reporting import read_history
+from hf_orthossl.training.callbacks.spectra import build_spectra
 from hf_orthossl.training.data import build_dataloader
 from hf_orthossl.training.engines import engine_settings, prepare_model
 from hf_orthossl.training.optimizers import build_optimizer
@@ -256,7 +257,15 @@ def test_processes_start_in_every_way(context, source, tmp_path):
     assert len(log) == 2
 
 
-@shows("views", "cache_images", "on_nonfinite", "gradient_cache", "gradient_checkpointing", "spectra_threshold")
+@shows(
+    "views",
+    "cache_images",
+    "on_nonfinite",
+    "gradient_cache",
+    "gradient_checkpointing",
+    "spectra_threshold",
+    "spectra_images",
+)
 def test_settings_of_data_and_step(source, tmp_path):
     model = make_model()
     args = make_args(tmp_path, views="cifar-weak", cache_images="always", on_nonfinite="skip", gradient_cache=4)
@@ -272,6 +281,9 @@ def test_settings_of_data_and_step(source, tmp_path):
     trainer = OrthoSSLTrainer(model, make_args(tmp_path, spectra_threshold=0.3), source)
     thresholds = [getattr(callback, "threshold", None) for callback in trainer.callback_handler.callbacks]
     assert 0.3 in thresholds
+    args = make_args(tmp_path, spectra_images=3).with_recipe(model.method.recipe)
+    images = build_spectra(model, TrainingData(source, model, args)).images
+    assert sum(len(batch["pixel_values"]) for batch in images) == 3
 
 
 @shows("sync_batchnorm", "ddp_find_unused_parameters", "ddp_broadcast_buffers", "ddp_timeout", "ddp_backend")

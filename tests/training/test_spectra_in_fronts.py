@@ -9,8 +9,13 @@ from hf_orthossl import (
     OrthoSSLTrainer,
     OrthoSSLTrainingArguments,
     SpectraCallback,
+    SSLConfig,
+    SSLModel,
+    spectral_report,
 )
 from hf_orthossl.data import ImageDataset, get_recipe, load_source
+from hf_orthossl.evaluation.features import normalized_batches
+from hf_orthossl.hub.encoder_folder import spectra_rows
 from hf_orthossl.spectra import weight_spectra
 from hf_orthossl.training import pretrain_loop
 
@@ -55,6 +60,31 @@ def test_a_plain_trainer_reports_spectra_and_penalty_to_tensorboard(tmp_path):
     assert not any("head" in tag for tag in found)
     logged = [entry for entry in trainer.state.log_history if "orthogonality" in entry]
     assert logged[-1]["orthogonality"] == pytest.approx(found["train/orthogonality"][8], rel=1e-6)
+
+
+@pytest.mark.parametrize("front", ["trainer", "loop"])
+def test_the_rank_of_patch_tokens_over_training(front, digits, tmp_path, monkeypatch):
+    """`spectra_images` adds features to the log, those of a report on the trained model, and trains the same."""
+
+    def tiny_transformer():
+        torch.manual_seed(0)
+        return SSLModel(SSLConfig("vit_tiny_patch16_224", 32, {"patch_size": 8, "embed_dim": 24, "depth": 2}))
+
+    monkeypatch.setitem(globals(), "make_model", tiny_transformer)
+    watched = pretrain(tmp_path / "watched", digits, front, spectra_steps=3, spectra_images=40)
+    alone = pretrain(tmp_path / "alone", digits, front, spectra_steps=0)
+    entries = [entry for entry in history(tmp_path / "watched") if "spectra/features/patch_tokens/rankme" in entry]
+    assert [entry["step"] for entry in entries] == [3, 6]
+    rows = ImageDataset(
+        digits.source, image_size=32, indices=spectra_rows(digits.source.num_rows, 40), unreadable="omit"
+    )
+    report = spectral_report(watched.encoder, normalized_batches(watched.encoder, rows))
+    for layer in ("patch_tokens", "representation"):
+        logged = entries[-1][f"spectra/features/{layer}/effective_rank"]
+        assert logged == pytest.approx(report.features[layer].effective_rank, rel=1e-6)
+    assert report.features["patch_tokens"].num_vectors == 40 * 16
+    for name, value in watched.state_dict().items():
+        assert torch.equal(value, alone.state_dict()[name]), name
 
 
 def test_attached_callbacks_come_before_the_integrations_and_only_once(tmp_path):

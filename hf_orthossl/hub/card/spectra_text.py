@@ -6,7 +6,7 @@ from ...spectra import FeatureSpectrum, SpectralReport, WeightSpectrum, last_wei
 from ...spectra.collapse import complete_collapse, is_constant, remedies
 from ..escaping import Safe, escape
 
-REPRESENTATION = "representation"
+REPRESENTATION, PATCH_TOKENS = "representation", "patch_tokens"
 
 
 def directions_for(spectrum: FeatureSpectrum, share: float) -> int | None:
@@ -45,6 +45,12 @@ def plain_reading(report: SpectralReport) -> Safe:
     spectrum = report.features.get(REPRESENTATION)
     weights_alone = ["These are only the spectra of the weights; no images were measured."]
     sentences = _of_representation(spectrum) if spectrum else weights_alone
+    patches = report.features.get(PATCH_TOKENS)
+    if patches is not None and patches.num_positive:
+        sentences.append(
+            f"The {patches.num_vectors:,} patch tokens of these images have an effective rank of "
+            f"{'' if patches.exact else 'at least '}{patches.effective_rank:.0f} of {patches.dim}."
+        )
     sentences += _of_weights(report.weights)
     sentences.append(
         "The effective rank indicates how many directions are in use: that of a collapsed encoder is near 1, or 0 if "

@@ -7,12 +7,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from ...data import ImageDataset
+from ...encoders import Encoder
+from ...evaluation.features import normalized_batches
+from ...hub.encoder_folder import spectra_rows
 from ...messages import warn_above_bars
 from ...modeling import SSLModel
 from ...regularization import select_matrices
 from ...spectra import SpectralReport, last_weights, spectral_report
 from ...spectra.layers import check_layers, evaluation_mode
-from ...spectra.stages import short_name
+from ...spectra.stages import PATCH_TOKENS, REPRESENTATION, short_name
+from ...spectra.tokens import token_layers
+from ..data import TrainingData
 from ..intervals import check_threshold
 from .measuring import MeasuringCallback, error_text
 
@@ -41,7 +47,7 @@ class SpectraCallback(MeasuringCallback):
         include (`str` or sequence of `str`, *optional*): Patterns of weights to measure, see `select_matrices`; by
             default the last weight of each stage.
         layers (sequence of `str`, *optional*): Layers whose features to measure, see `spectral_report`; by default
-            the representation.
+            the representation, and the patch tokens of a vision transformer.
         threshold (`float`, defaults to 0.1): Warn once when the effective rank of a layer falls below this share of
             its maximum, and again only after it has recovered; in [0, 1), 0 for no warnings.
         name (`str`, defaults to "spectra"): Prefix of the scalars; it must differ between several such callbacks.
@@ -75,7 +81,7 @@ class SpectraCallback(MeasuringCallback):
             raise ValueError(f"name is {name!r}: it must be a word without '/', as in 'spectra'")
         super().__init__(name, every, module)
         self.threshold, self.images, self.include = threshold, images, include
-        self.layers = ["representation"] if layers is None else layers
+        self.layers = layers
         self.collapsed: set[str] = set()
         self._failures, self._advice = 0, ""
         self._patterns: str | Sequence[str] | None = include
@@ -109,6 +115,9 @@ class SpectraCallback(MeasuringCallback):
             self._weights = None
         if self.images is not None:
             _check_images(self.images)
+            if self.layers is None:
+                patches = [layer for layer in token_layers(module) if layer == PATCH_TOKENS]
+                self.layers = [*patches, REPRESENTATION]
             check_layers(module, self.layers)
         if isinstance(model, SSLModel) and model.regularizer and any(p is module for p in model.encoder.modules()):
             self._advice = (
@@ -162,6 +171,43 @@ class SpectraCallback(MeasuringCallback):
                     f"{self.name} at step {step}: {used}, below the threshold of {100 * self.threshold:g} %"
                     f"{self._advice}",
                 )
+
+
+def build_spectra(model: SSLModel, data: TrainingData) -> SpectraCallback:
+    """Return the callback that the options of a run ask for.
+
+    With `spectra_images` it measures features too, of as many training images, evenly spaced over the data set.
+
+    Raises:
+        ValueError: `spectra_images` is given, and the data are a stream or have fewer than two images.
+    """
+    args, source = data.args, data.source
+    images = None
+    if args.spectra_images:
+        if source is None or source.num_rows is None or source.num_rows < 2:
+            raise ValueError(
+                f"spectra_images is {args.spectra_images}, but the data are a stream, or no data set of two images or "
+                "more: pass --spectra_images 0"
+            )
+        rows = spectra_rows(source.num_rows, args.spectra_images)
+        dataset = ImageDataset(source, image_size=model.encoder.image_size, indices=rows, unreadable="omit")
+        images = _NormalizedImages(model.encoder, dataset)
+    return SpectraCallback(args.spectra_steps, images=images, threshold=args.spectra_threshold)
+
+
+class _NormalizedImages:
+    """Batches of images, normalized as an encoder expects, read anew each time.
+
+    Args:
+        encoder ([`Encoder`]): Says how to normalize.
+        dataset ([`ImageDataset`]): The images.
+    """
+
+    def __init__(self, encoder: Encoder, dataset: ImageDataset):
+        self.encoder, self.dataset = encoder, dataset
+
+    def __iter__(self) -> Iterator[dict]:
+        return iter(normalized_batches(self.encoder, self.dataset))
 
 
 def _check_images(images: Tensor | Iterable) -> None:

@@ -100,13 +100,18 @@ def alpha_req(eigenvalues: np.ndarray, first: int = 4, last: int = 100) -> float
 
 def _positive(curve: np.ndarray, about: dict) -> np.ndarray:
     """Return a curve with the rounding errors of zeros set to 0."""
-    return np.where(curve > max(about["dim"], about["num_images"]) * np.finfo(np.float64).eps, curve, 0)
+    return np.where(curve > max(about["dim"], _vectors(about)) * np.finfo(np.float64).eps, curve, 0)
+
+
+def _vectors(about: dict) -> int:
+    """Return the number of vectors whose covariance was taken: one of each image, or of each of its tokens."""
+    return about["num_images"] * about["tokens_per_image"]
 
 
 def _checked_feature(name: str, about: dict, arrays: dict[str, np.ndarray]) -> np.ndarray:
     where = f"spectra of {shown(name)}"
     curve = _curve(name, arrays.get(f"features/{name}/eigenvalues"))
-    dim, images = (checked(Count, f"{where}, {key}", about.get(key)) for key in ("dim", "num_images"))
+    dim, *_ = (checked(Count, f"{where}, {key}", about.get(key)) for key in ("dim", "num_images", "tokens_per_image"))
     exact = about.get("exact") is True
     if len(curve) > dim or (exact and len(curve) != dim):
         raise RejectedError(where, f"have {len(curve)} eigenvalues for {dim} dimensions")
@@ -119,7 +124,7 @@ def _checked_feature(name: str, about: dict, arrays: dict[str, np.ndarray]) -> n
         _agree(where, "participation_ratio", about, positive.sum() ** 2 / np.square(positive).sum())
     # The curve of RankMe is not published; its ε adds a little to the number of directions.
     rankme = checked(Positive, f"{where}, rankme", about.get("rankme"))
-    if rankme > 1.01 * min(dim, max(images, 1)) + 1:
+    if rankme > 1.01 * min(dim, max(_vectors(about), 1)) + 1:
         raise RejectedError(f"{where}, rankme", f"is larger than the number of directions, got {rankme:g}")
     return curve
 
