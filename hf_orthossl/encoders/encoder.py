@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..messages import first_line, suggest
 from .checkpointing import keep_statistics
+from .masked_maps import MapLayout, find_map, masked_map
 from .patch_tokens import PatchLayout, find_patches, hooked, patch_side, replace_patches
 from .probing import unused_parameters
 from .weights import Start
@@ -70,6 +71,7 @@ class Encoder(nn.Module):
     start: Start | None = None
     gradient_checkpointing: bool = False
     _patches: PatchLayout | None = None
+    _map_layout: MapLayout | None = None
 
     def __init__(
         self,
@@ -219,6 +221,48 @@ class Encoder(nn.Module):
     def freeze_pooling(self) -> None:
         """Freeze the parameters that only the representation needs, for a loss that depends on tokens alone."""
         for name in self.patches.pooling_parameters:
+            self.backbone.get_parameter(name).requires_grad_(False)
+
+    @property
+    def map_layout(self) -> MapLayout:
+        """Return what a mask token replaces in images, and what a position of the last feature map sees.
+
+        Raises:
+            ValueError: The backbone has no map whose positions divide its images.
+        """
+        if self._map_layout is None:
+            self._map_layout = find_map(self)
+        return self._map_layout
+
+    def feature_map(self, images: Tensor, *, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """Return the last feature map of any backbone, after its last norm; of a transformer that of its patches.
+
+        Args:
+            images (`Tensor` of shape `(B, C, H, W)`): Normalized images.
+            mask (`Tensor` of shape `(B, rows, columns)`, *optional*): Which cells of an image are replaced, as bool; a
+                cell is a patch or a pixel, see [`MapLayout`]. By default none.
+            mask_token (`Tensor` of shape `(token_width,)`, *optional*): What replaces them.
+
+        Returns:
+            `Tensor` of shape `(B, D, h, w)`.
+        """
+        with self._without_checkpointing(unless=torch.is_grad_enabled()):
+            return masked_map(self, self.map_layout, images, mask, mask_token)
+
+    def last_output(self, images: Tensor) -> Tensor:
+        """Return the last output before pooling: a map with its channels first, or tokens.
+
+        By default that of the last stage that has several positions.
+        """
+        outputs = [output for output in self.stages(images).values() if output.ndim > 2]
+        outputs = [output for output in outputs if output.shape[2:].numel() > 1] or outputs
+        if not outputs:
+            raise ValueError("none of its stages has positions")
+        return outputs[-1]
+
+    def freeze_after_map(self) -> None:
+        """Freeze the parameters on which the last feature map does not depend, for a loss of the map alone."""
+        for name in self.map_layout.other_parameters:
             self.backbone.get_parameter(name).requires_grad_(False)
 
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -87,6 +87,11 @@ class ModuleEncoder(Encoder):
             raise ValueError(f"its output is {shape}, and must be a tensor (B, D) or a feature map (B, D, H, W)")
         return output if output.ndim == 2 else output.mean(dim=(2, 3))
 
+    def last_output(self, images: Tensor) -> Tensor:
+        """Return the feature map of the module, or that of its last stage if it pools itself."""
+        output = self.backbone(self._reorder(images))
+        return output if output.ndim > 2 else super().last_output(images)
+
     def _switch_checkpointing(self, enabled: bool) -> None:
         switch = getattr(self.backbone, "set_grad_checkpointing", None)
         if switch is None:

@@ -39,6 +39,12 @@ class TimmEncoder(Encoder):
         """Return the layer that embeds patches."""
         return embedding_layer(self.backbone, "patch_embed")
 
+    def last_output(self, images: Tensor) -> Tensor:
+        """Return the last output before pooling: a map with its channels first, or tokens."""
+        if not hasattr(self.backbone, "forward_features"):
+            return super().last_output(images)
+        return self._channels_first(self._tokens(images), self.num_features)
+
     def _tokens(self, images: Tensor) -> Tensor:
         return cast(Any, self.backbone).forward_features(self._reorder(images))
 
@@ -63,7 +69,9 @@ class TimmEncoder(Encoder):
         cast(Any, self.backbone).set_grad_checkpointing(enabled)
 
     def _as_feature_map(self, output: Tensor, stage: str) -> Tensor:
-        channels = _stages(self.backbone).get(stage)
+        return self._channels_first(output, _stages(self.backbone).get(stage))
+
+    def _channels_first(self, output: Tensor, channels: int | None) -> Tensor:
         last = output.ndim == 4 and channels == output.shape[3] != output.shape[1]
         if output.ndim == 4 and (last or getattr(self.backbone, "output_fmt", None) == "NHWC"):
             return output.permute(0, 3, 1, 2)

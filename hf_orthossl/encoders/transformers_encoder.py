@@ -76,6 +76,14 @@ class TransformersEncoder(Encoder):
             kwargs["interpolate_pos_encoding"] = True
         return self.backbone(self._reorder(images), **kwargs)
 
+    def last_output(self, images: Tensor) -> Tensor:
+        """Return the last output before pooling: a map with its channels first, or tokens."""
+        outputs = self._outputs(images)
+        last = getattr(outputs, "last_hidden_state", None)
+        if last is None:
+            return super().last_output(images)
+        return self._as_feature_map(_separated(last, len(images)), "representation")
+
     def _tokens(self, images: Tensor) -> Tensor:
         return self._outputs(images).last_hidden_state
 

@@ -28,6 +28,8 @@ from .vicreg import VICReg, VICRegConfig  # isort: skip
 from .lejepa import LeJEPA, LeJEPAConfig  # isort: skip
 from .visreg import VISReg, VISRegConfig  # isort: skip
 from .swav import SwAV, SwAVConfig  # isort: skip
+from .mae import MAE, MAEConfig  # isort: skip
+from .simmim import SimMIM, SimMIMConfig  # isort: skip
 from .theory_losses import InfoNCE, InfoNCEConfig, SpectralConfig, SpectralContrastive  # isort: skip
 from .hyperparameters import MethodConfig, hyper  # isort: skip
 from .gradient_cache import ChunkedEncoder  # isort: skip
@@ -44,6 +46,7 @@ __all__ = [
     "DCLW",
     "DINO",
     "EMBEDDING_REGULARIZERS",
+    "MAE",
     "METHODS",
     "NNBYOL",
     "NNCLR",
@@ -60,6 +63,7 @@ __all__ = [
     "InfoNCEConfig",
     "LeJEPA",
     "LeJEPAConfig",
+    "MAEConfig",
     "MethodConfig",
     "MoCoV2Plus",
     "MoCoV2PlusConfig",
@@ -72,6 +76,8 @@ __all__ = [
     "SSLOutput",
     "SimCLR",
     "SimCLRConfig",
+    "SimMIM",
+    "SimMIMConfig",
     "SimSiam",
     "SimSiamConfig",
     "SpectralConfig",

@@ -2,7 +2,7 @@
 
 import inspect
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
@@ -284,13 +284,13 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
         if views < self.views_needed:
             raise ValueError(
                 f"views has {views} per image, but {self.title} needs {self.views_needed}: "
-                "choose another recipe with --views (orthossl methods lists them)"
+                f"choose another recipe with --views, such as {self.recipe.views} (orthossl methods lists them)"
             )
         if views > self.views_needed and not self.takes_local_views:
             able = ", ".join(name for name, method in METHODS.items() if method.takes_local_views)
             raise ValueError(
                 f"views has {views} per image, but {self.title} uses {self.views_needed}: choose another recipe "
-                f"with --views, or a method that uses local crops ({able})"
+                f"with --views, such as {self.recipe.views}, or a method that uses local crops ({able})"
             )
         queue_size = getattr(self.config, "queue_size", 0)
         if self.has_queue and queue_size % batch_size:
@@ -298,6 +298,16 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
                 f"queue_size {queue_size} is not a multiple of the {batch_size} images of a step: pass "
                 f"--method_config queue_size={max(queue_size // batch_size, 1) * batch_size}"
             )
+
+    def check_sizes(self, sizes: Sequence[int]) -> None:
+        """Reject sizes of views in which this method cannot mask patches; by default none.
+
+        Args:
+            sizes (`Sequence[int]`): Side of each view in pixels.
+
+        Raises:
+            ValueError: A view does not divide into patches, or the patches to mask are none or all.
+        """
 
     def _require_patches(self, encoder: Encoder) -> None:
         """Raise `ValueError` unless the encoder is a vision transformer whose patches can be left out."""

@@ -65,6 +65,14 @@ class ChunkedEncoder(nn.Module):
 
         return self._chunked(encode, images, keep, mask)
 
+    def feature_map(self, images: Tensor, *, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """Return the last feature map `(B, D, h, w)` of the whole batch, see [`Encoder.feature_map`]."""
+
+        def encode(images: Tensor, mask: Tensor | None) -> Tensor:
+            return self.encoder.feature_map(images, mask=mask, mask_token=mask_token)
+
+        return self._chunked(encode, images, mask)
+
     def pool(self, tokens: Tensor) -> Tensor:
         """Return the representations `(B, D)` of tokens."""
         return self.encoder.pool(tokens)

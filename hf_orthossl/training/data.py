@@ -102,6 +102,7 @@ class TrainingData:
         self.measured = _measured(model, self.source)
         recipe = get_recipe(self.args.views)
         model.method.check_batch(args.images_per_step, len(recipe.views))
+        model.method.check_sizes(recipe.sizes(encoder.image_size))
         if not isinstance(data, ImageSource):
             self.dataset: Dataset = data
         elif data.num_rows is None:
@@ -320,9 +321,10 @@ def _measured(model: SSLModel, source: ImageSource | None) -> str | None:
 
 def default_views(model: SSLModel, source: ImageSource | None) -> str:
     """Return the default augmentation recipe: that of the digits, of large images, or of the method."""
+    one = model.method.views_needed == 1
     if source is not None and source.name == "digits":
-        return "digits"
-    return "imagenet" if model.encoder.image_size >= 96 else model.method.recipe.views
+        return "digits-one" if one else "digits"
+    return "imagenet" if model.encoder.image_size >= 96 and not one else model.method.recipe.views
 
 
 def build_dataloader(dataset: Dataset, args: OrthoSSLTrainingArguments) -> DataLoader:

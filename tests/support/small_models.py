@@ -19,6 +19,7 @@ from hf_orthossl.modeling import SSLConfig, SSLModel
 
 IMAGES, STEPS = 16, 4
 SIZES = {"hidden_dim": 16, "output_dim": 6, "predictor_dim": 8, "prototypes": 9, "bottleneck_dim": 6, "queue_size": 32}
+SIZES |= {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}
 
 
 class PlainEncoder(nn.Module):
@@ -49,8 +50,8 @@ ENCODERS = {
 
 
 def encoder_for(method: str, kind: str = "tiny") -> nn.Module:
-    """An encoder of a kind, or a vision transformer if the method needs one."""
-    return ENCODERS["vit" if get_method(method).needs_patches else kind]()
+    """An encoder of a kind, or a vision transformer if the method needs one, or the map that the others pool."""
+    return ENCODERS["vit" if get_method(method).needs_patches or method == "simmim" else kind]()
 
 
 @dataclass(frozen=True)

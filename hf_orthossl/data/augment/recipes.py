@@ -263,6 +263,8 @@ def _published_recipes() -> dict[str, Recipe]:
         blur=0.3,
         blur_sigma=(0.1, 1.0),
     )
+    # Masked views are only cropped and mirrored.
+    cropped = ViewSpec(scale=(0.2, 1.0), jitter=0.0, grayscale=0.0)
     recipes = [
         Recipe("cifar-asym", (plain, dataclasses.replace(plain, solarize=0.2)), "solo-learn, CIFAR, asymmetric"),
         Recipe(
@@ -297,6 +299,13 @@ def _published_recipes() -> dict[str, Recipe]:
             (dataclasses.replace(weak, scale=(0.2, 1.0), interpolation="bilinear"),) * 2,
             "Chen et al. 2020 (MoCo v2)",
         ),
+        Recipe("mae", (cropped,), "He et al. 2022 (MAE), appendix A.1: one view"),
+        Recipe(
+            "simmim",
+            (dataclasses.replace(cropped, scale=(0.67, 1.0), interpolation="bilinear"),),
+            "Xie et al. 2022 (SimMIM), section 4.1: one view",
+        ),
+        Recipe("digits-one", (dataclasses.replace(digits, blur=0.0),), "as digits, one view without blur"),
         Recipe("digits", (digits, digits), "this package: changes of handwriting that preserve the digit"),
         Recipe("multicrop", (swav,) * 2 + (swav_local,) * 6, "Caron et al. 2020 (SwAV): 2×224 and 6×96"),
         Recipe(

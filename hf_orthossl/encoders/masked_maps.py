@@ -1,0 +1,175 @@
+"""The last feature map of any backbone, and how parts of its images are masked before they enter it."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..messages import first_line
+from .patch_tokens import hooked, replace_patches
+from .probing import unused_parameters
+
+if TYPE_CHECKING:
+    from .encoder import Encoder
+
+
+@dataclass(frozen=True)
+class MapLayout:
+    """What a mask token replaces, and what one position of the last feature map sees.
+
+    Args:
+        cell (`int`): The side in pixels of what one mask token replaces: of a patch, or 1 for a pixel.
+        token_width (`int`): The numbers of a mask token: channels of the embedding of a patch, or of a pixel.
+        stride (`int`): The distance in pixels of neighbouring positions of the map.
+        width (`int`): The number of channels D of the map.
+        stem (`str`, *optional*): The module of the backbone whose output the tokens replace; `None` for pixels.
+        other_parameters (`tuple[str, ...]`): The parameters of the backbone on which the map does not depend.
+    """
+
+    cell: int
+    token_width: int
+    stride: int
+    width: int
+    stem: str | None = None
+    other_parameters: tuple[str, ...] = ()
+
+
+def find_map(encoder: "Encoder") -> MapLayout:
+    """Return the layout of an encoder's last feature map, after a check that what is masked is not seen.
+
+    A mask token takes the place of the embeddings of patches where the first layer cuts the image into patches (a
+    convolution whose kernel is its stride, with the norm after it: ViT, Swin, ConvNeXt), else that of pixels.
+
+    Args:
+        encoder ([`Encoder`]): The encoder.
+
+    Raises:
+        ValueError: It has no map whose positions divide its images.
+    """
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        return _checked_layout(encoder)
+    except Exception as error:  # networks fail in many ways
+        raise ValueError(
+            f"backbone {encoder.name!r} has no feature map to predict pixels from ({first_line(error)}): pass a "
+            "convolutional network or a vision transformer, such as --backbone swin_tiny_patch4_window7_224"
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _checked_layout(encoder: "Encoder") -> MapLayout:
+    side, weights = encoder.image_size, next(encoder.backbone.parameters())
+    images = torch.randn(2, encoder.channels, side, side, generator=torch.Generator().manual_seed(0))
+    images = images.to(weights.device, weights.dtype)
+    stem, convolution = patch_stem(encoder.backbone, encoder.channels)
+    cell = 1 if convolution is None else convolution.stride[0]
+    with torch.enable_grad():
+        output = as_map(encoder.last_output(images), side // cell)
+    width, rows, columns = output.shape[1:]
+    if rows != columns or side % rows:
+        raise ValueError(f"its last map has {rows}×{columns} positions for {side}×{side} pixels")
+    others = tuple(unused_parameters(encoder.backbone, output))
+    in_pixels = MapLayout(1, encoder.channels, side // rows, width, None, others)
+    if convolution is None:
+        return in_pixels
+    layout = MapLayout(cell, convolution.out_channels, side // rows, width, stem, others)
+    if weights.is_meta:  # shapes without values
+        return layout
+    hidden = torch.zeros(side // cell, side // cell, dtype=torch.bool, device=weights.device)
+    hidden[::2] = True
+    pixels = hidden.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
+    token = weights.new_zeros(layout.token_width)
+    try:
+        with torch.no_grad():
+            first, second = (
+                masked_map(encoder, layout, each, hidden.expand(2, -1, -1), token)
+                for each in (images, torch.where(pixels, images.flip(0), images))
+            )
+    except RuntimeError:  # the output of the layer is laid out in another way
+        return in_pixels
+    return layout if torch.allclose(first, second, rtol=1e-3, atol=1e-4) else in_pixels
+
+
+def masked_map(
+    encoder: "Encoder", layout: MapLayout, images: Tensor, mask: Tensor | None, mask_token: Tensor | None
+) -> Tensor:
+    """Return the last feature map `(B, D, h, w)` of images with masked cells, see [`Encoder.feature_map`]."""
+    cells = images.shape[-1] // layout.cell
+    if mask is None or mask_token is None:
+        return as_map(encoder.last_output(images), cells)
+    if layout.stem is None:
+        images = torch.where(mask[:, None], mask_token.to(images.dtype)[:, None, None], images)
+        return as_map(encoder.last_output(images), cells)
+    with _masked_stem(encoder.backbone.get_submodule(layout.stem), mask, mask_token):
+        return as_map(encoder.last_output(images), cells)
+
+
+@contextlib.contextmanager
+def _masked_stem(stem: nn.Module, mask: Tensor, mask_token: Tensor) -> Iterator[None]:
+    def change(output: Any) -> Any:
+        if isinstance(output, tuple):  # with the size of the map, in Swin of transformers
+            return change(output[0]), *output[1:]
+        return replace_patches(output, mask.flatten(1), mask_token)
+
+    with hooked(stem, change):
+        yield
+
+
+def as_map(output: Tensor, cells: int) -> Tensor:
+    """Return tokens or a map as a map with its channels first.
+
+    Args:
+        output (`Tensor`): A map `(B, D, h, w)`, or tokens `(B, prefix + h·w, D)` of a square in raster order.
+        cells (`int`): The number of cells along a side of the image, of which a square of tokens has as many, or fewer
+            by a power of two.
+
+    Returns:
+        `Tensor` of shape `(B, D, h, w)`.
+
+    Raises:
+        ValueError: The output is neither.
+    """
+    if output.ndim == 4:
+        return output
+    if output.ndim != 3:
+        raise ValueError(f"its last output has the shape {tuple(output.shape)}")
+    side, tokens = cells, output.shape[1]
+    while side * side > tokens:
+        side //= 2
+    if not side:
+        raise ValueError(f"its last output has {tokens} tokens")
+    return output[:, tokens - side * side :].transpose(1, 2).unflatten(2, (side, side))
+
+
+def patch_stem(backbone: nn.Module, channels: int) -> tuple[str | None, nn.Conv2d | None]:
+    """Return the name of the module that embeds patches, and its convolution; `None` if the first layer is another.
+
+    The module is the convolution or, with norms after it, the outermost that has no other parameters.
+
+    Args:
+        backbone (`nn.Module`): The backbone.
+        channels (`int`): The number of channels of its images.
+    """
+    convolutions = {name: m for name, m in backbone.named_modules() if isinstance(m, nn.Conv2d)}
+    name = next((name for name, m in convolutions.items() if m.in_channels == channels), None)
+    if name is None:
+        return None, None
+    convolution = convolutions[name]
+    sides = {*convolution.kernel_size, *convolution.stride}
+    if len(sides) > 1 or sides == {1} or convolution.padding != (0, 0):
+        return None, None
+    while "." in name and _only_norms_beside(backbone.get_submodule(name.rpartition(".")[0]), convolution):
+        name = name.rpartition(".")[0]
+    return name, convolution
+
+
+def _only_norms_beside(module: nn.Module, convolution: nn.Conv2d) -> bool:
+    """Return whether a module has no parameters but those of a convolution and of norms."""
+    owners = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
+    return all(owner is convolution or "norm" in type(owner).__name__.lower() for owner in owners)

@@ -1,0 +1,87 @@
+"""Which patches of an image are masked, and the positions and pixels of patches."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def random_masks(
+    generators: Sequence[np.random.Generator], patches: int, kept: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Draw which patches of each image are kept, and which are masked, uniformly without replacement.
+
+    Source: MAE, He et al. 2022, section 3.
+
+    Args:
+        generators (sequence of `np.random.Generator`): One for each of the B images.
+        patches (`int`): The number N of patches of an image.
+        kept (`int`): The number K of patches to keep.
+        device (`torch.device`): Where the indices are needed.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: Indices in raster order, in increasing order: of the patches that are kept `(B, K)`,
+        and of those that are masked `(B, N − K)`.
+    """
+    orders = np.stack([generator.permutation(patches) for generator in generators])
+    keep, masked = np.sort(orders[:, :kept], axis=1), np.sort(orders[:, kept:], axis=1)
+    return torch.from_numpy(keep).to(device), torch.from_numpy(masked).to(device)
+
+
+def below(share: float) -> float:
+    """Return a share rounded down to three decimals, for the remedy in an error line."""
+    return math.floor(1000 * share) / 1000
+
+
+def select(values: Tensor, index: Tensor) -> Tensor:
+    """Return some of the patches of each image.
+
+    Args:
+        values (`Tensor` of shape `(B, N, D)`): What is known of each patch.
+        index (`Tensor` of shape `(B, M)`): Indices of patches.
+
+    Returns:
+        `Tensor` of shape `(B, M, D)`.
+    """
+    return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[2]))
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """Return the pixels of each patch, row by row, the channels of a pixel beside each other.
+
+    Args:
+        images (`Tensor` of shape `(B, C, H, W)`): Images.
+        patch (`int`): The side p of a patch in pixels, of which H and W are multiples.
+
+    Returns:
+        `Tensor` of shape `(B, N, p·p·C)`: The patches in raster order.
+    """
+    cells = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, C, rows, p, columns, p)
+    return cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def sincos_positions(rows: int, columns: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return fixed positions of patches: sines and cosines of their column, then of their row.
+
+    Frequencies are 10,000^(−4i/D) for i in [0, D/4).
+
+    Source: MAE, He et al. 2022, appendix A.1; MoCo v3, Chen et al. 2021.
+
+    Args:
+        rows (`int`): Rows of patches.
+        columns (`int`): Columns of patches.
+        width (`int`): The width D of a token, a multiple of 4.
+        device (`torch.device`, defaults to `"cpu"`): Where the positions are needed.
+
+    Returns:
+        `Tensor` of shape `(rows·columns, D)` in float64.
+    """
+    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64, device=device) / (width // 4))
+    halves = []
+    for count in (columns, rows):
+        angles = torch.arange(count, dtype=torch.float64, device=device)[:, None] * frequencies
+        halves.append(torch.cat([angles.sin(), angles.cos()], dim=1))
+    across, down = halves
+    return torch.cat([across.repeat(rows, 1), down.repeat_interleave(columns, 0)], dim=1)
