@@ -65,7 +65,8 @@ def find_map(encoder: "Encoder") -> MapLayout:
 
 def _checked_layout(encoder: "Encoder") -> MapLayout:
     side, weights = encoder.image_size, next(encoder.backbone.parameters())
-    images = torch.randn(2, encoder.channels, side, side, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, encoder.channels, side, side, generator=generator, device="cpu")
     images = images.to(weights.device, weights.dtype)
     stem, convolution = patch_stem(encoder.backbone, encoder.channels)
     cell = 1 if convolution is None else convolution.stride[0]

@@ -78,7 +78,8 @@ def _checked_layout(encoder: "Encoder") -> PatchLayout:
     patch, side = patch_side(encoder.patch_embedding()), encoder.image_size
     weights = next(encoder.backbone.parameters())
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, encoder.channels, side, side, generator=generator)
+    # On the CPU even where torch builds on another device by default.
+    images = torch.randn(2, encoder.channels, side, side, generator=generator, device="cpu")
     images = images.to(weights.device, weights.dtype)
     with torch.enable_grad():
         tokens = encoder.tokens(images)
@@ -92,7 +93,7 @@ def _checked_layout(encoder: "Encoder") -> PatchLayout:
     layout = PatchLayout(patch, prefix, tokens.shape[2], tuple(sorted(unused)))
     if weights.is_meta:  # shapes without values
         return layout
-    order = torch.randperm(count, generator=generator).to(weights.device)
+    order = torch.randperm(count, generator=generator, device="cpu").to(weights.device)
     half = order[: max(count // 2, 1)]
     hidden = torch.ones(count, dtype=torch.bool, device=weights.device).index_fill(0, half, False)
     inpainted = torch.where(_pixels(hidden.view(rows, columns), patch), images.flip(0), images)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -118,7 +119,7 @@ class MAE(SSLMethod[MAEConfig]):
         self.check_sizes([encoder.image_size])
         self.decoder = MAEDecoder(self.layout.width, self.layout.patch**2 * encoder.channels, config)
 
-    def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
+    def forward(self, encoder: Any, views: list[Tensor]) -> SSLOutput:
         """Return the loss of the first view."""
         images = views[0]
         grid = self.layout.grid(images.shape[-1])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +34,9 @@ class SimMIM(SSLMethod[SimMIMConfig]):
     L = Σ|x − x̂| over masked pixels / their number. x is the normalized view, x̂ comes from the last feature map by a 1×1
     convolution and a pixel shuffle. ⌈mask_ratio·N⌉ of the N squares of `mask_unit` pixels are masked, drawn anew for
     each image. A learned token takes the place of the embeddings of masked patches where the first layer of the
-    backbone cuts the image into patches (ViT, Swin, ConvNeXt). Other backbones (ResNet, EfficientNet) see a learned colour in
-    place of the masked pixels, which is not in the paper. The loss is per sample. Parameters of the backbone after its
-    last feature map are not trained; representation and embedding are the map's mean over positions.
+    backbone cuts the image into patches (ViT, Swin, ConvNeXt). Other backbones (ResNet, EfficientNet) see a learned
+    colour in place of the masked pixels, which is not in the paper. The loss is per sample. Parameters of the backbone
+    after its last feature map are not trained; representation and embedding are the mean of the map over positions.
 
     Source: Xie, Zhang, Cao, Lin, Bao, Yao, Dai & Hu, "SimMIM: A Simple Framework for Masked Image Modeling", CVPR 2022,
     arXiv 2111.09886.
@@ -48,7 +49,7 @@ class SimMIM(SSLMethod[SimMIMConfig]):
     summary = "masked pixels for hierarchical and convolutional backbones (Swin, ConvNeXt, ResNet), and ViTs"
     heads = "1×1 convolution and pixel shuffle"
     recipe = TrainingRecipe(
-        "adamw_torch", 1e-4, 0.05, views="simmim", lr_batch_size=512, warmup_epochs=10, warmup_start_lr=5e-7
+        "adamw_torch", 1e-4, 0.05, views="simmim", lr_batch_size=512, warmup_epochs=10, warmup_start_lr=2.5e-7
     )
     batch_coupled = False
     views_needed = 1
@@ -65,7 +66,7 @@ class SimMIM(SSLMethod[SimMIMConfig]):
             nn.Conv2d(self.layout.width, stride**2 * encoder.channels, 1), nn.PixelShuffle(stride)
         )
 
-    def forward(self, encoder: nn.Module, views: list[Tensor]) -> SSLOutput:
+    def forward(self, encoder: Any, views: list[Tensor]) -> SSLOutput:
         """Return the loss of the first view."""
         images = views[0]
         unit = self.unit(images.shape[-1])

@@ -32,9 +32,15 @@ SMALL = {
     "predictor_dim": 16,
     "prototypes": 12,
     "queue_size": 32,
+    "decoder_dim": 16,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+    "mask_unit": 0,
 }
+NETWORK = "--backbone resnet10t --backbone_config channels=[8,8,16,16]"
+TRANSFORMER = "--backbone test_vit --backbone_config patch_size=8 depth=2"
 TINY = (
-    "--backbone resnet10t --backbone_config channels=[8,8,16,16] --per_device_train_batch_size 16 --max_steps 2 "
+    "--per_device_train_batch_size 16 --max_steps 2 "
     "--dataloader_num_workers 0 --save_strategy no --disable_tqdm True --use_cpu"
 )
 
@@ -74,7 +80,9 @@ def test_a_recipe_says_where_it_is_from_and_what_was_published(file):
     text = " ".join(line.removeprefix("# ") for line in comment)
     assert "arXiv" in text
     assert any(source in text for source in ("solo-learn", "LightlySSL", "paper"))
-    assert ("Published: " in text and "ResNet-" in text and "epochs" in text) or "None published" in text
+    assert (
+        "Published: " in text and any(kind in text for kind in ("ResNet-", "ViT-", "Swin-")) and "epochs" in text
+    ) or "None published" in text
 
 
 @every_file
@@ -93,7 +101,8 @@ def test_a_recipe_as_it_stands_builds_its_model(file):
     )
     with torch.device("meta"):  # full width without its memory or time
         model = SSLModel(config)
-    widths = {"resnet18_cifar": 512, "resnet50": 2048}
+    widths = {"resnet18_cifar": 512, "resnet50": 2048, "vit_tiny_patch16_224": 192, "vit_base_patch16_224": 768}
+    widths |= {"swin_tiny_patch4_window7_224": 768, "swin_base_patch4_window7_224": 1024}
     assert model.encoder.num_features == widths[chosen.backbone]
     assert (config.regularizer, config.gamma) == ("so", 1e-6)
     model.method.check_batch(args.images_per_step, get_recipe(args.views).num_views)
@@ -104,7 +113,8 @@ def test_a_recipe_trains_with_its_views_and_its_optimizer(file, tmp_path):
     family = file.parent.name
     small = [f"{key}={value}" for key, value in SMALL.items() if key in read_config(file)["method_config"]]
     # Both steps have to move the weights, and the first of a warm-up does not.
-    flags = [*TINY.split(), "--output_dir", str(tmp_path), "--warmup_steps", "0"]
+    network = TRANSFORMER if METHODS[file.stem].needs_patches else NETWORK
+    flags = [*network.split(), *TINY.split(), "--output_dir", str(tmp_path), "--warmup_steps", "0"]
     flags += ["--method_config", *small] if small else []
     if family == "imagenet":
         flags += ["--image_size", "64"]
@@ -161,4 +171,7 @@ def test_the_cifar_recipes_are_the_methods_defaults(family, name):
     warmup = (0 if args.warmup_steps == 0 else args.warmup_epochs, args.warmup_start_lr or 0.0)
     assert warmup == (recipe.warmup_epochs, recipe.warmup_start_lr)
     config_class = get_method(name).config_class
+    if get_method(name).family == "masked":  # its defaults are those for ImageNet, with the same masks
+        assert config_class.from_dict(chosen.method_config).mask_ratio == config_class().mask_ratio
+        return
     assert config_class.from_dict(chosen.method_config) == config_class()

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from small_models import encoder_for
 
 from hf_orthossl.methods import METHODS, build_method, get_method
 from hf_orthossl.modeling import SSLConfig
@@ -52,11 +53,12 @@ def test_numbers_as_yaml_and_the_command_line_write_them(tiny_encoder):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_too_few_views(name, tiny_encoder):
-    method = build_method(name, tiny_encoder, {"queue_size": 8} if METHODS[name].has_queue else {})
-    method.check_batch(8, views=2)
-    with pytest.raises(ValueError, match="needs 2"):
-        method.check_batch(8, views=1)
+def test_too_few_views(name):
+    method = build_method(name, encoder_for(name), {"queue_size": 8} if METHODS[name].has_queue else {})
+    needed = method.views_needed
+    method.check_batch(8, views=needed)
+    with pytest.raises(ValueError, match=f"needs {needed}"):
+        method.check_batch(8, views=needed - 1)
 
 
 def test_queue_must_be_a_multiple_of_the_batch(tiny_encoder):

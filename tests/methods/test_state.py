@@ -1,5 +1,6 @@
 """What a method keeps between steps: target networks, queues, centres, prototypes, schedules."""
 
+import copy
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightly.models.utils import update_momentum
+from small_models import encoder_for
 from torch import nn
 
 from hf_orthossl.methods import METHODS, Progress, build_method
@@ -135,6 +137,7 @@ def states_after(name, encoder, steps, micro_batches, skipped=False):
         method.begin_step(Progress(step, 10, 5))
         views = [torch.randn(8, 3, 8, 8, generator=generator) for _ in range(2)]
         for parts in zip(*(view.chunk(micro_batches) for view in views), strict=True):
+            method.begin_batch(len(parts[0]))
             method(encoder, list(parts))
         with torch.no_grad():
             for parameter in encoder.parameters():
@@ -144,28 +147,27 @@ def states_after(name, encoder, steps, micro_batches, skipped=False):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_state_does_not_depend_on_accumulation(name, tiny_encoder):
-    import copy
-
-    whole = states_after(name, copy.deepcopy(tiny_encoder), steps=3, micro_batches=1)
-    split = states_after(name, copy.deepcopy(tiny_encoder), steps=3, micro_batches=4)
+def test_state_does_not_depend_on_accumulation(name):
+    encoder = encoder_for(name)
+    whole = states_after(name, copy.deepcopy(encoder), steps=3, micro_batches=1)
+    split = states_after(name, copy.deepcopy(encoder), steps=3, micro_batches=4)
     for key, value in whole.items():
         torch.testing.assert_close(split[key], value, msg=lambda text, key=key: f"{name} {key}: {text}")
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_skipped_step_changes_nothing(name, tiny_encoder):
-    import copy
-
-    before = states_after(name, copy.deepcopy(tiny_encoder), steps=0, micro_batches=1)
-    after = states_after(name, copy.deepcopy(tiny_encoder), steps=2, micro_batches=1, skipped=True)
+def test_a_skipped_step_changes_nothing(name):
+    encoder = encoder_for(name)
+    before = states_after(name, copy.deepcopy(encoder), steps=0, micro_batches=1)
+    after = states_after(name, copy.deepcopy(encoder), steps=2, micro_batches=1, skipped=True)
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.has_target or m.has_queue])
-def test_state_moves_and_is_in_the_checkpoint(name, tiny_encoder):
-    before = states_after(name, tiny_encoder, steps=0, micro_batches=1)
-    after = states_after(name, tiny_encoder, steps=2, micro_batches=1)
+def test_state_moves_and_is_in_the_checkpoint(name):
+    encoder = encoder_for(name)
+    before = states_after(name, encoder, steps=0, micro_batches=1)
+    after = states_after(name, encoder, steps=2, micro_batches=1)
     moved = {key for key in after if not torch.equal(after[key], before[key])}
     assert {key for key in after if key.endswith("bank")} <= moved
     assert METHODS[name].has_queue == any(key.endswith("bank") for key in after)
