@@ -356,6 +356,7 @@ def describe(model: SSLModel, source: ImageSource, data: TrainingData, monitor: 
     normalized = f"pixels   {data.measured}\n" if data.measured else ""
     penalty = "no penalty" if config.regularizer is None else f"{config.regularizer}, γ = {config.gamma:g}"
     start = "" if encoder.start is None else f"\nstart    {encoder.start.describe()}"
+    facts = "".join(f"\n{name:<8} {value}" for name, value in model.method.facts().items())
     freezing = Freezing.of(model, data.args)
     frozen = "" if freezing is None else f"\nfrozen   {freezing.describe(model)}"
     return (
@@ -363,7 +364,7 @@ def describe(model: SSLModel, source: ImageSource, data: TrainingData, monitor: 
         f"views    {data.args.views} at {encoder.image_size} px{changed}\n"
         f"{normalized}"
         f"model    {config.backbone} ({size:.1f} M parameters), {get_method(config.method).title}, {penalty}"
-        f"{start}{frozen}" + ("" if model.regularizer is None else f"\npenalty  {model.regularizer.summary()}")
+        f"{start}{facts}{frozen}" + ("" if model.regularizer is None else f"\npenalty  {model.regularizer.summary()}")
     )
 
 

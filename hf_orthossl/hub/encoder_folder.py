@@ -187,7 +187,11 @@ def _record(model: SSLModel, source: ImageSource | None, training: dict) -> Enco
         std=[float(value) for value in encoder.std],
         pooling=encoder.pooling,
         method=config.method,
-        method_config=config.method_config,
+        # One may name a folder, such as that of a teacher.
+        method_config={
+            name: public_name(value) if isinstance(value, str) else value
+            for name, value in config.method_config.items()
+        },
         regularizer=config.regularizer,
         regularizer_config=config.regularizer_config,
         gamma=float(config.gamma) if config.regularizer else None,

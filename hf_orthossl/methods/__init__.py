@@ -23,6 +23,7 @@ from .byol import BYOL, BYOLConfig  # isort: skip
 from .nnbyol import NNBYOL, NNBYOLConfig  # isort: skip
 from .simsiam import SimSiam, SimSiamConfig  # isort: skip
 from .dino import DINO, DINOConfig  # isort: skip
+from .distill import Distill, DistillConfig  # isort: skip
 from .barlow_twins import BarlowTwins, BarlowTwinsConfig  # isort: skip
 from .vicreg import VICReg, VICRegConfig  # isort: skip
 from .lejepa import LeJEPA, LeJEPAConfig  # isort: skip
@@ -58,6 +59,8 @@ __all__ = [
     "DCLConfig",
     "DCLWConfig",
     "DINOConfig",
+    "Distill",
+    "DistillConfig",
     "EmbeddingRegularizer",
     "InfoNCE",
     "InfoNCEConfig",

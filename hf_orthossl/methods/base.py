@@ -4,6 +4,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 import numpy as np
@@ -269,6 +270,24 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
         Args:
             encoder (`nn.Module`): The online encoder.
             staged (`dict[str, list[Tensor]]`): The tensors stored by [`~SSLMethod.stage`], one per micro-batch.
+        """
+
+    def facts(self) -> dict[str, str]:
+        """Return what a run records of this method beside its hyper-parameters, such as a teacher, by name.
+
+        The values go into the record and the card of a run, and into the first lines of `orthossl pretrain`. A run is
+        resumed only if they are the same.
+        """
+        return {}
+
+    def check_folder(self, folder: Path) -> None:
+        """Reject a folder that this method cannot be trained in.
+
+        Args:
+            folder (`Path`): The folder of the run.
+
+        Raises:
+            ValueError: The run would replace files that the method reads.
         """
 
     def check_batch(self, batch_size: int, views: int) -> None:

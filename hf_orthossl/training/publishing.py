@@ -30,7 +30,7 @@ STEP_FACTS = (
     *("weight_decay", "momentum", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "gradient_cache"),
     *("adapt", "layer_decay", "freeze", "freeze_epochs"),
     *("gradient_checkpointing", "precision", "weights_precision", "device", "seed", "pretrained", "base_model"),
-    *("started_from", "fingerprint"),
+    *("started_from", "teacher", "fingerprint"),
 )
 
 
@@ -54,8 +54,8 @@ def training_record(model: SSLModel, data: TrainingData, *, front: str) -> dict[
         there are any: "split" or "whole"), `optim` (the option), and those of `STEP_FACTS` that
         apply: `optimizer` (its class), `learning_rate` (peak), `precision` (that of autocast where it was active, with
         `weights_precision` beside it), `pretrained` (whether the run started from given weights; omitted if unknown),
-        `base_model` (their Hub id, if they have one), `started_from` (their name, revision and SHA-256), `fingerprint`
-        (of the data) and `unreadable_images` (if any were left out).
+        `base_model` (their Hub id, if they have one), `started_from` (their name, revision and SHA-256), `teacher` (of
+        distillation, likewise), `fingerprint` (of the data) and `unreadable_images` (if any were left out).
     """
     run, facts = data.record, data.record.facts
     shown = {name: facts.describe(name) for name in STEP_FACTS if name in facts}

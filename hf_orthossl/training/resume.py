@@ -202,6 +202,7 @@ def begin_record(model: SSLModel, data: TrainingData) -> None:
     if "seed" in data.record.facts:
         return
     _check_equal(data)
+    model.method.check_folder(Path(data.args.output_dir))
     check_freezing(model, data)
     if data.args.resume:
         _continue_record(Path(str(data.args.resume_from_checkpoint)), model, data)
@@ -219,7 +220,7 @@ def begin_record(model: SSLModel, data: TrainingData) -> None:
     data.record.options.note(0, data.options)
     # What the weights of a checkpoint started from is part of the record of another run.
     encoder, given = model.encoder, not model.name_or_path
-    facts = data.facts() | {"pretrained": encoder.pretrained if given else None}
+    facts = data.facts() | {"pretrained": encoder.pretrained if given else None} | on_main(model.method.facts)
     if encoder.start is not None and given:
         facts |= {"base_model": encoder.start.repository, "started_from": on_main(encoder.start.describe)}
     data.record.facts.note(0, facts)
@@ -239,6 +240,7 @@ def _continue_record(checkpoint: Path, model: SSLModel, data: TrainingData) -> N
     same_data = now["fingerprint"] is not None and now["fingerprint"] == facts["fingerprint"]
     check_changes(changes, args.output_dir, (MOVABLE,) if same_data else ())
     _check_data(facts, now, args)
+    _check_method(facts, on_main(model.method.facts), args)
     if run["steps_per_epoch"] != data.steps_per_epoch:
         raise ValueError(
             f"an epoch of the run in {args.output_dir} had {run['steps_per_epoch']} optimizer steps and would now have "
@@ -336,6 +338,17 @@ def _check_data(facts: Timeline, now: dict[str, Any], args: OrthoSSLTrainingArgu
             f"the images are not those of the run in {args.output_dir} ({what}): restore them to resume it, or start a "
             "new run with another --output_dir"
         )
+
+
+def _check_method(facts: Timeline, now: dict[str, str], args: OrthoSSLTrainingArguments) -> None:
+    """Refuse a method that reads something else than before, such as a teacher that was replaced."""
+    for name, value in now.items():
+        before = facts[name] if name in facts else None
+        if before != value:
+            raise ValueError(
+                f"{name} is {value}, and the run in {args.output_dir} was started with {before}: restore it to resume "
+                "the run, or start a new one with another --output_dir"
+            )
 
 
 def begin_steps(data: TrainingData, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, done: int) -> None:

@@ -60,6 +60,7 @@ _LABELS = {
     "weights_precision": "precision of the weights",
     "fingerprint": "fingerprint of the data",
     "started_from": "started from",
+    "teacher": "teacher's weights",
     "adapt": "preset for adapting given weights",
     "layer_decay": "learning rate per layer, from the head down",
     "freeze": "frozen parameters",
@@ -127,6 +128,7 @@ def render_card(
             gamma="not recorded" if record.gamma is None else record.gamma,
             license=_licence(metadata),
             started_from=record.training.get("started_from") or record.base_model,
+            teacher=record.training.get("teacher"),
             **loading_calls(
                 record, repo_id or str(location or folder), revision if repo_id else None, is_folder=not repo_id
             ),
