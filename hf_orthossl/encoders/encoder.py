@@ -70,7 +70,8 @@ class Encoder(nn.Module):
     pretrained: bool | None = None
     start: Start | None = None
     gradient_checkpointing: bool = False
-    _patches: PatchLayout | None = None
+    # What `patches` has found: a layout, or why there is none.
+    _patches: PatchLayout | str | None = None
     _map_layout: MapLayout | None = None
 
     def __init__(
@@ -175,7 +176,12 @@ class Encoder(nn.Module):
             ValueError: The backbone is no vision transformer whose patches can be left out.
         """
         if self._patches is None:
-            self._patches = find_patches(self)
+            try:
+                self._patches = find_patches(self)
+            except ValueError as error:
+                self._patches = str(error)
+        if isinstance(self._patches, str):
+            raise ValueError(self._patches)
         return self._patches
 
     def tokens(
@@ -213,6 +219,32 @@ class Encoder(nn.Module):
     def pool(self, tokens: Tensor) -> Tensor:
         """Return the representations `(B, num_features)` of tokens `(B, prefix + N, D)`, of some patches or of all."""
         raise ValueError(f"networks of {self.library} have no known patch tokens")
+
+    def feature_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return representations `(B, D)` and the features `(B, d, h, w)` that they are pooled from, of one pass.
+
+        The features of a vision transformer are its patch tokens after the last norm, those of another network the
+        output of its last stage, whose activations are kept even with gradient checkpointing.
+
+        Args:
+            images (`Tensor` of shape `(B, C, H, W)`): Normalized images.
+
+        Raises:
+            ValueError: The last stage returns no map.
+        """
+        try:
+            layout = self.patches
+        except ValueError:
+            stages = self.stages(images)
+            last = stages[self.stage_names[-2]] if len(self.stage_names) > 1 else stages["representation"]
+            if last.ndim != 4:
+                raise ValueError(
+                    f"backbone {self.name!r} has neither patch tokens nor a feature map at its end: pass a vision "
+                    "transformer or a convolutional network"
+                ) from None
+            return stages["representation"], last
+        tokens = self.tokens(images)
+        return self.pool(tokens), tokens[:, layout.prefix :].mT.unflatten(2, layout.grid(images.shape[-1]))
 
     def patch_embedding(self) -> nn.Module:
         """Return the layer that embeds patches."""

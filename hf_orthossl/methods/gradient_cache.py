@@ -77,19 +77,28 @@ class ChunkedEncoder(nn.Module):
         """Return the representations `(B, D)` of tokens."""
         return self.encoder.pool(tokens)
 
-    def _chunked(self, encode: Callable[..., Tensor], images: Tensor, *beside: Tensor | None) -> Tensor:
+    def feature_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return representations `(B, D)` and features `(B, d, h, w)` of the whole batch, see [`Encoder.feature_map`].
+
+        Raises:
+            ValueError: If the encoder has no feature map, or a chunk is too small.
+        """
+        return self._chunked(self.encoder.feature_map, images)
+
+    def _chunked(self, encode: Callable[..., Any], images: Tensor, *beside: Tensor | None) -> Any:
         """Return what `encode` makes of the images, and of the rows of each tensor beside them, chunk by chunk."""
         if not torch.is_grad_enabled():
             return encode(images, *beside)
         self.check(len(images))
         count = -(-len(images) // self.size)
         parts = [(None,) * count if rows is None else rows.tensor_split(count) for rows in (images, *beside)]
-        return torch.cat(
-            [
-                checkpoint(encode, *chunk, use_reentrant=False, context_fn=self._contexts)
-                for chunk in zip(*parts, strict=True)
-            ]
-        )
+        outputs = [
+            checkpoint(encode, *chunk, use_reentrant=False, context_fn=self._contexts)
+            for chunk in zip(*parts, strict=True)
+        ]
+        if isinstance(outputs[0], tuple):
+            return tuple(torch.cat(rows) for rows in zip(*outputs, strict=True))
+        return torch.cat(outputs)
 
     def check(self, images: int) -> None:
         """Reject a batch of this many images if it has a chunk that is too small for the encoder's batch norm.

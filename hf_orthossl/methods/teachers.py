@@ -14,7 +14,7 @@ from ..messages import first_line
 from .gradient_cache import ChunkedEncoder
 from .losses import at_least_float32
 
-_REMEDY = "pass --method_config teacher=NAME, a timm name, a Hub id, an encoder folder or a run folder"
+_REMEDY = "pass --method_config teacher=NAME, the name of weights in timm, a Hub id, an encoder folder or a run folder"
 
 
 class Teacher:
@@ -39,7 +39,9 @@ class Teacher:
         try:
             encoder = load_encoder(name, pretrained=True)
         except (ValueError, OSError) as error:
-            raise ValueError(f"teacher {name!r} cannot be loaded ({first_line(error)}): {_REMEDY}") from error
+            # A teacher without weights has nothing to teach.
+            said = first_line(error).replace(", or pass pretrained=False", "")
+            raise ValueError(f"teacher: {said.replace('pass pretrained=False', _REMEDY)}") from error
         if encoder.channels != student.channels:
             raise ValueError(
                 f"teacher {name!r} takes images of {encoder.channels} channels, and the images have "
@@ -79,6 +81,12 @@ class Teacher:
     def __call__(self, images: Tensor) -> Tensor:
         """Return the representations `(B, D)` of images `(B, C, s, s)` normalized for the teacher."""
         return self._encoder_for(images)(images)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def feature_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the representations `(B, D)` and the features `(B, d, h, w)` of normalized images."""
+        return self._encoder_for(images).feature_map(images)
 
     @torch.compiler.disable
     @torch.no_grad()

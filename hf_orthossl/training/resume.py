@@ -342,13 +342,11 @@ def _check_data(facts: Timeline, now: dict[str, Any], args: OrthoSSLTrainingArgu
 
 def _check_method(facts: Timeline, now: dict[str, str], args: OrthoSSLTrainingArguments) -> None:
     """Refuse a method that reads something else than before, such as a teacher that was replaced."""
-    for name, value in now.items():
-        before = facts[name] if name in facts else None
-        if before != value:
-            raise ValueError(
-                f"{name} is {value}, and the run in {args.output_dir} was started with {before}: restore it to resume "
-                "the run, or start a new one with another --output_dir"
-            )
+    for name, (before, value) in differences(facts, now).items():
+        raise ValueError(
+            f"{name} is {value}, and the run in {args.output_dir} was started with {before}: restore it to resume the "
+            "run, or start a new one with another --output_dir"
+        )
 
 
 def begin_steps(data: TrainingData, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, done: int) -> None:

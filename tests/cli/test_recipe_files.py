@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from small_models import required
 from timm.optim import Lars
 from transformers import set_seed
 
@@ -95,7 +96,7 @@ def test_a_recipe_as_it_stands_builds_its_model(file):
         backbone=chosen.backbone,
         image_size=chosen.image_size,
         method=chosen.method,
-        method_config=chosen.method_config,
+        method_config=chosen.method_config | required(chosen.method),
         regularizer=chosen.regularizer,
         gamma=chosen.gamma,
     )
@@ -115,6 +116,7 @@ def test_a_recipe_trains_with_its_views_and_its_optimizer(file, tmp_path):
     # Both steps have to move the weights, and the first of a warm-up does not.
     network = TRANSFORMER if METHODS[file.stem].needs_patches else NETWORK
     flags = [*network.split(), *TINY.split(), "--output_dir", str(tmp_path), "--warmup_steps", "0"]
+    small += [f"{key}={value}" for key, value in required(file.stem).items()]
     flags += ["--method_config", *small] if small else []
     if family == "imagenet":
         flags += ["--image_size", "64"]

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from small_models import encoder_for
+from small_models import encoder_for, required
 
 from hf_orthossl.methods import METHODS, build_method, get_method
 from hf_orthossl.modeling import SSLConfig
@@ -54,7 +54,8 @@ def test_numbers_as_yaml_and_the_command_line_write_them(tiny_encoder):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_too_few_views(name):
-    method = build_method(name, encoder_for(name), {"queue_size": 8} if METHODS[name].has_queue else {})
+    small = {"queue_size": 8} if METHODS[name].has_queue else {}
+    method = build_method(name, encoder_for(name), small | required(name))
     needed = method.views_needed
     method.check_batch(8, views=needed)
     with pytest.raises(ValueError, match=f"needs {needed}"):

@@ -18,7 +18,7 @@ from lightly.loss import (
 )
 from lightly.loss.lejepa_loss import lejepa_invariance_loss
 from lightly.models.modules import NNMemoryBankModule, SwaVPrototypes
-from small_models import encoder_for
+from small_models import encoder_for, required
 
 from hf_orthossl.methods import METHODS, build_method
 from hf_orthossl.methods.lejepa import prediction_term
@@ -216,7 +216,7 @@ def test_nnbyol_closed_form(batch, tiny_encoder):
 def test_loss_is_float32_and_finite_under_autocast(name):
     small = {"queue_size": 8} if METHODS[name].has_queue else {}
     encoder = encoder_for(name)
-    method = build_method(name, encoder, small)
+    method = build_method(name, encoder, small | required(name))
     views = [torch.randn(8, 3, 8, 8) for _ in range(2)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = method(encoder, views).loss

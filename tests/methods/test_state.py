@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightly.models.utils import update_momentum
-from small_models import encoder_for
+from small_models import encoder_for, required
 from torch import nn
 
 from hf_orthossl.methods import METHODS, Progress, build_method
@@ -20,7 +20,7 @@ SMALL = {"queue_size": 16}
 
 
 def small(name, **more):
-    return {**(SMALL if METHODS[name].has_queue else {}), **more}
+    return {**(SMALL if METHODS[name].has_queue else {}), **required(name), **more}
 
 
 @settings(deadline=None, max_examples=30)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from tiny_encoder import TinyEncoder
+from tiny_teacher import tiny_teacher
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -54,6 +55,11 @@ def encoder_for(method: str, kind: str = "tiny") -> nn.Module:
     return ENCODERS["vit" if get_method(method).needs_patches or method == "simmim" else kind]()
 
 
+def required(method: str) -> dict:
+    """The hyper-parameters without which a method cannot be built."""
+    return {"teacher": tiny_teacher()} if method == "distill" else {}
+
+
 @dataclass(frozen=True)
 class Run:
     """What [`train`] trains and how."""
@@ -73,7 +79,7 @@ def small_model(run: Run) -> SSLModel:
     known = get_method(run.method).config_class.from_dict(None).to_dict()
     config = SSLConfig(
         method=run.method,
-        method_config={key: value for key, value in SIZES.items() if key in known},
+        method_config={key: value for key, value in SIZES.items() if key in known} | required(run.method),
         whitening=run.whitening,
         regularizer=run.regularizer,
         gamma=0.01,

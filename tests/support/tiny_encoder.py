@@ -7,6 +7,8 @@ class TinyEncoder(nn.Module):
     """What methods need of an encoder, at a size where float64 on one core is quick."""
 
     num_features = 12
+    channels = 3
+    mean = std = (0.5, 0.5, 0.5)
 
     def __init__(self):
         super().__init__()
