@@ -220,7 +220,7 @@ class Encoder(nn.Module):
         """Return the representations `(B, num_features)` of tokens `(B, prefix + N, D)`, of some patches or of all."""
         raise ValueError(f"networks of {self.library} have no known patch tokens")
 
-    def feature_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def representation_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return representations `(B, D)` and the features `(B, d, h, w)` that they are pooled from, of one pass.
 
         The features of a vision transformer are its patch tokens after the last norm, those of another network the

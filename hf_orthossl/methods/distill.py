@@ -91,8 +91,8 @@ class Distill(SSLMethod[DistillConfig]):
             if self.token_projector is None:
                 representation, target = encoder(view), self.teacher(seen)
             else:
-                representation, features = encoder.feature_map(view)
-                target, wanted = self.teacher.feature_map(seen)
+                representation, features = encoder.representation_and_map(view)
+                target, wanted = self.teacher.representation_and_map(seen)
             embedding = representation if self.projector is None else self.projector(representation)
             loss = self.loss(embedding, target)
             if self.token_projector is not None:
@@ -162,7 +162,7 @@ def feature_width(encoder: Encoder) -> int:
     weight, side = next(encoder.parameters()), encoder.image_size
     try:
         blank = torch.zeros(1, encoder.channels, side, side, dtype=weight.dtype, device=weight.device)
-        return encoder.eval().feature_map(blank)[1].shape[1]
+        return encoder.eval().representation_and_map(blank)[1].shape[1]
     except ValueError as error:
         raise ValueError(f"target is tokens, and {error}; or pass --method_config target=pooled") from None
     finally:

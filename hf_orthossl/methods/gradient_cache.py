@@ -77,13 +77,13 @@ class ChunkedEncoder(nn.Module):
         """Return the representations `(B, D)` of tokens."""
         return self.encoder.pool(tokens)
 
-    def feature_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return representations `(B, D)` and features `(B, d, h, w)` of the whole batch, see [`Encoder.feature_map`].
+    def representation_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return representations `(B, D)` and features `(B, d, h, w)` of the whole batch, of one pass.
 
         Raises:
             ValueError: If the encoder has no feature map, or a chunk is too small.
         """
-        return self._chunked(self.encoder.feature_map, images)
+        return self._chunked(self.encoder.representation_and_map, images)
 
     def _chunked(self, encode: Callable[..., Any], images: Tensor, *beside: Tensor | None) -> Any:
         """Return what `encode` makes of the images, and of the rows of each tensor beside them, chunk by chunk."""

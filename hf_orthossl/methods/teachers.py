@@ -84,9 +84,9 @@ class Teacher:
 
     @torch.compiler.disable
     @torch.no_grad()
-    def feature_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def representation_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the representations `(B, D)` and the features `(B, d, h, w)` of normalized images."""
-        return self._encoder_for(images).feature_map(images)
+        return self._encoder_for(images).representation_and_map(images)
 
     @torch.compiler.disable
     @torch.no_grad()
