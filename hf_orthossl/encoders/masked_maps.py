@@ -1,7 +1,6 @@
 """The last feature map of any backbone, and how parts of its images are masked before they enter it."""
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..messages import first_line
-from .patch_tokens import hooked, replace_patches
+from .patch_tokens import hooked
 from .probing import unused_parameters
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ class MapLayout:
         stride (`int`): The distance in pixels of neighbouring positions of the map.
         width (`int`): The number of channels D of the map.
         stem (`str`, *optional*): The module of the backbone whose output the tokens replace; `None` for pixels.
+        channels_last (`bool`): Whether that output, if it is a map, has its channels last.
         other_parameters (`tuple[str, ...]`): The parameters of the backbone on which the map does not depend.
     """
 
@@ -34,6 +34,7 @@ class MapLayout:
     stride: int
     width: int
     stem: str | None = None
+    channels_last: bool = False
     other_parameters: tuple[str, ...] = ()
 
 
@@ -76,25 +77,26 @@ def _checked_layout(encoder: "Encoder") -> MapLayout:
     if rows != columns or side % rows:
         raise ValueError(f"its last map has {rows}×{columns} positions for {side}×{side} pixels")
     others = tuple(unused_parameters(encoder.backbone, output))
-    in_pixels = MapLayout(1, encoder.channels, side // rows, width, None, others)
+    in_pixels = MapLayout(1, encoder.channels, side // rows, width, other_parameters=others)
     if convolution is None:
         return in_pixels
-    layout = MapLayout(cell, convolution.out_channels, side // rows, width, stem, others)
-    if weights.is_meta:  # shapes without values
-        return layout
     hidden = torch.zeros(side // cell, side // cell, dtype=torch.bool, device=weights.device)
     hidden[::2] = True
     pixels = hidden.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
-    token = weights.new_zeros(layout.token_width)
-    try:
-        with torch.no_grad():
+    token = weights.new_zeros(convolution.out_channels)
+    for channels_last in (False, True):
+        layout = MapLayout(cell, len(token), side // rows, width, stem, channels_last, others)
+        if weights.is_meta:  # shapes without values
+            return layout
+        # A map of as many channels as rows has no order by its shape: what is masked must not be seen.
+        with contextlib.suppress(RuntimeError), torch.no_grad():
             first, second = (
                 masked_map(encoder, layout, each, hidden.expand(2, -1, -1), token)
                 for each in (images, torch.where(pixels, images.flip(0), images))
             )
-    except RuntimeError:  # the output of the layer is laid out in another way
-        return in_pixels
-    return layout if torch.allclose(first, second, rtol=1e-3, atol=1e-4) else in_pixels
+            if torch.allclose(first, second, rtol=1e-3, atol=1e-4):
+                return layout
+    return in_pixels
 
 
 def masked_map(
@@ -107,19 +109,19 @@ def masked_map(
     if layout.stem is None:
         images = torch.where(mask[:, None], mask_token.to(images.dtype)[:, None, None], images)
         return as_map(encoder.last_output(images), cells)
-    with _masked_stem(encoder.backbone.get_submodule(layout.stem), mask, mask_token):
-        return as_map(encoder.last_output(images), cells)
 
-
-@contextlib.contextmanager
-def _masked_stem(stem: nn.Module, mask: Tensor, mask_token: Tensor) -> Iterator[None]:
     def change(output: Any) -> Any:
         if isinstance(output, tuple):  # with the size of the map, in Swin of transformers
             return change(output[0]), *output[1:]
-        return replace_patches(output, mask.flatten(1), mask_token)
+        token = mask_token.to(output.dtype)
+        if output.ndim == 3:
+            return torch.where(mask.flatten(1)[..., None], token, output)
+        if layout.channels_last:
+            return torch.where(mask[..., None], token, output)
+        return torch.where(mask[:, None], token[:, None, None], output)
 
-    with hooked(stem, change):
-        yield
+    with hooked(encoder.backbone.get_submodule(layout.stem), change):
+        return as_map(encoder.last_output(images), cells)
 
 
 def as_map(output: Tensor, cells: int) -> Tensor:
@@ -151,7 +153,7 @@ def as_map(output: Tensor, cells: int) -> Tensor:
 def patch_stem(backbone: nn.Module, channels: int) -> tuple[str | None, nn.Conv2d | None]:
     """Return the name of the module that embeds patches, and its convolution; `None` if the first layer is another.
 
-    The module is the convolution or, with norms after it, the outermost that has no other parameters.
+    The module is the convolution or, with norms after it, the outermost that has nothing else.
 
     Args:
         backbone (`nn.Module`): The backbone.
@@ -171,6 +173,7 @@ def patch_stem(backbone: nn.Module, channels: int) -> tuple[str | None, nn.Conv2
 
 
 def _only_norms_beside(module: nn.Module, convolution: nn.Conv2d) -> bool:
-    """Return whether a module has no parameters but those of a convolution and of norms."""
-    owners = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
-    return all(owner is convolution or "norm" in type(owner).__name__.lower() for owner in owners)
+    """Return whether a module consists of a convolution, norms and dropout, and has no other parameters."""
+    beside = [m for m in module.modules() if m is not convolution]
+    parts = [m for m in beside if not [*m.children()] or any(True for _ in m.parameters(recurse=False))]
+    return all(isinstance(m, nn.Identity | nn.Dropout) or "norm" in type(m).__name__.lower() for m in parts)
