@@ -24,6 +24,8 @@ from .nnbyol import NNBYOL, NNBYOLConfig  # isort: skip
 from .simsiam import SimSiam, SimSiamConfig  # isort: skip
 from .dino import DINO, DINOConfig  # isort: skip
 from .distill import Distill, DistillConfig  # isort: skip
+from .ibot import IBOT, IBOTConfig  # isort: skip
+from .dinov2 import DINOv2, DINOv2Config  # isort: skip
 from .barlow_twins import BarlowTwins, BarlowTwinsConfig  # isort: skip
 from .vicreg import VICReg, VICRegConfig  # isort: skip
 from .lejepa import LeJEPA, LeJEPAConfig  # isort: skip
@@ -47,6 +49,7 @@ __all__ = [
     "DCLW",
     "DINO",
     "EMBEDDING_REGULARIZERS",
+    "IBOT",
     "MAE",
     "METHODS",
     "NNBYOL",
@@ -59,9 +62,12 @@ __all__ = [
     "DCLConfig",
     "DCLWConfig",
     "DINOConfig",
+    "DINOv2",
+    "DINOv2Config",
     "Distill",
     "DistillConfig",
     "EmbeddingRegularizer",
+    "IBOTConfig",
     "InfoNCE",
     "InfoNCEConfig",
     "LeJEPA",

@@ -3,7 +3,10 @@
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .losses import normalize
 
 
 def mlp(
@@ -64,3 +67,55 @@ class Prototypes(nn.Module):
     def forward(self, embedding: Tensor) -> Tensor:
         """Return the cosine scores `(B, K)` of embeddings `(B, d)`, with the bias if there is one."""
         return self.linear(nn.functional.normalize(embedding, dim=1))
+
+
+class DINOHead(nn.Module):
+    """An MLP, L2 normalization, and scores against prototypes.
+
+    Source: DINO, Caron et al. 2021, appendix C.
+
+    Args:
+        num_features (`int`): Width D of the representation.
+        hidden_dim (`int`): Width of the MLP's two hidden layers.
+        bottleneck_dim (`int`): Width d of the embedding.
+        prototypes (`int`): Number of prototypes K.
+        norm_last_layer (`bool`, defaults to `True`): Whether prototypes have unit length; without, their lengths are
+            learned and start at 1.
+    """
+
+    def __init__(
+        self, num_features: int, hidden_dim: int, bottleneck_dim: int, prototypes: int, norm_last_layer: bool = True
+    ):
+        super().__init__()
+        self.mlp = mlp(num_features, hidden_dim, hidden_dim, bottleneck_dim, norm=False, activation=nn.GELU)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        # Weight normalization as in the paper: the rows' directions and, if they are learned, their lengths.
+        self.last_layer = nn.Linear(bottleneck_dim, prototypes, bias=False)
+        self.lengths = None if norm_last_layer else nn.Parameter(torch.ones(prototypes, 1))
+
+    @property
+    def prototypes(self) -> Tensor:
+        """Return the prototypes `(K, d)`."""
+        directions = normalize(self.last_layer.weight)
+        return directions if self.lengths is None else self.lengths * directions
+
+    def forward(self, representation: Tensor) -> Tensor:
+        """Return the scores `(B, K)` of representations `(B, D)`."""
+        return self.scores(self.mlp(representation))
+
+    def scores(self, embedding: Tensor) -> Tensor:
+        """Return the scores `(B, K)` of embeddings `(B, d)`: their cosines with the prototypes, times the lengths."""
+        return F.linear(normalize(embedding), self.prototypes)
+
+    def mean_score(self, embedding: Tensor) -> Tensor:
+        """Return the mean `(K,)` of the scores of embeddings `(B, d)`, without forming them."""
+        return F.linear(normalize(embedding).mean(dim=0), self.prototypes)
+
+    def freeze_last_layer(self) -> None:
+        """Drop the gradient of the prototypes."""
+        for parameter in (self.last_layer.weight, self.lengths):
+            if parameter is not None:
+                parameter.grad = None

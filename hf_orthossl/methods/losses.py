@@ -90,6 +90,32 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits, other)
 
 
+@torch.no_grad()
+@full_precision
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Return soft assignments that use all prototypes equally over the rows of all processes.
+
+    Processes exchange one total per prototype and round, not their scores. Computed with logarithms, in float32 or
+    better: exp(s/ε) overflows float16 at s = 0.6 and, with unnormalized scores, any precision.
+
+    Source: SwAV, Caron et al. 2020, eq. 3–5.
+
+    Args:
+        scores (`Tensor` of shape `(n, K)`): Scores of this process's embeddings against the prototypes; `n` may differ
+            between processes and be 0.
+        epsilon (`float`): Smoothness ε > 0.
+        iterations (`int`): Number of rounds; each scales all prototypes, then all rows, to equal totals.
+
+    Returns:
+        `Tensor` of shape `(n, K)`: Rows that sum to 1.
+    """
+    log_q = scores / epsilon
+    for _ in range(iterations):
+        log_q = log_q - all_gather(log_q.logsumexp(dim=0, keepdim=True)).logsumexp(dim=0, keepdim=True)
+        log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)
+    return log_q.exp()
+
+
 @full_precision
 def koleo(embeddings: Tensor, epsilon: float = 1e-8) -> Tensor:
     """Return the Kozachenko–Leonenko term, which spreads embeddings over the sphere.

@@ -85,3 +85,62 @@ def sincos_positions(rows: int, columns: int, width: int, device: torch.device |
         halves.append(torch.cat([angles.sin(), angles.cos()], dim=1))
     across, down = halves
     return torch.cat([across.repeat(rows, 1), down.repeat_interleave(columns, 0)], dim=1)
+
+
+def block_mask(
+    generator: np.random.Generator, grid: tuple[int, int], budget: float, smallest: float, aspect: float
+) -> np.ndarray:
+    """Return a mask made of rectangles that may overlap.
+
+    Rectangles of random area and aspect ratio are added at random places until `budget` patches are masked, or until
+    ten in a row do not fit; so fewer may be masked, and never more. No rectangle is as high or as wide as the grid.
+
+    Source: BEiT, Bao et al. 2022, algorithm 1, as in the code of iBOT and DINOv2.
+
+    Args:
+        generator (`np.random.Generator`): The source of randomness.
+        grid (`tuple[int, int]`): Rows and columns of patches.
+        budget (`float`): The number of patches to mask; 0 masks none.
+        smallest (`float`): The least area of a rectangle in patches, while so many may still be masked.
+        aspect (`float`): The least ratio of height to width, in (0, 1]; the largest is its reciprocal.
+
+    Returns:
+        `np.ndarray` of shape `(rows, columns)`: `True` where a patch is masked.
+    """
+    rows, columns = grid
+    mask = np.zeros(grid, dtype=bool)
+    masked, failed = 0, 0
+    while masked < budget and failed < 10:
+        left = budget - masked
+        area = smallest + (left - smallest) * generator.random()
+        ratio = math.exp((2 * generator.random() - 1) * math.log(1 / aspect))
+        height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        added = 0
+        if height < rows and width < columns:
+            top = generator.integers(rows - height + 1)
+            start = generator.integers(columns - width + 1)
+            block = mask[top : top + height, start : start + width]
+            added = block.size - int(block.sum())
+        if 0 < added <= left:
+            block[:] = True
+            masked, failed = masked + added, 0
+        else:
+            failed += 1
+    return mask
+
+
+def scattered_mask(generator: np.random.Generator, grid: tuple[int, int], budget: float) -> np.ndarray:
+    """Return a mask of single patches, drawn without replacement.
+
+    Args:
+        generator (`np.random.Generator`): The source of randomness.
+        grid (`tuple[int, int]`): Rows and columns of patches.
+        budget (`float`): The number of patches to mask, rounded down.
+
+    Returns:
+        `np.ndarray` of shape `(rows, columns)`: `True` where a patch is masked.
+    """
+    patches = grid[0] * grid[1]
+    mask = np.zeros(patches, dtype=bool)
+    mask[generator.choice(patches, int(budget), replace=False)] = True
+    return mask.reshape(grid)

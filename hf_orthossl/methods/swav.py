@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..distributed.gather import all_gather
 from ..encoders import Encoder
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
 from .heads import Prototypes, mlp
 from .hyperparameters import MethodConfig, hyper
-from .losses import full_precision, own_rows
+from .losses import full_precision, sinkhorn
 
 
 @dataclass
@@ -26,32 +25,6 @@ class SwAVConfig(MethodConfig):
     sinkhorn_epsilon: float = hyper(0.05, "smoothness ε of the assignments", above=0)
     sinkhorn_iterations: int = hyper(3, "rounds of the Sinkhorn-Knopp algorithm", at_least=1)
     freeze_prototypes_epochs: float = hyper(0.0, "epochs before the prototypes are trained", at_least=0)
-
-
-@torch.no_grad()
-@full_precision
-def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Return soft assignments that use all prototypes equally over the batch of all processes.
-
-    Computed with logarithms, in float32 or better: exp(s/ε) overflows float16 at s = 0.6 and, with unnormalized
-    scores, any precision.
-
-    Source: SwAV, Caron et al. 2020, eq. 3–5.
-
-    Args:
-        scores (`Tensor` of shape `(B, K)`): Scores of this process's embeddings against the prototypes.
-        epsilon (`float`): Smoothness ε > 0.
-        iterations (`int`): Number of rounds; each scales all prototypes, then all images, to equal totals.
-
-    Returns:
-        `Tensor` of shape `(B, K)`: Rows that sum to 1.
-    """
-    own = own_rows(len(scores), scores.device)
-    log_q = all_gather(scores) / epsilon
-    for _ in range(iterations):
-        log_q = log_q - log_q.logsumexp(dim=0, keepdim=True)
-        log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)
-    return log_q.exp()[own]
 
 
 @register_method

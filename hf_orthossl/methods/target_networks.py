@@ -2,10 +2,11 @@
 
 import copy
 import math
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .losses import full_precision
 
@@ -21,12 +22,25 @@ class TargetNetwork(nn.Module):
 
     Args:
         modules (`nn.Module`): Online modules in the order of application, such as `(encoder, projector)`.
+        deterministic (`bool`, defaults to `False`): Whether the copy has no dropout and no random depth, as the
+            teachers of iBOT and DINOv2; all but its batch norms are in evaluation mode.
     """
 
-    def __init__(self, *modules: nn.Module):
+    def __init__(self, *modules: nn.Module, deterministic: bool = False):
         super().__init__()
         self.stack = nn.ModuleList(copy.deepcopy(module) for module in modules)
+        self.deterministic = deterministic
         self.requires_grad_(False)
+        if deterministic:
+            self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the copy; what is random in a deterministic one stays in evaluation mode."""
+        super().train(mode)
+        if self.deterministic:
+            for module in self.modules():
+                module.training = mode and isinstance(module, _BatchNorm)
+        return self
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

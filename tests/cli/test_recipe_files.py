@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parents[2] / "scripts" / "recipes"
 FILES = sorted(FOLDER.glob("*/*.yaml"))
 # What the Hub's data sets call their columns, and images of a size to cut the recipe's views from.
 COLUMNS = {"cifar10": ("img", "label"), "cifar100": ("img", "fine_label"), "imagenet": ("image", "label")}
-PIXELS = {"cifar10": 32, "cifar100": 32, "imagenet": 96}
+PIXELS = {"cifar10": 32, "cifar100": 32, "imagenet": 98}
 OPTIMIZERS = {"lars": Lars, "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw_torch": torch.optim.AdamW}
 SMALL = {
     "hidden_dim": 16,
@@ -37,6 +37,8 @@ SMALL = {
     "decoder_depth": 1,
     "decoder_heads": 2,
     "mask_unit": 0,
+    "patch_bottleneck_dim": 8,
+    "patch_prototypes": 12,
 }
 NETWORK = "--backbone resnet10t --backbone_config channels=[8,8,16,16]"
 TRANSFORMER = "--backbone test_vit --backbone_config patch_size=8 depth=2"
@@ -103,6 +105,7 @@ def test_a_recipe_as_it_stands_builds_its_model(file):
     with torch.device("meta"):  # full width without its memory or time
         model = SSLModel(config)
     widths = {"resnet18_cifar": 512, "resnet50": 2048, "vit_tiny_patch16_224": 192, "vit_base_patch16_224": 768}
+    widths |= {"vit_small_patch16_224": 384, "vit_large_patch14_reg4_dinov2": 1024}
     widths |= {"swin_tiny_patch4_window7_224": 768, "swin_base_patch4_window7_224": 1024}
     assert model.encoder.num_features == widths[chosen.backbone]
     assert (config.regularizer, config.gamma) == ("so", 1e-6)
@@ -115,17 +118,20 @@ def test_a_recipe_trains_with_its_views_and_its_optimizer(file, tmp_path):
     small = [f"{key}={value}" for key, value in SMALL.items() if key in read_config(file)["method_config"]]
     # Both steps have to move the weights, and the first of a warm-up does not.
     network = TRANSFORMER if METHODS[file.stem].needs_patches else NETWORK
+    recipe = get_recipe(read_config(file)["views"])
+    side = 64 if family == "imagenet" else 32
+    if 98 in recipe.sizes(side):  # patches of 14 px in the source
+        network, side = network.replace("patch_size=8", "patch_size=7"), 70
     flags = [*network.split(), *TINY.split(), "--output_dir", str(tmp_path), "--warmup_steps", "0"]
     small += [f"{key}={value}" for key, value in required(file.stem).items()]
     flags += ["--method_config", *small] if small else []
-    if family == "imagenet":
-        flags += ["--image_size", "64"]
+    flags += ["--image_size", str(side)]
     data, chosen, args = parsed(file, *flags)
     set_seed(args.seed)
     source = load_source(
         noise_images(family), split=data.split, image_column=data.image_column, label_column=data.label_column
     )
-    model = build_model(chosen, source)
+    model = build_model(chosen, source, args.views)
     before = [parameter.detach().clone() for parameter in model.encoder.parameters()]
     trainer = OrthoSSLTrainer(model=model, args=args, train_dataset=source)
     given = []
@@ -139,10 +145,10 @@ def test_a_recipe_trains_with_its_views_and_its_optimizer(file, tmp_path):
     assert sum(moved) > len(moved) // 2
 
     wanted = read_config(file)
-    sizes = list(get_recipe(wanted["views"]).sizes(64 if family == "imagenet" else 32))
+    sizes = list(recipe.sizes(side))
     # Before these two steps, the rehearsal took one batch.
     assert given[-2:] == [sizes, sizes]
-    assert trainer.step.views.recipe == get_recipe(wanted["views"])
+    assert trainer.step.views.recipe == recipe
     optimizer = trainer.optimizer
     optimizer = getattr(optimizer, "optimizer", optimizer)
     assert type(optimizer) is OPTIMIZERS[wanted["optim"]]

@@ -8,6 +8,7 @@ from hf_orthossl.distributed.collectives import rank
 from hf_orthossl.distributed.gather import pooled_moments
 from hf_orthossl.methods import METHODS, THEORY_LOSSES
 from hf_orthossl.methods.base import embedding_std
+from hf_orthossl.methods.losses import sinkhorn
 
 WITH_PREDICTOR = [name for name, method in METHODS.items() if method.has_predictor]
 
@@ -74,6 +75,17 @@ def test_moments_of_unequal_shares(sizes, two_processes):
         assert count == 10
         unit = torch.nn.functional.normalize(numbers.double(), dim=1)
         torch.testing.assert_close(spread.double(), unit.std(dim=0, correction=0).mean() * 3**0.5, rtol=1e-2, atol=0)
+
+
+def _assignments(scores, sizes):
+    return sinkhorn(scores.split(sizes)[rank()], 0.05, 3)
+
+
+@pytest.mark.parametrize("sizes", [[6, 6], [11, 1], [0, 12]])
+def test_balanced_assignments_of_unequal_shares(sizes, two_processes):
+    scores = torch.randn(12, 5, dtype=torch.float64)
+    found = torch.cat(two_processes.run(_assignments, scores, sizes))
+    torch.testing.assert_close(found, sinkhorn(scores, 0.05, 3), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("regularizer", ["so", "srip"])

@@ -13,7 +13,7 @@ from small_models import encoder_for, required
 from torch import nn
 
 from hf_orthossl.methods import METHODS, Progress, build_method
-from hf_orthossl.methods.swav import sinkhorn
+from hf_orthossl.methods.losses import sinkhorn
 from hf_orthossl.methods.target_networks import EmbeddingQueue, TargetNetwork, cosine_momentum
 
 SMALL = {"queue_size": 16}

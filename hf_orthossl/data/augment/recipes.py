@@ -246,6 +246,8 @@ def _published_recipes() -> dict[str, Recipe]:
         blur=0.5,
     )
     swav_local = dataclasses.replace(swav, size=96, scale=(0.05, 0.14))
+    self_distillation = tuple(dataclasses.replace(plain, blur=blur, solarize=s) for blur, s in ((1.0, 0.0), (0.1, 0.2)))
+    local = dataclasses.replace(plain, blur=0.5)
     small_global = dataclasses.replace(simclr, scale=(0.25, 1.0))
     small_local = dataclasses.replace(small_global, size=16, scale=(0.05, 0.25))
     lejepa = dataclasses.replace(plain, scale=(0.3, 1.0), blur=0.5, solarize=0.2)
@@ -308,6 +310,18 @@ def _published_recipes() -> dict[str, Recipe]:
         Recipe("digits-one", (dataclasses.replace(digits, blur=0.0),), "as digits, one view without blur"),
         Recipe("digits", (digits, digits), "this package: changes of handwriting that preserve the digit"),
         Recipe("multicrop", (swav,) * 2 + (swav_local,) * 6, "Caron et al. 2020 (SwAV): 2×224 and 6×96"),
+        Recipe(
+            "ibot-multicrop",
+            tuple(dataclasses.replace(view, scale=(0.25, 1.0)) for view in self_distillation)
+            + (dataclasses.replace(local, size=96, scale=(0.05, 0.25)),) * 10,
+            "Zhou et al. 2022 (iBOT, ViT-S/16) and Caron et al. 2021 (DINO): 2×224 and 10×96",
+        ),
+        Recipe(
+            "dinov2-multicrop",
+            tuple(dataclasses.replace(view, scale=(0.32, 1.0)) for view in self_distillation)
+            + (dataclasses.replace(local, size=98, scale=(0.05, 0.32)),) * 8,
+            "Oquab et al. 2023 (DINOv2, ViT-L/14): 2×224 and 8×98",
+        ),
         Recipe(
             "cifar-multicrop",
             (small_global,) * 2 + (small_local,) * 6,
