@@ -33,6 +33,7 @@ from .visreg import VISReg, VISRegConfig  # isort: skip
 from .swav import SwAV, SwAVConfig  # isort: skip
 from .mae import MAE, MAEConfig  # isort: skip
 from .simmim import SimMIM, SimMIMConfig  # isort: skip
+from .ijepa import IJEPA, IJEPAConfig  # isort: skip
 from .theory_losses import InfoNCE, InfoNCEConfig, SpectralConfig, SpectralContrastive  # isort: skip
 from .hyperparameters import MethodConfig, hyper  # isort: skip
 from .gradient_cache import ChunkedEncoder  # isort: skip
@@ -50,6 +51,7 @@ __all__ = [
     "DINO",
     "EMBEDDING_REGULARIZERS",
     "IBOT",
+    "IJEPA",
     "MAE",
     "METHODS",
     "NNBYOL",
@@ -68,6 +70,7 @@ __all__ = [
     "DistillConfig",
     "EmbeddingRegularizer",
     "IBOTConfig",
+    "IJEPAConfig",
     "InfoNCE",
     "InfoNCEConfig",
     "LeJEPA",

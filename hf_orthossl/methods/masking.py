@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -144,3 +145,87 @@ def scattered_mask(generator: np.random.Generator, grid: tuple[int, int], budget
     mask = np.zeros(patches, dtype=bool)
     mask[generator.choice(patches, int(budget), replace=False)] = True
     return mask.reshape(grid)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Multi-block masks: some target blocks and one context block, whose patches in target blocks are left out.
+
+    Source: I-JEPA, Assran et al. 2023, section 3.
+
+    Args:
+        grid (`tuple[int, int]`): Rows and columns of patches.
+        target (`tuple[int, int]`): Height and width of each target block, in patches.
+        context (`tuple[int, int]`): Height and width of the context block, in patches.
+        targets (`int`): Number of target blocks, which may overlap.
+    """
+
+    grid: tuple[int, int]
+    target: tuple[int, int]
+    context: tuple[int, int]
+    targets: int
+
+    def place(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which patches are context, and the first row and column of each target block.
+
+        Args:
+            draws (`np.ndarray` of shape `(B, 1 + targets, 2)`): Uniform numbers in [0, 1), from which rows and columns
+                follow: of the context block first.
+
+        Returns:
+            `tuple[np.ndarray, np.ndarray]`: Masks of the context `(B, rows, columns)`, and corners `(B, targets, 2)`.
+        """
+        sizes = np.array([self.context] + [self.target] * self.targets)
+        corners = (draws * (np.array(self.grid) - sizes + 1)).astype(np.int64)
+        covered = []
+        for axis, count in enumerate(self.grid):
+            place = np.arange(count) - corners[:, :, axis, None]
+            covered.append((place >= 0) & (place < sizes[:, axis, None]))
+        blocks = covered[0][:, :, :, None] & covered[1][:, :, None, :]
+        return blocks[:, 0] & ~blocks[:, 1:].any(axis=1), corners[:, 1:]
+
+    def draw(self, generators: Sequence[np.random.Generator], kept: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Draw the blocks of each image anew until its context has `kept` patches, and keep so many of them at random.
+
+        Args:
+            generators (sequence of `np.random.Generator`): One for each of the B images.
+            kept (`int`): The number K of patches of a context, which some place of the blocks leaves.
+            device (`torch.device`): Where the indices are needed.
+
+        Returns:
+            `tuple[Tensor, Tensor]`: Indices in raster order, in increasing order: of the context `(B, K)`, and of the
+            patches of each target block `(B, targets, M)`.
+        """
+        contexts, corners = np.zeros((len(generators), *self.grid), bool), np.zeros((len(generators), self.targets, 2))
+        waiting = np.arange(len(generators))
+        while len(waiting):
+            draws = np.stack([generators[int(image)].random((1 + self.targets, 2)) for image in waiting])
+            contexts[waiting], corners[waiting] = self.place(draws)
+            waiting = waiting[contexts[waiting].sum(axis=(1, 2)) < kept]
+        flat = contexts.reshape(len(generators), -1)
+        # Patches of the context in random order come first.
+        ranks = np.stack([generator.random(flat.shape[1]) for generator in generators]) + ~flat
+        keep = np.sort(np.argsort(ranks, axis=1)[:, :kept], axis=1)
+        rows, columns = (np.arange(size) for size in self.target)
+        offsets = (rows[:, None] * self.grid[1] + columns).ravel()
+        first = (corners[:, :, 0] * self.grid[1] + corners[:, :, 1]).astype(np.int64)
+        return torch.from_numpy(keep).to(device), torch.from_numpy(first[:, :, None] + offsets).to(device)
+
+
+def block_size(
+    generator: np.random.Generator,
+    grid: tuple[int, int],
+    scale: tuple[float, float],
+    aspect: tuple[float, float] = (1.0, 1.0),
+) -> tuple[int, int]:
+    """Draw the height and width in patches of a block.
+
+    Args:
+        generator (`np.random.Generator`): The source of randomness.
+        grid (`tuple[int, int]`): Rows and columns of patches.
+        scale (`tuple[float, float]`): Range of the block's share of all patches.
+        aspect (`tuple[float, float]`, defaults to squares): Range of height divided by width.
+    """
+    area, ratio = int(math.prod(grid) * generator.uniform(*scale)), generator.uniform(*aspect)
+    sides = (round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio)))
+    return min(max(sides[0], 1), grid[0]), min(max(sides[1], 1), grid[1])

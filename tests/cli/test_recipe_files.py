@@ -36,6 +36,8 @@ SMALL = {
     "decoder_dim": 16,
     "decoder_depth": 1,
     "decoder_heads": 2,
+    "predictor_depth": 1,
+    "predictor_heads": 2,
     "mask_unit": 0,
     "patch_bottleneck_dim": 8,
     "patch_prototypes": 12,
@@ -180,6 +182,8 @@ def test_the_cifar_recipes_are_the_methods_defaults(family, name):
     assert warmup == (recipe.warmup_epochs, recipe.warmup_start_lr)
     config_class = get_method(name).config_class
     if get_method(name).family == "masked":  # its defaults are those for ImageNet, with the same masks
-        assert config_class.from_dict(chosen.method_config).mask_ratio == config_class().mask_ratio
+        given, defaults = config_class.from_dict(chosen.method_config).to_dict(), config_class().to_dict()
+        differing = {name for name in given if given[name] != defaults[name]}
+        assert all(name.startswith(("decoder_", "predictor_")) for name in differing), differing
         return
     assert config_class.from_dict(chosen.method_config) == config_class()

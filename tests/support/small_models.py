@@ -20,7 +20,7 @@ from hf_orthossl.modeling import SSLConfig, SSLModel
 
 IMAGES, STEPS = 16, 4
 SIZES = {"hidden_dim": 16, "output_dim": 6, "predictor_dim": 8, "prototypes": 9, "bottleneck_dim": 6, "queue_size": 32}
-SIZES |= {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}
+SIZES |= {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2, "predictor_depth": 1, "predictor_heads": 2}
 SIZES |= {"patch_prototypes": 7, "patch_bottleneck_dim": 5}
 
 

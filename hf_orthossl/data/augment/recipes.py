@@ -307,6 +307,11 @@ def _published_recipes() -> dict[str, Recipe]:
             (dataclasses.replace(cropped, scale=(0.67, 1.0), interpolation="bilinear"),),
             "Xie et al. 2022 (SimMIM), section 4.1: one view",
         ),
+        Recipe(
+            "ijepa",
+            (dataclasses.replace(cropped, scale=(0.3, 1.0), flip=0.0, interpolation="bilinear"),),
+            "Assran et al. 2023 (I-JEPA), the authors' configurations: one view",
+        ),
         Recipe("digits-one", (dataclasses.replace(digits, blur=0.0),), "as digits, one view without blur"),
         Recipe("digits", (digits, digits), "this package: changes of handwriting that preserve the digit"),
         Recipe("multicrop", (swav,) * 2 + (swav_local,) * 6, "Caron et al. 2020 (SwAV): 2×224 and 6×96"),
