@@ -24,6 +24,8 @@ _HOMES = {
     "SSLModel": "modeling",
     "SSLMethod": "methods",
     "register_method": "methods",
+    "EmbeddingRegularizer": "methods",
+    "register_embedding_regularizer": "methods",
     "pretrain": "pretraining",
     "OrthoSSLTrainer": "training",
     "OrthoSSLTrainingArguments": "training",

@@ -16,15 +16,33 @@ from .distributed.sharding import block_classes
 from .encoders import Encoder, ModuleEncoder, load_encoder
 from .encoders.export import separate_weights
 from .messages import suggest
-from .methods import METHODS, ChunkedEncoder, Progress, SSLOutput, build_method, get_method
+from .methods import (
+    EMBEDDING_REGULARIZERS,
+    METHODS,
+    ChunkedEncoder,
+    EmbeddingRegularizer,
+    Progress,
+    SSLOutput,
+    build_method,
+    get_embedding_regularizer,
+    get_method,
+)
 from .methods.losses import whitening_terms
 from .options import named_backbone
 from .regularization import PENALTIES, OrthogonalityRegularizer, check_options
+
+# What an embedding regularizer can act on, the default first.
+EMBEDDING_LAYERS = ("embedding", "representation")
 
 
 def default_gamma(regularizer: str | None) -> float:
     """Return the default weight γ of a penalty, 0 for "none" and `None`."""
     return PENALTIES[regularizer].default_gamma if regularizer in PENALTIES else 0.0
+
+
+def default_embedding_weight(kind: str | None) -> float | None:
+    """Return the default weight w of an embedding regularizer, `None` for "none" and `None`."""
+    return EMBEDDING_REGULARIZERS[kind].default_weight if kind in EMBEDDING_REGULARIZERS else None
 
 
 class SSLConfig(PretrainedConfig):
@@ -58,14 +76,21 @@ class SSLConfig(PretrainedConfig):
         whitening (`float`, defaults to 0): Weight γ_vic ≥ 0 of feature whitening, the paper's baseline: VICReg's
             variance term, and its covariance term times 0.004, on the output of the predictor. The paper tuned it over
             1e-3…1e-5.
+        embedding_regularizer (`str`, *optional*): The name of an embedding regularizer, see `EMBEDDING_REGULARIZERS`;
+            by default there is none. w times its term, of the batch of all processes, is added to the method's loss.
+        embedding_weight (`float`, *optional*): Weight w ≥ 0; by default the `default_weight` of the regularizer.
+        embedding_layer (`str`, defaults to "embedding"): What it acts on: the "embedding", which is the projector's
+            output, or the "representation", which is the encoder's.
+        embedding_config (`dict`, *optional*): Options of the embedding regularizer; by default the published ones.
         pretrained (`str`, *optional*): The weights that the encoder starts from: a timm name, a Hub id, an encoder
             folder or a run folder, which names the backbone too. Position embeddings are resampled to `image_size`. By
             default the weights are random. [`SSLModel.from_pretrained`] does not read them again.
         kwargs: Further arguments of `PretrainedConfig`.
 
     Raises:
-        ValueError: Unknown method, penalty or hyper-parameter, a negative weight, `penalty_every` < 1, whitening
-            with a method that has no predictor, or `pretrained` beside another `backbone`.
+        ValueError: Unknown method, penalty, regularizer or hyper-parameter, a negative weight, `penalty_every` < 1,
+            whitening with a method that has no predictor, an embedding regularizer that compares more views than the
+            method needs, or `pretrained` beside another `backbone`.
     """
 
     model_type = "orthossl"
@@ -82,6 +107,10 @@ class SSLConfig(PretrainedConfig):
         regularizer_config: dict[str, Any] | None = None,
         penalty_every: int = 1,
         whitening: float = 0.0,
+        embedding_regularizer: str | None = None,
+        embedding_weight: float | None = None,
+        embedding_layer: str = "embedding",
+        embedding_config: dict[str, Any] | None = None,
         pretrained: str | None = None,
         channels: int | None = None,
         normalization: str | None = None,
@@ -118,6 +147,7 @@ class SSLConfig(PretrainedConfig):
             able = ", ".join(name for name, kind in METHODS.items() if kind.has_predictor)
             raise ValueError(f"whitening acts on the predictor's output and {method} has none: choose from {able}")
         self.whitening = whitening
+        self._set_embedding(embedding_regularizer, embedding_weight, embedding_layer, embedding_config)
         if named := next((key for key in ("in_chans", "num_channels") if key in self.backbone_config), None):
             raise ValueError(
                 f"backbone_config has {named}={self.backbone_config[named]}: pass it as channels, by which images are "
@@ -136,6 +166,38 @@ class SSLConfig(PretrainedConfig):
             mean, std = map(list, PUBLISHED[normalization])
         self.mean, self.std = mean, std
         super().__init__(**kwargs)
+
+    def _set_embedding(
+        self, name: str | None, weight: float | None, layer: str, options: dict[str, Any] | None
+    ) -> None:
+        """Set the attributes of the embedding regularizer, or refuse them."""
+        self.embedding_regularizer = None if name in (None, "none") else name
+        if layer not in EMBEDDING_LAYERS:
+            raise ValueError(f"embedding_layer is {layer!r}: {suggest(layer, EMBEDDING_LAYERS)}")
+        self.embedding_layer = layer
+        if self.embedding_regularizer is None:
+            useless: dict[str, Any] = {"embedding_weight": weight, "embedding_config": options or None}
+            # Who says "none" may leave the layer of a recipe as it is.
+            useless["embedding_layer"] = layer if name is None and layer != EMBEDDING_LAYERS[0] else None
+            for option, value in useless.items():
+                if value is not None:
+                    raise ValueError(
+                        f"{option} is {value}, but there is no embedding_regularizer: pass one of "
+                        f"{', '.join(EMBEDDING_REGULARIZERS)}, or leave it out"
+                    )
+            self.embedding_weight, self.embedding_config = None, {}
+            return
+        kind = get_embedding_regularizer(self.embedding_regularizer)
+        self.embedding_config = kind.from_dict(options).to_dict()
+        self.embedding_weight = kind.default_weight if weight is None else weight
+        if not self.embedding_weight >= 0:
+            raise ValueError(f"embedding_weight is {weight}: the regularizer's weight must be 0 or more, as in 0.1")
+        method = get_method(self.method)
+        if method.views_needed < kind.views_needed:
+            raise ValueError(
+                f"embedding_regularizer is {kind.name}, which compares {kind.views_needed} views of an image, and "
+                f"{method.title} takes {method.views_needed}: choose another regularizer or method"
+            )
 
 
 class SSLModel(PreTrainedModel):
@@ -208,6 +270,11 @@ class SSLModel(PreTrainedModel):
             if self.regularizer.references is not None:
                 # Registered, so that checkpoints hold them.
                 self.penalty_references = self.regularizer.references
+        self.embedding_regularizer: EmbeddingRegularizer | None = None
+        if config.embedding_regularizer is not None:
+            kind = get_embedding_regularizer(config.embedding_regularizer)
+            self.embedding_regularizer = kind.from_dict(config.embedding_config)
+            self.embedding_regularizer.check()
         self.gradient_cache: int | None = None
         self.precision: dict[str, str] = {}
         self.post_init()
@@ -245,7 +312,8 @@ class SSLModel(PreTrainedModel):
     def forward(self, views: list[Tensor], penalty_weight: float = 1.0) -> SSLOutput:
         """Return the loss of one batch: the method's, plus `penalty_weight`·γ·Σ OR(W) at steps that compute it.
 
-        At these steps the output has a part `orthogonality`, which is γ·Σ OR(W).
+        At these steps the output has a part `orthogonality`, which is γ·Σ OR(W). With an embedding regularizer, w times
+        its term is added too, and is the part of its name.
 
         Args:
             views (`list[Tensor]`): V tensors of shape `(B, C, H, W)`, normalized as the encoder expects.
@@ -267,6 +335,10 @@ class SSLModel(PreTrainedModel):
             whitening = self.config.whitening * sum(whitening_terms(all_gather(p)) for p in output.predictions)
             output.parts["whitening"] = whitening.detach()
             output.loss = output.loss + whitening
+        if self.embedding_regularizer is not None:
+            term = self.config.embedding_weight * self._embedding_term(output)
+            output.parts[f"embedding_{self.embedding_regularizer.name}"] = term.detach()
+            output.loss = output.loss + term
         every = self.config.penalty_every
         if self.regularizer is not None and penalty_weight and self.method.progress.step % every == 0:
             # After the layers, so that it is differentiated before them: FSDP reduces the gradients of a layer once.
@@ -274,6 +346,24 @@ class SSLModel(PreTrainedModel):
             output.parts["orthogonality"] = penalty.detach()
             output.loss = output.loss + (penalty_weight * every) * penalty
         return output
+
+    def regularized(self, output: SSLOutput) -> list[Tensor]:
+        """Return what the embedding regularizer acts on: one tensor `(B, d)` for each view."""
+        return output.embeddings if self.config.embedding_layer == "embedding" else output.representations
+
+    def _embedding_term(self, output: SSLOutput) -> Tensor:
+        """Return the term of the embedding regularizer, without its weight, of the batch of all processes."""
+        assert self.embedding_regularizer is not None
+        views = self.regularized(output)
+        term = self.embedding_regularizer(views, self.method.progress.generator(views[0].device))
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
+        if trained and not term.requires_grad:
+            raise ValueError(
+                f"embedding_regularizer is {self.config.embedding_regularizer}, but the {self.config.embedding_layer} "
+                f"that method {self.config.method!r} returns has no gradient: return it as the networks gave it, "
+                "without detach()"
+            )
+        return term
 
     def penalty(self) -> Tensor:
         """Return Σ OR(W) over the encoder's matrices, without γ; seed and step determine its random vectors.

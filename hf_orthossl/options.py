@@ -24,11 +24,12 @@ from .messages import describe, suggest
 YES, NO = ("yes", "true", "t", "y", "1", "on"), ("no", "false", "f", "n", "0", "off")
 # Two forms of one setting, of which a file may have the one and the user give the other.
 EXCLUSIVE = {"warmup_steps": "warmup_epochs", "warmup_epochs": "warmup_steps"}
-# Options of a file that belong to the backbone, method or penalty it names, and mean nothing to another one.
+# Options of a file that belong to the backbone, method or regularizer it names, and mean nothing to another one.
 BELONGING = {
     "backbone": ("backbone_config", "pretrained"),
     "method": ("method_config",),
     "regularizer": ("gamma", "regularizer_config"),
+    "embedding_regularizer": ("embedding_weight", "embedding_config"),
 }
 
 
@@ -275,7 +276,7 @@ def overridden(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
     """Return the settings of a file, with those given beside it.
 
     A mapping that is given extends that of the file. An option replaces the one that it cannot stand beside, and
-    another backbone, method or penalty comes without the settings that the file has for its own.
+    another backbone, method or regularizer comes without the settings that the file has for its own.
 
     Args:
         settings (mapping): Option → value, from a file.

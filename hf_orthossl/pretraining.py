@@ -26,7 +26,7 @@ from .hub.publish import Publication, publish_encoder
 from .locks import locked
 from .messages import suggest
 from .methods import get_method
-from .modeling import SSLConfig, SSLModel, default_gamma
+from .modeling import SSLConfig, SSLModel, default_embedding_weight, default_gamma
 from .options import convert, default_of, forms, overridden, read_config, unknown
 from .spectra import SpectralReport
 from .terminal import replace_characters
@@ -110,7 +110,7 @@ def pretrain(
         front (`str`, defaults to "trainer"): "trainer" trains with [`OrthoSSLTrainer`], "loop" with [`pretrain_loop`];
             the results are the same.
         options: The options of `orthossl pretrain`, by the same names: `backbone`, `method`, `regularizer`, `gamma`,
-            `output_dir`, `max_steps`, … `backbone_config`, `method_config` and `regularizer_config` are dictionaries;
+            `output_dir`, `max_steps`, … Those that end in `_config` are dictionaries;
             `config` names a YAML file of options.
 
     Returns:
@@ -277,6 +277,8 @@ def fixed_settings(
     gamma = default_gamma(model_args.regularizer) if model_args.gamma is None else model_args.gamma
     settings = dataclasses.asdict(data_args) | {"dataset": data_args.location} | dataclasses.asdict(model_args)
     settings["gamma"] = gamma
+    if model_args.embedding_weight is None:
+        settings["embedding_weight"] = default_embedding_weight(model_args.embedding_regularizer)
     return settings | {"views": args.views, "seed": args.seed}
 
 
@@ -355,6 +357,8 @@ def describe(model: SSLModel, source: ImageSource, data: TrainingData, monitor: 
     changed = f" ({data.views.changes})" if data.views.changes else ""
     normalized = f"pixels   {data.measured}\n" if data.measured else ""
     penalty = "no penalty" if config.regularizer is None else f"{config.regularizer}, γ = {config.gamma:g}"
+    if config.embedding_regularizer is not None:
+        penalty += f"; {config.embedding_regularizer} of the {config.embedding_layer}, w = {config.embedding_weight:g}"
     start = "" if encoder.start is None else f"\nstart    {encoder.start.describe()}"
     facts = "".join(f"\n{name:<8} {value}" for name, value in model.method.facts().items())
     freezing = Freezing.of(model, data.args)

@@ -5,7 +5,8 @@ import json
 
 from ..data import RECIPES
 from ..encoders import OWN_BACKBONES
-from ..methods import METHODS, THEORY_LOSSES, SSLMethod
+from ..methods import EMBEDDING_REGULARIZERS, METHODS, THEORY_LOSSES, SSLMethod
+from ..methods.hyperparameters import Hyperparameters
 from ..regularization import PENALTIES
 from .options.methods import MethodsArguments
 
@@ -25,6 +26,19 @@ def catalogue() -> dict:
                 "options": ", ".join(penalty.options()) or "–",
             }
             for name, penalty in sorted(PENALTIES.items())
+        ],
+        "embedding_regularizers": [
+            {
+                "embedding_regularizer": name,
+                "title": kind.title,
+                "summary": kind.summary,
+                "weight": f"{kind.default_weight:g}",
+                "views": kind.views_needed,
+                "options": ", ".join(field.name for field in dataclasses.fields(kind)) or "–",
+                "source": kind.source,
+                "hyper_parameters": _hyperparameters(kind),
+            }
+            for name, kind in sorted(EMBEDDING_REGULARIZERS.items())
         ],
         "views": list(RECIPES),
         "backbones": list(OWN_BACKBONES),
@@ -47,11 +61,15 @@ def _entry(method: type[SSLMethod]) -> dict:
         "coupled": method.batch_coupled,
         "views": method.recipe.views,
         "source": method.source,
-        "hyper_parameters": [
-            {"name": field.name, "default": field.default, "help": field.metadata["help"]}
-            for field in dataclasses.fields(method.config_class)
-        ],
+        "hyper_parameters": _hyperparameters(method.config_class),
     }
+
+
+def _hyperparameters(kind: type[Hyperparameters]) -> list[dict]:
+    return [
+        {"name": field.name, "default": field.default, "help": field.metadata["help"]}
+        for field in dataclasses.fields(kind)
+    ]
 
 
 def table(rows: list[dict], columns: tuple[str, ...]) -> str:
@@ -77,6 +95,9 @@ def main(args: MethodsArguments) -> None:
     losses = ", ".join(f"{entry['method']} ({entry['title']})" for entry in everything["theory_losses"])
     print(f"\ntheory losses, applied to the representation, as with --backbone linear: {losses}")
     print(f"\n{table(everything['regularizers'], ('regularizer', 'title', 'gamma', 'options'))}")
+    columns = ("embedding_regularizer", "weight", "summary", "source", "options")
+    print(f"\n{table(everything['embedding_regularizers'], columns)}")
+    print("of the batch of all processes: with one, any method is coupled")
     for name in ("views", "backbones"):
         print(f"\n{name}: {', '.join(everything[name])}")
     print("\nrecipes: scripts/recipes/{cifar10,cifar100,imagenet}/<method>.yaml, for --config")

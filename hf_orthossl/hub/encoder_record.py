@@ -38,6 +38,10 @@ class EncoderRecord:
         regularizer_config (`dict`, *optional*): Other arguments of the penalty.
         gamma (`float`, *optional*): Weight γ of the penalty; `None` without one.
         whitening (`float`, defaults to 0): Weight of the feature whitening loss.
+        embedding_regularizer (`str`, *optional*): The name of an embedding regularizer; `None` without one.
+        embedding_weight (`float`, *optional*): Its weight w; `None` without one.
+        embedding_layer (`str`, *optional*): What it acted on, "embedding" or "representation"; `None` without one.
+        embedding_config (`dict`, *optional*): Its options.
         dataset (`str`, *optional*): Training data: a Hub id, or the name of a folder.
         split (`str`, *optional*): Split of the data set.
         num_images (`int`, *optional*): Number of images in the split; `None` for a stream.
@@ -64,6 +68,10 @@ class EncoderRecord:
     regularizer_config: dict = field(default_factory=dict)
     gamma: float | None = None
     whitening: float = 0.0
+    embedding_regularizer: str | None = None
+    embedding_weight: float | None = None
+    embedding_layer: str | None = None
+    embedding_config: dict = field(default_factory=dict)
     dataset: str | None = None
     split: str | None = None
     num_images: int | None = None
@@ -135,8 +143,8 @@ class EncoderRecord:
 
     @property
     def short_name(self) -> str:
-        """Return backbone, method and penalty joined by hyphens, such as "resnet18-byol-so"."""
-        parts = [self.backbone.rpartition("/")[2], self.method, self.regularizer]
+        """Return backbone, method, penalty and embedding regularizer joined by hyphens, such as "resnet18-byol-so"."""
+        parts = [self.backbone.rpartition("/")[2], self.method, self.regularizer, self.embedding_regularizer]
         return "-".join(part for part in parts if part)
 
 

@@ -90,9 +90,17 @@ class ModelArguments:
         default=0.0,
         metadata={"help": "weight of feature whitening, the paper's baseline", "more": True},
     )
+    embedding_regularizer: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "on embeddings, see orthossl methods (default: none)"}
+    )
+    embedding_weight: float | None = field(default=None, metadata={"help": "its weight (default: the regularizer's)"})
+    embedding_layer: Literal["embedding", "representation"] = field(
+        default="embedding", metadata={"help": "what it acts on", "more": True}
+    )
+    embedding_config: dict | None = field(default=None, metadata={"help": "for it, as in slices=256", "more": True})
 
     def __post_init__(self) -> None:
-        for name in ("backbone_config", "method_config", "regularizer_config"):
+        for name in ("backbone_config", "method_config", "regularizer_config", "embedding_config"):
             setattr(self, name, convert(name, getattr(self, name) or {}, forms(ModelArguments)[name]))
         self.backbone = named_backbone(self.backbone, self.pretrained)
 

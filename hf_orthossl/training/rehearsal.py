@@ -16,7 +16,7 @@ from ..distributed.collectives import on_main, world_size
 from ..files import require_writable, scratch_folder
 from ..hub.encoder_folder import rehearse_encoder_folder
 from ..messages import readable_size
-from ..methods import ChunkedEncoder, Progress
+from ..methods import ChunkedEncoder, Progress, SSLOutput
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks.measuring import error_text
@@ -62,7 +62,7 @@ def check_batches(model: SSLModel, data: TrainingData) -> None:
 
     Raises:
         ValueError: The encoder cannot recompute its activations or process a view, a batch of one image or a chunk of
-            the gradient cache is too small, or the method fails.
+            the gradient cache is too small, the method fails, or the embedding regularizer needs a larger batch.
     """
     args, last = data.args, last_batch(data)
     model.encoder.set_gradient_checkpointing(args.gradient_checkpointing)
@@ -71,7 +71,7 @@ def check_batches(model: SSLModel, data: TrainingData) -> None:
             if not (args.sync_batchnorm and world_size() > 1):
                 ChunkedEncoder(model.encoder, args.gradient_cache).check(images)
     sizes = ", ".join(f"{size} px" for size in sorted(set(data.views.sizes), reverse=True))
-    reason = _failure(model, data, FEWEST)
+    output, reason = _rehearsed(model, data, FEWEST)
     if reason is not None:
         remedy = "choose other --views, --backbone or --image_size"
         if len(set(data.views.sizes)) > 1 and getattr(model.encoder.backbone, "dynamic_img_size", None) is False:
@@ -81,13 +81,17 @@ def check_batches(model: SSLModel, data: TrainingData) -> None:
             f"image_size={model.encoder.image_size} and method {model.config.method!r} ({reason}): {remedy}"
         )
     if last == 1:
-        reason = _failure(model, data, 1)
+        output, reason = _rehearsed(model, data, 1)
         if reason is not None:
             raise ValueError(
                 f"the last batch of an epoch has a single image ({data.num_images:,} images in batches of "
                 f"{args.train_batch_size}), too few for {model.method.title} ({reason}): pass --dataloader_drop_last "
                 "true, or another --per_device_train_batch_size"
             )
+    if model.embedding_regularizer is not None and output is not None:
+        views = model.regularized(output)
+        for images in (args.train_batch_size * args.world_size, *([last] if last else [])):
+            model.embedding_regularizer.check_batch(images, views[0].shape[1], len(views))
 
 
 def last_batch(data: TrainingData) -> int | None:
@@ -101,28 +105,31 @@ def last_batch(data: TrainingData) -> int | None:
 
 
 @torch.no_grad()
-def _failure(model: SSLModel, data: TrainingData, images: int) -> str | None:
-    """Return why a batch of noise of so many images cannot be trained on, or `None` if it can."""
+def _rehearsed(model: SSLModel, data: TrainingData, images: int) -> tuple[SSLOutput | None, str | None]:
+    """Return the output for a batch of noise of so many images, and why it cannot be trained on, if it cannot."""
     try:
         rehearsed = copy.deepcopy(model)
     except (TypeError, RuntimeError):
         # A model of the user's own may hold what cannot be copied: it is then first used at the first step.
-        return None
+        return None, None
     rehearsed.gradient_cache = None
+    # It may need more images; its own check knows how many.
+    rehearsed.embedding_regularizer = None
     try:
         device: Any = data.args.device
         rehearsed.to(device).train()
         rehearsed.begin_step(Progress(0, data.planned_steps(), data.steps_per_epoch or 1, data.args.seed))
         size = (images, model.encoder.channels, model.encoder.image_size, model.encoder.image_size)
         noise = torch.randint(256, size, dtype=torch.uint8, device=device)
-        loss = rehearsed(data.views(noise, seed=0), penalty_weight=0).loss
+        output = rehearsed(data.views(noise, seed=0), penalty_weight=0)
     except torch.OutOfMemoryError:
         # Whether the run itself has enough memory shows at its first step.
-        return None
+        return None, None
     except Exception as error:  # each backbone and each method of the user's own raises its own
-        return error_text(error)
+        return None, error_text(error)
     # Two images of noise may give any loss, but one that is not a number for a single image never is one.
-    return None if images > 1 or torch.isfinite(loss) else f"the loss is {loss.item()}"
+    valid = images > 1 or torch.isfinite(output.loss)
+    return output, None if valid else f"the loss is {output.loss.item()}"
 
 
 def _rehearse_files(model: SSLModel, data: TrainingData, front: str, encoder: bool) -> None:

@@ -301,7 +301,7 @@ class NonfiniteGuard:
         if not broken:
             what = f"gradients are not finite at step {step}, or the loss of another process"
         return (
-            f"{what}: lower --learning_rate or --gamma, or train in full precision; "
+            f"{what}: lower --learning_rate, --gamma or --embedding_weight, or train in full precision; "
             "checkpoints saved so far are intact and --resume continues from the newest"
         )
 

@@ -52,6 +52,10 @@ OTHERS = {
     "regularizer_config": {"probes": 8},
     "penalty_every": 2,
     "whitening": 0.1,
+    "embedding_regularizer": "koleo",
+    "embedding_weight": 0.5,
+    "embedding_layer": "representation",
+    "embedding_config": {"slices": 8},
 }
 
 

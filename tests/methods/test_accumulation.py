@@ -9,14 +9,21 @@ from small_models import STEPS, Run, assert_same_training, small_model, train, v
 from timm.layers import BatchNormAct2d, DropPath
 from torch import nn
 
-from hf_orthossl.methods import METHODS, THEORY_LOSSES, ChunkedEncoder, Progress, get_method
+from hf_orthossl.methods import (
+    EMBEDDING_REGULARIZERS,
+    METHODS,
+    THEORY_LOSSES,
+    ChunkedEncoder,
+    Progress,
+    get_method,
+)
 
 COUPLED = ["simclr", "barlowtwins", "vicreg"]
 
 
-def gradient(name, micro_batches):
+def gradient(name, micro_batches, embedding=None):
     """Of the second step, so that queues, centres and target networks hold something of the first."""
-    model = small_model(Run(name, "plain"))
+    model = small_model(Run(name, "plain", embedding=embedding))
     # The method's own loss, without what batch norm in its heads makes of the batch.
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
@@ -44,6 +51,13 @@ def test_accumulation_is_the_large_batch_exactly_where_the_method_says_so(name):
         assert difference > 1e-3
     else:
         assert difference < 1e-10
+
+
+@pytest.mark.parametrize("kind", EMBEDDING_REGULARIZERS)
+def test_accumulation_changes_what_an_embedding_regularizer_computes(kind):
+    """BYOL alone is the large batch exactly. Two parts, as W-MSE needs more images than dimensions."""
+    whole, split = gradient("byol", 1, kind), gradient("byol", 2, kind)
+    assert (split - whole).norm() / whole.norm() > 1e-4
 
 
 @pytest.mark.parametrize("name", METHODS)

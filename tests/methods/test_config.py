@@ -77,11 +77,36 @@ def test_queue_must_be_a_multiple_of_the_batch(tiny_encoder):
         ({"whitening": -1.0}, "whitening is -1.0"),
         ({"regularizer": "srip", "regularizer_config": {"iteration": 4}}, "did you mean 'iterations'"),
         ({"regularizer": "srip", "regularizer_config": {"persistent": True}}, "has no option 'persistent'"),
+        ({"embedding_regularizer": "sigre"}, "embedding_regularizer 'sigre' is unknown: did you mean 'sigreg'"),
+        ({"embedding_weight": 0.1}, "embedding_weight is 0.1, but there is no embedding_regularizer: pass one of "),
+        ({"embedding_regularizer": "none", "embedding_weight": 0.1}, "embedding_weight is 0.1, but there is no"),
+        ({"embedding_config": {"slices": 8}}, "embedding_config is {'slices': 8}, but there is no"),
+        ({"embedding_layer": "representation"}, "embedding_layer is representation, but there is no"),
+        ({"embedding_regularizer": "koleo", "embedding_layer": "encoder"}, "embedding_layer is 'encoder': choose from"),
+        ({"embedding_regularizer": "koleo", "embedding_weight": -1.0}, "embedding_weight is -1.0"),
+        ({"embedding_regularizer": "koleo", "embedding_weight": float("nan")}, "embedding_weight is nan"),
+        ({"embedding_regularizer": "sigreg", "embedding_config": {"slice": 8}}, "'slice' in embedding_config: did you"),
+        ({"embedding_regularizer": "sigreg", "embedding_config": {"slices": 0}}, "slices is 0: it must be at least 1"),
+        ({"embedding_regularizer": "sigreg", "embedding_config": {"slices": "x"}}, "slices is 'x': it must be of type"),
     ],
 )
 def test_model_config(settings, said):
     with pytest.raises(ValueError, match=said):
         SSLConfig(**settings)
+
+
+def test_a_recipe_without_its_embedding_regularizer():
+    """`--embedding_regularizer none` beside a recipe that acts on the representation."""
+    config = SSLConfig(embedding_regularizer="none", embedding_layer="representation")
+    assert config.embedding_regularizer is None
+
+
+def test_an_embedding_regularizer_is_stored_with_its_defaults_and_read_again():
+    config = SSLConfig(embedding_regularizer="sigreg", embedding_config={"slices": 8})
+    assert config.embedding_weight == 0.05
+    assert config.embedding_config == {"slices": 8, "points": 17, "t_max": 5.0}
+    for one in (config, SSLConfig()):
+        assert SSLConfig.from_dict(one.to_dict()).to_dict() == one.to_dict()
 
 
 @pytest.mark.parametrize("name", ["lejepa", "visreg"])

@@ -1,6 +1,7 @@
 """Embedding regularizers: value and gradient against lightly's losses, the papers' algorithms or closed forms."""
 
 import math
+from dataclasses import dataclass
 from unittest.mock import patch
 
 import pytest
@@ -10,8 +11,12 @@ from lightly.loss import FroSSLLoss, KoLeoLoss, MMCRLoss, WMSELoss, visreg_loss
 from lightly.loss.lejepa_loss import SIGReg as LightlySIGReg
 from lightly.loss.vicreg_loss import covariance_loss, variance_loss
 from scipy import stats
+from small_models import Run, small_model, views_of_step
+from tiny_encoder import TinyEncoder
 
-from hf_orthossl.methods.embedding_regularizers import EMBEDDING_REGULARIZERS as KINDS
+from hf_orthossl import EmbeddingRegularizer, SSLConfig, SSLModel, register_embedding_regularizer
+from hf_orthossl.methods import EMBEDDING_REGULARIZERS as KINDS
+from hf_orthossl.methods import METHODS, hyper
 from hf_orthossl.methods.embedding_regularizers.base import unit_directions
 
 TOLERANCE = 1e-10
@@ -206,3 +211,93 @@ def test_too_small_batches_are_refused(name, options, batch, views, said):
 def test_embeddings_that_cannot_be_whitened_are_refused():
     with pytest.raises(ValueError, match=r"wmse cannot whiten 12 embeddings of width 5.*epsilon=0.01"):
         KINDS["wmse"]()([torch.ones(12, 5), torch.ones(12, 5)], generator())
+
+
+@pytest.mark.parametrize("layer", ["embedding", "representation"])
+def test_the_model_adds_its_weight_times_the_term_of_the_layer(layer):
+    run = Run("simclr", embedding="koleo", layer=layer)
+    model, plain, views = small_model(run), small_model(Run("simclr")), views_of_step(0)
+    output, without = model(views), plain(views)
+    rows = without.embeddings if layer == "embedding" else without.representations
+    term = 0.5 * sum(KoLeoLoss()(z) for z in rows) / 2
+    torch.testing.assert_close(output.parts["embedding_koleo"], term.detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(output.loss, without.loss + term, rtol=1e-10, atol=1e-10)
+    output.loss.backward()
+    (without.loss + term).backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].views_needed > 1])
+def test_any_method_has_embeddings_to_regularize(name):
+    """Its gradient reaches the encoder, from every view that the method embeds."""
+    model = small_model(Run(name, embedding="frossl"))
+    output = model(views_of_step(0))
+    assert all(z.requires_grad and z.ndim == 2 for z in model.regularized(output))
+    term = model.embedding_regularizer(model.regularized(output), generator())
+    gradients = torch.autograd.grad(term, [*model.encoder.parameters()], allow_unused=True)
+    assert any(g is not None and g.abs().max() > 0 for g in gradients)
+
+
+def test_embeddings_without_gradient_are_refused():
+    model = small_model(Run("simclr", embedding="koleo"))
+    output = model.method.output
+    detached = patch.object(model.method, "output", lambda loss, h, z: output(loss, h, [row.detach() for row in z]))
+    with detached, pytest.raises(ValueError, match="the embedding that method 'simclr' returns has no gradient"):
+        model(views_of_step(0))
+
+
+@dataclass
+class Spread(EmbeddingRegularizer):
+    """Of a user's own."""
+
+    name = "test_spread"
+    title = "spread"
+    default_weight = 0.25
+
+    power: int = hyper(2, "power of the mean", at_least=1)
+
+    def value(self, views, generator):
+        return sum((z.mean(dim=0) ** self.power).sum() for z in views)
+
+
+def test_a_regularizer_of_the_users_own():
+    try:
+        register_embedding_regularizer(Spread)
+        register_embedding_regularizer(Spread)  # a cell of a notebook that is run again
+        config = SSLConfig(embedding_regularizer="test_spread", embedding_config={"power": 4})
+        assert config.embedding_weight == 0.25
+        model = SSLModel(config, TinyEncoder())
+        assert "embedding_test_spread" in model([torch.randn(4, 3, 8, 8) for _ in range(2)]).parts
+    finally:
+        KINDS.pop("test_spread")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": ""}, "has no name"),
+        ({"name": "koleo"}, "the name 'koleo' is taken by hf_orthossl"),
+        ({"title": ""}, "has no title"),
+        ({"default_weight": 0.0}, "has no default weight"),
+        ({"value": EmbeddingRegularizer.value}, "has no value"),
+    ],
+)
+def test_a_wrong_class_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        register_embedding_regularizer(type("Wrong", (Spread,), changes))
+    with pytest.raises(TypeError, match=r"derive a class from hf_orthossl.EmbeddingRegularizer"):
+        register_embedding_regularizer(dict)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (lambda self, views, generator: views[0].mean(dim=0), r"value returned shape \(3,\): return a scalar"),
+        (lambda self, views, generator: 1.0, "value returned float"),
+        (lambda self, views, generator: views[0].detach().mean(), "value has no gradient"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_training(value, said):
+    with pytest.raises(ValueError, match=said):
+        type("Wrong", (Spread,), {"value": value})().check()

@@ -6,7 +6,7 @@ from small_models import Run, assert_same_training, train
 
 from hf_orthossl.distributed.collectives import rank
 from hf_orthossl.distributed.gather import pooled_moments
-from hf_orthossl.methods import METHODS, THEORY_LOSSES
+from hf_orthossl.methods import EMBEDDING_REGULARIZERS, METHODS, THEORY_LOSSES
 from hf_orthossl.methods.base import embedding_std
 from hf_orthossl.methods.losses import sinkhorn
 
@@ -32,6 +32,22 @@ def test_two_processes_that_accumulate_are_one_that_does(name, two_processes):
 @pytest.mark.parametrize("name", WITH_PREDICTOR)
 def test_whitening_takes_the_statistics_of_all_processes(name, two_processes):
     assert_equal_on_all(two_processes.run(train, Run(name, whitening=1.0)), train(Run(name, whitening=1.0)))
+
+
+@pytest.mark.parametrize("layer", ["embedding", "representation"])
+@pytest.mark.parametrize("kind", EMBEDDING_REGULARIZERS)
+def test_embedding_regularizers_take_the_batch_of_all_processes(kind, layer, two_processes):
+    run = Run("simclr", embedding=kind, layer=layer)
+    assert_equal_on_all(two_processes.run(train, run), train(run))
+
+
+@pytest.mark.parametrize("changes", [{"micro_batches": 2}, {"sharded": True}, {"gradient_cache": 2}])
+def test_embedding_regularizers_with_accumulation_sharding_and_chunks(changes, two_processes):
+    run = Run("byol", "plain", embedding="sigreg", regularizer="so", **changes)
+    # Neither sharding nor chunks change what is computed.
+    alone = {"micro_batches": run.micro_batches}
+    expected = train(Run("byol", "plain", embedding="sigreg", regularizer="so", **alone))
+    assert_equal_on_all(two_processes.run(train, run), expected)
 
 
 @pytest.mark.parametrize("name", ["vicreg", "byol"])

@@ -72,6 +72,8 @@ class Run:
     regularizer: str | None = None
     gradient_cache: int | None = None
     sharded: bool = False
+    embedding: str | None = None
+    layer: str = "embedding"
     size: int = 8
 
 
@@ -84,6 +86,9 @@ def small_model(run: Run) -> SSLModel:
         whitening=run.whitening,
         regularizer=run.regularizer,
         gamma=0.01,
+        embedding_regularizer=run.embedding,
+        embedding_weight=0.5 if run.embedding else None,
+        embedding_layer=run.layer,
     )
     return SSLModel(config, encoder_for(run.method, run.encoder)).double()
 

@@ -10,6 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined
 
 from ...evaluation import Result
+from ...methods import EMBEDDING_REGULARIZERS
 from ...regularization import PENALTIES
 from ...spectra import SpectralReport
 from ..encoder_record import EncoderRecord, loading_calls
@@ -200,6 +201,11 @@ def _penalty_title(name: str | None) -> str | None:
     return PENALTIES[name].title if name in PENALTIES else name
 
 
+def _embedding_title(name: str) -> str:
+    """Return the title of an embedding regularizer, or its name if it is not registered."""
+    return EMBEDDING_REGULARIZERS[name].title if name in EMBEDDING_REGULARIZERS else name
+
+
 def _measured_on(report: SpectralReport) -> str:
     if not report.features:
         return ""
@@ -231,6 +237,11 @@ def _settings(record: EncoderRecord) -> Iterator[tuple[str, Any]]:
         yield "penalty", "none"
     if record.whitening:
         yield "feature whitening", record.whitening
+    if record.embedding_regularizer:
+        kind = record.embedding_regularizer
+        yield f"regularizer of the {record.embedding_layer or 'embedding'}", _embedding_title(kind)
+        yield "w", "not recorded" if record.embedding_weight is None else record.embedding_weight
+        yield from ((f"{name} ({kind})", value) for name, value in record.embedding_config.items())
     for name, value in record.training.items():
         if name not in ("pretrained", "planned_steps") and value is not None:
             planned = record.training.get("planned_steps") if name == "steps" else None
