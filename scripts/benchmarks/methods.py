@@ -1,4 +1,4 @@
-"""Every method without and with a penalty on a fixed small budget: kNN, linear probe, effective ranks, seconds a step."""
+"""Every method without and with a penalty on a small budget: kNN, linear probe, effective ranks, seconds a step."""
 
 import argparse
 import json
