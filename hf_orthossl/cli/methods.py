@@ -6,11 +6,12 @@ import json
 from ..data import RECIPES
 from ..encoders import OWN_BACKBONES
 from ..methods import EMBEDDING_REGULARIZERS, METHODS, THEORY_LOSSES, SSLMethod
+from ..methods.costs import measured_costs
 from ..methods.hyperparameters import Hyperparameters
 from ..regularization import PENALTIES
 from .options.methods import MethodsArguments
 
-COLUMNS = ("method", "family", "heads", "target", "queue", "coupled", "recipe", "source")
+COLUMNS = ("method", "needs", "views", "time", "memory", "target", "queue", "coupled", "summary")
 
 
 def catalogue() -> dict:
@@ -54,7 +55,11 @@ def _entry(method: type[SSLMethod]) -> dict:
     return {
         "method": method.name,
         "title": method.title,
+        "summary": method.summary,
         "family": method.family,
+        "needs": _needs(method),
+        "time": _cost(method, "time"),
+        "memory": _cost(method, "memory"),
         "heads": method.heads,
         "target": method.has_target,
         "queue": method.has_queue,
@@ -63,6 +68,19 @@ def _entry(method: type[SSLMethod]) -> dict:
         "source": method.source,
         "hyper_parameters": _hyperparameters(method.config_class),
     }
+
+
+def _needs(method: type[SSLMethod]) -> str:
+    """Return what a method needs beside images."""
+    if method.needs_patches:
+        return "ViT"
+    return "teacher" if any(field.name == "teacher" for field in dataclasses.fields(method.config_class)) else "–"
+
+
+def _cost(method: type[SSLMethod], what: str) -> str:
+    """Return time or memory of a step beside SimCLR's; a method that was not measured has none."""
+    measured = measured_costs()["costs"].get(method.name)
+    return f"{measured[what]:.2g}×" if measured else "–"
 
 
 def _hyperparameters(kind: type[Hyperparameters]) -> list[dict]:
@@ -91,7 +109,10 @@ def main(args: MethodsArguments) -> None:
         print(json.dumps(everything, indent=2))
         return
     print(table(everything["methods"], COLUMNS))
-    print("\ncoupled: the loss of an image depends on its batch, so accumulating small batches changes the loss")
+    costs = measured_costs()
+    print("\nneeds: a ViT, whose patches are masked, or the name of a teacher (--method_config teacher=NAME)")
+    print(f"time and memory of a step beside SimCLR's, with the views of ImageNet recipes ({costs['measured']})")
+    print("coupled: the loss of an image depends on its batch, so accumulating small batches changes the loss")
     losses = ", ".join(f"{entry['method']} ({entry['title']})" for entry in everything["theory_losses"])
     print(f"\ntheory losses, applied to the representation, as with --backbone linear: {losses}")
     print(f"\n{table(everything['regularizers'], ('regularizer', 'title', 'gamma', 'options'))}")

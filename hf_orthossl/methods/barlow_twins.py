@@ -32,6 +32,7 @@ class BarlowTwins(SSLMethod[BarlowTwinsConfig]):
 
     name = "barlowtwins"
     title = "Barlow Twins"
+    summary = "no negatives or target network; decorrelates the embedding's dimensions"
     family = "decorrelation"
     source = "arXiv 2103.03230"
     heads = "projector 2048(BN)→2048"

@@ -36,6 +36,7 @@ class BYOL(SSLMethod[BYOLConfig]):
 
     name = "byol"
     title = "BYOL"
+    summary = "no negatives, so small batches work; a target network costs a second encoder"
     family = "distillation"
     source = "arXiv 2006.07733"
     heads = "projector 4096(BN)→256, predictor 4096(BN)→256"

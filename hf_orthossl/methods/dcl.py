@@ -38,6 +38,7 @@ class DCL(SimCLR):
 
     name = "dcl"
     title = "DCL"
+    summary = "SimCLR with smaller batches: without the positive pair in the denominator"
     source = "arXiv 2110.06848"
     recipe = TrainingRecipe("sgd", 0.06, 5e-4, views="cifar-simclr", lr_batch_size=128)
     config: DCLConfig
@@ -77,6 +78,7 @@ class DCLW(DCL):
 
     name = "dclw"
     title = "DCLW"
+    summary = "DCL that weighs hard positive pairs more"
     config: DCLWConfig
     config_class = DCLWConfig
 

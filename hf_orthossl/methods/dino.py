@@ -35,6 +35,7 @@ class DINO(SelfDistillation[DINOConfig]):
 
     name = "dino"
     title = "DINO"
+    summary = "strong kNN without probes, for vision transformers above all; uses local crops"
     source = "arXiv 2104.14294"
     heads = "projector 2048→2048→256 (GELU), 4096 prototypes"
     recipe = TrainingRecipe("lars", 0.3, 1e-6, views="cifar-asym", warmup_epochs=10, warmup_start_lr=3e-5)

@@ -60,6 +60,7 @@ class MoCoV2Plus(SSLMethod[MoCoV2PlusConfig]):
 
     name = "mocov2plus"
     title = "MoCoV2+"
+    summary = "contrastive with small batches: its negatives come from a queue"
     family = "contrastive"
     source = "arXiv 2003.04297"
     heads = "projector 2048→256"

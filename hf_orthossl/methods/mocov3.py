@@ -56,6 +56,7 @@ class MoCoV3(SSLMethod[MoCoV3Config]):
 
     name = "mocov3"
     title = "MoCoV3"
+    summary = "contrastive, with a target network: stable for vision transformers"
     family = "contrastive"
     source = "arXiv 2104.02057"
     heads = "projector 4096(BN)→256(BN), predictor 4096(BN)→256"

@@ -33,6 +33,7 @@ class NNBYOL(BYOL):
 
     name = "nnbyol"
     title = "NNBYOL"
+    summary = "BYOL towards nearest neighbours in a queue"
     source = "arXiv 2104.14548"
     heads = BYOL.heads
     recipe = TrainingRecipe("lars", 1.0, 1e-5, views="cifar-asym", warmup_epochs=10, warmup_start_lr=3e-5)

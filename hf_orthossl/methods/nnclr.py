@@ -39,6 +39,7 @@ class NNCLR(SSLMethod[NNCLRConfig]):
 
     name = "nnclr"
     title = "NNCLR"
+    summary = "positives from a queue: more varied than augmentations, for data with weak ones"
     family = "contrastive"
     source = "arXiv 2104.14548"
     heads = "projector 2048(BN)→256(BN), predictor 4096(BN)→256"

@@ -33,6 +33,7 @@ class SimCLR(SSLMethod[SimCLRConfig]):
 
     name = "simclr"
     title = "SimCLR"
+    summary = "the simple reference, any backbone; wants large batches, whose images are its negatives"
     family = "contrastive"
     source = "arXiv 2002.05709"
     heads = "projector 512(BN)→128(BN)"

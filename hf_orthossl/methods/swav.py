@@ -42,6 +42,7 @@ class SwAV(SSLMethod[SwAVConfig]):
 
     name = "swav"
     title = "SwAV"
+    summary = "clusters online; uses local crops, and works with small batches"
     family = "clustering"
     source = "arXiv 2006.09882"
     heads = "projector 512(BN)→128, 512 prototypes"

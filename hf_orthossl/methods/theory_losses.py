@@ -66,6 +66,7 @@ class InfoNCE(TheoryLoss[InfoNCEConfig]):
 
     name = "infonce"
     title = "InfoNCE"
+    summary = "the contrastive loss of the forecast's theory, on the representation"
     source = "arXiv 2210.00638"
 
     @full_precision
@@ -114,6 +115,7 @@ class SpectralContrastive(TheoryLoss[SpectralConfig]):
 
     name = "spectral"
     title = "Spectral contrastive"
+    summary = "the spectral contrastive loss of the theory, whose minimum has a closed form"
     source = "arXiv 2106.04156"
 
     @full_precision

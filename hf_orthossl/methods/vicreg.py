@@ -38,6 +38,7 @@ class VICReg(SSLMethod[VICRegConfig]):
 
     name = "vicreg"
     title = "VICReg"
+    summary = "as Barlow Twins, with terms for variance and covariance to weigh"
     family = "decorrelation"
     source = "arXiv 2105.04906"
     heads = "projector 2048(BN)→2048(BN)→2048"
