@@ -238,6 +238,8 @@ class SSLMethod(nn.Module, Generic[ConfigT]):
         self._first_image = self._images_seen + rank() * images
         self._images_seen += world_size() * images
 
+    # It depends on the number of the step, and would be compiled anew at each.
+    @torch.compiler.disable
     def generators(self, images: int) -> list[np.random.Generator]:
         """Return a random generator for each image of the micro-batch.
 

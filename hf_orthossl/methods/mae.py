@@ -154,7 +154,9 @@ class MAE(SSLMethod[MAEConfig]):
         # Products such as 10·(1 − 0.9) are below the whole number that is meant.
         visible = int(patches * (1 - self.config.mask_ratio) + 1e-9)
         if patches == 1:
-            raise ValueError("a view is one patch, of which no part can be masked: pass a larger --image_size")
+            raise ValueError(
+                "a view is one patch, which cannot be masked in part: pass a larger --image_size or smaller patch_size"
+            )
         if not 0 < visible < patches:
             raise ValueError(
                 f"mask_ratio is {self.config.mask_ratio:g}, which leaves {visible} of the {patches} patches of a view: "

@@ -110,15 +110,18 @@ class SimMIM(SSLMethod[SimMIMConfig]):
             )
         able = [size for size in range(cell, side, cell) if side % size == 0]
         if not able:
-            raise ValueError(f"a view of {side} px is one patch, of which no part can be masked: pass --image_size")
+            raise ValueError(
+                f"a view of {side} px is one patch, which cannot be masked in part: pass a larger --image_size or a "
+                "smaller patch_size"
+            )
         if not unit:
             fine = [size for size in able if size <= min(PUBLISHED_UNIT, side // FEWEST_UNITS)]
             unit = max(fine, default=able[0])
         if unit not in able:
-            named = ", ".join(map(str, able))
+            patches = f" and be a multiple of the backbone's patches of {cell} px" if cell > 1 else ""
             raise ValueError(
-                f"mask_unit is {unit}: it must divide views of {side} px and be a multiple of the backbone's patches "
-                f"of {cell} px, pass --method_config mask_unit=… with one of {named}, or 0"
+                f"mask_unit is {unit}: it must divide views of {side} px{patches}, pass --method_config mask_unit=… "
+                f"with one of {', '.join(map(str, able))}, or 0"
             )
         units = (side // unit) ** 2
         if math.ceil(units * self.config.mask_ratio - 1e-9) == units:

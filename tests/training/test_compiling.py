@@ -5,6 +5,7 @@ import torch
 from torch._dynamo.backends import registry
 
 from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel
+from hf_orthossl.methods import Progress
 from hf_orthossl.training import pretrain_loop
 from hf_orthossl.training.callbacks.reporting import read_history
 
@@ -74,6 +75,34 @@ def test_compiled_once_and_to_the_same_losses(front, tmp_path, monkeypatch):
         FRONTS[front], tmp_path / "compiled", torch_compile=True, torch_compile_backend="eager", resume=True
     )
     torch.testing.assert_close(resumed.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"), [("mae", {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}), ("simmim", {})]
+)
+def test_the_masks_of_each_step_reach_a_compiled_model_which_is_compiled_once(method, settings):
+    graphs, losses = [], {}
+    backbone = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = SSLModel(SSLConfig("vit_tiny_patch16_224", 32, backbone, method, settings))
+        called = torch.compile(model, backend=backend) if compiled else model
+        images = torch.randn(4, 3, 32, 32)
+        losses[compiled] = []
+        for step in range(3):
+            model.begin_step(Progress(step, 3, 3, seed=1))
+            losses[compiled].append(called([images]).loss.item())
+            if compiled and step == 0:
+                first = len(graphs)
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+    assert len({*losses[True]}) == 3
+    assert len(graphs) == first > 0
 
 
 @pytest.mark.parametrize("front", FRONTS)
