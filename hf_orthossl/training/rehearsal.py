@@ -90,8 +90,14 @@ def check_batches(model: SSLModel, data: TrainingData) -> None:
             )
     if model.embedding_regularizer is not None and output is not None:
         views = model.regularized(output)
-        for images in (args.train_batch_size * args.world_size, *([last] if last else [])):
-            model.embedding_regularizer.check_batch(images, views[0].shape[1], len(views))
+        model.embedding_regularizer.check_batch(args.train_batch_size * args.world_size, views[0].shape[1], len(views))
+        least = model.embedding_regularizer.least_images(views[0].shape[1])
+        if last is not None and last < least:
+            raise ValueError(
+                f"embedding_regularizer is {model.config.embedding_regularizer}, which needs {least} images of width "
+                f"{views[0].shape[1]}, and the last batch of an epoch has {last} ({data.num_images:,} images in "
+                f"batches of {args.train_batch_size}): pass --dataloader_drop_last true"
+            )
 
 
 def last_batch(data: TrainingData) -> int | None:

@@ -37,6 +37,7 @@ def written(backbone, source, folder, *, training=None, results=None, **config):
     torch.manual_seed(0)
     encoder = load_encoder(backbone, image_size=32, **config)
     settings = {"method": "byol", "regularizer": "so", "regularizer_config": {"include": "*"}}
+    settings |= {"embedding_regularizer": "sigreg", "embedding_config": {"slices": 8}}
     model = SSLModel(SSLConfig(backbone, image_size=32, backbone_config=config, **settings), encoder)
     results = [Result("knn", "digits", "test", "top1", 0.875, {"step": "end"})] if results is None else results
     return encoder.eval(), write_encoder_folder(model, folder, source=source, results=results, training=training)
@@ -75,6 +76,9 @@ def test_the_folder_says_what_was_done(digits, tmp_path):
     assert (record.method, record.regularizer, record.image_size, record.num_images) == ("byol", "so", 32, 60)
     assert record.training == training
     assert record.regularizer_config == {"include": "*"}
+    embedding = (record.embedding_regularizer, record.embedding_weight, record.embedding_layer)
+    assert embedding == ("sigreg", 0.05, "embedding")
+    assert record.embedding_config == {"slices": 8, "points": 17, "t_max": 5.0}
     assert (record.library, record.remote_code, record.base_model) == ("timm", False, None)
     assert read_results(folder / "results.json")[0].value == 0.875
     spectra = json.loads((folder / "spectra.json").read_text())
@@ -84,6 +88,8 @@ def test_the_folder_says_what_was_done(digits, tmp_path):
     assert front["library_name"] == "timm"
     assert {"orthossl", "byol", "so"} <= set(front["tags"])
     for text in ("0.875", "| optimizer | lars |", "| optimizer steps | 12 |", "60 images of digits", "spectra.png"):
+        assert text in card
+    for text in ("| regularizer of the embedding | SIGReg |", "| w | 0.05 |", "| slices (sigreg) | 8 |"):
         assert text in card
 
 

@@ -228,7 +228,7 @@ def test_the_model_adds_its_weight_times_the_term_of_the_layer(layer):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].views_needed > 1])
+@pytest.mark.parametrize("name", METHODS)
 def test_any_method_has_embeddings_to_regularize(name):
     """Its gradient reaches the encoder, from every view that the method embeds."""
     model = small_model(Run(name, embedding="frossl"))

@@ -17,6 +17,7 @@ TINY = ["--backbone_config", "channels=[8,8,16,16]", "--method_config", "hidden_
 RUN = ["--use_cpu", "--disable_tqdm", "true", "--per_device_train_batch_size", "16", "--max_steps", "1"]
 ONE_SIZE = ["--backbone", "vit_tiny_patch16_224", "--backbone_config", "depth=1", "patch_size=8"]
 ONE_SIZE += ["dynamic_img_size=false"]
+SHORT_LAST_BATCH = ["--split", "train[:67]", "--max_steps", "5", "--dataloader_drop_last", "false"]
 MULTICROP = ["--method", "swav", "--views", "cifar-multicrop", "--image_size", "32"]
 VIT = {"img_size": 32, "patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
 
@@ -43,9 +44,19 @@ def refused(folder, capsys, *options):
             "--dataloader_drop_last true",
         ),
         (
-            ["--split", "train[:67]", "--max_steps", "5", "--dataloader_drop_last", "false", "--gradient_cache", "2"],
+            [*SHORT_LAST_BATCH, "--gradient_cache", "2"],
             "in a batch of 3, one chunk has a single image",
             "--gradient_cache 3",
+        ),
+        (
+            ["--embedding_regularizer", "wmse", "--embedding_layer", "representation"],
+            "embedding_regularizer is wmse, and a batch of all processes has 16 embeddings of width 16: it needs 17",
+            "--embedding_config epsilon=0.01",
+        ),
+        (
+            [*SHORT_LAST_BATCH, "--embedding_regularizer", "wmse"],
+            "needs 9 images of width 8, and the last batch of an epoch has 3 (67 images in batches of 16)",
+            "--dataloader_drop_last true",
         ),
         (
             [*ONE_SIZE, *MULTICROP],

@@ -55,6 +55,25 @@ def test_every_checkpoint_leads_to_the_same_weights_and_log(whole, tmp_path):
         assert history(folder) == history(source)
 
 
+@pytest.mark.parametrize("front", FRONTS)
+def test_random_directions_after_a_kill_are_those_of_the_step(front, tmp_path):
+    """Of LeJEPA's loss, and of a regularizer of the representation."""
+    config = {
+        "method": "lejepa",
+        "method_config": {"hidden_dim": 32, "output_dim": 8, "slices": 16},
+        "embedding_regularizer": "visreg",
+        "embedding_layer": "representation",
+        "embedding_config": {"slices": 16},
+    }
+    final = state(train(front, tmp_path / "whole", tiny_model(**config), max_steps=4))
+    start_with([2], tmp_path / "killed", tmp_path / "whole")
+    torch.manual_seed(99)
+    resumed = train(front, tmp_path / "killed", tiny_model(**config), max_steps=4, resume=True)
+    assert_same(state(resumed), final)
+    assert history(tmp_path / "killed") == history(tmp_path / "whole")
+    assert "embedding_visreg" in history(tmp_path / "whole")[-1]
+
+
 def test_a_kill_between_any_two_files_changes_nothing(whole, tmp_path):
     front, source, final = whole
     folder = tmp_path / "run"
