@@ -23,9 +23,9 @@ from .byol import BYOL, BYOLConfig  # isort: skip
 from .nnbyol import NNBYOL, NNBYOLConfig  # isort: skip
 from .simsiam import SimSiam, SimSiamConfig  # isort: skip
 from .dino import DINO, DINOConfig  # isort: skip
-from .distill import Distill, DistillConfig  # isort: skip
 from .ibot import IBOT, IBOTConfig  # isort: skip
 from .dinov2 import DINOv2, DINOv2Config  # isort: skip
+from .distill import Distill, DistillConfig  # isort: skip
 from .barlow_twins import BarlowTwins, BarlowTwinsConfig  # isort: skip
 from .vicreg import VICReg, VICRegConfig  # isort: skip
 from .lejepa import LeJEPA, LeJEPAConfig  # isort: skip

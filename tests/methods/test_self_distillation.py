@@ -13,6 +13,7 @@ from lightly.models.modules.heads import DINOProjectionHead
 from lightly.models.modules.masked_vision_transformer_timm import MaskedVisionTransformerTIMM
 from lightly.models.utils import random_block_mask_image, update_momentum
 from small_models import encoder_for
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from hf_orthossl.cli import main
 from hf_orthossl.encoders import load_encoder
@@ -312,6 +313,20 @@ def test_class_tokens_are_representations(name, pooling, registers):
     torch.testing.assert_close(output.representations[0], encoder.pool(tokens))
     output.loss.backward()
     assert encoder.backbone.patch_embed.proj.weight.grad.norm() > 0
+
+
+@both
+def test_transformers_dinov2_with_registers(name, tmp_path):
+    """Its registers are no patches, local views have positions of their own, and all that is trained has gradients."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+    Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes, num_register_tokens=3)).save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path))
+    method = build_method(name, encoder, SMALL_OF[name])
+    assert (method.patches.prefix, method.patches.grid(16)) == (4, (4, 4))
+    output = method(encoder, [torch.randn(6, 3, side, side) for side in (16, 16, 8)])
+    output.loss.backward()
+    trained = [p for module in (encoder, method) for p in module.parameters() if p.requires_grad]
+    assert all(parameter.grad is not None for parameter in trained)
 
 
 BAD = [
