@@ -12,7 +12,19 @@ import sys
 from pathlib import Path
 
 import torch
-from benchmarks import approximations, costs, everything, methods, penalty, pretrain, scaling, spectra, step, views
+from benchmarks import (
+    approximations,
+    costs,
+    distillation,
+    everything,
+    methods,
+    penalty,
+    pretrain,
+    scaling,
+    spectra,
+    step,
+    views,
+)
 from benchmarks.measure import machine
 
 from hf_orthossl.files import replace_file
@@ -25,6 +37,7 @@ BENCHMARKS = {
     "step": step,
     "pretrain": pretrain,
     "methods": methods,
+    "distillation": distillation,
     "costs": costs,
     "spectra": spectra,
     "scaling": scaling,

@@ -218,8 +218,8 @@ class IJEPA(SSLMethod[IJEPAConfig]):
                     raise ValueError(
                         f"a view of {size} px has {grid[0]}×{grid[1]} patches, and {blocks.targets} target blocks of "
                         f"{blocks.target[0]}×{blocks.target[1]} patches mostly leave fewer than "
-                        f"{self.least_context(grid)} to the context: pass a larger --image_size, patches that are "
-                        "smaller (--backbone_config patch_size=…), or less target_scale_max or min_context in --method_config"
+                        f"{self.least_context(grid)} to the context: pass a larger --image_size, smaller patches "
+                        "(--backbone_config patch_size=…), or less --method_config target_scale_max or min_context"
                     )
 
     @torch.no_grad()

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> list[dict]:
         monitor = KNNMonitor(train, test, SIZE, images=args.images, seed=seed, progress=False)
         # All methods start from the same encoder: it is built from the same seed, before the method's heads.
         untrained = _model("simclr", "none", seed, args)
-        rows.append({"method": "untrained", "regularizer": "none", "seed": seed, **_measure(untrained, monitor)})
+        rows.append({"method": "untrained", "regularizer": "none", "seed": seed, **measure(untrained, monitor)})
         _print_row(rows[-1])
         for name in args.methods or _possible(untrained):
             for regularizer in args.penalties:
@@ -88,10 +88,10 @@ def _train_and_measure(
     start = time.perf_counter()
     short_run(model, dataset, views, args)
     seconds = time.perf_counter() - start
-    return {**_measure(model, monitor), "seconds_a_step": seconds / args.steps}
+    return {**measure(model, monitor), "seconds_a_step": seconds / args.steps}
 
 
-def _measure(model: SSLModel, monitor: KNNMonitor) -> dict[str, Any]:
+def measure(model: SSLModel, monitor: KNNMonitor) -> dict[str, Any]:
     """Return what a model's encoder has learned."""
     bank, queries = monitor.features(model.encoder)
     classes = int(bank.labels.max()) + 1
@@ -145,12 +145,13 @@ def _table(rows: list[dict[str, Any]]) -> str:
         groups.setdefault((row["method"], row["regularizer"]), []).append(row)
     lines = ["| method | penalty | kNN | linear | effective rank | of patch tokens | s / step |", "| --- " * 7 + "|"]
     for (method, regularizer), members in groups.items():
-        cells = [_mean([row.get(key) for row in members]) for key in MEASURES]
+        cells = [mean_over_seeds([row.get(key) for row in members]) for key in MEASURES]
         lines.append(f"| `{method}` | {regularizer} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _mean(values: list[float | None]) -> str:
+def mean_over_seeds(values: list[float | None]) -> str:
+    """Return the mean of one number of each seed, with half their range where there are several, as text."""
     numbers = [value for value in values if value is not None]
     if not numbers:
         return ""

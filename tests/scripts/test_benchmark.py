@@ -42,9 +42,22 @@ def test_methods(monkeypatch, tmp_path):
     arguments = f"methods --methods nnclr --images 64 --batch 16 --steps 2 --json {tmp_path / 'out.json'}"
     benchmark(arguments, monkeypatch)
     rows = json.loads((tmp_path / "out.json").read_text())["methods"]
-    assert [row["regularizer"] for row in rows] == [None, "so"]
-    assert rows[0]["knn_before"] == rows[1]["knn_before"]
-    assert all(0 <= row["knn_after"] <= 1 and row["effective_rank"] >= 1 for row in rows)
+    arms = [(row["method"], row["regularizer"]) for row in rows]
+    assert arms == [("untrained", "none"), ("nnclr", "none"), ("nnclr", "so")]
+    assert all(0 <= row["knn"] <= 1 and 0 <= row["linear"] <= 1 and row["effective_rank"] >= 1 for row in rows)
+
+
+def test_distillation(monkeypatch, tmp_path, capsys):
+    """The student is narrower than its teacher, and both students start from the same weights."""
+    arguments = "distillation --images 64 --batch 16 --teacher_steps 2 --steps 2 --seeds 0 --targets pooled relational"
+    student = '--student_config {"channels":[8,8,16,16]}'
+    benchmark(f"{arguments} {student} --json {tmp_path / 'out.json'}", monkeypatch)
+    rows = json.loads((tmp_path / "out.json").read_text())["distillation"]
+    students = ["student untrained", "student alone", "student distilled, pooled", "student distilled, relational"]
+    assert [row["arm"] for row in rows] == ["teacher", *students]
+    assert all(0 <= row["knn"] <= 1 and 0 <= row["linear"] <= 1 for row in rows)
+    assert all(row["effective_rank"] <= 16 for row in rows[1:])
+    assert "| teacher | " in capsys.readouterr().out
 
 
 @pytest.mark.slow
