@@ -38,6 +38,17 @@ def test_penalty(monkeypatch, tmp_path, capsys):
     )
 
 
+def test_masking(monkeypatch, tmp_path, capsys):
+    sizes = "--method_config decoder_dim=32 decoder_depth=1 decoder_heads=2"
+    arguments = f"masking --backbone test_vit --image_size 64 --batch 32 --repeats 1 {sizes}"
+    benchmark(f"{arguments} --mask_ratios 0.5 0.75 --json {tmp_path / 'out.json'}", monkeypatch)
+    none, half, most = json.loads((tmp_path / "out.json").read_text())["masking"]
+    assert [row["encoded"] for row in (none, half, most)] == [15, 8, 4]
+    assert none["peak_bytes"] > half["peak_bytes"] > most["peak_bytes"]
+    assert most["memory_ratio"] == most["peak_bytes"] / none["peak_bytes"]
+    assert "4 of 16" in capsys.readouterr().out
+
+
 def test_methods(monkeypatch, tmp_path):
     arguments = f"methods --methods nnclr --images 64 --batch 16 --steps 2 --json {tmp_path / 'out.json'}"
     benchmark(arguments, monkeypatch)
