@@ -86,9 +86,10 @@ def test_the_folder_says_what_was_done(digits, tmp_path):
     card = (folder / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "timm"
-    assert {"orthossl", "byol", "so"} <= set(front["tags"])
+    assert {"orthossl", "byol", "so", "sigreg"} <= set(front["tags"])
     for text in ("0.875", "| optimizer | lars |", "| optimizer steps | 12 |", "60 images of digits", "spectra.png"):
         assert text in card
+    assert "A regularizer of the embedding was added to its loss: SIGReg, w = 0.05." in card
     for text in ("| regularizer of the embedding | SIGReg |", "| w | 0.05 |", "| slices (sigreg) | 8 |"):
         assert text in card
 

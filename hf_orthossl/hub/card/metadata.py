@@ -7,7 +7,7 @@ from huggingface_hub import ModelCardData
 
 from ...evaluation import Result
 from ...evaluation.results import UNRANKED_TASKS
-from ...methods import METHODS, THEORY_LOSSES
+from ...methods import EMBEDDING_REGULARIZERS, METHODS, THEORY_LOSSES
 from ...regularization import PENALTIES
 from ..client import hub_id
 from ..encoder_record import EncoderRecord
@@ -32,7 +32,7 @@ def front_matter(
         license (`str`, *optional*): Licence that the owner chose; defaults to that of the earlier card.
         previous (`dict`): Metadata of the earlier card.
     """
-    tags = ["orthossl", "self-supervised-learning", record.method, record.regularizer]
+    tags = ["orthossl", "self-supervised-learning", record.method, record.regularizer, record.embedding_regularizer]
     datasets = [hub_id(record.dataset or "")]
     final = [model_index_entry(result) for result in results if result.is_final and result.task not in UNRANKED_TASKS]
     name = f"{clean(record.short_name, 96)} {OURS}"
@@ -48,7 +48,7 @@ def front_matter(
     ).to_dict()
     merged = {**previous, **ours}
     # The earlier card may describe another method or penalty.
-    dropped = {*METHODS, *THEORY_LOSSES, *PENALTIES}
+    dropped = {*METHODS, *THEORY_LOSSES, *PENALTIES, *EMBEDDING_REGULARIZERS}
     merged["tags"] = _union(ours["tags"], [tag for tag in as_list(previous.get("tags")) if str(tag) not in dropped])
     if "datasets" in merged:
         merged["datasets"] = _union(ours.get("datasets", []), as_list(previous.get("datasets")))

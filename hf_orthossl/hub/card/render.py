@@ -127,6 +127,8 @@ def render_card(
             dataset=_dataset(record),
             regularizer=_penalty_title(record.regularizer),
             gamma="not recorded" if record.gamma is None else record.gamma,
+            embedding_regularizer=_embedding_title(record.embedding_regularizer),
+            embedding_weight="not recorded" if record.embedding_weight is None else record.embedding_weight,
             license=_licence(metadata),
             started_from=record.training.get("started_from") or record.base_model,
             teacher=record.training.get("teacher"),
@@ -201,7 +203,7 @@ def _penalty_title(name: str | None) -> str | None:
     return PENALTIES[name].title if name in PENALTIES else name
 
 
-def _embedding_title(name: str) -> str:
+def _embedding_title(name: str | None) -> str | None:
     """Return the title of an embedding regularizer, or its name if it is not registered."""
     return EMBEDDING_REGULARIZERS[name].title if name in EMBEDDING_REGULARIZERS else name
 
