@@ -178,49 +178,48 @@ class IJEPA(SSLMethod[IJEPAConfig]):
 
         Args:
             grid (`tuple[int, int]`): Rows and columns of patches.
+
+        Raises:
+            ValueError: The target blocks leave too little of the context.
         """
-        generator = np.random.default_rng((self.progress.seed, self.progress.step))
-        blocks = self.draw_sizes(generator, grid)
-        least, left = self.least_context(grid), np.zeros(0)
-        while not len(left):
-            left = blocks.place(generator.random((REFERENCES, 1 + blocks.targets, 2)))[0].sum(axis=(1, 2))
-            left = left[left >= least]
+        blocks, left = self._draw_sizes(np.random.default_rng((self.progress.seed, self.progress.step)), grid)
+        if not len(left):
+            raise ValueError(self._too_little(blocks))
         return blocks, int(left.min())
-
-    def draw_sizes(self, generator: np.random.Generator, grid: tuple[int, int]) -> Blocks:
-        """Draw the sizes of target blocks and context block."""
-        config = self.config
-        scale, aspect = (
-            (config.target_scale_min, config.target_scale_max),
-            (
-                config.target_aspect_min,
-                config.target_aspect_max,
-            ),
-        )
-        target = block_size(generator, grid, scale, aspect)
-        context = block_size(generator, grid, (config.context_scale_min, config.context_scale_max), (1.0, 1.0))
-        return Blocks(grid, target, context, config.target_blocks)
-
-    def least_context(self, grid: tuple[int, int]) -> int:
-        """Return the least number of patches of a context, at least one."""
-        return max(round(self.config.min_context * math.prod(grid)), 1)
 
     def check_sizes(self, sizes: Sequence[int]) -> None:
         """Reject sizes of views in which the target blocks leave too little of the context."""
         for size in sizes:
-            grid = self.layout.grid(size)
             generator = np.random.default_rng(0)
             for _ in range(REFERENCES):
-                blocks = self.draw_sizes(generator, grid)
-                left = blocks.place(generator.random((REFERENCES, 1 + blocks.targets, 2)))[0].sum(axis=(1, 2))
-                # Else drawing again would take long.
-                if (left >= self.least_context(grid)).mean() < 0.25:
-                    raise ValueError(
-                        f"a view of {size} px has {grid[0]}×{grid[1]} patches, and {blocks.targets} target blocks of "
-                        f"{blocks.target[0]}×{blocks.target[1]} patches mostly leave fewer than "
-                        f"{self.least_context(grid)} to the context: pass a larger --image_size, smaller patches "
-                        "(--backbone_config patch_size=…), or less --method_config target_scale_max or min_context"
-                    )
+                blocks, left = self._draw_sizes(generator, self.layout.grid(size))
+                # Images whose blocks leave too little are placed again, which should not be most of them.
+                if len(left) < REFERENCES / 4:
+                    raise ValueError(self._too_little(blocks))
+
+    def _draw_sizes(self, generator: np.random.Generator, grid: tuple[int, int]) -> tuple[Blocks, np.ndarray]:
+        """Draw sizes of blocks, and return how many patches are left to the context in places where it is enough."""
+        config = self.config
+        scale = config.target_scale_min, config.target_scale_max
+        target = block_size(generator, grid, scale, (config.target_aspect_min, config.target_aspect_max))
+        context = block_size(generator, grid, (config.context_scale_min, config.context_scale_max))
+        blocks = Blocks(grid, target, context, config.target_blocks)
+        left = blocks.place(generator.random((REFERENCES, 1 + blocks.targets, 2)))[0].sum(axis=(1, 2))
+        return blocks, left[left >= self._least_context(grid)]
+
+    def _least_context(self, grid: tuple[int, int]) -> int:
+        """Return the least number of patches of a context, at least one."""
+        return max(round(self.config.min_context * math.prod(grid)), 1)
+
+    def _too_little(self, blocks: Blocks) -> str:
+        """Return the error line of views that are too small for their blocks."""
+        side, (rows, columns), (height, width) = blocks.grid[0] * self.layout.patch, blocks.grid, blocks.target
+        return (
+            f"a view of {side} px has {rows}×{columns} patches, and {blocks.targets} target blocks of {height}×{width} "
+            f"patches mostly leave fewer than {self._least_context(blocks.grid)} to the context: pass a larger "
+            "--image_size, smaller patches (--backbone_config patch_size=…), or less --method_config target_scale_max "
+            "or min_context"
+        )
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, staged: dict[str, list[Tensor]]) -> None:

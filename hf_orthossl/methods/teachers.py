@@ -55,8 +55,8 @@ class Teacher:
                 f"teacher {name!r} has the weights that the student starts from, {start.name!r}, at the same size, so "
                 "there is nothing to learn from it: pass another teacher, or omit --pretrained"
             )
-        # Not in `self` as a module: see above.
         self.encoder = encoder.eval().requires_grad_(False)
+        self._description: str | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return the teacher itself, which never changes."""
@@ -69,8 +69,11 @@ class Teacher:
 
     def describe(self) -> str:
         """Return the teacher in words that may be published: name, revision, and what its files hold."""
-        config = hashlib.sha256((self.start.weights.folder / CONFIG).read_bytes()).hexdigest()
-        return f"{self.start.describe()}, {CONFIG} {config[:16]}, images of {self.encoder.image_size} px"
+        if self._description is None:
+            config = hashlib.sha256((self.start.weights.folder / CONFIG).read_bytes()).hexdigest()[:16]
+            size = self.encoder.image_size
+            self._description = f"{self.start.describe()}, {CONFIG} {config}, images of {size} px"
+        return self._description
 
     def is_in(self, folder: Path) -> bool:
         """Return whether the teacher's files are in this folder, or in one within it."""
