@@ -137,7 +137,7 @@ class IJEPA(SSLMethod[IJEPAConfig]):
     title = "I-JEPA"
     family = "masked"
     source = "arXiv 2301.08243"
-    summary = "ViTs on many images, without augmentations: features for linear probes at the cost of masked encoding"
+    summary = "ViTs on many images, without augmentations chosen by hand; a predictor narrower than the encoder"
     heads = "predictor of 6 blocks, 384 wide, 12 heads"
     recipe = TrainingRecipe("adamw_torch", 1.25e-4, 0.05, views="ijepa", warmup_epochs=40, warmup_start_lr=2.5e-5)
     batch_coupled = False
