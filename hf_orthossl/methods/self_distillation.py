@@ -222,7 +222,17 @@ class PatchDistillation(SelfDistillation[PatchDistillationT]):
         return -each.sum() / sum(len(masked.mask) for masked in masks)
 
     def draw_masks(self, views: list[Tensor], grid: tuple[int, int]) -> list[MaskedPatches]:
-        """Return which patches of each view `(B, C, H, W)` are masked; an image's masks depend on no other image."""
+        """Return which patches of each view `(B, C, H, W)` are masked; an image's masks depend on no other image.
+
+        Raises:
+            ValueError: A view is a single row or column of patches, which blocks cannot mask in part.
+        """
+        if min(grid) < 2 and self.config.mask_probability:
+            side = views[0].shape[-1]
+            raise ValueError(
+                f"a global view of {side} px has {grid[0]} × {grid[1]} patches of {self.patches.patch} px, too few to "
+                f"mask some of them: pass --backbone_config patch_size={max(side // 4, 1)}, or a larger --image_size"
+            )
         drawn = np.zeros((len(views), len(views[0]), *grid), dtype=bool)
         for image, generator in enumerate(self.generators(len(views[0]))):
             for view in range(len(views)):

@@ -351,6 +351,10 @@ def test_bad_masks(name, config, said):
     ("flags", "said"),
     [
         ("--backbone resnet10t", "which masks patches, and backbone 'resnet10t' has no patch tokens"),
+        (
+            "--backbone test_vit --backbone_config patch_size=32",
+            "a global view of 32 px has 1 × 1 patches of 32 px, too few to mask some of them",
+        ),
         ("--backbone test_vit --image_size 30 --backbone_config patch_size=8", "30 px"),
         (
             "--backbone test_vit --backbone_config patch_size=32 --views cifar-multicrop",
