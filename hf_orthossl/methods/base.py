@@ -68,6 +68,8 @@ class Progress:
         """Return the number of passes over the data done, with fraction."""
         return self.step / max(self.steps_per_epoch, 1)
 
+    # `torch.compile` warns of what it cannot trace.
+    @torch.compiler.disable
     def generator(self, device: torch.device | str) -> torch.Generator:
         """Return a random generator on `device` that depends on seed and step only."""
         # torch's CPU generator uses only the low 32 bits of a seed, so both numbers are hashed into them.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightly.loss import FroSSLLoss, KoLeoLoss, MMCRLoss, WMSELoss, visreg_loss
 from lightly.loss.lejepa_loss import SIGReg as LightlySIGReg
 from lightly.loss.vicreg_loss import covariance_loss, variance_loss
-from scipy import stats
+from lightly_in_float64 import ExactNormal, with_exact_buffers
 from small_models import Run, small_model, views_of_step
 from tiny_encoder import TinyEncoder
 
@@ -71,11 +71,7 @@ def test_sigreg_is_the_papers_algorithm(batch, t_max, points):
 
 def test_sigreg_against_lightly():
     views = embeddings()
-    oracle = LightlySIGReg(knots=17, t_max=3.0, num_vectors=20)
-    # Its buffers are float32.
-    oracle.t = oracle.t.double()
-    oracle.phi = torch.exp(-oracle.t.square() / 2)
-    oracle.weights = torch.tensor([1.0, *[2.0] * 15, 1.0], dtype=torch.float64) * 3 / 16 * oracle.phi
+    oracle = with_exact_buffers(LightlySIGReg(knots=17, t_max=3.0, num_vectors=20))
     with patch.object(oracle, "_generate_unit_vectors", lambda *_: directions_of(5, 20)):
         assert_same(KINDS["sigreg"](slices=20, t_max=3.0), views, oracle(torch.stack(views)))
 
@@ -87,17 +83,6 @@ def test_sigreg_of_normal_numbers_is_small_and_of_collapsed_ones_is_not():
     expected = math.sqrt(2 * math.pi) * (1 - 1 / math.sqrt(3))
     assert abs(float(normal) - expected) < 0.1
     assert kind([torch.zeros(500, 8)], generator()) > 100
-
-
-class ExactNormal:
-    """The quantiles of lightly's `Normal`, whose positions are float32, in float64."""
-
-    def __init__(self, loc, scale):
-        pass
-
-    def icdf(self, positions):
-        count = len(positions)
-        return torch.from_numpy(stats.norm.ppf([i / (count + 1) for i in range(1, count + 1)]))
 
 
 @pytest.mark.parametrize("batch", [2, 12])
