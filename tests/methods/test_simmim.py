@@ -7,6 +7,7 @@ from torch import nn
 
 from hf_orthossl.encoders import ModuleEncoder, load_encoder
 from hf_orthossl.methods import Progress, build_method
+from hf_orthossl.modeling import SSLConfig, SSLModel
 
 SWIN = {"image_size": 16, "patch_size": 2, "embed_dim": 12, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
 SWIN |= {"drop_path_rate": 0.0}
@@ -148,6 +149,31 @@ def test_tokens_replace_patches_or_pixels_of_any_backbone(name):
     ours.loss.backward()
     trained = [p for p in [*encoder.parameters(), *method.parameters()] if p.requires_grad]
     assert all(p.grad is not None for p in trained)
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+def test_activations_that_are_recomputed_are_those_of_the_masked_images(kind, tmp_path):
+    """By the library's checkpointing, and chunk by chunk."""
+    if kind == "timm":
+        encoder = load_encoder(BACKBONES["swin"][0], image_size=32, **BACKBONES["swin"][1])
+    else:
+        ORACLES["swin"][0].save_pretrained(tmp_path)
+        encoder = load_encoder(str(tmp_path), image_size=32)
+    model = SSLModel(SSLConfig(method="simmim"), encoder).double()
+
+    def gradients():
+        model.zero_grad()
+        model(views(size=32)[:1]).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    model.begin_step(Progress())
+    model.encoder.set_gradient_checkpointing(True)
+    torch.testing.assert_close(gradients(), expected, rtol=1e-9, atol=1e-12)
+    model.begin_step(Progress())
+    model.encoder.set_gradient_checkpointing(False)
+    model.gradient_cache = 4
+    torch.testing.assert_close(gradients(), expected, rtol=1e-9, atol=1e-12)
 
 
 class Pooled(nn.Module):
