@@ -13,7 +13,7 @@ from ..encoders import Encoder
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
 from .hyperparameters import MethodConfig, hyper
 from .losses import full_precision
-from .masking import below
+from .masking import below, scattered_mask
 
 # The published unit in pixels, of images of 192 and 224 px, and the fewest units along a side there.
 PUBLISHED_UNIT, FEWEST_UNITS = 32, 6
@@ -86,10 +86,8 @@ class SimMIM(SSLMethod[SimMIMConfig]):
     def masked_units(self, images: Tensor, side: int) -> Tensor:
         """Return which of `side` × `side` units of each image are masked, as bool `(B, side, side)`."""
         count = math.ceil(side**2 * self.config.mask_ratio - 1e-9)
-        mask = np.zeros((len(images), side**2), dtype=bool)
-        for row, generator in zip(mask, self.generators(len(images)), strict=True):
-            row[generator.permutation(side**2)[:count]] = True
-        return torch.from_numpy(mask).view(-1, side, side).to(images.device)
+        masks = [scattered_mask(generator, (side, side), count) for generator in self.generators(len(images))]
+        return torch.from_numpy(np.stack(masks)).to(images.device)
 
     def check_sizes(self, sizes: Sequence[int]) -> None:
         """Reject sizes of views that do not divide into units, or of which every unit is masked."""
