@@ -159,6 +159,24 @@ def test_steps_by_hand(target):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("student", ["test_vit", "test_resnet"])
+def test_tokens_in_chunks_are_tokens(student):
+    """The gradient cache, of a vision transformer and of a network whose last stage is a map."""
+    config = {"teacher": tiny_teacher(), "target": "tokens", "hidden_dim": 10}
+    model = SSLModel(SSLConfig(backbone=student, image_size=32, method="distill", method_config=config)).double()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()  # a chunk has statistics of its own
+    views = [torch.randn(5, 3, 32, 32, dtype=torch.float64)]
+    found = []
+    for model.gradient_cache in (None, 2):
+        model.zero_grad()
+        loss = model(views).loss
+        loss.backward()
+        found.append((loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+
+
 def numbers(values):
     return torch.tensor(values, dtype=torch.float64)[:, None, None]
 
