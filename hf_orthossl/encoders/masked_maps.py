@@ -12,7 +12,7 @@ from .patch_tokens import hooked
 from .probing import unused_parameters
 
 if TYPE_CHECKING:
-    from .encoder import Encoder
+    from .spatial import SpatialFeatures
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class MapLayout:
     other_parameters: tuple[str, ...] = ()
 
 
-def find_map(encoder: "Encoder") -> MapLayout:
+def find_map(encoder: "SpatialFeatures") -> MapLayout:
     """Return the layout of an encoder's last feature map, after a check that what is masked is not seen.
 
     A mask token takes the place of the embeddings of patches where the first layer cuts the image into patches (a
     convolution whose kernel is its stride, with the norm after it: ViT, Swin, ConvNeXt), else that of pixels.
 
     Args:
-        encoder ([`Encoder`]): The encoder.
+        encoder ([`SpatialFeatures`]): The encoder.
 
     Raises:
         ValueError: It has no map whose positions divide its images.
@@ -64,7 +64,7 @@ def find_map(encoder: "Encoder") -> MapLayout:
             module.training = mode
 
 
-def _checked_layout(encoder: "Encoder") -> MapLayout:
+def _checked_layout(encoder: "SpatialFeatures") -> MapLayout:
     side, weights = encoder.image_size, next(encoder.backbone.parameters())
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, encoder.channels, side, side, generator=generator, device="cpu")
@@ -100,7 +100,7 @@ def _checked_layout(encoder: "Encoder") -> MapLayout:
 
 
 def masked_map(
-    encoder: "Encoder", layout: MapLayout, images: Tensor, mask: Tensor | None, mask_token: Tensor | None
+    encoder: "SpatialFeatures", layout: MapLayout, images: Tensor, mask: Tensor | None, mask_token: Tensor | None
 ) -> Tensor:
     """Return the last feature map `(B, D, h, w)` of images with masked cells, see [`Encoder.feature_map`]."""
     cells = images.shape[-1] // layout.cell

@@ -12,7 +12,7 @@ from ..messages import first_line
 from .probing import unused_parameters
 
 if TYPE_CHECKING:
-    from .encoder import Encoder
+    from .spatial import SpatialFeatures
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PatchLayout:
         return side // self.patch, side // self.patch
 
 
-def find_patches(encoder: "Encoder") -> PatchLayout:
+def find_patches(encoder: "SpatialFeatures") -> PatchLayout:
     """Return the layout of an encoder's patch tokens, after checks with two images that leaving out patches works.
 
     What is checked holds for any vision transformer: the representation is that of the tokens; tokens follow the order
@@ -55,7 +55,7 @@ def find_patches(encoder: "Encoder") -> PatchLayout:
     those of the image in raster order.
 
     Args:
-        encoder ([`Encoder`]): The encoder.
+        encoder ([`SpatialFeatures`]): The encoder.
 
     Raises:
         ValueError: It is no vision transformer whose patches can be left out.
@@ -74,7 +74,7 @@ def find_patches(encoder: "Encoder") -> PatchLayout:
             module.training = mode
 
 
-def _checked_layout(encoder: "Encoder") -> PatchLayout:
+def _checked_layout(encoder: "SpatialFeatures") -> PatchLayout:
     patch, side = patch_side(encoder.patch_embedding()), encoder.image_size
     weights = next(encoder.backbone.parameters())
     generator = torch.Generator().manual_seed(0)
