@@ -1,6 +1,7 @@
 """iBOT and DINOv2 against lightly's modules and the papers' formulas, in float64; their masks, teachers and inputs."""
 
 import copy
+import shutil
 import types
 
 import lightly.models.utils
@@ -13,6 +14,7 @@ from lightly.models.modules.heads import DINOProjectionHead
 from lightly.models.modules.masked_vision_transformer_timm import MaskedVisionTransformerTIMM
 from lightly.models.utils import random_block_mask_image, update_momentum
 from small_models import encoder_for
+from survival_runs import tiny_model, train
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from hf_orthossl.cli import main
@@ -327,6 +329,24 @@ def test_transformers_dinov2_with_registers(name, tmp_path):
     output.loss.backward()
     trained = [p for module in (encoder, method) for p in module.parameters() if p.requires_grad]
     assert all(parameter.grad is not None for parameter in trained)
+
+
+@both
+def test_a_resumed_run_masks_as_one_that_was_not_stopped(name, tmp_path):
+    def run(folder, **changes):
+        model = tiny_model(
+            backbone="test_vit",
+            backbone_config={"patch_size": 8, "depth": 2},
+            method=name,
+            method_config=SMALL_OF[name] | {"warmup_teacher_epochs": 2.0},
+        )
+        return train("trainer", folder, model, spectra_steps=0, **changes).state_dict()
+
+    whole = run(tmp_path / "whole", max_steps=4)
+    run(tmp_path / "stopped", max_steps=4)
+    shutil.rmtree(tmp_path / "stopped" / "checkpoint-4")
+    resumed = run(tmp_path / "stopped", max_steps=4, resume=True)
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
 
 
 BAD = [

@@ -34,6 +34,7 @@ def fit(engine, front, folder, *, model, **settings):
         for module in trained.modules():
             if isinstance(module, Encoder):
                 module.register_forward_pre_hook(_in_double)
+        trained.method.register_forward_pre_hook(_views_in_double)
         batch = 32 if engine == "one" else 16
         defaults = {"gradient_accumulation_steps": 1, "max_steps": 4, "logging_steps": 1, "save_strategy": "no"}
         defaults |= {"optim": "sgd", "learning_rate": 0.02, "per_device_train_batch_size": batch}
@@ -51,6 +52,11 @@ def fit(engine, front, folder, *, model, **settings):
 
 def _in_double(module, inputs):
     return (inputs[0].double(),)
+
+
+def _views_in_double(module, inputs):
+    encoder, views = inputs
+    return encoder, [view.double() for view in views]
 
 
 def fit_here(arguments, settings):
@@ -95,6 +101,29 @@ def test_two_processes_are_one(engine, front, two_processes, tmp_path):
                 close = pytest.approx(before[name], rel=1e-4 if "linear_probe" in name else 2e-6, abs=1e-7)
                 assert after[name] == close, (name, before["step"])
     assert {"knn/top1", "linear_probe/top1", "spectra/weights/relative_rank_mean"} <= found[3].keys()
+    for name, value in one.items():
+        assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
+
+
+MASKED = {
+    "backbone": "test_vit",
+    "backbone_config": {"patch_size": 8, "depth": 2, "embed_dim": 16, "num_heads": 2},
+    "method_config": {"hidden_dim": 16, "bottleneck_dim": 6, "prototypes": 9, "warmup_teacher_epochs": 0.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("engine", "method"), [pytest.param("ddp", "ibot", marks=pytest.mark.slow), ("fsdp2", "dinov2")]
+)
+def test_two_processes_mask_as_one(engine, method, two_processes, tmp_path):
+    """Tokens of a vision transformer whose blocks are wrapped, masks of images wherever they are, and the teacher's."""
+    settings = {"model": MASKED | {"method": method, "regularizer": "so"}, "spectra_steps": 0}
+    one, _, _ = fit("one", "trainer", tmp_path / "one", **settings)
+    (two, units, _), _ = two_processes.run(fit_here, (engine, "trainer", tmp_path / "two"), settings)
+    assert (units > 2) == (engine == "fsdp2")
+    for before, after in zip(history(tmp_path / "one"), history(tmp_path / "two"), strict=True):
+        parts = [name for name in before if name.endswith(("loss", "koleo")) and not name.startswith("train_")]
+        assert {name: after[name] for name in parts} == pytest.approx({name: before[name] for name in parts}, rel=2e-6)
     for name, value in one.items():
         assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
 
