@@ -53,7 +53,7 @@ class EmbeddingRegularizer(Hyperparameters):
             epsilon: float = hyper(1e-3, "added to the variances", above=0)
 
             def value(self, views, generator):
-                return -sum(torch.logdet(z.T.cov() + self.epsilon * torch.eye(z.shape[1])) for z in views)
+                return -sum(torch.logdet(z.T.cov() + self.epsilon * torch.eye(z.shape[1]).to(z)) for z in views)
         ```
     """
 
