@@ -98,4 +98,5 @@ class DINOv2(PatchDistillation[DINOv2Config]):
         return self._assign(head(masked))
 
     def _assign(self, scores: Tensor) -> Tensor:
+        """Return the balanced assignments `(n, K)` of the teacher's scores `(n, K)`."""
         return sinkhorn(scores, self.teacher_temperature, self.config.sinkhorn_iterations)
