@@ -54,9 +54,9 @@ class Distill(SSLMethod[DistillConfig]):
     The loss is per sample, except for target "relational", of which n accumulated batches of m images are not one batch
     of n·m.
 
-    Source: pooled and tokens, Ranzinger et al., "AM-RADIO", CVPR 2024, §3, arXiv 2312.06709; distance, Park et al.,
-    "Relational Knowledge Distillation", CVPR 2019, eq. 3–5, arXiv 1904.05068; similarity, Tung & Mori,
-    "Similarity-Preserving Knowledge Distillation", ICCV 2019, eq. 2–4, arXiv 1907.09682.
+    Source: pooled and tokens, Ranzinger et al., "AM-RADIO", CVPR 2024, arXiv 2312.06709; distance, Park et al.,
+    "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068; similarity, Tung & Mori,
+    "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682.
     """
 
     name = "distill"
@@ -141,7 +141,7 @@ class Distill(SSLMethod[DistillConfig]):
 def adaptor(width: int, hidden: int, output: int) -> nn.Sequential:
     """Build two linear layers with layer norm and GELU between them, which act on the last dimension.
 
-    Source: AM-RADIO, Ranzinger et al. 2024, §3.3.
+    Source: AM-RADIO, Ranzinger et al. 2024.
 
     Args:
         width (`int`): Width of the student's features.
@@ -188,7 +188,7 @@ def resampled(tokens: Tensor, rows: int, columns: int) -> Tensor:
 def matching(student: Tensor, teacher: Tensor, cosine_share: float) -> Tensor:
     """Return a·(1 − cos(s, t)) + (1 − a)·smooth L1(s, t), averaged over all vectors.
 
-    Source: AM-RADIO, Ranzinger et al. 2024, eq. 2–4.
+    Source: AM-RADIO, Ranzinger et al. 2024.
 
     Args:
         student (`Tensor` of shape `(…, D)`): The student's vectors.
@@ -205,7 +205,7 @@ def matching(student: Tensor, teacher: Tensor, cosine_share: float) -> Tensor:
 def distance_relation(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the smooth L1 of the distances within the batch, each divided by their mean, over all pairs.
 
-    Source: RKD-D, Park et al. 2019, eq. 3–5; the mean over pairs takes the place of the sum, as in the authors' code.
+    Source: RKD-D, Park et al. 2019; the mean over pairs takes the place of the sum, as in the authors' code.
 
     Args:
         student (`Tensor` of shape `(B, d)`): The student's vectors, of all processes; B ≥ 2.
@@ -225,7 +225,7 @@ def distance_relation(student: Tensor, teacher: Tensor) -> Tensor:
 def similarity_relation(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the mean squared difference of the Gram matrices `(B, B)`, whose rows have unit length.
 
-    Source: Tung & Mori 2019, eq. 2–4.
+    Source: Tung & Mori 2019.
 
     Args:
         student (`Tensor` of shape `(B, d)`): The student's vectors, of all processes.
