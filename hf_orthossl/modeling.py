@@ -250,6 +250,8 @@ class SSLModel(PreTrainedModel):
                 in_chans=config.channels,
                 **config.backbone_config,
             )
+            if config.pretrained is None and config.method_config.get("fixed_positions"):
+                encoder.fix_positions()
         elif isinstance(encoder, nn.Module) and not isinstance(encoder, Encoder):
             encoder = ModuleEncoder(encoder, config.image_size or 224, channels=config.channels or 3)
         if isinstance(encoder, ModuleEncoder):

@@ -63,3 +63,28 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _is_square(number: int) -> bool:
     return number > 0 and math.isqrt(number) ** 2 == number
+
+
+def sincos_positions(rows: int, columns: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return fixed positions of patches: sines and cosines of their column, then of their row.
+
+    Frequencies are 10,000^(−4i/D) for i in [0, D/4).
+
+    Source: MAE, He et al. 2022, appendix A.1; MoCo v3, Chen et al. 2021.
+
+    Args:
+        rows (`int`): Rows of patches.
+        columns (`int`): Columns of patches.
+        width (`int`): The width D of a token, a multiple of 4.
+        device (`torch.device`, defaults to `"cpu"`): Where the positions are needed.
+
+    Returns:
+        `Tensor` of shape `(rows·columns, D)` in float64.
+    """
+    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64, device=device) / (width // 4))
+    halves = []
+    for count in (columns, rows):
+        angles = torch.arange(count, dtype=torch.float64, device=device)[:, None] * frequencies
+        halves.append(torch.cat([angles.sin(), angles.cos()], dim=1))
+    across, down = halves
+    return torch.cat([across.repeat(rows, 1), down.repeat_interleave(columns, 0)], dim=1)

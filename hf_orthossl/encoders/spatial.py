@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .masked_maps import MapLayout, find_map, masked_map
 from .patch_tokens import PatchLayout, find_patches, hooked, patch_side, replace_patches
+from .position_tables import sincos_positions
 
 
 class SpatialFeatures(nn.Module):
@@ -116,6 +117,34 @@ class SpatialFeatures(nn.Module):
         """Freeze the parameters that only the representation needs, for a loss that depends on tokens alone."""
         for name in self.patches.pooling_parameters:
             self.backbone.get_parameter(name).requires_grad_(False)
+
+    def fix_positions(self) -> None:
+        """Set the learned positions of patches to fixed sines and cosines, which are not trained; prefixes have none.
+
+        A vision transformer without a table of positions (rotary ones) stays as it is.
+
+        Source: MAE, He et al. 2022, appendix A.1; I-JEPA, Assran et al. 2023, appendix A.1.
+
+        Raises:
+            ValueError: The width of its tokens is not a multiple of 4.
+        """
+        table, layout = self._position_table(), self.patches
+        if table is None:
+            return
+        if layout.width % 4:
+            raise ValueError(
+                f"backbone {self.name!r} has tokens of width {layout.width}, and fixed positions need a multiple of 4: "
+                "pass --method_config fixed_positions=false"
+            )
+        positions = sincos_positions(*layout.grid(self.image_size), layout.width, device=table.device)
+        with torch.no_grad():
+            table.zero_()[:, -len(positions) :] = positions.to(table.dtype)
+        table.requires_grad_(False)
+
+    def _position_table(self) -> nn.Parameter | None:
+        """Return the learned positions `(1, N or prefix + N, D)`, or `None` if there are none."""
+        names = ("pos_embed", "embeddings.position_embeddings")
+        return next((table for name, table in self.backbone.named_parameters() if name in names), None)
 
     @property
     def map_layout(self) -> MapLayout:

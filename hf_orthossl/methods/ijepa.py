@@ -13,10 +13,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..encoders import Encoder
+from ..encoders.position_tables import sincos_positions
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
 from .hyperparameters import MethodConfig, hyper
 from .losses import full_precision
-from .masking import Blocks, block_size, select, sincos_positions
+from .masking import Blocks, block_size, select
 from .target_networks import TargetNetwork
 
 # Placements of the blocks from which the size of a step's contexts follows, as the smallest of a batch of so many.
@@ -38,6 +39,7 @@ class IJEPAConfig(MethodConfig):
     predictor_dim: int = hyper(384, "width of the predictor's tokens", at_least=4)
     predictor_depth: int = hyper(6, "number of the predictor's transformer blocks", at_least=1)
     predictor_heads: int = hyper(12, "attention heads of each of the predictor's blocks", at_least=1)
+    fixed_positions: bool = hyper(True, "give a backbone without weights fixed sines and cosines as positions")
     momentum: float = hyper(0.996, "target momentum τ at the first step", at_least=0, at_most=1)
     final_momentum: float = hyper(1.0, "target momentum τ at the last step", at_least=0, at_most=1)
 
@@ -124,6 +126,9 @@ class IJEPA(SSLMethod[IJEPAConfig]):
     are placed again, and those with more lose some at random. (The authors' code takes the smallest of the batch, and
     leaves out the last rows.) So masks depend on seed, step and the place of an image in the step only. Scale and
     aspect ratio are independent, as in the paper, where the authors' code draws one random number for both.
+
+    Positions of an encoder that starts from random weights are fixed sines and cosines, as in the authors' code
+    (`fixed_positions`); one that starts from given weights keeps its own.
 
     Representation and embedding are the encoder's pooling of the context's tokens. Of encoders that pool the class
     token, the predictor sees it too, which is all that trains it: `global_pool="avg"` is nearer to the paper, whose

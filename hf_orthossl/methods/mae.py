@@ -11,10 +11,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..encoders import Encoder
+from ..encoders.position_tables import sincos_positions
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
 from .hyperparameters import MethodConfig, hyper
 from .losses import full_precision
-from .masking import below, patchify, random_masks, select, sincos_positions
+from .masking import below, patchify, random_masks, select
 
 
 @dataclass
@@ -27,6 +28,7 @@ class MAEConfig(MethodConfig):
     decoder_heads: int = hyper(16, "attention heads of each of the decoder's blocks", at_least=1)
     decoder_mlp_ratio: float = hyper(4.0, "width of the decoder's hidden layers / decoder_dim", above=0)
     norm_pix: bool = hyper(True, "whether the target is normalized patch by patch")
+    fixed_positions: bool = hyper(True, "give a backbone without weights fixed sines and cosines as positions")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,9 +95,10 @@ class MAE(SSLMethod[MAEConfig]):
 
     L = mean over masked patches of the mean squared difference between predicted and true pixels. The target is the
     normalized view; with `norm_pix`, each patch less its mean and divided by √(its unbiased variance + 10⁻⁶). Of N
-    patches, ⌊N·(1 − mask_ratio)⌋ are visible, drawn anew for each image. The loss is per sample. The encoder keeps its
-    own positions, where those of the paper are fixed sines and cosines; representation and embedding are the encoder's
-    pooling of the tokens of visible patches.
+    patches, ⌊N·(1 − mask_ratio)⌋ are visible, drawn anew for each image. The loss is per sample. Positions of
+    an encoder that starts from random weights are fixed sines and cosines, as in the paper (`fixed_positions`; see
+    [`SpatialFeatures.fix_positions`]); one that starts from given weights keeps its own. Representation and embedding
+    are the encoder's pooling of the tokens of visible patches.
 
     Source: He, Chen, Xie, Li, Dollár & Girshick, "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, arXiv
     2111.06377.

@@ -1,4 +1,4 @@
-"""Which patches of an image are masked, and the positions and pixels of patches."""
+"""Which patches of an image are masked, and the pixels of patches."""
 
 import math
 from collections.abc import Sequence
@@ -61,31 +61,6 @@ def patchify(images: Tensor, patch: int) -> Tensor:
     """
     cells = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, C, rows, p, columns, p)
     return cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-
-def sincos_positions(rows: int, columns: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return fixed positions of patches: sines and cosines of their column, then of their row.
-
-    Frequencies are 10,000^(−4i/D) for i in [0, D/4).
-
-    Source: MAE, He et al. 2022, appendix A.1; MoCo v3, Chen et al. 2021.
-
-    Args:
-        rows (`int`): Rows of patches.
-        columns (`int`): Columns of patches.
-        width (`int`): The width D of a token, a multiple of 4.
-        device (`torch.device`, defaults to `"cpu"`): Where the positions are needed.
-
-    Returns:
-        `Tensor` of shape `(rows·columns, D)` in float64.
-    """
-    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64, device=device) / (width // 4))
-    halves = []
-    for count in (columns, rows):
-        angles = torch.arange(count, dtype=torch.float64, device=device)[:, None] * frequencies
-        halves.append(torch.cat([angles.sin(), angles.cos()], dim=1))
-    across, down = halves
-    return torch.cat([across.repeat(rows, 1), down.repeat_interleave(columns, 0)], dim=1)
 
 
 def block_mask(

@@ -38,8 +38,8 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
 
     Args:
         output_dir (`str`, defaults to "runs/default"): Folder of the run.
-        views (`str`, *optional*): Augmentation recipe. By default "digits" for the digits, "imagenet" from 96 pixels
-            on, and otherwise that of the method.
+        views (`str` or [`~data.Recipe`], *optional*): Augmentation recipe. By default "digits" for the digits,
+            "imagenet" from 96 pixels on, and otherwise that of the method.
         optim (`str`, *optional*): "lars", "sgd", "adam", or a name of `TrainingArguments.optim`; the method's by
             default.
         learning_rate (`float`, *optional*): Peak learning rate, used as given. By default the method's, scaled by

@@ -263,7 +263,7 @@ class TrainingData:
         args, source, planned = self.args, self.source, self.planned_steps()
         warmup = self.warmup_steps(planned)
         return {
-            "views": args.views,
+            "views": self.views.recipe.name,
             "planned_steps": planned,
             "images_per_step": args.images_per_step,
             "processes": args.world_size,

@@ -11,8 +11,9 @@ from lightly.models.utils import update_momentum
 from torch import nn
 
 from hf_orthossl.encoders import load_encoder
+from hf_orthossl.encoders.position_tables import sincos_positions
 from hf_orthossl.methods import Progress, build_method
-from hf_orthossl.methods.masking import Blocks, sincos_positions
+from hf_orthossl.methods.masking import Blocks
 
 SMALL = {"predictor_dim": 12, "predictor_depth": 2, "predictor_heads": 3}
 

@@ -10,9 +10,11 @@ from lightly.models.modules.masked_vision_transformer_decoder_timm import Masked
 from lightly.models.modules.masked_vision_transformer_timm import MaskedVisionTransformerTIMM
 from torch import nn
 
+from hf_orthossl import SSLConfig, SSLModel
 from hf_orthossl.encoders import load_encoder
+from hf_orthossl.encoders.position_tables import sincos_positions
 from hf_orthossl.methods import Progress, build_method
-from hf_orthossl.methods.masking import patchify, random_masks, sincos_positions
+from hf_orthossl.methods.masking import patchify, random_masks
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 48}
 SIZES |= {"image_size": 16, "patch_size": 4, "layer_norm_eps": 1e-6}
@@ -92,6 +94,40 @@ def oracle_of(encoder, method):
         for ours, part, theirs in pairs(encoder, method.decoder, oracle):
             theirs.copy_((ours if part is None else ours.chunk(3)[part]).view_as(theirs))
     return oracle
+
+
+@pytest.mark.parametrize("method", ["mae", "ijepa"])
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_an_encoder_without_weights_has_fixed_positions(library, method, tmp_path):
+    """Those of lightly, zero for the class token, in the target network too, and not trained."""
+    transformers_encoder(tmp_path)
+    start = {"backbone": str(tmp_path)} if library == "transformers" else {"backbone": "vit_tiny_patch16_224"}
+    kwargs = {} if library == "transformers" else {key: TIMM[key] for key in ("patch_size", "embed_dim", "depth")}
+    config = SSLConfig(**start, image_size=16, backbone_config=kwargs, method=method)
+    model = SSLModel(config)
+    name = "pos_embed" if library == "timm" else "embeddings.position_embeddings"
+    table = model.encoder.backbone.get_parameter(name)
+    expected = nn.Parameter(torch.empty(1, 17, 24), requires_grad=False)
+    utils.initialize_2d_sine_cosine_positional_embedding(expected, has_class_token=True)
+    torch.testing.assert_close(table.detach(), expected.detach(), rtol=0, atol=1e-6)
+    assert not table.requires_grad
+    if method == "ijepa":
+        torch.testing.assert_close(model.method.target.stack[0].backbone.get_parameter(name), table, rtol=0, atol=0)
+    config = SSLConfig(
+        **start, image_size=16, backbone_config=kwargs, method=method, method_config={"fixed_positions": False}
+    )
+    learned = SSLModel(config).encoder.backbone.get_parameter(name)
+    assert learned.requires_grad
+    assert (learned - table).norm() > 0.1
+
+
+def test_given_weights_keep_their_positions(tmp_path):
+    encoder = transformers_encoder(tmp_path)
+    encoder.backbone.save_pretrained(tmp_path)
+    model = SSLModel(SSLConfig(pretrained=str(tmp_path), method="mae"))
+    table = model.encoder.backbone.embeddings.position_embeddings
+    torch.testing.assert_close(table.double(), encoder.backbone.embeddings.position_embeddings)
+    assert table.requires_grad
 
 
 @pytest.mark.parametrize("norm_pix", [True, False])

@@ -270,7 +270,7 @@ def test_settings_of_data_and_step(source, tmp_path):
     model = make_model()
     args = make_args(tmp_path, views="cifar-weak", cache_images="always", on_nonfinite="skip", gradient_cache=4)
     data = TrainingData(source, model, args.with_recipe(model.method.recipe))
-    assert data.views.recipe.name == "cifar-weak"
+    assert data.views.recipe.name == data.facts()["views"] == "cifar-weak"
     assert data.dataset._cache is not None
     assert TrainingData(source, model, dataclasses.replace(data.args, cache_images="never")).dataset._cache is None
     assert build_step(model, data).guard.policy == "skip"
