@@ -245,7 +245,9 @@ class TrainingOptions:
         default=0.0, metadata={"help": "steps between linear probes; 0: none", "group": SAVING}
     )
     spectra_steps: float = field(default=0.1, metadata={"help": "steps between spectra, or share", "group": SAVING})
-    spectra_images: int = field(default=0, metadata={"help": "images whose features are measured too", "group": SAVING})
+    spectra_images: int = field(
+        default=0, metadata={"help": "images whose features are measured too", "group": SAVING, "more": True}
+    )
     spectra_threshold: float = field(
         default=0.1,
         metadata={"help": "warn below this share of directions used; 0: never", "group": SAVING, "more": True},

@@ -74,7 +74,7 @@ def views_text(name: str) -> str:
 
 
 def _settings(name: str) -> dict[str, Any]:
-    return yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    return yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def _sizes(name: str) -> tuple[int, ...]:

@@ -292,7 +292,7 @@ def test_methods_table_and_json(capsys):
     table = capsys.readouterr().out
     main(["methods", "--json"])
     everything = json.loads(capsys.readouterr().out)
-    assert len(everything["methods"]) == 13
+    assert {entry["method"] for entry in everything["methods"]} >= {"simclr", "mae", "distill"}
     for entry in everything["methods"]:
         assert entry["method"] in table
         assert entry["hyper_parameters"]

@@ -7,10 +7,11 @@ from hf_orthossl.data import RECIPES, Recipe, ViewSpec, get_recipe
 
 def test_every_recipe_survives_the_way_through_yaml():
     yaml = pytest.importorskip("yaml")
-    for recipe in RECIPES.values():
+    for name, recipe in RECIPES.items():
         assert Recipe.from_dict(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))) == recipe
         assert recipe.source
-        assert recipe.num_views >= 2
+        # Masked methods have one view.
+        assert recipe.num_views >= (1 if name in ("mae", "simmim", "ijepa", "digits-one") else 2)
 
 
 def test_published_numbers():

@@ -151,6 +151,7 @@ def test_alpha_is_that_of_the_curve(length, claimed):
     about = {
         "dim": length,
         "num_images": 100,
+        "tokens_per_image": 1,
         "exact": True,
         "effective_rank": effective_rank(np.sqrt(curve)),
         "num_positive": length,

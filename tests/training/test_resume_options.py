@@ -70,6 +70,7 @@ SAME_STEPS = {
     "disable_tqdm": {"disable_tqdm": False},
     "spectra_steps": {"spectra_steps": 1},
     "spectra_threshold": {"spectra_threshold": 0},
+    "spectra_images": {"spectra_images": 4, "spectra_steps": 1},
     "knn_steps": {"knn_steps": 1},
     "linear_probe_steps": {"linear_probe_steps": 1},
     "save_strategy": {"save_strategy": "no"},
