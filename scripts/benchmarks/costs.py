@@ -21,6 +21,7 @@ from .measure import machine, measure, peak_memory
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "imagenet"
 # A backbone that all methods can train, dynamic because local crops are smaller.
+PATCH = 16
 BACKBONE = {"backbone": "vit_small_patch16_224", "image_size": 224, "backbone_config": {"dynamic_img_size": True}}
 
 
@@ -78,7 +79,8 @@ def _settings(name: str) -> dict[str, Any]:
 
 
 def _sizes(name: str) -> tuple[int, ...]:
-    return get_recipe(_settings(name)["views"]).sizes(224)
+    # DINOv2's local crops, of 98 px, are for patches of 14.
+    return tuple(size // PATCH * PATCH for size in get_recipe(_settings(name)["views"]).sizes(224))
 
 
 def _step(name: str, teacher: Path, args: argparse.Namespace) -> Callable[[], None]:
