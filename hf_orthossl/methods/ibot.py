@@ -65,7 +65,7 @@ class IBOT(PatchDistillation[IBOTConfig]):
     title = "iBOT"
     source = "arXiv 2111.07832"
     heads = "shared projector 2048→2048→256 (GELU), 8192 prototypes"
-    summary = "vision transformers, where patches matter too: DINO with masked patches; slower than DINO"
+    summary = "vision transformers, where patches matter too: DINO with masked patches"
     recipe = TrainingRecipe("adamw_torch", 5e-4, 0.04, views="cifar-asym", warmup_epochs=10)
     batch_coupled = False
 

@@ -108,7 +108,7 @@ class MAE(SSLMethod[MAEConfig]):
     title = "MAE"
     family = "masked"
     source = "arXiv 2111.06377"
-    summary = "ViTs on many images, to be fine-tuned: the cheapest step, since only visible patches are encoded"
+    summary = "ViTs on many images, to be fine-tuned; only visible patches are encoded: cheap for large encoders"
     heads = "decoder of 8 blocks, 512 wide, 16 heads"
     recipe = TrainingRecipe("adamw_torch", 1.5e-4, 0.05, views="mae", warmup_epochs=40)
     batch_coupled = False

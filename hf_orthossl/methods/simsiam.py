@@ -31,7 +31,7 @@ class SimSiam(SSLMethod[SimSiamConfig]):
 
     name = "simsiam"
     title = "SimSiam"
-    summary = "the least memory of two views: no negatives, target network or queue"
+    summary = "the simplest of two views: no negatives, target network or queue"
     family = "distillation"
     source = "arXiv 2011.10566"
     heads = "projector 2048(BN)→2048(BN), predictor 512(BN)→2048"
