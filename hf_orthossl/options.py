@@ -1,4 +1,4 @@
-"""What users give for an option, on the command line, in a YAML file or in Python: read, convert and check it.
+"""Read, convert and check what users give for an option, on the command line, in a YAML file or in Python.
 
 The options of a command are the fields of dataclasses. Their `metadata` has `help` (one line) and, where needed:
 `metavar` (the name of the value in the help), `group` (a heading), `more` (listed by `--help_all` only), `positional`

@@ -1,4 +1,4 @@
-"""How the images of one data set become 8-bit RGB: one rule, found from a sample of them."""
+"""Convert the images of one data set to 8-bit RGB by one rule, found from a sample of them."""
 
 import functools
 import mmap

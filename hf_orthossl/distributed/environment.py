@@ -1,4 +1,4 @@
-"""What a launcher says to the processes that it starts, and the errors that they leave with it.
+"""Read what a launcher says to the processes that it starts, and leave their errors with it.
 
 These are the variables of torchrun, which also `accelerate launch` sets, or the user by hand, and the store that both
 launchers provide.

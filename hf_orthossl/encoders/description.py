@@ -1,4 +1,4 @@
-"""What a folder of someone else says of its network: every entry is checked before timm or transformers see it.
+"""Check what a folder of someone else says of its network, before timm or transformers see any entry.
 
 Only entries that describe a network or its images are handed on, as numbers, words and lists of them. No entry can name
 a file, an address, another repository or code, or say how weights are loaded.

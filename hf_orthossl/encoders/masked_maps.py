@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..messages import first_line
+from ..spectra.layers import evaluation_mode
 from .patch_tokens import hooked
 from .probing import unused_parameters
 
@@ -50,18 +51,14 @@ def find_map(encoder: "SpatialFeatures") -> MapLayout:
     Raises:
         ValueError: It has no map whose positions divide its images.
     """
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
     try:
-        return _checked_layout(encoder)
+        with evaluation_mode(encoder):
+            return _checked_layout(encoder)
     except Exception as error:  # networks fail in many ways
         raise ValueError(
             f"backbone {encoder.name!r} has no feature map to predict pixels from ({first_line(error)}): pass a "
             "convolutional network or a vision transformer, such as --backbone swin_tiny_patch4_window7_224"
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _checked_layout(encoder: "SpatialFeatures") -> MapLayout:

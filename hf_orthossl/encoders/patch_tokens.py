@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..messages import first_line
+from ..spectra.layers import evaluation_mode
 from .probing import unused_parameters
 
 if TYPE_CHECKING:
@@ -60,18 +61,14 @@ def find_patches(encoder: "SpatialFeatures") -> PatchLayout:
     Raises:
         ValueError: It is no vision transformer whose patches can be left out.
     """
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
     try:
-        return _checked_layout(encoder)
+        with evaluation_mode(encoder):
+            return _checked_layout(encoder)
     except Exception as error:  # networks of other kinds fail in many ways
         raise ValueError(
             f"backbone {encoder.name!r} has no patch tokens that can be left out ({first_line(error)}): pass a vision "
             "transformer, such as --backbone vit_small_patch16_224"
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _checked_layout(encoder: "SpatialFeatures") -> PatchLayout:

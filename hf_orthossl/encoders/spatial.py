@@ -1,4 +1,4 @@
-"""What an encoder returns of the places in an image: the tokens of patches, and the last feature map."""
+"""Encode the places in an image: the tokens of patches, and the last feature map."""
 
 import contextlib
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""What a training step of each method costs beside SimCLR's, as `scripts/benchmark.py costs` measured it."""
+"""Read what a training step of each method costs beside SimCLR's, as `scripts/benchmark.py costs` measured it."""
 
 import functools
 import json

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..distributed.gather import all_gather
 from ..encoders import Encoder
+from ..spectra.layers import evaluation_mode
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
 from .hyperparameters import MethodConfig, hyper
 from .losses import full_precision
@@ -151,23 +152,19 @@ def adaptor(width: int, hidden: int, output: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, output))
 
 
-@torch.no_grad()
 def feature_width(encoder: Encoder) -> int:
     """Return the number of channels of an encoder's feature map, from a blank image.
 
     Raises:
         ValueError: The encoder has no feature map.
     """
-    modes = [(module, module.training) for module in encoder.modules()]
     weight, side = next(encoder.parameters()), encoder.image_size
     try:
         blank = torch.zeros(1, encoder.channels, side, side, dtype=weight.dtype, device=weight.device)
-        return encoder.eval().representation_and_map(blank)[1].shape[1]
+        with evaluation_mode(encoder):
+            return encoder.representation_and_map(blank)[1].shape[1]
     except ValueError as error:
         raise ValueError(f"target is tokens, and {error}; or pass --method_config target=pooled") from None
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @full_precision

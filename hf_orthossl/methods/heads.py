@@ -1,9 +1,12 @@
 """Projectors, predictors and prototypes: the heads that methods put on an encoder."""
 
+import functools
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from .losses import normalize
@@ -119,3 +122,32 @@ class DINOHead(nn.Module):
         for parameter in (self.last_layer.weight, self.lengths):
             if parameter is not None:
                 parameter.grad = None
+
+
+def transformer_blocks(width: int, depth: int, heads: int, mlp_ratio: float = 4.0) -> nn.Sequential:
+    """Build the blocks of a vision transformer, as decoders and predictors of tokens have them.
+
+    Args:
+        width (`int`): Width of the tokens, a multiple of `heads`.
+        depth (`int`): Number of blocks.
+        heads (`int`): Attention heads of each block.
+        mlp_ratio (`float`, defaults to 4.0): Width of the hidden layers, in units of `width`.
+    """
+    norm: Any = functools.partial(nn.LayerNorm, eps=1e-6)  # timm's type is that of its own norm
+    return nn.Sequential(*(Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
+
+
+def check_transformer(name: str, width: int, heads: int, default: str) -> None:
+    """Raise `ValueError` unless tokens of a width have fixed positions and can be shared out to attention heads.
+
+    Args:
+        name (`str`): What the hyper-parameters begin with, as in `<name>_dim` and `<name>_heads`.
+        width (`int`): Width of the tokens.
+        heads (`int`): Attention heads.
+        default (`str`): The defaults of both, as in "512 and 16".
+    """
+    if width % 4 or width % heads:
+        raise ValueError(
+            f"{name}_dim is {width} and {name}_heads is {heads}: {name}_dim must be a multiple of {name}_heads, and of "
+            f"4 for its positions (default {default})"
+        )

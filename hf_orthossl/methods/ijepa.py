@@ -3,18 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..encoders import Encoder
 from ..encoders.position_tables import sincos_positions
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
+from .heads import check_transformer, transformer_blocks
 from .hyperparameters import MethodConfig, hyper
 from .losses import full_precision
 from .masking import Blocks, block_size, select
@@ -49,11 +48,7 @@ class IJEPAConfig(MethodConfig):
             least, largest = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
             if least > largest:
                 raise ValueError(f"{name}_min is {least}: it must be at most {name}_max, which is {largest}")
-        if self.predictor_dim % 4 or self.predictor_dim % self.predictor_heads:
-            raise ValueError(
-                f"predictor_dim is {self.predictor_dim} and predictor_heads is {self.predictor_heads}: predictor_dim "
-                "must be a multiple of predictor_heads, and of 4 for its positions (default 384 and 12)"
-            )
+        check_transformer("predictor", self.predictor_dim, self.predictor_heads, default="384 and 12")
 
 
 class IJEPAPredictor(nn.Module):
@@ -70,16 +65,11 @@ class IJEPAPredictor(nn.Module):
 
     def __init__(self, width: int, config: IJEPAConfig):
         super().__init__()
-        dim, norm = config.predictor_dim, partial(nn.LayerNorm, eps=1e-6)
+        dim = config.predictor_dim
         self.embed = nn.Linear(width, dim)
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(dim), std=0.02))
-        self.blocks = nn.Sequential(
-            *(
-                Block(dim, config.predictor_heads, qkv_bias=True, norm_layer=norm)  # type: ignore[arg-type]  # timm's type is that of its own norm
-                for _ in range(config.predictor_depth)
-            )
-        )
-        self.norm = norm(dim)
+        self.blocks = transformer_blocks(dim, config.predictor_depth, config.predictor_heads)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.predict = nn.Linear(dim, width)
         for module in self.modules():
             if isinstance(module, nn.Linear):

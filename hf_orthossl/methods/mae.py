@@ -3,16 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..encoders import Encoder
 from ..encoders.position_tables import sincos_positions
 from .base import SSLMethod, SSLOutput, TrainingRecipe, register_method
+from .heads import check_transformer, transformer_blocks
 from .hyperparameters import MethodConfig, hyper
 from .losses import full_precision
 from .masking import below, patchify, random_masks, select
@@ -32,11 +31,7 @@ class MAEConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decoder_dim % 4 or self.decoder_dim % self.decoder_heads:
-            raise ValueError(
-                f"decoder_dim is {self.decoder_dim} and decoder_heads is {self.decoder_heads}: decoder_dim must be a "
-                "multiple of decoder_heads, and of 4 for its positions (default 512 and 16)"
-            )
+        check_transformer("decoder", self.decoder_dim, self.decoder_heads, default="512 and 16")
 
 
 class MAEDecoder(nn.Module):
@@ -54,16 +49,11 @@ class MAEDecoder(nn.Module):
 
     def __init__(self, width: int, pixels: int, config: MAEConfig):
         super().__init__()
-        dim, norm = config.decoder_dim, partial(nn.LayerNorm, eps=1e-6)
+        dim = config.decoder_dim
         self.embed = nn.Linear(width, dim)
         self.mask_token = nn.Parameter(torch.empty(dim).normal_(std=0.02))
-        self.blocks = nn.Sequential(
-            *(
-                Block(dim, config.decoder_heads, config.decoder_mlp_ratio, qkv_bias=True, norm_layer=norm)  # type: ignore[arg-type]  # timm's type is that of its own norm
-                for _ in range(config.decoder_depth)
-            )
-        )
-        self.norm = norm(dim)
+        self.blocks = transformer_blocks(dim, config.decoder_depth, config.decoder_heads, config.decoder_mlp_ratio)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.predict = nn.Linear(dim, pixels)
         for module in self.modules():
             if isinstance(module, nn.Linear):

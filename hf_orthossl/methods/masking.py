@@ -1,4 +1,4 @@
-"""Which patches of an image are masked, and the pixels of patches."""
+"""Choose the patches of an image to mask, and cut images into patches."""
 
 import math
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
-"""What DINO, iBOT and DINOv2 share: a student that matches its teacher's distribution over prototypes."""
+"""Teach a student its teacher's distribution over prototypes: the part that DINO, iBOT and DINOv2 share."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -134,7 +135,7 @@ class MaskedPatches(NamedTuple):
     counts: Tensor
 
 
-class PatchDistillation(SelfDistillation[PatchDistillationT]):
+class PatchDistillation(SelfDistillation[PatchDistillationT], ABC):
     """Self-distillation of class tokens over views, and of the masked patches of each global view.
 
     The student sees global views with some patches replaced by a learned mask token, and local views whole; the
@@ -153,6 +154,7 @@ class PatchDistillation(SelfDistillation[PatchDistillationT]):
         self.projectors = nn.ModuleList(self.build_heads(encoder.num_features, self.patches.width))
         self.target = TargetNetwork(encoder, *self.projectors, deterministic=True)
 
+    @abstractmethod
     def build_heads(self, num_features: int, width: int) -> list[DINOHead]:
         """Return the head of class tokens and that of patches, or one for both.
 
@@ -160,16 +162,16 @@ class PatchDistillation(SelfDistillation[PatchDistillationT]):
             num_features (`int`): Channels of the representation.
             width (`int`): Channels of a patch token.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def draw_mask(self, generator: np.random.Generator, grid: tuple[int, int]) -> np.ndarray:
         """Return which patches `(rows, columns)` of a view are masked, given that the view is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def class_targets(self, scores: list[Tensor]) -> list[Tensor]:
         """Return the teacher's probabilities `(B, K)` of each global view, given its scores `(B, K)`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def patch_targets(self, head: DINOHead, patches: list[Tensor], masks: list[MaskedPatches]) -> Tensor:
         """Return the teacher's probabilities of all masked patches, view after view.
 
@@ -181,7 +183,6 @@ class PatchDistillation(SelfDistillation[PatchDistillationT]):
         Returns:
             `Tensor` of shape `(Σ M, K)`.
         """
-        raise NotImplementedError
 
     def forward(self, encoder: Any, views: list[Tensor]) -> SSLOutput:
         """Return the loss of all views, the first two of which are global."""

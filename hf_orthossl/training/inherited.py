@@ -1,4 +1,4 @@
-"""Which options of `transformers.TrainingArguments` a run does not take, and why; without torch.
+"""List the options of `transformers.TrainingArguments` that a run does not take, and why; without torch.
 
 Every field of `TrainingArguments` is in one of three lists. [`TrainingOptions`] holds those that work, in the Trainer
 and in the accelerate loop alike. `REFUSED` holds those that a user of the Trainer may expect, each with its reason and

@@ -91,9 +91,11 @@ class ModelArguments:
         metadata={"help": "weight of feature whitening, the paper's baseline", "more": True},
     )
     embedding_regularizer: str | None = field(
-        default=None, metadata={"metavar": "NAME", "help": "on embeddings, see orthossl methods (default: none)"}
+        default=None, metadata={"metavar": "NAME", "help": "on embeddings (default: none)"}
     )
-    embedding_weight: float | None = field(default=None, metadata={"help": "its weight (default: the regularizer's)"})
+    embedding_weight: float | None = field(
+        default=None, metadata={"help": "its weight (default: the regularizer's)", "more": True}
+    )
     embedding_layer: Literal["embedding", "representation"] = field(
         default="embedding", metadata={"help": "what it acts on", "more": True}
     )

@@ -85,7 +85,7 @@ def test_help_of_pretrain_is_short(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["pretrain", "--help_all"])
     everything = capsys.readouterr().out
-    assert len(short) < 92
+    assert len(short) < 90
     names = [spec.name for kind in OPTION_CLASSES for spec in fields(kind)]
     assert all(f"  --{name}" in everything for name in names)
     headings = [line for line in short if line and not line.startswith(" ")]

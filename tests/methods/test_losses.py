@@ -21,8 +21,8 @@ from lightly.models.modules import NNMemoryBankModule, SwaVPrototypes
 from small_models import encoder_for, required
 
 from hf_orthossl.methods import METHODS, build_method
-from hf_orthossl.methods.lejepa import prediction_term
 from hf_orthossl.methods.losses import cosine, koleo, nt_xent
+from hf_orthossl.methods.mean_prediction import prediction_term
 from hf_orthossl.methods.mocov2plus import queue_contrast
 from hf_orthossl.methods.mocov3 import batch_contrast
 

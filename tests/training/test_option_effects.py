@@ -1,6 +1,7 @@
 """Every option of training that is accepted has an effect, in the Trainer and in the accelerate loop."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -270,7 +271,10 @@ def test_settings_of_data_and_step(source, tmp_path):
     model = make_model()
     args = make_args(tmp_path, views="cifar-weak", cache_images="always", on_nonfinite="skip", gradient_cache=4)
     data = TrainingData(source, model, args.with_recipe(model.method.recipe))
-    assert data.views.recipe.name == data.facts()["views"] == "cifar-weak"
+    assert data.views.recipe.name == "cifar-weak"
+    # A recipe may be given as an object too, and what is recorded of it goes into checkpoints as JSON.
+    own = TrainingData(source, model, dataclasses.replace(data.args, views=get_recipe("cifar-weak")))
+    assert json.loads(json.dumps(own.facts()))["views"] == "cifar-weak"
     assert data.dataset._cache is not None
     assert TrainingData(source, model, dataclasses.replace(data.args, cache_images="never")).dataset._cache is None
     assert build_step(model, data).guard.policy == "skip"

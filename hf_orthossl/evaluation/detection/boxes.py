@@ -1,4 +1,4 @@
-"""How the four numbers of a box are meant: recognize the format of a data set's boxes, and convert them to corners."""
+"""Recognize what the four numbers of a data set's boxes mean, and convert them to corners."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the board's server answers: the requests of its own page, each bounded, and headers that keep it to itself."""
+"""Answer only the requests of the board's own page, each bounded, with headers that keep it to itself."""
 
 import asyncio
 import json
