@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..messages import first_line
 from ..spectra.layers import evaluation_mode
-from .patch_tokens import hooked
+from .patch_tokens import hooked, replace_patches
 from .probing import unused_parameters
 
 if TYPE_CHECKING:
@@ -110,12 +110,7 @@ def masked_map(
     def change(output: Any) -> Any:
         if isinstance(output, tuple):  # with the size of the map, in Swin of transformers
             return change(output[0]), *output[1:]
-        token = mask_token.to(output.dtype)
-        if output.ndim == 3:
-            return torch.where(mask.flatten(1)[..., None], token, output)
-        if layout.channels_last:
-            return torch.where(mask[..., None], token, output)
-        return torch.where(mask[:, None], token[:, None, None], output)
+        return replace_patches(output, mask.flatten(1), mask_token, layout.channels_last)
 
     with hooked(encoder.backbone.get_submodule(layout.stem), change):
         return as_map(encoder.last_output(images), cells)

@@ -180,7 +180,7 @@ def hooked(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
         hook.remove()
 
 
-def replace_patches(embeddings: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
+def replace_patches(embeddings: Tensor, mask: Tensor, mask_token: Tensor, channels_last: bool) -> Tensor:
     """Return the embeddings of patches, with the mask token in place of those that are masked.
 
     Args:
@@ -188,8 +188,9 @@ def replace_patches(embeddings: Tensor, mask: Tensor, mask_token: Tensor) -> Ten
             map of a convolution `(B, D, rows, columns)`.
         mask (`Tensor` of shape `(B, N)`): Which patches are masked, in raster order.
         mask_token (`Tensor` of shape `(D,)`): The mask token.
+        channels_last (`bool`): Whether a map has its channels last.
     """
     token = mask_token.to(embeddings.dtype)
-    if embeddings.ndim == 4 and embeddings.shape[3] != len(token):
+    if embeddings.ndim == 4 and not channels_last:
         return torch.where(mask.view(len(mask), 1, *embeddings.shape[2:]), token[:, None, None], embeddings)
     return torch.where(mask.view(*embeddings.shape[:-1], 1), token, embeddings)

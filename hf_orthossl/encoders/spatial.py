@@ -71,9 +71,11 @@ class SpatialFeatures(nn.Module):
         with contextlib.ExitStack() as changes:
             changes.enter_context(self._without_checkpointing(unless=torch.is_grad_enabled()))
             if mask is not None and mask_token is not None:
-                changes.enter_context(
-                    hooked(self.patch_embedding(), lambda output: replace_patches(output, mask, mask_token))
-                )
+
+                def masked(output: Tensor) -> Tensor:
+                    return replace_patches(output, mask, mask_token, output.shape[-1] == len(mask_token))
+
+                changes.enter_context(hooked(self.patch_embedding(), masked))
             if keep is not None:
                 patch = patch_side(self.patch_embedding())
                 changes.enter_context(self._keeping(keep, (images.shape[2] // patch) * (images.shape[3] // patch)))
