@@ -46,6 +46,15 @@ def full_tensor(weight: Tensor) -> Tensor:
     return weight.full_tensor() if is_sharded(weight) else weight
 
 
+def shard_like(whole: Tensor, weight: "DTensor") -> "DTensor":
+    """Return a whole tensor, which is the same on all processes, sharded as a weight is; nothing is communicated."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = weight.device_mesh
+    replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=weight.placements)
+
+
 def has_sharded_weights(module: nn.Module) -> bool:
     """Return whether a module has weights that are sharded over processes (FSDP2)."""
     return any(is_sharded(parameter) for parameter in module.parameters())

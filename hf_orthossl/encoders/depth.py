@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from ..messages import suggest
+from ..regularization.selection import select_matrices
 from .encoder import Encoder
 
 # The form of `freeze` that names blocks from the top.
@@ -41,6 +42,23 @@ def layer_numbers(encoder: Encoder) -> tuple[dict[str, int], int]:
         # Parameters between two layers are assigned to the lower one.
         numbers[name] = depth or (reached if reached < len(layers) else len(layers) + 1)
     return numbers, len(layers) + 1
+
+
+def input_layers(encoder: Encoder) -> frozenset[str]:
+    """Return the names of the weights of an encoder's backbone that read the images: the first convolution.
+
+    timm names it in the configuration of a network, or several of them (CrossViT has one for each scale). Elsewhere it
+    is the first linear or convolution layer in the order of the modules, as it is in timm's families of networks.
+    """
+    named = getattr(encoder.backbone, "default_cfg", None) or {}
+    layers = named.get("first_conv") or ()
+    layers = (layers,) if isinstance(layers, str) else layers
+    known = {name for name, _ in encoder.backbone.named_parameters()}
+    found = frozenset(f"{layer}.weight" for layer in layers) & known
+    if found:
+        return found
+    first = select_matrices(encoder.backbone)[0].name
+    return frozenset({first.partition("[")[0]})
 
 
 def named_parameters(encoder: Encoder, patterns: Sequence[str]) -> frozenset[str]:

@@ -210,6 +210,26 @@ def transposed_convolution(weight: Tensor, count: int) -> Tensor:
     return weight.reshape(count, weight.shape[0] // count, weight.shape[1], -1).mT.flatten(1, 2)
 
 
+# The layouts by name, for what is saved to a file.
+LAYOUTS: dict[str, Layout] = {layout.__name__: layout for layout in (output_first, input_first, transposed_convolution)}
+
+
+def output_views(layout: Layout, weight: Tensor, count: int) -> list[Tensor]:
+    """Return the matrices of a parameter as views `(output, input, *kernel)`, to be changed in place.
+
+    Flattened after their first dimension, they are the transposes of the matrices that `layout` returns.
+
+    Args:
+        layout (`Callable`): [`output_first`], [`input_first`] or [`transposed_convolution`].
+        weight (`torch.Tensor`): The parameter, or a tensor of its shape.
+        count (`int`): The number of matrices in it.
+    """
+    if layout is input_first:
+        return [part.mT for part in weight.chunk(count, 1)]
+    parts = weight.chunk(count)
+    return [part.transpose(0, 1) if layout is transposed_convolution else part for part in parts]
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """Consecutive rows of `R`, one of a parameter's matrices, where `R` is `Wᵀ` if `output_first`, else `W`.

@@ -1,6 +1,7 @@
 """Settings of a pretraining run as `transformers.TrainingArguments`, which both fronts read."""
 
 import copy
+import dataclasses
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from ..messages import Secret, first_line, suggest
 from ..methods import TrainingRecipe
 from ..options import default_of
 from .adaptation import LAYER_DECAY, WARMUP, adaptation_of
-from .choices import OWN_OPTIMIZERS, TRACKERS
+from .choices import MUON_LEARNING_RATE, MUON_WEIGHT_DECAY, MUONS, OPTIMIZERS, OWN_OPTIMIZERS, TRACKERS
 from .inherited import refusal
 from .options import TrainingOptions
 from .settings import option_text
@@ -40,11 +41,12 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
         output_dir (`str`, defaults to "runs/default"): Folder of the run.
         views (`str` or [`~data.Recipe`], *optional*): Augmentation recipe. By default "digits" for the digits,
             "imagenet" from 96 pixels on, and otherwise that of the method.
-        optim (`str`, *optional*): "lars", "sgd", "adam", or a name of `TrainingArguments.optim`; the method's by
-            default.
+        optim (`str`, *optional*): "lars", "sgd", "adam", "muon", "adamuon" (see [`~training.muon.Muon`]), or a name of
+            `TrainingArguments.optim`; the method's by default.
         learning_rate (`float`, *optional*): Peak learning rate, used as given. By default the method's, scaled by
-            images per step over the batch size its recipe refers to.
-        weight_decay (`float`, *optional*): Weight decay; the method's by default.
+            images per step over the batch size its recipe refers to. Muon's is on the scale of AdamW's: with it, 1e-3
+            if the recipe is for LARS or SGD.
+        weight_decay (`float`, *optional*): Weight decay; the method's by default, and likewise 0.01 with Muon.
         adapt (`bool`, defaults to `False`): Whether options that are `None` follow what is published on going on from
             foundation weights, instead of the recipe for random ones: `adaptation.py` has the values and their sources.
             The model must start from given weights; its penalty is best "so_init".
@@ -57,7 +59,8 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
             normalize by their running statistics, in target networks too.
         freeze_epochs (`float`, *optional*): Epochs in which `freeze`, or without it the whole encoder, is frozen; then
             it is trained. 0 by default.
-        momentum (`float`, defaults to 0.9): Momentum of "lars" and "sgd", in [0, 1).
+        momentum (`float`, *optional*): Momentum in [0, 1): of "lars" and "sgd" 0.9 by default, of "muon" and "adamuon"
+            0.95.
         warmup_steps (`float`, *optional*): Steps of linear warm-up, or a share of the run if below 1. By default the
             method's, which is one of epochs, in a run of fewer than ten times as many epochs a tenth of its steps.
         warmup_epochs (`float`, *optional*): Epochs of linear warm-up, exactly, instead of `warmup_steps`.
@@ -140,6 +143,11 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
             self._n_gpu = 1
         if self.on_nonfinite == "skip" and self.deepspeed_plugin is not None:
             raise ValueError("on_nonfinite skip does not work with DeepSpeed, which steps by itself: use stop")
+        if ours[0] in MUONS and self.deepspeed_plugin is not None:
+            raise ValueError(
+                f"optim {ours[0]} does not work with DeepSpeed, which flattens the matrices that it orthogonalizes: "
+                "train with DDP or FSDP2, or pass --optim adamw_torch"
+            )
         if ours[0] in (None, *OWN_OPTIMIZERS):
             self.optim = ours[0]
         self.warmup_steps, self.ddp_backend, self.ddp_timeout, self.gradient_checkpointing = ours[1:]
@@ -160,6 +168,10 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
             recipe = adaptation_of(recipe)
         if args.optim is None:
             args.optim = recipe.optim
+        if args.optim in MUONS and not recipe.optim.startswith("adam"):
+            # A rate of LARS or SGD says nothing about one on the scale of AdamW's.
+            rates: dict[str, Any] = {"learning_rate": MUON_LEARNING_RATE, "lr_batch_size": None, "warmup_start_lr": 0.0}
+            recipe = dataclasses.replace(recipe, weight_decay=MUON_WEIGHT_DECAY, **rates)
         if args.learning_rate is None:
             scale = self.images_per_step / recipe.lr_batch_size if recipe.lr_batch_size else 1.0
             args.learning_rate = recipe.learning_rate * scale
@@ -175,6 +187,9 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
             # With `adapt` it is a share of the run, whose length the data decide.
             args.freeze_epochs = 0.0
         args.check_optimizer_settings()
+        optimizer = OPTIMIZERS[option_text(args.optim)]
+        if args.momentum is None and "momentum" in optimizer.settings:
+            args.momentum = optimizer.momentum
         return args
 
 

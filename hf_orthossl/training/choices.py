@@ -3,8 +3,8 @@
 All of them work in the Trainer and in the accelerate loop.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,12 +22,33 @@ class Optimizer:
         arguments (`tuple[str, ...]`): The names that `optim_args` can give.
         module (`str`, *optional*): The module that must be installed.
         package (`str`, *optional*): The name under which pip installs it, if it is another.
+        momentum (`float`): The default of `momentum`, if it reads that.
+        values (mapping): Argument → the values that it takes, in words, and whether a value is one of them.
     """
 
     settings: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     module: str | None = None
     package: str | None = None
+    momentum: float = 0.9
+    values: Mapping[str, tuple[str, Callable[[Any], bool]]] = field(default_factory=dict)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# The coefficients of the Newton–Schulz iteration that timm's Muon knows by name.
+_COEFFICIENTS = ("original", "quintic", "polar_express", "polar_express_safer")
+_MUON: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "nesterov": ("true or false", lambda value: isinstance(value, bool)),
+    "ns_steps": ("a whole number of 1 or more, as in 5", lambda value: type(value) is int and value >= 1),
+    "ns_coefficients": (f"one of {', '.join(_COEFFICIENTS)}", lambda value: value in _COEFFICIENTS),
+    "safety_factor": ("a number of 1 or more, as in 1.01", lambda value: _is_number(value) and value >= 1),
+    "eps": ("a number above 0, as in 1e-7", lambda value: _is_number(value) and value > 0),
+    "fallback_lr_scale": ("a number above 0, as in 0.5", lambda value: _is_number(value) and value > 0),
+}
+_ADAMUON = _MUON | {"beta2": ("a number in [0, 1), as in 0.95", lambda value: _is_number(value) and 0 <= value < 1)}
 
 
 _ADAMW_8BIT = Optimizer(ADAM, module="bitsandbytes")
@@ -35,13 +56,21 @@ _LION = Optimizer(BETAS, module="bitsandbytes")
 _ADEMAMIX = Optimizer(ADAM, ("beta3", "alpha", "t_alpha", "t_beta3"), module="bitsandbytes")
 _LOW_BITS = Optimizer(ADAM, ("block_size", "bf16_stochastic_round"), module="torchao")
 
-# LARS, SGD with momentum and Adam are ours, as in SSL frameworks; the others are those of transformers. GaLore, APOLLO
-# and LOMO are made for language models, and the schedule-free optimizers must know when the model is measured.
+# LARS, SGD with momentum and Adam are ours, as in SSL frameworks, and so are Muon and AdaMuon, which are told what to
+# orthogonalize; the others are those of transformers. GaLore, APOLLO and LOMO are made for language models, and the
+# schedule-free optimizers must know when the model is measured.
 OWN_OPTIMIZERS = {
     "lars": Optimizer(MOMENTUM, ("trust_coeff", "trust_clip", "nesterov", "dampening", "eps")),
     "sgd": Optimizer(MOMENTUM),
     "adam": Optimizer(ADAM),
+    # The settings of Adam are those of AdamW, which steps what they leave.
+    "muon": Optimizer((*MOMENTUM, *ADAM), (*_MUON,), momentum=0.95, values=_MUON),
+    "adamuon": Optimizer((*MOMENTUM, *ADAM), (*_ADAMUON,), momentum=0.95, values=_ADAMUON),
 }
+MUONS = ("muon", "adamuon")
+# Muon's rate and weight decay, whatever the batch, where a method's recipe is for LARS or SGD: those of torch's AdamW,
+# among what methods published with AdamW take for 256 images (1.25e-4 to 2e-3). They are not tuned.
+MUON_LEARNING_RATE, MUON_WEIGHT_DECAY = 1e-3, 1e-2
 OPTIMIZERS = OWN_OPTIMIZERS | {
     "adamw_torch": Optimizer(ADAM),
     "adamw_torch_fused": Optimizer(ADAM),
@@ -115,18 +144,21 @@ def check_settings(name: str, given: Mapping[str, Any], arguments: Mapping[str, 
         arguments (mapping): The assignments of `optim_args`.
 
     Raises:
-        ValueError: The optimizer has no such setting or argument.
+        ValueError: The optimizer has no such setting or argument, or an argument has a value that it does not take.
     """
     optimizer = OPTIMIZERS[name]
     for setting, value in given.items():
         if setting not in optimizer.settings:
             able = ", ".join(other for other, one in OPTIMIZERS.items() if setting in one.settings and not one.module)
             raise ValueError(f"{setting} is {value}, but {name} does not read it: leave it out, or pass --optim {able}")
-    for argument in arguments:
+    for argument, value in arguments.items():
         if not optimizer.arguments:
             raise ValueError(f"optim_args is given, but {name} has no further arguments: leave it out")
         if argument not in optimizer.arguments:
             raise ValueError(f"optim_args has no {argument!r} for {name}: {suggest(argument, optimizer.arguments)}")
+        words, fits = optimizer.values.get(argument, ("", None))
+        if fits is not None and not fits(value):
+            raise ValueError(f"optim_args has {argument}={value}: for {name} it must be {words}")
 
 
 def check_schedule(name: str, arguments: Mapping[str, Any] | None, warmup: Mapping[str, float | None]) -> None:

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel, Trainer, get_scheduler
 from ..encoders import Encoder
 from ..encoders.depth import layer_scales
 from .arguments import OrthoSSLTrainingArguments
+from .choices import MUONS
+from .muon import AdaMuon, Muon, split_groups
 
 SOLO_LEARN_LARS = {"trust_coeff": 0.02, "trust_clip": True}
 # Option → its key in the parameter groups of an optimizer.
@@ -25,7 +27,7 @@ GROUP_KEYS = {
 
 
 def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.optim.Optimizer:
-    """Return LARS, SGD with momentum or Adam as in SSL frameworks, or any optimizer of the Trainer.
+    """Return LARS, SGD with momentum or Adam as in SSL frameworks, Muon, or any optimizer of the Trainer.
 
     Weight decay and the layer-wise scaling of LARS exclude parameters with one dimension (norms, biases), as in
     solo-learn. SGD and Adam decay every parameter through its gradient, as in the recipes of solo-learn and LightlySSL.
@@ -36,28 +38,39 @@ def build_optimizer(model: nn.Module, args: OrthoSSLTrainingArguments) -> torch.
         args ([`OrthoSSLTrainingArguments`]): The settings, with `optim`, `learning_rate` and `weight_decay`.
             `optim_args` applies to LARS as well: `trust_coeff=0.001,trust_clip=False` is LARS as in the ImageNet runs
             of the BYOL and SimCLR papers.
+
+    Raises:
+        ValueError: The model has no matrix that Muon can step.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # The recipe has set them.
     assert args.learning_rate is not None
     assert args.weight_decay is not None
+    betas = args.adam_beta1, args.adam_beta2
     if args.optim == "sgd":
         groups = _by_depth({"params": trained}, model, args)
-        return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
+        return torch.optim.SGD(
+            groups, lr=args.learning_rate, momentum=cast(float, args.momentum), weight_decay=args.weight_decay
+        )
     if args.optim == "adam":
-        groups, betas = _by_depth({"params": trained}, model, args), (args.adam_beta1, args.adam_beta2)
+        groups = _by_depth({"params": trained}, model, args)
         return torch.optim.Adam(
             groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon, weight_decay=args.weight_decay
         )
+    if args.optim in MUONS:
+        orthogonalized, others = split_groups(model, args)
+        groups = [part for group in (*orthogonalized, *others) for part in _by_depth(group, model, args)]
+        kind = AdaMuon if args.optim == "adamuon" else Muon
+        return kind(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
     matrices: dict[str, Any] = {"params": [p for p in trained if p.ndim > 1], "weight_decay": args.weight_decay}
     if args.optim == "lars":
         # timm scales a group layer by layer only if it has weight decay, which excludes the right parameters; with a
         # decay of zero it would scale none, so `always_adapt` keeps the scaling for the matrices.
         matrices["always_adapt"] = True
-    others = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
-    groups = [*_by_depth(matrices, model, args), *_by_depth(others, model, args)]
+    vectors = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
+    groups = [*_by_depth(matrices, model, args), *_by_depth(vectors, model, args)]
     if args.optim == "lars":
-        settings = SOLO_LEARN_LARS | args.optimizer_arguments
+        settings: dict[str, Any] = SOLO_LEARN_LARS | args.optimizer_arguments
         return Lars(groups, lr=args.learning_rate, momentum=args.momentum, **settings)
     optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, cast(PreTrainedModel, model))
     return optimizer_class(groups, **settings)
@@ -170,4 +183,5 @@ def optimizer_facts(optimizer: torch.optim.Optimizer, scheduler: LRScheduler) ->
         "adam_beta1": betas[0],
         "adam_beta2": betas[1],
         "adam_epsilon": next((float(group["eps"]) for group in groups if "betas" in group), None),
+        "muon_matrices": kind.matrices if isinstance(kind, Muon) else None,
     }

@@ -127,7 +127,7 @@ class TrainingOptions:
     num_train_epochs: float = field(default=30.0, metadata={"help": "passes over the data"})
     max_steps: int = field(default=-1, metadata={"help": "optimizer steps, instead of epochs (default: off)"})
     optim: str | None = field(
-        default=None, metadata={"metavar": "NAME", "help": "lars, sgd, adamw_torch, … (default: the method's)"}
+        default=None, metadata={"metavar": "NAME", "help": "lars, adamw_torch, muon, … (default: the method's)"}
     )
     optim_args: str | None = field(
         default=None,
@@ -148,7 +148,7 @@ class TrainingOptions:
     freeze_epochs: float | None = field(
         default=None, metadata={"help": "epochs before they, or the encoder, are trained"}
     )
-    momentum: float = field(default=0.9, metadata={"help": "momentum of lars and sgd"})
+    momentum: float | None = field(default=None, metadata={"help": "of lars, sgd (default: 0.9), muons (0.95)"})
     adam_beta1: float = field(default=0.9, metadata={"help": "β1 of Adam and its kind", "more": True})
     adam_beta2: float = field(default=0.999, metadata={"help": "β2 of Adam and its kind", "more": True})
     adam_epsilon: float = field(default=1e-8, metadata={"help": "ε of Adam and its kind", "more": True})
@@ -297,7 +297,7 @@ class TrainingOptions:
         if self.max_steps == -1 and not self.num_train_epochs > 0:
             raise ValueError(f"num_train_epochs is {self.num_train_epochs:g}: it must be above 0")
         for name in ("momentum", "adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must lie in [0, 1), as in 0.9")
         if self.layer_decay is not None:
             check_layer_decay(self.layer_decay)

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 # What a card says of the steps, in this order, from the facts of a run's record.
 STEP_FACTS = (
-    *("images_per_step", "processes", "optimizer", "learning_rate", "lr_scheduler_type", "warmup_steps"),
-    "warmup_start_lr",
+    *("images_per_step", "processes", "optimizer", "muon_matrices", "learning_rate", "lr_scheduler_type"),
+    *("warmup_steps", "warmup_start_lr"),
     *("weight_decay", "momentum", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "gradient_cache"),
     *("adapt", "layer_decay", "freeze", "freeze_epochs"),
     *("gradient_checkpointing", "precision", "weights_precision", "device", "seed", "pretrained", "base_model"),
@@ -51,11 +51,12 @@ def training_record(model: SSLModel, data: TrainingData, *, front: str) -> dict[
         `normalization` (if asked or measured), `epochs` (passes over the data; omitted for a stream), `steps` (taken),
         `planned_steps` (of a run that has not ended), `skipped_steps` (that changed nothing, if any), `penalty_every`
         (steps between two penalties, if above 1), `fused_weights` (how the penalty read fused attention layers, if
-        there are any: "split" or "whole"), `optim` (the option), and those of `STEP_FACTS` that
-        apply: `optimizer` (its class), `learning_rate` (peak), `precision` (that of autocast where it was active, with
-        `weights_precision` beside it), `pretrained` (whether the run started from given weights; omitted if unknown),
-        `base_model` (their Hub id, if they have one), `started_from` (their name, revision and SHA-256), `teacher` (of
-        distillation, likewise), `fingerprint` (of the data) and `unreadable_images` (if any were left out).
+        there are any: "split" or "whole"), `optim` (the option), and those of `STEP_FACTS` that apply: `optimizer` (its
+        class), `muon_matrices` (how many matrices it orthogonalizes the updates of), `learning_rate` (peak),
+        `precision` (that of autocast where it was active, with `weights_precision` beside it), `pretrained` (whether
+        the run started from given weights; omitted if unknown), `base_model` (their Hub id, if they have one),
+        `started_from` (their name, revision and SHA-256), `teacher` (of distillation, likewise), `fingerprint` (of the
+        data) and `unreadable_images` (if any were left out).
     """
     run, facts = data.record, data.record.facts
     shown = {name: facts.describe(name) for name in STEP_FACTS if name in facts}

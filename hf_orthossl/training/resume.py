@@ -20,8 +20,10 @@ from .adaptation import OPTIONS as ADAPTED
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks.reporting import CHANGED, append_history
 from .checkpoints import checkpoints, damage, newest_checkpoint, steps_done
+from .choices import MUONS
 from .data import TrainingData
 from .freezing import check_freezing
+from .muon import Muon, hidden_matrices
 from .optimizers import optimizer_facts
 from .publishing import check_push
 from .random_states import read_random_states, save_random_states, set_random_states
@@ -204,6 +206,8 @@ def begin_record(model: SSLModel, data: TrainingData) -> None:
     _check_equal(data)
     model.method.check_folder(Path(data.args.output_dir))
     check_freezing(model, data)
+    if data.args.optim in MUONS:
+        hidden_matrices(model)
     if data.args.resume:
         _continue_record(Path(str(data.args.resume_from_checkpoint)), model, data)
         return
@@ -364,6 +368,10 @@ def begin_steps(data: TrainingData, optimizer: torch.optim.Optimizer, scheduler:
     if done >= data.planned_steps():
         return
     record.facts.note(done, optimizer_facts(optimizer, scheduler))
+    # accelerate wraps the optimizer that it prepares.
+    kind = getattr(optimizer, "optimizer", optimizer)
+    if isinstance(kind, Muon) and rank() == 0:
+        print(f"optim    {kind.describe()}; peak rate {record.facts['learning_rate']:g}")
     if record.changes and rank() == 0:
         changed = {name: {"before": before, "now": now} for name, (before, now) in record.changes.items()}
         append_history(folder, {"step": done, CHANGED: changed})

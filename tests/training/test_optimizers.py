@@ -14,7 +14,9 @@ from hf_orthossl.training.optimizers import build_optimizer, build_schedule
 
 
 def make_args(folder, **settings):
-    defaults = {"learning_rate": 0.3, "weight_decay": 0.01, "momentum": 0.9, "use_cpu": True}
+    defaults = {"learning_rate": 0.3, "weight_decay": 0.01, "use_cpu": True}
+    if settings.get("optim") in ("lars", "sgd"):
+        defaults["momentum"] = 0.9
     return OrthoSSLTrainingArguments(str(folder), **defaults | settings)
 
 

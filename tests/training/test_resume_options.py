@@ -84,7 +84,8 @@ UNTESTED = {
     *("torch_compile_mode", "knn_images", "per_device_train_batch_size", "gradient_accumulation_steps"),
     *("report_to", "dataloader_multiprocessing_context", "max_unreadable"),
 }
-DEFAULTS = dataclasses.asdict(TrainingOptions())
+# Of an option that is left open, what SGD takes.
+DEFAULTS = dataclasses.asdict(TrainingOptions()) | {"momentum": 0.9}
 REFUSED = sorted(set(DEFAULTS) - {*STEP_OPTIONS, *OTHER_OPTIONS, *NOT_SETTINGS})
 MARKERS = {"trainer": TRAINER_STATE, "loop": LOOP_STATE}
 

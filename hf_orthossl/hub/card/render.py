@@ -48,6 +48,7 @@ _LABELS = {
     "skipped_steps": "steps skipped (not finite)",
     "optimizer": "optimizer class",
     "optim": "optimizer",
+    "muon_matrices": "matrices whose updates are orthogonalized",
     "learning_rate": "learning rate (peak)",
     "lr_scheduler_type": "learning rate schedule",
     "weight_decay": "weight decay",
