@@ -29,8 +29,17 @@ from .methods import (
 )
 from .methods.losses import whitening_terms
 from .options import named_backbone
-from .regularization import PENALTIES, OrthogonalityRegularizer, check_options
+from .regularization import (
+    MAX_STRENGTH,
+    PENALTIES,
+    OrthogonalityRegularizer,
+    check_decoupled,
+    check_options,
+    without_step,
+)
 
+# How a penalty acts on the weights, the default first.
+PENALTY_MODES = ("loss", "decoupled")
 # What an embedding regularizer can act on, the default first.
 EMBEDDING_LAYERS = ("embedding", "representation")
 
@@ -38,6 +47,11 @@ EMBEDDING_LAYERS = ("embedding", "representation")
 def default_gamma(regularizer: str | None) -> float:
     """Return the default weight γ of a penalty, 0 for "none" and `None`."""
     return PENALTIES[regularizer].default_gamma if regularizer in PENALTIES else 0.0
+
+
+def default_strength(regularizer: str | None) -> float:
+    """Return the default strength λ of a penalty's decoupled step, 0 for one without such a step."""
+    return PENALTIES[regularizer].default_strength if regularizer in PENALTIES else 0.0
 
 
 def default_embedding_weight(kind: str | None) -> float | None:
@@ -69,10 +83,19 @@ class SSLConfig(PretrainedConfig):
             trains without one.
         gamma (`float`, *optional*): Weight γ ≥ 0 of the penalty; by default the `default_gamma` of the penalty, which
             is the middle of the range the NeurIPS 2024 paper tuned over: 1e-5…1e-7 for SO, 1e-3…1e-5 for SRIP.
+        penalty_mode (`str`, defaults to "loss"): "loss" adds γ times the penalty to the loss. "decoupled" instead steps
+            the weights after each optimizer step, as AdamW decouples weight decay:
+            `W ← W − λ·(lr/peak)·W(WᵀW − I)` for SO, see [`OrthogonalityRegularizer.step`]. Such a step passes neither
+            through the gradients, which the loss, clipping and the optimizer's scaling change, nor through momentum.
+            lr/peak is the schedule's factor at that step, the same for all weights: `layer_decay` says how fast a
+            layer learns from the loss, not how orthogonal it is to be.
+        strength (`float`, *optional*): λ of the decoupled step, from 0 to 0.5; by default the `default_strength` of the
+            penalty.
         regularizer_config (`dict`, *optional*): Further arguments of [`OrthogonalityRegularizer`].
         penalty_every (`int`, defaults to 1): Compute the penalty at every `penalty_every`-th optimizer step, starting
             with the first, multiplied by `penalty_every`: its gradient is the same on average (the lazy regularization
-            of Karras et al., StyleGAN2, CVPR 2020, §3.1; the settings of the optimizer are not adapted).
+            of Karras et al., StyleGAN2, CVPR 2020, §3.1; the settings of the optimizer are not adapted). A decoupled
+            step is then taken at these steps, with `penalty_every` times the strength, bounded all the same.
         whitening (`float`, defaults to 0): Weight γ_vic ≥ 0 of feature whitening, the paper's baseline: VICReg's
             variance term, and its covariance term times 0.004, on the output of the predictor. The paper tuned it over
             1e-3…1e-5.
@@ -88,7 +111,8 @@ class SSLConfig(PretrainedConfig):
         kwargs: Further arguments of `PretrainedConfig`.
 
     Raises:
-        ValueError: Unknown method, penalty, regularizer or hyper-parameter, a negative weight, `penalty_every` < 1,
+        ValueError: Unknown method, penalty, regularizer or hyper-parameter, a negative weight, `penalty_every` < 1, a
+            `strength` above 0.5 or with "loss", `gamma` with "decoupled", a penalty without decoupled step,
             whitening with a method that has no predictor, an embedding regularizer that compares more views than the
             method needs, or `pretrained` beside another `backbone`.
     """
@@ -111,6 +135,8 @@ class SSLConfig(PretrainedConfig):
         embedding_weight: float | None = None,
         embedding_layer: str = "embedding",
         embedding_config: dict[str, Any] | None = None,
+        penalty_mode: str = "loss",
+        strength: float | None = None,
         pretrained: str | None = None,
         channels: int | None = None,
         normalization: str | None = None,
@@ -128,9 +154,7 @@ class SSLConfig(PretrainedConfig):
         self.regularizer = None if regularizer in (None, "none") else regularizer
         if self.regularizer not in (None, *PENALTIES):
             raise ValueError(f"regularizer {regularizer!r} is unknown: {suggest(regularizer, ['none', *PENALTIES])}")
-        self.gamma = default_gamma(self.regularizer) if gamma is None else gamma
-        if not self.gamma >= 0:
-            raise ValueError(f"gamma is {gamma}: the penalty's weight must be 0 or more, as in 1e-6")
+        self._set_penalty_weight(penalty_mode, gamma, strength)
         self.regularizer_config = dict(regularizer_config or {})
         if self.regularizer is not None:
             check_options(self.regularizer, self.regularizer_config)
@@ -166,6 +190,37 @@ class SSLConfig(PretrainedConfig):
             mean, std = map(list, PUBLISHED[normalization])
         self.mean, self.std = mean, std
         super().__init__(**kwargs)
+
+    def _set_penalty_weight(self, mode: str, gamma: float | None, strength: float | None) -> None:
+        """Set how the penalty acts, and γ or λ, or refuse them."""
+        if mode not in PENALTY_MODES:
+            raise ValueError(f"penalty_mode is {mode!r}: {suggest(mode, PENALTY_MODES)}")
+        self.penalty_mode, self.gamma, self.strength = mode, gamma, strength
+        if mode == "loss":
+            if strength is not None:
+                raise ValueError(
+                    f"strength is {strength}, but penalty_mode is loss, which has a gamma: pass penalty_mode "
+                    "decoupled, or leave it out"
+                )
+            self.gamma = default_gamma(self.regularizer) if gamma is None else gamma
+            if not self.gamma >= 0:
+                raise ValueError(f"gamma is {gamma}: the penalty's weight must be 0 or more, as in 1e-6")
+            return
+        if self.regularizer is None:
+            raise ValueError("penalty_mode is decoupled, but there is no penalty: pass regularizer so, or leave it out")
+        if not PENALTIES[self.regularizer].has_decoupled_step():
+            raise ValueError(without_step(self.regularizer))
+        if gamma is not None:
+            raise ValueError(
+                f"gamma is {gamma}, but penalty_mode is decoupled, which has a strength: pass strength, or leave gamma "
+                "out"
+            )
+        self.strength = default_strength(self.regularizer) if strength is None else strength
+        if not 0 <= self.strength <= MAX_STRENGTH:
+            raise ValueError(
+                f"strength is {strength}: it must lie in [0, {MAX_STRENGTH}], as in 0.05, because a larger step would "
+                "take singular values beyond 1"
+            )
 
     def _set_embedding(
         self, name: str | None, weight: float | None, layer: str, options: dict[str, Any] | None
@@ -227,7 +282,7 @@ class SSLModel(PreTrainedModel):
             model(views).loss.backward()
             model.before_optimizer_step()
             optimizer.step(); optimizer.zero_grad()
-            model.end_step()                              # target networks, queues and centres advance
+            model.end_step()                              # a decoupled penalty; target networks, queues, centres
         ```
     """
 
@@ -269,6 +324,8 @@ class SSLModel(PreTrainedModel):
         self.regularizer: OrthogonalityRegularizer | None = None
         if config.regularizer is not None:
             self.regularizer = OrthogonalityRegularizer(self.encoder, config.regularizer, **config.regularizer_config)
+            if config.penalty_mode == "decoupled":
+                check_decoupled(self.regularizer.penalty, self.regularizer.matrices)
             if self.regularizer.references is not None:
                 # Registered, so that checkpoints hold them.
                 self.penalty_references = self.regularizer.references
@@ -314,7 +371,8 @@ class SSLModel(PreTrainedModel):
     def forward(self, views: list[Tensor], penalty_weight: float = 1.0) -> SSLOutput:
         """Return the loss of one batch: the method's, plus `penalty_weight`·γ·Σ OR(W) at steps that compute it.
 
-        At these steps the output has a part `orthogonality`, which is γ·Σ OR(W). With an embedding regularizer, w times
+        At these steps the output has a part `orthogonality`, which is γ·Σ OR(W); a decoupled penalty is no part of the
+        loss, and acts in [`~SSLModel.end_step`]. With an embedding regularizer, w times
         its term is added too, and is the part of its name.
 
         Args:
@@ -341,13 +399,18 @@ class SSLModel(PreTrainedModel):
             term = self.config.embedding_weight * self._embedding_term(output)
             output.parts[f"embedding_{self.embedding_regularizer.name}"] = term.detach()
             output.loss = output.loss + term
-        every = self.config.penalty_every
-        if self.regularizer is not None and penalty_weight and self.method.progress.step % every == 0:
+        if penalty_weight and self._penalty_is_due("loss"):
             # After the layers, so that it is differentiated before them: FSDP reduces the gradients of a layer once.
             penalty = self.config.gamma * self._shared_penalty()
             output.parts["orthogonality"] = penalty.detach()
-            output.loss = output.loss + (penalty_weight * every) * penalty
+            output.loss = output.loss + (penalty_weight * self.config.penalty_every) * penalty
         return output
+
+    def _penalty_is_due(self, mode: str) -> bool:
+        """Return whether the penalty acts at this optimizer step, and in this way."""
+        if self.regularizer is None or self.config.penalty_mode != mode:
+            return False
+        return self.method.progress.step % self.config.penalty_every == 0
 
     def regularized(self, output: SSLOutput) -> list[Tensor]:
         """Return what the embedding regularizer acts on: one tensor `(B, d)` for each view."""
@@ -427,13 +490,29 @@ class SSLModel(PreTrainedModel):
         """Let the method change the final gradients, before the optimizer."""
         self.method.before_optimizer_step()
 
-    def end_step(self, skipped: bool = False) -> None:
-        """Advance target networks, queues and centres, after the optimizer.
+    def end_step(self, skipped: bool = False, schedule: float = 1.0) -> dict[str, Tensor]:
+        """Take the decoupled step of the penalty, if it has one, and advance target networks, queues and centres.
+
+        Call it after the optimizer, on all processes. Target networks follow the weights after the decoupled step.
 
         Args:
             skipped (`bool`, defaults to `False`): Whether mixed precision made the optimizer skip the step.
+            schedule (`float`, defaults to 1.0): The learning rate of the step as a share of its peak, by which the
+                strength of a decoupled step is multiplied.
+
+        Returns:
+            `dict[str, torch.Tensor]`: What there is to log: with a decoupled step `orthogonality`, Σ OR(W) over what is
+            trained, of the weights that the optimizer left and without λ; of this process's share, the mean over
+            processes of which is the whole.
         """
+        parts = {}
+        if not skipped and self._penalty_is_due("decoupled"):
+            assert self.regularizer is not None
+            strength = self.config.strength * self.config.penalty_every * schedule
+            value = self.regularizer.step(strength, process=rank(), processes=world_size())
+            parts["orthogonality"] = value.to(self.device)
         self.method.end_step(self.encoder, skipped)
+        return parts
 
 
 def frozen_norms(backbone: nn.Module, names: Collection[str]) -> list[_BatchNorm]:

@@ -28,7 +28,8 @@ EXCLUSIVE = {"warmup_steps": "warmup_epochs", "warmup_epochs": "warmup_steps"}
 BELONGING = {
     "backbone": ("backbone_config", "pretrained"),
     "method": ("method_config",),
-    "regularizer": ("gamma", "regularizer_config"),
+    "regularizer": ("gamma", "penalty_mode", "strength", "regularizer_config"),
+    "penalty_mode": ("gamma", "strength"),
     "embedding_regularizer": ("embedding_weight", "embedding_config"),
 }
 

@@ -26,7 +26,7 @@ from .hub.publish import Publication, publish_encoder
 from .locks import locked
 from .messages import suggest
 from .methods import get_method
-from .modeling import SSLConfig, SSLModel, default_embedding_weight, default_gamma
+from .modeling import SSLConfig, SSLModel, default_embedding_weight, default_gamma, default_strength
 from .options import convert, default_of, forms, overridden, read_config, unknown
 from .spectra import SpectralReport
 from .terminal import replace_characters
@@ -274,9 +274,10 @@ def fixed_settings(
     data_args: DataArguments, model_args: ModelArguments, args: OrthoSSLTrainingArguments
 ) -> dict[str, Any]:
     """Return the settings that a resumed run cannot change."""
-    gamma = default_gamma(model_args.regularizer) if model_args.gamma is None else model_args.gamma
     settings = dataclasses.asdict(data_args) | {"dataset": data_args.location} | dataclasses.asdict(model_args)
-    settings["gamma"] = gamma
+    weight, default = ("gamma", default_gamma) if model_args.penalty_mode == "loss" else ("strength", default_strength)
+    if settings[weight] is None:
+        settings[weight] = default(model_args.regularizer)
     if model_args.embedding_weight is None:
         settings["embedding_weight"] = default_embedding_weight(model_args.embedding_regularizer)
     return settings | {"views": args.views, "seed": args.seed}
@@ -356,7 +357,11 @@ def describe(model: SSLModel, source: ImageSource, data: TrainingData, monitor: 
     size = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     changed = f" ({data.views.changes})" if data.views.changes else ""
     normalized = f"pixels   {data.measured}\n" if data.measured else ""
-    penalty = "no penalty" if config.regularizer is None else f"{config.regularizer}, γ = {config.gamma:g}"
+    penalty = "no penalty"
+    if config.regularizer is not None:
+        decoupled = config.penalty_mode == "decoupled"
+        weight = f"decoupled, λ = {config.strength:g}" if decoupled else f"γ = {config.gamma:g}"
+        penalty = f"{config.regularizer}, {weight}"
     if config.embedding_regularizer is not None:
         penalty += f"; {config.embedding_regularizer} of the {config.embedding_layer}, w = {config.embedding_weight:g}"
     start = "" if encoder.start is None else f"\nstart    {encoder.start.describe()}"
@@ -401,8 +406,9 @@ def summary(
             f"drift    linear CKA {drift['linear_cka']:.3f}, mean cosine {drift['mean_cosine']:.3f} with the start"
         )
     if len(penalties) > 1:
+        before = " (before γ)" if model.config.penalty_mode == "loss" else ""
         lines.append(
-            f"{model.config.regularizer:<8} {penalties[0]:.5g} before training, {penalties[-1]:.5g} after (before γ)"
+            f"{model.config.regularizer:<8} {penalties[0]:.5g} before training, {penalties[-1]:.5g} after{before}"
         )
     unreadable = run.output_dir / UNREADABLE_IMAGES
     if count := len(UnreadableLog(unreadable)):

@@ -24,6 +24,7 @@ def catalogue() -> dict:
                 "regularizer": name,
                 "title": penalty.title,
                 "gamma": f"{penalty.default_gamma:g}",
+                "strength": f"{penalty.default_strength:g}" if penalty.has_decoupled_step() else "–",
                 "options": ", ".join(penalty.options()) or "–",
             }
             for name, penalty in sorted(PENALTIES.items())
@@ -115,7 +116,7 @@ def main(args: MethodsArguments) -> None:
     print("coupled: the loss of an image depends on its batch, so accumulating small batches changes the loss")
     losses = ", ".join(f"{entry['method']} ({entry['title']})" for entry in everything["theory_losses"])
     print(f"\ntheory losses, applied to the representation, as with --backbone linear: {losses}")
-    print(f"\n{table(everything['regularizers'], ('regularizer', 'title', 'gamma', 'options'))}")
+    print(f"\n{table(everything['regularizers'], ('regularizer', 'title', 'gamma', 'strength', 'options'))}")
     columns = ("embedding_regularizer", "weight", "summary", "source", "options")
     print(f"\n{table(everything['embedding_regularizers'], columns)}")
     print("of the batch of all processes: with one, any method is coupled")

@@ -36,7 +36,9 @@ class EncoderRecord:
         method_config (`dict`, *optional*): Hyper-parameters of the method.
         regularizer (`str`, *optional*): The name of a penalty; `None` without one.
         regularizer_config (`dict`, *optional*): Other arguments of the penalty.
-        gamma (`float`, *optional*): Weight γ of the penalty; `None` without one.
+        gamma (`float`, *optional*): Weight γ of the penalty in the loss; `None` without one.
+        penalty_mode (`str`, *optional*): How the penalty acted, "loss" or "decoupled"; `None` without one.
+        strength (`float`, *optional*): Strength λ of a decoupled penalty.
         whitening (`float`, defaults to 0): Weight of the feature whitening loss.
         embedding_regularizer (`str`, *optional*): The name of an embedding regularizer; `None` without one.
         embedding_weight (`float`, *optional*): Its weight w; `None` without one.
@@ -67,6 +69,8 @@ class EncoderRecord:
     regularizer: str | None = None
     regularizer_config: dict = field(default_factory=dict)
     gamma: float | None = None
+    penalty_mode: str | None = None
+    strength: float | None = None
     whitening: float = 0.0
     embedding_regularizer: str | None = None
     embedding_weight: float | None = None

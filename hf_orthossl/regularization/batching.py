@@ -78,7 +78,7 @@ def evaluate(
     drawn = [torch.stack([vectors[j] for j in places[i]]) for i in shards] if vectors else None
     for i, values in zip(shards, _evaluate_shards(penalty, [*shards.values()], drawn), strict=True):
         yield Group(places[i], values)
-    for indices, W in _batches(matrices, whole, places):
+    for indices, W in batches(matrices, whole, places):
         drawn_here = torch.stack([vectors[i].to(W.device) for i in indices]) if vectors else None
         yield Group(indices, penalty(W, drawn_here, reference=_references_of(indices, matrices, references)))
 
@@ -170,10 +170,18 @@ def _agreed(shards: Sequence[RowShard], drawn: Sequence[Tensor]) -> list[Tensor]
     return [part.view(vectors.shape) for part, vectors in zip(parts, drawn, strict=True)]
 
 
-def _batches(
-    matrices: Sequence[WeightMatrix], weights: dict[int, Tensor], places: dict[int, list[int]]
+def batches(
+    matrices: Sequence[WeightMatrix], weights: Mapping[int, Tensor], places: Mapping[int, list[int]]
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield indices of matrices together with the matrices, of shape `(len(places), input, output)`."""
+    """Yield indices of matrices together with the matrices, of shape `(len(indices), input, output)`.
+
+    Small matrices of equal shape come together, the others parameter by parameter, so that only one is gathered.
+
+    Args:
+        matrices (sequence of [`WeightMatrix`]): All selected matrices.
+        weights (mapping of `int` to `torch.Tensor`): The parameters to read, by the index of their first matrix.
+        places (mapping of `int` to `list[int]`): The indices of the matrices of each parameter.
+    """
     waiting: dict[tuple, tuple[list[int], list[Tensor]]] = {}
     for position, weight in weights.items():
         matrix = matrices[position]

@@ -59,21 +59,34 @@ def frobenius_norm(X: Tensor) -> Tensor:
     return torch.linalg.vector_norm(X, dim=(-2, -1))
 
 
+def gram(X: Tensor) -> Tensor:
+    """Return `XXᵀ`, of shape `(..., n, n)` for `X` of shape `(..., n, m)`."""
+    n = X.shape[-2]
+    if X.device.type != "cpu" or n <= _BLOCK:
+        return X @ X.mT
+    # G is symmetric: compute block rows from the diagonal on and mirror them. On an accelerator this does not pay off.
+    G = X.new_empty(*X.shape[:-1], n)
+    for i in range(0, n, _BLOCK):
+        j = min(i + _BLOCK, n)
+        G[..., i:j, i:] = X[..., i:j, :] @ X[..., i:, :].mT
+        G[..., j:, i:j] = G[..., i:j, j:].mT
+    return G
+
+
 def gram_minus_identity(X: Tensor) -> Tensor:
     """Return `XXᵀ − I`, of shape `(..., n, n)` for `X` of shape `(..., n, m)`."""
-    n = X.shape[-2]
-    if X.device.type == "cpu" and n > _BLOCK:
-        # G is symmetric: compute block rows from the diagonal on and mirror them. On an accelerator this does not pay
-        # off.
-        E = X.new_empty(*X.shape[:-1], n)
-        for i in range(0, n, _BLOCK):
-            j = min(i + _BLOCK, n)
-            E[..., i:j, i:] = X[..., i:j, :] @ X[..., i:, :].mT
-            E[..., j:, i:j] = E[..., i:j, j:].mT
-    else:
-        E = X @ X.mT
+    E = gram(X)
     E.diagonal(dim1=-2, dim2=-1).sub_(1)
     return E
+
+
+def largest_eigenvalue_bound(G: Tensor) -> Tensor:
+    """Return `‖G‖_∞`, the largest absolute row sum of each symmetric matrix, of shape `(...)`.
+
+    No eigenvalue is larger (Gershgorin), and with `n` rows it is at most `√n` times the largest. It is exact for the
+    identity.
+    """
+    return torch.linalg.vector_norm(G, ord=1, dim=-1).amax(-1)
 
 
 class Products(Protocol):

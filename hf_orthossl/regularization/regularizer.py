@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..distributed.sharding import is_sharded
 from ..messages import suggest
 from .batching import Group, evaluate, random_vectors, shares, touch
+from .decoupled import check_decoupled, exchange, step_weights
 from .penalties import get_penalty
 from .references import References
 from .selection import LeftOut, WeightMatrix, is_standardized, left_out, select_matrices
@@ -171,6 +172,51 @@ class OrthogonalityRegularizer:
                 _add_gradient((weight * factor) * group.values.sum())
         return _total(parts)
 
+    def step(self, strength: float, *, process: int = 0, processes: int = 1) -> Tensor:
+        """Take a step towards the zero of the penalty, in place and outside of the loss; call it after the optimizer.
+
+        For SO it is `W ← W − s·W(WᵀW − I)`, or `W − s·(WWᵀ − I)W`, on the smaller side: the decoupled penalty, as AdamW
+        decouples weight decay. `s` is the strength, bounded for each matrix so that no singular value crosses 1
+        ([`~regularization.penalties.so.SO.decoupled_step`] proves it), or for scaled SO so that no two change their
+        order. It is per matrix, whatever `reduction` is. Frozen weights stay as they are. One matrix after the other,
+        or several small ones together, is read and written, without a graph.
+
+        If each process of a data-parallel group passes its rank and their number, it steps only some of the matrices,
+        and receives the others from the processes that have stepped them, over the default process group: the weights
+        are then equal on all processes, bit for bit. Of sharded weights (`DTensor`) each process steps its shard,
+        whatever `processes` is; all processes must call it.
+
+        Args:
+            strength (`float`): The strength λ of this step, ≥ 0; with a learning rate that changes, its full value
+                times the rate's share of its peak.
+            process (`int`, defaults to 0): The rank of this process.
+            processes (`int`, defaults to 1): The number of processes that share the matrices, ≥ 1.
+
+        Returns:
+            `torch.Tensor` of shape `()`: The penalty of the weights before the step, without those that are frozen; of
+            this process's share as `__call__` returns it.
+
+        Raises:
+            ValueError: The penalty has no such step, a weight cannot be written in place, `strength` is negative or
+                not finite, or `process` is not from 0 to `processes` − 1.
+
+        Example:
+            ```python
+            optimizer.step()
+            penalty.step(0.05 * scheduler.get_last_lr()[0] / peak)
+            ```
+        """
+        check_decoupled(self.penalty, self.matrices)
+        if not 0 <= strength < float("inf"):
+            raise ValueError(f"strength is {strength}: it must be 0 or more, as in 0.05")
+        weights = {i: weight for i, weight in self._weights().items() if weight.requires_grad}
+        own, _ = self._shares(weights, process, processes)
+        groups = step_weights(self.penalty, self.matrices, own, strength)
+        penalty = _total([(factor, group.values) for factor, group in self._scaled(groups, own, processes)])
+        if processes > 1:
+            exchange(weights, self._owners(weights, processes))
+        return penalty
+
     @torch.no_grad()
     def values(self) -> dict[str, float]:
         """Return the current penalty of each matrix, by name; the states of torch's generators do not change."""
@@ -226,18 +272,30 @@ class OrthogonalityRegularizer:
         """Return the weights that this process evaluates, and those that other processes evaluate."""
         if not 0 <= process < processes:
             raise ValueError(f"process is {process}: it must be from 0 to {processes - 1}, with processes={processes}")
+        owners = self._owners(weights, processes)
+        others = {i: weights[i] for i, owner in owners.items() if owner != process}
+        return {i: weight for i, weight in weights.items() if i not in others}, others
+
+    def _owners(self, weights: dict[int, Tensor], processes: int) -> dict[int, int]:
+        """Return the process that evaluates each weight, of those that every process has whole."""
         whole = [i for i, weight in weights.items() if not is_sharded(weight)]
         costs = [self.penalty.cost(self.matrices[i].shape) * self.matrices[i].count for i in whole]
-        own = {whole[k] for k in shares(costs, processes)[process]}
-        others = {i: weights[i] for i in whole if i not in own}
-        return {i: weight for i, weight in weights.items() if i not in others}, others
+        split = shares(costs, processes)
+        owners = {whole[k]: process for process, items in enumerate(split) for k in items}
+        return {i: owners[i] for i in whole}
 
     def _evaluate(
         self, weights: dict[int, Tensor], generator: torch.Generator | None, processes: int
     ) -> Iterator[tuple[float, Group]]:
         """Yield groups of matrices with the factor of their penalties."""
+        yield from self._scaled(self._groups(weights, generator), weights, processes)
+
+    def _scaled(
+        self, groups: Iterator[Group], weights: dict[int, Tensor], processes: int
+    ) -> Iterator[tuple[float, Group]]:
+        """Yield groups with the factor of their penalties."""
         scale = 1 if self.reduction == "sum" else 1 / len(self)
-        for group in self._groups(weights, generator):
+        for group in groups:
             yield scale * (1 if is_sharded(weights[group.places[0]]) else processes), group
 
     def _groups(self, weights: dict[int, Tensor], generator: torch.Generator | None) -> Iterator[Group]:

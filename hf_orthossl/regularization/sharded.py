@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
+from ..distributed.sharding import full_tensor
 from .matrices import compute_dtype, refuse_second_derivative
 from .selection import Block, WeightMatrix, blocks, output_first
 
@@ -41,9 +42,11 @@ class RowShard:
         reference (`torch.Tensor`, *optional*): What the penalty kept of the matrices at the start, whole.
 
     Attributes:
+        local (`torch.Tensor`): This process's entries.
         blocks (`list[Block]`): This process's rows, at most one block for each matrix.
         rows (`int`): The rows of each `R`.
         columns (`int`): The columns of each `R`.
+        across (`bool`): Whether `X`, the smaller side as rows, is `Rᵀ` and not `R`.
         dtype (`torch.dtype`): The dtype of the arithmetic.
         group (`ProcessGroup`): The processes that hold the rows.
         reference (`torch.Tensor`, *optional*): What the penalty kept of the matrices at the start, whole.
@@ -55,11 +58,13 @@ class RowShard:
         self.mesh, self.mesh_dim = weight.device_mesh, mesh_dim
         self.group = self.mesh.get_group(mesh_dim)
         # As in torch.chunk, the last processes may hold fewer entries, or none.
-        length, local = len(weight), weight.to_local()
+        length, self.local = len(weight), weight.to_local()
         each = -(-length // self.mesh.size(mesh_dim))
         self.start = min(self.mesh.get_local_rank(mesh_dim) * each, length)
-        self.blocks = self.cut(local)
+        self.blocks = self.cut(self.local)
         self.transposed = matrix.layout is output_first
+        # As in the penalties, X is W unless it has more inputs than outputs.
+        self.across = (matrix.shape[0] <= matrix.shape[1]) == self.transposed
         self.rows, self.columns = matrix.shape[::-1] if self.transposed else matrix.shape
         self.dtype = compute_dtype(weight)
 
@@ -70,8 +75,31 @@ class RowShard:
 
     def gather(self) -> Tensor:
         """Return all matrices `R` of the parameter, of shape `(count, rows, columns)`."""
-        stack = self.matrix.layout(self.weight.full_tensor(), self.matrix.count)
+        stack = self.matrix.layout(full_tensor(self.weight.detach()), self.matrix.count)
         return (stack.mT if self.transposed else stack).to(self.dtype)
+
+    def grams(self, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return the Gram matrices `XXᵀ` of all matrices on every process, each of which computes a part of their sum.
+
+        Args:
+            parts (sequence of `torch.Tensor`): This process's blocks, in `dtype`.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: The Gram matrices, of shape `(count, n, n)`, and, if `X` is `R`, the
+            whole `R`, which had to be gathered; else `None`.
+        """
+        n = min(self.rows, self.columns)
+        if self.across:
+            whole = None
+            G = self.local.new_zeros(self.matrix.count, n, n, dtype=self.dtype, requires_grad=False)
+            for block, R in zip(self.blocks, parts, strict=True):
+                G[block.index] = R.mT @ R
+        else:
+            whole = self.gather()
+            part = whole.tensor_split(dist.get_world_size(self.group), dim=-1)[dist.get_rank(self.group)]
+            G = part @ part.mT
+        dist.all_reduce(G, group=self.group)
+        return G, whole
 
 
 class ShardedProducts:
@@ -95,7 +123,6 @@ class ShardedProducts:
         self.across: list[bool] = []
         self.sizes: list[int] = []
         for shard in shards:
-            inputs, outputs = shard.matrix.shape
             own = {block.index: block for block in shard.blocks}
             for index in range(shard.matrix.count):
                 block = own.get(index)
@@ -103,8 +130,7 @@ class ShardedProducts:
                 start = 0 if block is None else block.start
                 self.rows.append(R.to(shard.dtype))
                 self.places.append(slice(start, start + len(R)))
-                # As in the penalties, X is W unless it has more inputs than outputs.
-                self.across.append((inputs <= outputs) == shard.transposed)
+                self.across.append(shard.across)
                 self.sizes.append(min(shard.matrix.shape))
         each = zip(self.rows, self.across, strict=True)
         self.image_sizes = [len(R) if across else R.shape[1] for R, across in each]

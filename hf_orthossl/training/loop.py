@@ -29,7 +29,7 @@ from .data import TrainingData
 from .engines import check_engine, engine_settings, prepare_model
 from .interruption import Interruption
 from .intervals import steps_between
-from .optimizers import GivenSettings, build_optimizer, build_schedule
+from .optimizers import GivenSettings, build_optimizer, build_schedule, schedule_factor
 from .publishing import EncoderOutput
 from .rehearsal import rehearse
 from .resume import begin_run, begin_steps, check_start, load_position, load_random_states, save_position
@@ -154,7 +154,7 @@ def _train(model: SSLModel, data: TrainingData, output: EncoderOutput, write_enc
                         accelerator.clip_grad_norm_(wrapped.parameters(), args.max_grad_norm)
                     step.before_optimizer(scaled=accelerator.scaler is not None)
                     optimizer.step()
-                    step.end(skipped=accelerator.optimizer_step_was_skipped)
+                    step.end(accelerator.optimizer_step_was_skipped, schedule_factor(optimizer))
                     rate = float(scheduler.get_last_lr()[0])
                     if not accelerator.optimizer_step_was_skipped:
                         scheduler.step()

@@ -102,6 +102,19 @@ def build_schedule(
     return schedule
 
 
+def schedule_factor(optimizer: torch.optim.Optimizer) -> float:
+    """Return the learning rate of the current step as a share of its peak, which is the same for all groups.
+
+    A scheduler writes both into the groups: the peak of a group, with its own scale for `layer_decay`, and its rate.
+    Without one the factor is 1, and 0 if the learning rate is 0 throughout.
+    """
+    for group in optimizer.param_groups:
+        peak = float(group.get("initial_lr", group["lr"]))
+        if peak:
+            return float(group["lr"]) / peak
+    return 0.0
+
+
 def _raised(factor: Callable[[int], float], start: float, warmup: int) -> Callable[[int], float]:
     """Return a schedule's factor of each step, with a warm-up that begins at `start` instead of 0."""
     return lambda step: start + (1 - start) * step / warmup if step < warmup else factor(step)

@@ -80,6 +80,12 @@ class ModelArguments:
         default=None, metadata={"metavar": "NAME", "help": "penalty, see orthossl methods (default: so)"}
     )
     gamma: float | None = field(default=None, metadata={"help": "weight of the penalty (default: the penalty's)"})
+    penalty_mode: Literal["loss", "decoupled"] = field(
+        default="loss", metadata={"help": "where it acts: in the loss, or after the optimizer", "more": True}
+    )
+    strength: float | None = field(
+        default=None, metadata={"help": "λ of a decoupled penalty (default: its own)", "more": True}
+    )
     regularizer_config: dict | None = field(
         default=None, metadata={"help": "for the penalty, as in iterations=4", "more": True}
     )

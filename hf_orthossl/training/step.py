@@ -115,16 +115,18 @@ class SSLStep:
         self._rejected = self.guard.rejects(self.model.method.progress.step, scaled=scaled)
         self.model.before_optimizer_step()
 
-    def end(self, skipped: bool = False) -> None:
-        """Advance the state of the model after the optimizer.
+    def end(self, skipped: bool = False, schedule: float = 1.0) -> None:
+        """Advance the state of the model after the optimizer, and before the schedule.
 
         Args:
             skipped (`bool`, defaults to `False`): Whether mixed precision made the optimizer skip the step.
+            schedule (`float`, defaults to 1.0): The learning rate of the step as a share of its peak.
         """
         if not self._rejected:
             for name, value, count in self._waiting:
                 self._averages.add(name, value, count)
-        self.model.end_step(skipped or self._rejected)
+        for name, value in self.model.end_step(skipped or self._rejected, schedule).items():
+            self._averages.add(name, value)
         self.record.steps = self.model.method.progress.step + 1
         self.record.skipped_steps += int(skipped or self._rejected)
 

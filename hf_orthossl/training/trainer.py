@@ -28,7 +28,7 @@ from .callbacks.spectra import build_spectra
 from .checkpoints import remove_old_checkpoints, staged
 from .engines import check_engine, prepare_model
 from .interruption import Interrupted, Interruption
-from .optimizers import GivenSettings, build_optimizer, build_schedule
+from .optimizers import GivenSettings, build_optimizer, build_schedule, schedule_factor
 from .publishing import EncoderOutput
 from .rehearsal import rehearse
 from .resume import (
@@ -358,9 +358,10 @@ class StepCallback(TrainerCallback):
         """Check loss and gradients."""
         self.trainer.step.before_optimizer(scaled=self.trainer.accelerator.scaler is not None)
 
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        """Advance target networks, queues and centres."""
-        self.trainer.step.end(skipped=self.trainer.accelerator.optimizer_step_was_skipped)
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        """Advance a decoupled penalty, target networks, queues and centres."""
+        skipped = self.trainer.accelerator.optimizer_step_was_skipped
+        self.trainer.step.end(skipped, schedule_factor(optimizer))
 
     def on_step_end(self, args, state, control, **kwargs):
         """Log the last step, and save a checkpoint after a signal."""

@@ -127,7 +127,7 @@ def render_card(
             settings=list(_settings(record)),
             dataset=_dataset(record),
             regularizer=_penalty_title(record.regularizer),
-            gamma="not recorded" if record.gamma is None else record.gamma,
+            penalty_weight="{}{} = {}".format("decoupled, " if _is_decoupled(record) else "", *_penalty_weight(record)),
             embedding_regularizer=_embedding_title(record.embedding_regularizer),
             embedding_weight="not recorded" if record.embedding_weight is None else record.embedding_weight,
             license=_licence(metadata),
@@ -204,6 +204,16 @@ def _penalty_title(name: str | None) -> str | None:
     return PENALTIES[name].title if name in PENALTIES else name
 
 
+def _is_decoupled(record: EncoderRecord) -> bool:
+    return record.penalty_mode == "decoupled"
+
+
+def _penalty_weight(record: EncoderRecord) -> tuple[str, Any]:
+    """Return the symbol of the penalty's weight in the loss, or of its decoupled step, and the value."""
+    symbol, value = ("λ", record.strength) if _is_decoupled(record) else ("γ", record.gamma)
+    return symbol, "not recorded" if value is None else value
+
+
 def _embedding_title(name: str | None) -> str | None:
     """Return the title of an embedding regularizer, or its name if it is not registered."""
     return EMBEDDING_REGULARIZERS[name].title if name in EMBEDDING_REGULARIZERS else name
@@ -234,7 +244,9 @@ def _settings(record: EncoderRecord) -> Iterator[tuple[str, Any]]:
     yield from ((f"{name} ({record.title})", value) for name, value in record.method_config.items())
     if record.regularizer:
         yield "penalty", _penalty_title(record.regularizer)
-        yield "γ", "not recorded" if record.gamma is None else record.gamma
+        if _is_decoupled(record):
+            yield "penalty mode", "decoupled: a step of λ · learning rate / peak after each optimizer step"
+        yield _penalty_weight(record)
         yield from ((f"{name} (penalty)", value) for name, value in record.regularizer_config.items())
     else:
         yield "penalty", "none"

@@ -6,9 +6,9 @@ All modules of this folder are imported, so that a new file registers a new pena
 import importlib
 import pkgutil
 
-from .base import PENALTIES, Penalty, get_penalty, register_penalty
+from .base import MAX_STRENGTH, PENALTIES, Penalty, get_penalty, register_penalty
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f".{_module.name}", __name__)
 
-__all__ = ["PENALTIES", "Penalty", "get_penalty", "register_penalty"]
+__all__ = ["MAX_STRENGTH", "PENALTIES", "Penalty", "get_penalty", "register_penalty"]

@@ -14,6 +14,9 @@ from ..sharded import RowShard, ShardedValue
 PENALTIES: dict[str, type["Penalty"]] = {}
 """The registered penalties by name."""
 
+MAX_STRENGTH = 0.5
+"""The largest strength λ of a decoupled step: at 1/2 it is a step of Newton and Schulz towards the polar factor."""
+
 PenaltyClass = TypeVar("PenaltyClass", bound="type[Penalty]")
 
 
@@ -48,6 +51,8 @@ class Penalty:
         name (`str`): The name in configurations and on the command line.
         title (`str`): The name in cards, on the leaderboard and in help texts.
         default_gamma (`float`): The default weight γ, > 0.
+        default_strength (`float`, defaults to 0): The default strength λ of [`decoupled_step`], from 0 to 1/2; 0 for a
+            penalty that does not define one.
         num_vectors (`int`): The number k of random vectors that [`value`] needs for each matrix; 0 for none.
         has_reference (`bool`, defaults to `False`): Whether the penalty compares the weights with those of the start:
             it then defines [`reference`], and `value(W, vectors=None, reference=None)`.
@@ -56,6 +61,7 @@ class Penalty:
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
     default_gamma: ClassVar[float] = 0.0
+    default_strength: ClassVar[float] = 0.0
     num_vectors: int = 0
     has_reference: ClassVar[bool] = False
 
@@ -88,6 +94,24 @@ class Penalty:
             `torch.Tensor` of shape `(..., any, any)`: One tensor for each matrix.
         """
         raise TypeError(f"{type(self).__name__} sets has_reference: define reference(W), one tensor per matrix")
+
+    def decoupled_step(self, G: Tensor, strength: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return the penalties, and the factors `P` of one step `X ← X − PX` towards their zero, outside of the loss.
+
+        Only for a penalty whose gradient is `PX` with a `P` that follows from the Gram matrix alone, for `X`, the
+        smaller side as rows. A step must not diverge, whatever the singular values: the strength is bounded for each
+        matrix, see [`~regularization.penalties.so.SO.decoupled_step`]. Autograd and autocast are off.
+
+        Args:
+            G (`torch.Tensor` of shape `(..., n, n)`): The Gram matrices `XXᵀ`, in float32 or float64, which may be
+                overwritten.
+            strength (`float`): The strength λ of this step, ≥ 0.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: What [`value`] returns, of shape `(...)`, and `P` of shape
+            `(..., n, n)`.
+        """
+        raise TypeError(f"{type(self).__name__} has no decoupled step: define decoupled_step(G, strength)")
 
     def draw(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Return `count` entries of random vectors, of shape `(count,)` and dtype float32; normal by default."""
@@ -191,6 +215,13 @@ class Penalty:
             )
 
     @classmethod
+    def has_decoupled_step(cls) -> bool:
+        """Return whether the penalty defines [`decoupled_step`], itself or beside a [`value`] that it inherits."""
+        # DSO has SO's methods, and another value.
+        owner = next(kind for kind in cls.__mro__ if {"value", "decoupled_step"} & vars(kind).keys())
+        return owner is not Penalty and "decoupled_step" in vars(owner)
+
+    @classmethod
     def options(cls) -> list[str]:
         """Return the names of the penalty's options, the arguments of its `__init__`."""
         return [*inspect.signature(cls).parameters]
@@ -201,7 +232,8 @@ def register_penalty(cls: PenaltyClass) -> PenaltyClass:
 
     Raises:
         TypeError: The class is not a subclass of [`Penalty`].
-        ValueError: It has no name, title, value or default γ, its name is taken, or an option has no default.
+        ValueError: It has no name, title, value or default γ, its name is taken, an option has no default, or it has a
+            decoupled step without a default strength.
     """
     if not (isinstance(cls, type) and issubclass(cls, Penalty)):
         raise TypeError(f"{cls!r} cannot be registered as a penalty: derive a class from hf_orthossl.Penalty")
@@ -217,6 +249,11 @@ def register_penalty(cls: PenaltyClass) -> PenaltyClass:
         raise ValueError(
             f"penalty {cls.__name__} has no value: define value(self, W, vectors=None), which returns one number for "
             "each matrix"
+        )
+    if cls.has_decoupled_step() and not 0 < cls.default_strength <= MAX_STRENGTH:
+        raise ValueError(
+            f"penalty {cls.__name__} has a decoupled_step and default_strength is {cls.default_strength}: set it to a "
+            f"number above 0 and up to {MAX_STRENGTH}, such as 0.05"
         )
     taken = PENALTIES.get(cls.name)
     # Running a notebook cell again redefines the same class.

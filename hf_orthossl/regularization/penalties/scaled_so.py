@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..matrices import compute_dtype, frobenius_norm, full_precision, rows
+from ..matrices import compute_dtype, frobenius_norm, full_precision, largest_eigenvalue_bound, rows
 from .base import Penalty, get_penalty, register_penalty
 
 
@@ -29,6 +29,7 @@ class ScaledSO(Penalty):
     name = "scaled_so"
     title = "soft orthogonality up to scale, scaled SO"
     default_gamma = 1e-6
+    default_strength = 0.05
 
     def value(self, W: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Return `n²·‖G‖_F² / tr(G)² − n` of each matrix."""
@@ -42,3 +43,27 @@ class ScaledSO(Penalty):
             nonzero = norm > 0
             Y = X * (X.shape[-2] ** 0.5 / torch.where(nonzero, norm, 1.0))
             return get_penalty("so")().value(Y) * nonzero[..., 0, 0]
+
+    def decoupled_step(self, G: Tensor, strength: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return the penalty `p` and `s·(H − c·I)`, with `H = n·G / tr(G)` and `c = ‖H‖_F² / n = 1 + p/n`.
+
+        The gradient is `4·n / tr(G) · (H − c·I)X`. The step `X ← X − s·(H − c·I)X` is a quarter of it times the mean
+        eigenvalue `tr(G) / n`, which leaves out the scale: W times a factor makes a step times that factor, and λ means
+        the same for matrices of any width and scale. The step is orthogonal to X, so that `‖X‖_F` grows only with s².
+
+        `s` is λ, or `1 / (3·‖H‖_∞ − 1)` if that is smaller, so that every ratio of two singular values approaches 1 and
+        no two change their order. A singular value y of X, with the mean of y² scaled to 1, becomes
+        `y' = y·(1 + s·c − s·y²)`. The factor is larger for smaller y, so ratios shrink; and for `y ≥ z`,
+        `y' − z' = (y − z)·(1 + s·c − s·(y² + y·z + z²))`, where the last factor is ≥ 0, because `c ≥ 1` and no
+        eigenvalue of H exceeds `‖H‖_∞`: `s·(y² + y·z + z² − c) ≤ s·(3·‖H‖_∞ − 1) ≤ 1`. The bound allows up to λ = 1/2
+        where all singular values are equal. A zero matrix stays as it is.
+        """
+        diagonal, n = G.diagonal(dim1=-2, dim2=-1), G.shape[-1]
+        mean = diagonal.mean(-1)
+        nonzero = mean > 0
+        G.div_(torch.where(nonzero, mean, 1.0)[..., None, None])
+        step = (1 / (3 * largest_eigenvalue_bound(G) - 1)).clamp(max=strength) * nonzero
+        diagonal.sub_(1)
+        value = frobenius_norm(G).square() * nonzero
+        diagonal.sub_((value / n)[..., None])
+        return value, G.mul_(step[..., None, None])
