@@ -55,11 +55,11 @@ def test_every_checkpoint_leads_to_the_same_weights_and_log(whole, tmp_path):
         assert history(folder) == history(source)
 
 
-@pytest.mark.parametrize("front", FRONTS)
-def test_random_directions_after_a_kill_are_those_of_the_step(front, tmp_path):
-    """Of LeJEPA's loss, and of a regularizer of the representation."""
+@pytest.mark.parametrize(("front", "method"), [*itertools.product(FRONTS, ["lejepa"]), (FRONTS[0], "visreg")])
+def test_random_directions_after_a_kill_are_those_of_the_step(front, method, tmp_path):
+    """Of the loss of LeJEPA and of VISReg, and of a regularizer of the representation."""
     config = {
-        "method": "lejepa",
+        "method": method,
         "method_config": {"hidden_dim": 32, "output_dim": 8, "slices": 16},
         "embedding_regularizer": "visreg",
         "embedding_layer": "representation",
