@@ -166,7 +166,8 @@ def test_what_all_processes_find_is_said_once(tmp_path):
         "    raise\n"
     )
     done = launch("two_cpu_processes.yaml", str(script), "pretrain", "--method", "simcrl")
-    said = [line for line in done.stderr.splitlines() if "error: " in line]
+    # The launcher's own report, at the end, repeats the line with words in front.
+    said = [line for line in done.stderr.splitlines() if line.startswith("orthossl pretrain: error: ")]
     assert said == ["orthossl pretrain: error: method 'simcrl' is unknown: did you mean 'simclr'?"]
     assert done.returncode != 0
     # The launcher may have ended the second process before it wrote its code.
