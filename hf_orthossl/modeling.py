@@ -40,6 +40,8 @@ from .regularization import (
 
 # How a penalty acts on the weights, the default first.
 PENALTY_MODES = ("loss", "decoupled")
+# The γ of a penalty that the first steps of a run measure.
+AUTO = "auto"
 # What an embedding regularizer can act on, the default first.
 EMBEDDING_LAYERS = ("embedding", "representation")
 
@@ -52,6 +54,30 @@ def default_gamma(regularizer: str | None) -> float:
 def default_strength(regularizer: str | None) -> float:
     """Return the default strength λ of a penalty's decoupled step, 0 for one without such a step."""
     return PENALTIES[regularizer].default_strength if regularizer in PENALTIES else 0.0
+
+
+def _check_gamma(gamma: float | str, regularizer: str | None) -> None:
+    """Reject a weight γ that is out of range, or that cannot be measured for a penalty."""
+    if not isinstance(gamma, str):
+        if not gamma >= 0:
+            raise ValueError(f"gamma is {gamma}: the penalty's weight must be 0 or more, as in 1e-6")
+        return
+    if gamma != AUTO:
+        raise ValueError(f"gamma is {gamma!r}: it must be a number, as in 1e-6, or {AUTO}")
+    if regularizer is None:
+        raise ValueError(
+            f"gamma is {AUTO}, but there is no penalty to weight: pass a regularizer, as in so, or leave gamma out"
+        )
+    if PENALTIES[regularizer].has_reference:
+        raise ValueError(
+            f"gamma is {AUTO}, which compares gradients of the first steps, and {regularizer} has none at the start: "
+            "pass a number, as in 1e-6"
+        )
+    if PENALTIES[regularizer].is_noisy:
+        raise ValueError(
+            f"gamma is {AUTO}, which compares gradients of single steps, and those of {regularizer} are mostly noise: "
+            "pass a number, as in 1e-6"
+        )
 
 
 def default_embedding_weight(kind: str | None) -> float | None:
@@ -77,12 +103,14 @@ class SSLConfig(PretrainedConfig):
             never seen.
         mean (`list[float]`, *optional*): The mean of each channel on the scale [0, 1], once it is known.
         std (`list[float]`, *optional*): The standard deviation of each channel.
+        measured_gamma (`float`, *optional*): The γ in use where `gamma` is "auto"; a training run sets it.
         method (`str`, defaults to "simclr"): A name from `orthossl methods`, or one given to [`register_method`].
         method_config (`dict`, *optional*): The method's hyper-parameters; by default those of its recipe.
         regularizer (`str`, *optional*, defaults to "so"): The name of a penalty, see `PENALTIES`; `None` or "none"
             trains without one.
-        gamma (`float`, *optional*): Weight γ ≥ 0 of the penalty; by default the `default_gamma` of the penalty, which
-            is the middle of the range the NeurIPS 2024 paper tuned over: 1e-5…1e-7 for SO, 1e-3…1e-5 for SRIP.
+        gamma (`float` or "auto", *optional*): Weight γ ≥ 0 of the penalty; by default the `default_gamma` of the
+            penalty, which is the middle of the range the NeurIPS 2024 paper tuned over: 1e-5…1e-7 for SO, 1e-3…1e-5 for
+            SRIP. With "auto" the first steps measure it, see [`~training.auto_gamma.AutoGamma`].
         penalty_mode (`str`, defaults to "loss"): "loss" adds γ times the penalty to the loss. "decoupled" instead steps
             the weights after each optimizer step, as AdamW decouples weight decay:
             `W ← W − λ·(lr/peak)·W(WᵀW − I)` for SO, see [`OrthogonalityRegularizer.step`]. Such a step passes neither
@@ -127,7 +155,7 @@ class SSLConfig(PretrainedConfig):
         method: str = "simclr",
         method_config: dict[str, Any] | None = None,
         regularizer: str | None = "so",
-        gamma: float | None = None,
+        gamma: float | str | None = None,
         regularizer_config: dict[str, Any] | None = None,
         penalty_every: int = 1,
         whitening: float = 0.0,
@@ -142,6 +170,7 @@ class SSLConfig(PretrainedConfig):
         normalization: str | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        measured_gamma: float | None = None,
         **kwargs: Any,
     ):
         self.backbone = named_backbone(backbone, pretrained)
@@ -155,6 +184,7 @@ class SSLConfig(PretrainedConfig):
         if self.regularizer not in (None, *PENALTIES):
             raise ValueError(f"regularizer {regularizer!r} is unknown: {suggest(regularizer, ['none', *PENALTIES])}")
         self._set_penalty_weight(penalty_mode, gamma, strength)
+        self.measured_gamma = measured_gamma
         self.regularizer_config = dict(regularizer_config or {})
         if self.regularizer is not None:
             check_options(self.regularizer, self.regularizer_config)
@@ -191,10 +221,11 @@ class SSLConfig(PretrainedConfig):
         self.mean, self.std = mean, std
         super().__init__(**kwargs)
 
-    def _set_penalty_weight(self, mode: str, gamma: float | None, strength: float | None) -> None:
+    def _set_penalty_weight(self, mode: str, gamma: float | str | None, strength: float | None) -> None:
         """Set how the penalty acts, and γ or λ, or refuse them."""
         if mode not in PENALTY_MODES:
             raise ValueError(f"penalty_mode is {mode!r}: {suggest(mode, PENALTY_MODES)}")
+        self.gamma: float | str | None
         self.penalty_mode, self.gamma, self.strength = mode, gamma, strength
         if mode == "loss":
             if strength is not None:
@@ -203,8 +234,7 @@ class SSLConfig(PretrainedConfig):
                     "decoupled, or leave it out"
                 )
             self.gamma = default_gamma(self.regularizer) if gamma is None else gamma
-            if not self.gamma >= 0:
-                raise ValueError(f"gamma is {gamma}: the penalty's weight must be 0 or more, as in 1e-6")
+            _check_gamma(self.gamma, self.regularizer)
             return
         if self.regularizer is None:
             raise ValueError("penalty_mode is decoupled, but there is no penalty: pass regularizer so, or leave it out")
@@ -399,9 +429,9 @@ class SSLModel(PreTrainedModel):
             term = self.config.embedding_weight * self._embedding_term(output)
             output.parts[f"embedding_{self.embedding_regularizer.name}"] = term.detach()
             output.loss = output.loss + term
-        if penalty_weight and self._penalty_is_due("loss"):
+        if penalty_weight and self._penalty_is_due("loss") and not self.is_measuring:
             # After the layers, so that it is differentiated before them: FSDP reduces the gradients of a layer once.
-            penalty = self.config.gamma * self._shared_penalty()
+            penalty = self.gamma * self.shared_penalty()
             output.parts["orthogonality"] = penalty.detach()
             output.loss = output.loss + (penalty_weight * self.config.penalty_every) * penalty
         return output
@@ -411,6 +441,25 @@ class SSLModel(PreTrainedModel):
         if self.regularizer is None or self.config.penalty_mode != mode:
             return False
         return self.method.progress.step % self.config.penalty_every == 0
+
+    @property
+    def is_measuring(self) -> bool:
+        """Return whether γ is being measured: it is 0 meanwhile, and the gradients are those of the loss alone."""
+        return self.config.gamma == AUTO and self.gamma == 0
+
+    @property
+    def gamma(self) -> float:
+        """Return the weight γ of a penalty in the loss; 0 without a penalty, and while the first steps measure it.
+
+        Raises:
+            ValueError: It is to be measured, and no training run of this package has begun.
+        """
+        gamma = self.config.measured_gamma if self.config.gamma == AUTO else self.config.gamma
+        if gamma is None:
+            raise ValueError(
+                f"gamma is {AUTO}, which OrthoSSLTrainer and pretrain_loop measure: in your own loop, pass a number"
+            )
+        return gamma
 
     def regularized(self, output: SSLOutput) -> list[Tensor]:
         """Return what the embedding regularizer acts on: one tensor `(B, d)` for each view."""
@@ -441,7 +490,7 @@ class SSLModel(PreTrainedModel):
         return self.regularizer(self.method.progress.generator(self.device))
 
     @torch.compiler.disable
-    def _shared_penalty(self) -> Tensor:
+    def shared_penalty(self) -> Tensor:
         """Return this process's share of [`penalty`] over what is trained, which is the mean over processes."""
         assert self.regularizer is not None
         generator = self.method.progress.generator(self.device)

@@ -45,6 +45,7 @@ class Form:
         choices (`tuple[str, ...]`): The only values, if they are listed.
         nan (`bool`): Whether NaN and infinity are values of a number.
         objects (`bool`): Whether Python code may pass an object in the place of a name.
+        words (`tuple[str, ...]`): Words that may stand in the place of a number.
     """
 
     kind: type
@@ -53,6 +54,7 @@ class Form:
     choices: tuple[str, ...] = ()
     nan: bool = False
     objects: bool = False
+    words: tuple[str, ...] = ()
 
 
 def forms(kind: type) -> dict[str, Form]:
@@ -68,10 +70,12 @@ def forms(kind: type) -> dict[str, Form]:
 
 
 def _form(name: str, hint: Any, metadata: Mapping[str, Any]) -> Form:
-    optional = False
+    optional, words = False, ()
     if get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in get_args(hint) if part is not type(None)]
         optional = len(parts) < len(get_args(hint))
+        if len(parts) == 2 and parts[0] is float and get_origin(parts[1]) is Literal:
+            words = get_args(parts.pop())
         hint = parts[0] if len(parts) == 1 else hint
     many = get_origin(hint) is list
     if many:
@@ -81,7 +85,7 @@ def _form(name: str, hint: Any, metadata: Mapping[str, Any]) -> Form:
     hint = get_origin(hint) or hint
     if hint not in (str, int, float, bool, dict):
         raise TypeError(f"option {name} has the type {hint}, which no command line can give")
-    return Form(hint, many, optional, nan=bool(metadata.get("nan")), objects=bool(metadata.get("objects")))
+    return Form(hint, many, optional, nan=bool(metadata.get("nan")), objects=bool(metadata.get("objects")), words=words)
 
 
 def default_of(spec: dataclasses.Field) -> Any:
@@ -165,6 +169,8 @@ def _single(name: str, value: Any, form: Form) -> Any:
         if word not in (*YES, *NO):
             raise ValueError(f"{name} is {describe(value)}: it must be true or false")
         return word in YES
+    if text in form.words:
+        return text
     number: float = math.nan
     if isinstance(value, Real) and not isinstance(value, bool):
         number = value  # type: ignore[assignment]  # a NumPy number counts as a float here
@@ -185,7 +191,9 @@ def _single(name: str, value: Any, form: Form) -> Any:
 
 
 def _number(form: Form) -> str:
-    return "a whole number, as in 10" if form.kind is int else "a number, as in 0.1 or 1e-4"
+    if form.kind is int:
+        return "a whole number, as in 10"
+    return " or ".join(["a number, as in 0.1 or 1e-4" + "," * bool(form.words), *form.words])
 
 
 def _in_quotes(value: Any) -> str:

@@ -26,13 +26,14 @@ from .hub.publish import Publication, publish_encoder
 from .locks import locked
 from .messages import suggest
 from .methods import get_method
-from .modeling import SSLConfig, SSLModel, default_embedding_weight, default_gamma, default_strength
+from .modeling import AUTO, SSLConfig, SSLModel, default_embedding_weight, default_gamma, default_strength
 from .options import convert, default_of, forms, overridden, read_config, unknown
 from .spectra import SpectralReport
 from .terminal import replace_characters
 from .training import OrthoSSLTrainer, OrthoSSLTrainingArguments, TrainingData, pretrain_loop
 from .training.adaptation import OPTIONS as ADAPTED
 from .training.adaptation import PENALTY as ADAPTED_PENALTY
+from .training.auto_gamma import gamma_text
 from .training.callbacks.reporting import read_history
 from .training.data import UNREADABLE_IMAGES
 from .training.freezing import Freezing
@@ -42,7 +43,7 @@ from .training.options import OPTION_CLASSES, DataArguments, ModelArguments, Tra
 from .training.publishing import training_record
 from .training.rehearsal import rehearse
 from .training.resume import begin_record, settled_arguments
-from .training.run_folder import begin_folder, check_folder, overwriting
+from .training.run_folder import begin_folder, check_folder, overwriting, update_settings
 from .training.settings import MOVABLE, NOT_SETTINGS, check_changes, differences, option_text
 from .training.starting import drift_results, measure_start, read_start
 from .training.trainer import STATE as TRAINER_STATE
@@ -60,6 +61,7 @@ class PretrainingRun:
     Args:
         output_dir (`Path`): The folder, as `orthossl pretrain` or [`pretrain`] leaves it.
         publication ([`~hub.Publication`], *optional*): Where the encoder was published, with `push_to_hub`.
+        stopped (`int`, *optional*): The step after which the run stopped early, with `stop_on_collapse`.
 
     Example:
         ```python
@@ -70,6 +72,7 @@ class PretrainingRun:
 
     output_dir: Path
     publication: Publication | None = None
+    stopped: int | None = None
 
     @property
     def encoder(self) -> Path:
@@ -225,9 +228,10 @@ def run_pretraining(
             penalties.append(float(model.penalty().detach()))
         encoder = gather_module(model.encoder)
         end_processes()
-        run = PretrainingRun(folder)
+        run = PretrainingRun(folder, stopped=data.watch.stopped)
         if not is_main or encoder is None:
             return run
+        encoder = data.watch.selected(encoder)
 
         with _without_library_bars():
             if monitor:
@@ -235,12 +239,15 @@ def run_pretraining(
             if beginning:
                 results = results + drift_results(encoder, source, beginning)
             write_results(folder / "results.json", results)
+            if model.config.gamma == AUTO:
+                update_settings(folder, data.record)
             record = training_record(model, data, front=trained_by)
             spectra = beginning and beginning.spectra
             write_encoder_folder(
                 model, run.encoder, source=source, results=results, training=record, encoder=encoder, start=spectra
             )
-            print(summary(run, results, penalties, model, SpectralReport.load(run.encoder)))
+            watched = data.watch.describe(data.record.steps)
+            print(summary(run, results, penalties, model, SpectralReport.load(run.encoder), watched))
             return dataclasses.replace(run, publication=publish_run(run, args)) if args.push_to_hub else run
 
 
@@ -360,7 +367,7 @@ def describe(model: SSLModel, source: ImageSource, data: TrainingData, monitor: 
     penalty = "no penalty"
     if config.regularizer is not None:
         decoupled = config.penalty_mode == "decoupled"
-        weight = f"decoupled, λ = {config.strength:g}" if decoupled else f"γ = {config.gamma:g}"
+        weight = f"decoupled, λ = {config.strength:g}" if decoupled else f"γ = {gamma_text(config.gamma)}"
         penalty = f"{config.regularizer}, {weight}"
     if config.embedding_regularizer is not None:
         penalty += f"; {config.embedding_regularizer} of the {config.embedding_layer}, w = {config.embedding_weight:g}"
@@ -394,9 +401,14 @@ def publish_run(run: PretrainingRun, args: OrthoSSLTrainingArguments) -> Publica
 
 
 def summary(
-    run: PretrainingRun, results: list[Result], penalties: list[float], model: SSLModel, report: SpectralReport
+    run: PretrainingRun,
+    results: list[Result],
+    penalties: list[float],
+    model: SSLModel,
+    report: SpectralReport,
+    watched: dict[str, str],
 ) -> str:
-    """Return a summary of the run's results and files."""
+    """Return a summary of the run's results and files, and of what its measurements have decided."""
     lines = [f"collapse {' '.join(sentences)}"] if (sentences := report.complete_collapse()) else []
     if top1 := [result for result in results if result.metric == "top1"]:
         first, last = top1[0].value, top1[-1].value
@@ -410,6 +422,8 @@ def summary(
         lines.append(
             f"{model.config.regularizer:<8} {penalties[0]:.5g} before training, {penalties[-1]:.5g} after{before}"
         )
+    if model.config.gamma == AUTO:
+        lines.append(f"gamma    {model.gamma:.3g}, measured by the first steps")
     unreadable = run.output_dir / UNREADABLE_IMAGES
     if count := len(UnreadableLog(unreadable)):
         lines.append(f"images   {count:,} unreadable, left out: {unreadable}")
@@ -417,6 +431,10 @@ def summary(
         f"results  {run.output_dir / 'results.json'}",
         f"encoder  {run.encoder} (README.md shows how to load it)",
     ]
+    if selected := watched.get("selected"):
+        lines.insert(-1, f"selected {selected}")
+    if stopped := watched.get("stopped"):
+        lines.append(f"{stopped}; --resume with --stop_on_collapse no goes on")
     return "\n".join(lines)
 
 

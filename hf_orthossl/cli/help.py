@@ -61,7 +61,7 @@ def value_name(option: "Option") -> str:
         return str(given or option.name.upper())
     if option.form.kind is bool:
         return "yes|no"
-    return "|".join(option.form.choices) or VALUES[option.form.kind]
+    return "|".join(option.form.choices or (VALUES[option.form.kind], *option.form.words))
 
 
 def _invocation(option: "Option") -> str:

@@ -7,6 +7,9 @@ from ..training import OrthoSSLTrainingArguments
 from ..training.options import DataArguments, ModelArguments, TrainingOptions
 from .publish import published
 
+# The exit code of a run that stopped on collapse; its folder is complete.
+STOPPED = 3
+
 
 def main(
     data_args: DataArguments,
@@ -23,6 +26,9 @@ def main(
         options ([`TrainingOptions`]): How to train.
         given (`dict`): The options that the user set.
         front (`str`, defaults to "trainer"): "trainer", or "loop" for the accelerate loop of `scripts/pretrain.py`.
+
+    Raises:
+        SystemExit: With code 3, after everything is written, if `stop_on_collapse` ended the run.
     """
     args = OrthoSSLTrainingArguments(**vars(options))
     # The file of --config may set output_dir, so the run to resume is known only now.
@@ -31,3 +37,5 @@ def main(
     run = run_pretraining(data_args, model_args, args, given, front=front)
     if run.publication is not None:
         print(published(run.publication))
+    if run.stopped is not None:
+        raise SystemExit(STOPPED)

@@ -14,7 +14,7 @@ from ..encoders.export import OWN_FILES
 from ..evaluation import Result, write_results
 from ..evaluation.features import normalized_batches
 from ..files import replace_file, replacing_folder
-from ..modeling import SSLModel
+from ..modeling import AUTO, SSLModel
 from ..regularization import select_matrices
 from ..spectra import SpectralReport, last_weights, plot_spectra, spectral_report
 from ..spectra.report import ARRAYS, SCALARS
@@ -194,7 +194,7 @@ def _record(model: SSLModel, source: ImageSource | None, training: dict) -> Enco
         },
         regularizer=config.regularizer,
         regularizer_config=config.regularizer_config,
-        gamma=float(config.gamma) if config.regularizer and config.penalty_mode == "loss" else None,
+        gamma=_gamma(model),
         penalty_mode=config.penalty_mode if config.regularizer else None,
         strength=None if config.strength is None else float(config.strength),
         whitening=float(config.whitening),
@@ -210,6 +210,14 @@ def _record(model: SSLModel, source: ImageSource | None, training: dict) -> Enco
         version=__version__,
         commit=package_commit(),
     )
+
+
+def _gamma(model: SSLModel) -> float | None:
+    """Return the weight γ in use; `None` without a penalty in the loss, and before a run has begun to measure it."""
+    config = model.config
+    if config.regularizer is None or config.penalty_mode != "loss":
+        return None
+    return None if config.gamma == AUTO and config.measured_gamma is None else float(model.gamma)
 
 
 def _write_card(unfinished: Path, folder: Path) -> None:

@@ -82,6 +82,13 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
             patch tokens of a vision transformer, of as many training images.
         spectra_threshold (`float`, defaults to 0.1): Warn when a layer's effective rank falls below this share of its
             maximum; 0 for no warnings.
+        select_by (`str`, *optional*): Write the encoder of the step at which this measure of the representation was
+            best, of those measured every `spectra_steps` on `spectra_images` training images, instead of the last:
+            "rankme", "lidar" (of ten views of each image) and "effective_rank", of which more is better, or
+            "alpha_req", which is best at 1. The weights of the last step are in the last checkpoint.
+        stop_on_collapse (`bool`, defaults to `False`): End the run, with a checkpoint and its encoder, after two
+            measurements in a row at which the representation's effective rank is below `spectra_threshold` of the
+            highest possible; `orthossl pretrain` then exits with code 3.
         knn_steps, linear_probe_steps (`float`, defaults to 0): Steps between two measurements of kNN and linear-probe
             accuracy on labelled training images, or a share of the run if below 1; 0 for none.
         on_nonfinite (`str`, defaults to "stop"): What to do when loss or gradients are not finite: "stop" the run, or

@@ -37,6 +37,7 @@ from .arguments import OrthoSSLTrainingArguments
 from .interruption import outlast_interruption
 from .options import ModelArguments, TrainingOptions
 from .settings import NOT_SETTINGS, RunRecord, as_json, option_text
+from .watching import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class TrainingData:
         options (`dict`): All options of the run as JSON values: those given, and the ones that `model`, data and `args`
             determine.
         record ([`RunRecord`]): What the run was given and what it did, over all the times that it was resumed.
+        watch ([`Watch`]): The best encoder so far, and whether the run stops early.
         dataset (`Dataset`): The torch data set.
         source ([`ImageSource`], *optional*): The source of the images, if known.
         views ([`Views`]): The augmentations, normalizing as the encoder expects.
@@ -125,6 +127,7 @@ class TrainingData:
         self._recipe = model.method.recipe
         self.options = self._all_options(model, options or {})
         self.record = RunRecord()
+        self.watch = Watch(self.args)
         count, batch = self.num_images, args.train_batch_size * args.world_size
         if args.dataloader_drop_last and count is not None and count < batch:
             raise ValueError(

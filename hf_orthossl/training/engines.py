@@ -17,7 +17,7 @@ from accelerate.utils.constants import FSDP_MODEL_NAME
 
 from ..distributed.launch import group_timeout
 from ..distributed.sync_batchnorm import synchronize_batchnorm
-from ..modeling import SSLModel
+from ..modeling import AUTO, SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .freezing import Freezing
 
@@ -51,8 +51,14 @@ def prepare_model(model: SSLModel, accelerator: Accelerator, args: OrthoSSLTrain
 
     Raises:
         ValueError: The backbone cannot recompute its activations, FSDP has version 1 or runs on the CPU, a batch norm
-            cannot be synchronized, or the engine cannot train weights that are frozen at first.
+            cannot be synchronized, or the engine cannot train weights that are frozen at first, or hides gradients that
+            are to be measured.
     """
+    if model.config.gamma == AUTO and accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError(
+            f"gamma is {AUTO}, which compares gradients, and DeepSpeed does not show them: pass a number, or train "
+            "with DDP or FSDP2"
+        )
     model.gradient_cache = args.gradient_cache
     model.encoder.set_gradient_checkpointing(args.gradient_checkpointing)
     freezing = Freezing.of(model, args)

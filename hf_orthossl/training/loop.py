@@ -23,7 +23,7 @@ from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks.probes import build_probes
 from .callbacks.reporting import append_history, bar_text, begin_history
-from .callbacks.spectra import build_spectra
+from .callbacks.watching import build_spectra
 from .checkpoints import remove_old_checkpoints, staged
 from .data import TrainingData
 from .engines import check_engine, engine_settings, prepare_model
@@ -133,7 +133,7 @@ def _train(model: SSLModel, data: TrainingData, output: EncoderOutput, write_enc
         Interruption(args.output_dir) as interruption,
         tqdm(total=max_steps, initial=done, disable=quiet, dynamic_ncols=True) as bar,
     ):
-        while done < max_steps:
+        while done < max_steps and data.watch.stopped is None:
             skipped = steps_into_epoch * args.gradient_accumulation_steps
             loader.set_epoch(epoch)  # type: ignore[attr-defined]  # accelerate's subclasses have it
             data.set_epoch(epoch)
@@ -150,6 +150,7 @@ def _train(model: SSLModel, data: TrainingData, output: EncoderOutput, write_enc
                     accelerator.backward(loss * (args.gradient_accumulation_steps / accumulation))
                     if not accelerator.sync_gradients:
                         continue
+                    step.after_backward(accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0)
                     if args.max_grad_norm > 0:
                         accelerator.clip_grad_norm_(wrapped.parameters(), args.max_grad_norm)
                     step.before_optimizer(scaled=accelerator.scaler is not None)
@@ -159,7 +160,7 @@ def _train(model: SSLModel, data: TrainingData, output: EncoderOutput, write_enc
                     if not accelerator.optimizer_step_was_skipped:
                         scheduler.step()
                     optimizer.zero_grad()
-                done += 1
+                done, stops = done + 1, False
                 bar.update()
                 if done % steps_between(args.logging_steps, max_steps) == 0 or done == max_steps:
                     passes = epoch + (index + 1) / epoch_batches
@@ -170,8 +171,9 @@ def _train(model: SSLModel, data: TrainingData, output: EncoderOutput, write_enc
                         bar.set_postfix_str(bar_text(logs))
                         append_history(args.output_dir, {"step": done, **logs})
                     accelerator.log(logs, step=done)
+                    stops = data.watch.agreed_to_stop(done, max_steps)
                 due = _save_is_due(args, done, max_steps, epoch_ends=index + 1 == epoch_batches)
-                if interruption.agreed() or due:
+                if interruption.agreed() or due or stops:
                     saved = state.save(done)
                     # Check again: a signal may have arrived while the checkpoint was written.
                     if interruption.agreed():
@@ -179,10 +181,10 @@ def _train(model: SSLModel, data: TrainingData, output: EncoderOutput, write_enc
                         interruption.stop(done, saved)
                     output.at_save(done)
                     wait_for_all()
-                if done == max_steps:
+                if done == max_steps or stops:
                     break
             epoch, steps_into_epoch = epoch + 1, 0
-    step.guard.report(max_steps)
+    step.guard.report(done)
     if write_encoder:
         output.at_end(done)
     output.wait()

@@ -79,7 +79,9 @@ class ModelArguments:
     regularizer: str | None = field(
         default=None, metadata={"metavar": "NAME", "help": "penalty, see orthossl methods (default: so)"}
     )
-    gamma: float | None = field(default=None, metadata={"help": "weight of the penalty (default: the penalty's)"})
+    gamma: float | Literal["auto"] | None = field(
+        default=None, metadata={"help": "weight of the penalty (default: the penalty's)"}
+    )
     penalty_mode: Literal["loss", "decoupled"] = field(
         default="loss", metadata={"help": "where it acts: in the loss, or after the optimizer", "more": True}
     )
@@ -260,6 +262,11 @@ class TrainingOptions:
         default=0.1,
         metadata={"help": "warn below this share of directions used; 0: never", "group": SAVING, "more": True},
     )
+    select_by: Literal["rankme", "lidar", "alpha_req", "effective_rank"] | None = field(
+        default=None,
+        metadata={"metavar": "NAME", "help": "keep the best encoder, by rankme, lidar, …", "group": SAVING},
+    )
+    stop_on_collapse: bool = field(default=False, metadata={"help": "stop once it has collapsed", "group": SAVING})
     push_to_hub: bool = field(default=False, metadata={"help": "publish the encoder on the Hub", "group": HUB})
     hub_model_id: str | None = field(
         default=None, metadata={"metavar": "USER/NAME", "help": "repository to publish to", "group": HUB}
@@ -318,6 +325,7 @@ class TrainingOptions:
                 f"spectra_images is {self.spectra_images}: it must be 2 or more, or 0 to measure weights only"
             )
         check_threshold("spectra_threshold", self.spectra_threshold)
+        self._check_watched()
         warmup = {name: getattr(self, name) for name in ("warmup_steps", "warmup_epochs", "warmup_start_lr")}
         check_schedule(self.lr_scheduler_type, self.lr_scheduler_kwargs, warmup)
         if self.warmup_steps is not None and self.warmup_epochs is not None:
@@ -342,6 +350,25 @@ class TrainingOptions:
                     f"{name} is {getattr(self, name)}, but no process decodes images: pass --dataloader_num_workers too"
                 )
         self.report_to = checked_trackers(self.report_to)
+
+    def _check_watched(self) -> None:
+        """Reject options that need measurements of the representation in a run without them."""
+        for name in ("select_by", "stop_on_collapse"):
+            value = getattr(self, name)
+            if not value:
+                continue
+            if not self.spectra_steps:
+                raise ValueError(f"{name} is {value}, but spectra_steps is 0, which measures nothing: pass 0.1")
+            if not self.spectra_images:
+                raise ValueError(
+                    f"{name} is {value}, which measures features of training images: pass --spectra_images 1024 too"
+                )
+        if self.stop_on_collapse and not self.spectra_threshold:
+            raise ValueError("stop_on_collapse is True, but spectra_threshold is 0, which nothing is below: pass 0.1")
+        if self.select_by and self.save_strategy == "no":
+            raise ValueError(
+                f"select_by is {self.select_by}, but save_strategy is no, which keeps no encoder: pass steps or epoch"
+            )
 
     def check_optimizer_settings(self) -> None:
         """Reject settings that the optimizer does not read.

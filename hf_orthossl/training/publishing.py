@@ -30,7 +30,7 @@ STEP_FACTS = (
     *("weight_decay", "momentum", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "gradient_cache"),
     *("adapt", "layer_decay", "freeze", "freeze_epochs"),
     *("gradient_checkpointing", "precision", "weights_precision", "device", "seed", "pretrained", "base_model"),
-    *("started_from", "teacher", "fingerprint"),
+    *("started_from", "teacher", "fingerprint", "measured_gamma"),
 )
 
 
@@ -49,14 +49,16 @@ def training_record(model: SSLModel, data: TrainingData, *, front: str) -> dict[
         `dict`: `front`, `taken` (what was taken of the data set), `pixel_range` (the values of each channel that become
         0 and 255, for images that are no RGB), `views`, `views_changed` (what they become for images that are no RGB),
         `normalization` (if asked or measured), `epochs` (passes over the data; omitted for a stream), `steps` (taken),
-        `planned_steps` (of a run that has not ended), `skipped_steps` (that changed nothing, if any), `penalty_every`
-        (steps between two penalties, if above 1), `fused_weights` (how the penalty read fused attention layers, if
-        there are any: "split" or "whole"), `optim` (the option), and those of `STEP_FACTS` that apply: `optimizer` (its
-        class), `muon_matrices` (how many matrices it orthogonalizes the updates of), `learning_rate` (peak),
-        `precision` (that of autocast where it was active, with `weights_precision` beside it), `pretrained` (whether
-        the run started from given weights; omitted if unknown), `base_model` (their Hub id, if they have one),
-        `started_from` (their name, revision and SHA-256), `teacher` (of distillation, likewise), `fingerprint` (of the
-        data) and `unreadable_images` (if any were left out).
+        `planned_steps` (of a run that has not ended), `skipped_steps` (that changed nothing, if any), `selected`
+        (the step of the encoder and by what it was selected, with `select_by`), `stopped` (why the run stopped early,
+        if it did), `penalty_every` (steps between two penalties, if above 1), `fused_weights` (how the penalty read
+        fused attention layers, if there are any: "split" or "whole"), `optim` (the option), and those of `STEP_FACTS`
+        that apply: `optimizer` (its class), `muon_matrices` (how many matrices it orthogonalizes the updates of),
+        `learning_rate` (peak), `precision` (that of autocast where it was active, with `weights_precision` beside it),
+        `pretrained` (whether the run started from given weights; omitted if unknown), `base_model` (their Hub id, if
+        they have one), `started_from` (their name, revision and SHA-256), `teacher` (of distillation, likewise),
+        `fingerprint` (of the data), `measured_gamma` (γ by step, with `gamma="auto"`) and `unreadable_images` (if any
+        were left out).
     """
     run, facts = data.record, data.record.facts
     shown = {name: facts.describe(name) for name in STEP_FACTS if name in facts}
@@ -73,6 +75,7 @@ def training_record(model: SSLModel, data: TrainingData, *, front: str) -> dict[
         "steps": run.steps,
         "planned_steps": planned if run.steps < planned else None,
         "skipped_steps": run.skipped_steps or None,
+        **data.watch.describe(run.steps),
         "optim": option_text(data.args.optim),
         **shown,
         "unreadable_images": len(data.unreadable_log()) or None,
@@ -190,9 +193,9 @@ class EncoderOutput:
         return Path(self.args.output_dir) / "encoder"
 
     def _encoder(self) -> Encoder | None:
-        """Return the encoder with its whole weights on the main process, `None` on the others."""
+        """Return the encoder to write with its whole weights on the main process, `None` on the others."""
         encoder = gather_module(self.model.encoder)
-        return encoder if rank() == 0 else None
+        return self.data.watch.selected(encoder) if encoder is not None and rank() == 0 else None
 
     def _write(self, encoder: Encoder, step: int | None) -> Path:
         record = training_record(self.model, self.data, front=self.front)

@@ -178,7 +178,10 @@ def check_space(model: SSLModel, data: TrainingData, encoder: bool = True) -> No
     weights = sum(_bytes(weight) for weight in model.state_dict().values())
     trained = sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
     checkpoint = weights + MOMENTS.get(str(getattr(args.optim, "value", args.optim)), 0) * trained
-    exported = sum(_bytes(weight) for weight in model.encoder.state_dict().values()) if encoder else 0
+    encoder_size = sum(_bytes(weight) for weight in model.encoder.state_dict().values())
+    # The best encoder is part of each.
+    checkpoint += encoder_size if args.select_by else 0
+    exported = encoder_size if encoder else 0
     existing = checkpoints(folder) if args.resume else []
     saves = planned_saves(args, data, steps_done(existing[0]) if existing else 0)
     kept = args.save_total_limit or saves + len(existing)

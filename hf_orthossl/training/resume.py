@@ -18,6 +18,7 @@ from ..locks import locked
 from ..modeling import SSLModel
 from .adaptation import OPTIONS as ADAPTED
 from .arguments import OrthoSSLTrainingArguments
+from .auto_gamma import check_auto_gamma
 from .callbacks.reporting import CHANGED, append_history
 from .checkpoints import checkpoints, damage, newest_checkpoint, steps_done
 from .choices import MUONS
@@ -28,8 +29,9 @@ from .optimizers import optimizer_facts
 from .publishing import check_push
 from .random_states import read_random_states, save_random_states, set_random_states
 from .run_folder import EXCLUSIVE, check_folder, run_of, update_settings
-from .settings import MOVABLE, PER_PROCESS, STEP_OPTIONS, Timeline, check_changes, differences, option_text
+from .settings import MEASURED, MOVABLE, PER_PROCESS, STEP_OPTIONS, Timeline, check_changes, differences, option_text
 from .step import SSLStep
+from .watching import check_watch
 
 # File in a checkpoint: what the run was given and did so far, how its steps are made up, and the position in the data.
 RUN = "run.json"
@@ -208,6 +210,8 @@ def begin_record(model: SSLModel, data: TrainingData) -> None:
     check_freezing(model, data)
     if data.args.optim in MUONS:
         hidden_matrices(model)
+    check_auto_gamma(model, data)
+    check_watch(model, data.args, data.planned_steps())
     if data.args.resume:
         _continue_record(Path(str(data.args.resume_from_checkpoint)), model, data)
         return
@@ -264,6 +268,9 @@ def _continue_record(checkpoint: Path, model: SSLModel, data: TrainingData) -> N
         )
     record.run, record.options, record.facts = run["run"], options, facts
     record.steps, record.skipped_steps = done, run["skipped_steps"]
+    data.watch.load(checkpoint)
+    if MEASURED in facts:
+        model.config.measured_gamma = facts[MEASURED]
     if planned == done:
         return
     record.changes = changes
@@ -392,6 +399,7 @@ def save_position(checkpoint: Path, data: TrainingData, step: SSLStep, done: int
     _step_file(checkpoint, args.process_index).write_text(json.dumps(step.state_dict()), encoding="utf-8")
     save_random_states(checkpoint, args.process_index)
     if args.process_index == 0:
+        data.watch.save(checkpoint)
         run = {
             "step": done,
             "processes": args.world_size,

@@ -17,7 +17,7 @@ from ..options import read_config
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks.reporting import history_run, read_history
 from .checkpoints import DAMAGED, STAGING, checkpoints
-from .settings import RunRecord
+from .settings import MEASURED, RunRecord
 
 # Where an earlier run is stored until its replacement has taken a step, and its name while it is removed.
 OVERWRITTEN, REMOVING = ".overwritten", ".overwritten.removing"
@@ -63,7 +63,7 @@ def check_folder(folder: Path, args: OrthoSSLTrainingArguments, run: str | None 
 def update_settings(folder: Path, record: RunRecord) -> None:
     """Write the options that a resumed run changed into its settings, with their earlier values as comments.
 
-    Without options, `--resume` then continues with the changed ones.
+    Without options, `--resume` then continues with the changed ones. A γ that was measured becomes a comment too.
 
     Args:
         folder (`Path`): Run folder; nothing is written if no command has written settings into it.
@@ -75,6 +75,8 @@ def update_settings(folder: Path, record: RunRecord) -> None:
     settings |= {name: now for name, (_, now) in record.changes.items()}
     changed = [name for name in record.options if len(record.options.values_of(name)) > 1]
     comments = "".join(f"# Changed when resumed: {name} {record.options.describe(name)}\n" for name in changed)
+    if MEASURED in record.facts:
+        comments += f"# {MEASURED}: {record.facts.describe(MEASURED)}\n"
     _write_config(folder, record.run, comments, settings)
 
 

@@ -24,7 +24,15 @@ OTHER_OPTIONS = (
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
     *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "cache_images", "max_unreadable"),
     *("logging_steps", "disable_tqdm", "report_to"),
-    *("spectra_steps", "spectra_images", "spectra_threshold", "knn_steps", "linear_probe_steps", "knn_images"),
+    *(
+        "spectra_steps",
+        "spectra_images",
+        "spectra_threshold",
+        "stop_on_collapse",
+        "knn_steps",
+        "linear_probe_steps",
+        "knn_images",
+    ),
     *("save_strategy", "save_steps", "save_total_limit"),
     *("push_to_hub", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
 )
@@ -33,7 +41,8 @@ NOT_SETTINGS = ("output_dir", "resume", "overwrite_output", "hub_token")
 # The data set may be elsewhere than before, if its fingerprint shows that it is the same. Every other option, listed
 # here or not, cannot change.
 MOVABLE = "dataset"
-
+# The fact of a record that holds the γ in use with `gamma="auto"`.
+MEASURED = "measured_gamma"
 
 # What may differ between the processes of one run, each of which reads images in its own way and place.
 PER_PROCESS = (

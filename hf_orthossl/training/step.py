@@ -13,7 +13,8 @@ from ..distributed.collectives import all_reduce_mean, all_reduce_min, rank, wor
 from ..distributed.progress import here
 from ..messages import warn_above_bars
 from ..methods import Progress
-from ..modeling import SSLModel
+from ..modeling import AUTO, SSLModel
+from .auto_gamma import AutoGamma
 from .data import TrainingData
 from .freezing import Freezing
 from .settings import RunRecord
@@ -27,8 +28,9 @@ PATIENCE = 10
 class SSLStep:
     """Compute the losses of batches, and advance the model's state once per optimizer step.
 
-    A training loop calls `begin`, then `loss` for every micro-batch, then `before_optimizer` once the gradients are
-    final, and `end` after the optimizer. `drain` returns the averages collected for the log.
+    A training loop calls `begin`, then `loss` for every micro-batch, `after_backward` after the backward pass of the
+    last one, `before_optimizer` once the gradients are final, and `end` after the optimizer. `drain` returns the
+    averages collected for the log.
 
     Args:
         model ([`SSLModel`]): The bare model, not its distributed wrapper.
@@ -67,6 +69,7 @@ class SSLStep:
         self.images_per_step = images_per_step
         self._images_seen, self._total = 0, 0
         self.guard = NonfiniteGuard(model, on_nonfinite)
+        self.auto_gamma = AutoGamma(model, self.record) if model.config.gamma == AUTO else None
         self._averages = Averages()
         self._waiting: list[tuple[str, Tensor, int]] = []
         self._rejected = False
@@ -81,6 +84,8 @@ class SSLStep:
         if self.freezing is not None:
             self.freezing.begin_step(self.model, progress)
         self.model.begin_step(progress)
+        if self.auto_gamma is not None:
+            self.auto_gamma.begin(step)
 
     def loss(self, model: nn.Module, batch: dict[str, Any], *, last: bool, accumulation: int) -> Tensor:
         """Return the loss of one micro-batch.
@@ -101,6 +106,15 @@ class SSLStep:
         self._waiting.append(("loss", output.loss.detach() / accumulation, int(last)))
         self._waiting += [(name, value, 1) for name, value in output.parts.items()]
         return output.loss
+
+    def after_backward(self, scale: float = 1.0) -> None:
+        """Look at the gradients of a step before they are clipped; call it on every process.
+
+        Args:
+            scale (`float`, defaults to 1.0): The factor by which an fp16 scaler has multiplied them.
+        """
+        if self.auto_gamma is not None:
+            self.auto_gamma.after_backward(scale)
 
     def before_optimizer(self, *, scaled: bool = False) -> None:
         """Check loss and gradients once they are final, and discard them if the optimizer must not step.
@@ -127,28 +141,35 @@ class SSLStep:
                 self._averages.add(name, value, count)
         for name, value in self.model.end_step(skipped or self._rejected, schedule).items():
             self._averages.add(name, value)
+        if self.auto_gamma is not None:
+            self.auto_gamma.end(self.model.method.progress.step, skipped or self._rejected)
         self.record.steps = self.model.method.progress.step + 1
         self.record.skipped_steps += int(skipped or self._rejected)
 
     def drain(self) -> dict[str, float]:
         """Return the averages of loss and parts since the last call over all processes; call it on all of them.
 
-        Skipped steps are excluded. With `on_nonfinite="skip"`, `skipped_steps` counts them since the run began.
+        Skipped steps are excluded. With `on_nonfinite="skip"`, `skipped_steps` counts them since the run began. A γ
+        that was measured is part of one entry, the first after that.
         """
         count = {"skipped_steps": self.guard.skipped} if self.guard.policy == "skip" else {}
-        return self._averages.drain() | count
+        measured = {} if self.auto_gamma is None else self.auto_gamma.drain()
+        return self._averages.drain() | count | measured
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums and counts of this process, as JSON values."""
         return {
             "averages": self._averages.state_dict(),
             "skipped": [self.guard.skipped, self.guard.in_a_row],
+            "auto_gamma": None if self.auto_gamma is None else self.auto_gamma.state_dict(),
         }
 
     def load_state_dicts(self, states: Sequence[dict[str, Any]]) -> None:
         """Restore the state of this process, or combine those of all processes if their number has changed."""
         self._averages.load_state_dicts([state["averages"] for state in states])
         self.guard.skipped, self.guard.in_a_row = states[0]["skipped"]
+        if self.auto_gamma is not None:
+            self.auto_gamma.load_state_dict(states[0]["auto_gamma"])
 
     def _make_views(self, batch: dict[str, Any], accumulation: int) -> list[Tensor]:
         images, processes = len(batch["labels"]), world_size()

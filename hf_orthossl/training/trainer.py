@@ -24,7 +24,7 @@ from .arguments import OrthoSSLTrainingArguments
 from .callbacks import SpectraCallback
 from .callbacks.probes import build_probes
 from .callbacks.reporting import HistoryCallback, LossBar, ReportingCallback
-from .callbacks.spectra import build_spectra
+from .callbacks.watching import build_spectra, check_own_spectra
 from .checkpoints import remove_old_checkpoints, staged
 from .engines import check_engine, prepare_model
 from .interruption import Interrupted, Interruption
@@ -121,7 +121,9 @@ class OrthoSSLTrainer(Trainer):
         callbacks = self.callback_handler.callbacks
         for callback in [callback for callback in callbacks if isinstance(callback, ReportingCallback)]:
             callback.attach(self)
-        if not any(isinstance(callback, SpectraCallback) for callback in callbacks):
+        if any(isinstance(callback, SpectraCallback) for callback in callbacks):
+            check_own_spectra(self.data)
+        else:
             self.add_callback(build_spectra(model, self.data))
         for probe in build_probes(model, self.data):
             self.add_callback(probe)
@@ -253,6 +255,14 @@ class OrthoSSLTrainer(Trainer):
             last=self.accelerator.sync_gradients,
             accumulation=self.current_gradient_accumulation_steps,
         )
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """Compute loss and gradients of one micro-batch, and look at the gradients once the last one's are there."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            scaler = self.accelerator.scaler
+            self.step.after_backward(scaler.get_scale() if scaler is not None else 1.0)
+        return loss
 
     def floating_point_ops(self, inputs) -> int:
         """Return 0, because the Trainer's estimate counts text tokens."""

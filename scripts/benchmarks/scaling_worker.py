@@ -58,11 +58,11 @@ class Training:
 
     def whole_penalty_step(self) -> None:
         """Take a step in which every process computes the whole penalty."""
-        self.model._shared_penalty = self.model.penalty
+        self.model.shared_penalty = self.model.penalty
         try:
             self.step(self.wrapped)
         finally:
-            del self.model._shared_penalty
+            del self.model.shared_penalty
 
 
 def time_steps(args: Namespace) -> list[dict]:

@@ -14,6 +14,7 @@ from hf_orthossl import OrthoSSLTrainer
 from hf_orthossl.distributed.sharding import gather_module
 from hf_orthossl.encoders import Encoder
 from hf_orthossl.training import pretrain_loop
+from hf_orthossl.training.auto_gamma import STEPS
 from hf_orthossl.training.callbacks.reporting import read_history
 
 ENGINES = {"one": contextlib.nullcontext, "ddp": ddp, "fsdp2": fsdp2}
@@ -146,6 +147,19 @@ def test_what_is_frozen_is_so_in_every_process(engine, front, two_processes, tmp
         for name in ("loss", "orthogonality"):
             if name in before:
                 assert after[name] == pytest.approx(before[name], rel=2e-6, abs=1e-9), (name, before["step"])
+    for name, value in one.items():
+        assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
+
+
+@pytest.mark.parametrize(("engine", "front"), [("ddp", "trainer"), ("fsdp2", "loop")])
+def test_every_process_measures_the_same_gamma(engine, front, two_processes, tmp_path):
+    """Of gradients that are averaged, or of which each process holds a part, and of a penalty that is shared out."""
+    settings = {"model": {"method": "simclr", "regularizer": "so", "gamma": "auto"}, "spectra_steps": 0}
+    settings |= {"max_steps": STEPS + 2, "max_grad_norm": 0.1}
+    one, _, _ = fit("one", front, tmp_path / "one", **settings)
+    (two, _, _), _ = two_processes.run(fit_here, (engine, front, tmp_path / "two"), settings)
+    gammas = [[entry["gamma"] for entry in history(tmp_path / run) if "gamma" in entry] for run in ("one", "two")]
+    assert gammas[1] == [pytest.approx(gammas[0][0], rel=1e-9)]
     for name, value in one.items():
         assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
 

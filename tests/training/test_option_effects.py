@@ -14,7 +14,7 @@ from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, S
 from hf_orthossl.data import ImageDataset, get_recipe, load_source
 from hf_orthossl.training import TrainingData, pretrain_loop
 from hf_orthossl.training.callbacks.reporting import read_history
-from hf_orthossl.training.callbacks.spectra import build_spectra
+from hf_orthossl.training.callbacks.watching import build_spectra
 from hf_orthossl.training.data import build_dataloader
 from hf_orthossl.training.engines import engine_settings, prepare_model
 from hf_orthossl.training.optimizers import build_optimizer

@@ -56,6 +56,8 @@ class Penalty:
         num_vectors (`int`): The number k of random vectors that [`value`] needs for each matrix; 0 for none.
         has_reference (`bool`, defaults to `False`): Whether the penalty compares the weights with those of the start:
             it then defines [`reference`], and `value(W, vectors=None, reference=None)`.
+        is_noisy (`bool`, defaults to `False`): Whether the gradient for one draw of random vectors is far from its
+            mean over draws, so that its norm says little.
     """
 
     name: ClassVar[str] = ""
@@ -64,6 +66,7 @@ class Penalty:
     default_strength: ClassVar[float] = 0.0
     num_vectors: int = 0
     has_reference: ClassVar[bool] = False
+    is_noisy: ClassVar[bool] = False
 
     def value(self, W: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Return the penalty of each matrix, differentiable with respect to `W`.

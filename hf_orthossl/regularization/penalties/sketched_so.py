@@ -46,6 +46,7 @@ class SketchedSO(Penalty):
     name = "sketched_so"
     title = "soft orthogonality, SO, estimated from random vectors"
     default_gamma = 1e-6
+    is_noisy = True
 
     def __init__(self, probes: int = 16):
         if probes < 1:

@@ -7,10 +7,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ...data import ImageDataset
-from ...encoders import Encoder
-from ...evaluation.features import normalized_batches
-from ...hub.encoder_folder import spectra_rows
 from ...messages import warn_above_bars
 from ...modeling import SSLModel
 from ...regularization import select_matrices
@@ -18,7 +14,6 @@ from ...spectra import SpectralReport, last_weights, spectral_report
 from ...spectra.layers import check_layers, evaluation_mode
 from ...spectra.stages import PATCH_TOKENS, REPRESENTATION, short_name
 from ...spectra.tokens import token_layers
-from ..data import TrainingData
 from ..intervals import check_threshold
 from .measuring import MeasuringCallback, error_text
 
@@ -44,6 +39,8 @@ class SpectraCallback(MeasuringCallback):
         images (`Tensor` or iterable, *optional*): Normalized images `(N, C, H, W)`, or batches of them such as those
             of a `DataLoader`, read again at each measurement; their features are measured too. The rank of features
             is at most N − 1, so pass more images than the features have dimensions.
+        views (iterable of `Tensor`, *optional*): Batches `(n, v, C, H, W)` of v views of each of n images, read again
+            at each measurement; LiDAR of the representation is then measured too.
         include (`str` or sequence of `str`, *optional*): Patterns of weights to measure, see `select_matrices`; by
             default the last weight of each stage.
         layers (sequence of `str`, *optional*): Layers whose features to measure, see `spectral_report`; by default
@@ -53,9 +50,9 @@ class SpectraCallback(MeasuringCallback):
         name (`str`, defaults to "spectra"): Prefix of the scalars; it must differ between several such callbacks.
 
     Raises:
-        ValueError: `every` or `threshold` is out of range, `layers` is given without `images`, `name` is empty or
-            contains "/", or, when training begins, `include` matches no weight, `layers` matches no layer, or `images`
-            are not images.
+        ValueError: `every` or `threshold` is out of range, `layers` or `views` is given without `images`, `name` is
+            empty or contains "/", or, when training begins, `include` matches no weight, `layers` matches no layer, or
+            `images` are not images.
 
     Example:
         ```python
@@ -69,6 +66,7 @@ class SpectraCallback(MeasuringCallback):
         *,
         module: nn.Module | None = None,
         images: Tensor | Iterable | None = None,
+        views: Iterable[Tensor] | None = None,
         include: str | Sequence[str] | None = None,
         layers: Sequence[str] | None = None,
         threshold: float = 0.1,
@@ -77,10 +75,12 @@ class SpectraCallback(MeasuringCallback):
         check_threshold("threshold", threshold)
         if layers is not None and images is None:
             raise ValueError("layers is given without images: pass images, or select weights with include")
+        if views is not None and images is None:
+            raise ValueError("views is given without images: pass the images too, or leave both out")
         if not name or "/" in name:
             raise ValueError(f"name is {name!r}: it must be a word without '/', as in 'spectra'")
         super().__init__(name, every, module)
-        self.threshold, self.images, self.include = threshold, images, include
+        self.threshold, self.images, self.views, self.include = threshold, images, views, include
         self.layers = layers
         self.collapsed: set[str] = set()
         self._failures, self._advice = 0, ""
@@ -131,14 +131,18 @@ class SpectraCallback(MeasuringCallback):
     def _measure(self, module: nn.Module, step: int) -> dict[str, float]:
         report = self._report(module, step)
         self._warn(report, step)
-        return report.summary()
+        return report.summary() | self._noted(module, step, report)
+
+    def _noted(self, module: nn.Module, step: int, report: SpectralReport) -> dict[str, float]:
+        """Take note of a measurement of the module, and return scalars to log with it."""
+        return {}
 
     def _report(self, module: nn.Module, step: int) -> SpectralReport:
         """Return the spectra of weights and features, or only those of weights if features cannot be measured."""
         if self.images is None or self._failures == FAILURES:
             return spectral_report(module, include=self._patterns)
         try:
-            report = spectral_report(module, self.images, include=self._patterns, layers=self.layers)
+            report = spectral_report(module, self.images, include=self._patterns, layers=self.layers, views=self.views)
         except Exception as error:
             # This raises too if the weights are the cause.
             report = spectral_report(module, include=self._patterns)
@@ -171,43 +175,6 @@ class SpectraCallback(MeasuringCallback):
                     f"{self.name} at step {step}: {used}, below the threshold of {100 * self.threshold:g} %"
                     f"{self._advice}",
                 )
-
-
-def build_spectra(model: SSLModel, data: TrainingData) -> SpectraCallback:
-    """Return the callback that the options of a run ask for.
-
-    With `spectra_images` it measures features too, of as many training images, evenly spaced over the data set.
-
-    Raises:
-        ValueError: `spectra_images` is given, and the data are a stream or have fewer than two images.
-    """
-    args, source = data.args, data.source
-    images = None
-    if args.spectra_images:
-        if source is None or source.num_rows is None or source.num_rows < 2:
-            raise ValueError(
-                f"spectra_images is {args.spectra_images}, but the data are a stream, or no data set of two images or "
-                "more: pass --spectra_images 0"
-            )
-        rows = spectra_rows(source.num_rows, args.spectra_images)
-        dataset = ImageDataset(source, image_size=model.encoder.image_size, indices=rows, unreadable="omit")
-        images = _NormalizedImages(model.encoder, dataset)
-    return SpectraCallback(args.spectra_steps, images=images, threshold=args.spectra_threshold)
-
-
-class _NormalizedImages:
-    """Batches of images, normalized as an encoder expects, read anew each time.
-
-    Args:
-        encoder ([`Encoder`]): Says how to normalize.
-        dataset ([`ImageDataset`]): The images.
-    """
-
-    def __init__(self, encoder: Encoder, dataset: ImageDataset):
-        self.encoder, self.dataset = encoder, dataset
-
-    def __iter__(self) -> Iterator[dict]:
-        return iter(normalized_batches(self.encoder, self.dataset))
 
 
 def _check_images(images: Tensor | Iterable) -> None:
