@@ -434,7 +434,7 @@ def summary(
     if selected := watched.get("selected"):
         lines.insert(-1, f"selected {selected}")
     if stopped := watched.get("stopped"):
-        lines.append(f"{stopped}; --resume with --stop_on_collapse no goes on")
+        lines.append(f"stopped  {stopped}; --resume with --stop_on_collapse no goes on")
     return "\n".join(lines)
 
 

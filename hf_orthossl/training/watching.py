@@ -91,7 +91,7 @@ class Watch:
         """
         most = spectrum.most_positive
         if spectrum.effective_rank < self.args.spectra_threshold * most:
-            self._low.append(f"effective rank {spectrum.effective_rank:.3g} of {most} at step {step}")
+            self._low.append(f"{spectrum.effective_rank:.3g} of {most} at step {step}")
         else:
             self._low.clear()
         if self.args.select_by is None:
@@ -124,8 +124,8 @@ class Watch:
     def reason(self) -> str:
         """Return why the run stopped, in a sentence."""
         return (
-            f"stopped on collapse at step {self.stopped}: the representation's {', and '.join(self._low[-IN_A_ROW:])}, "
-            f"below the threshold of {100 * self.args.spectra_threshold:g} %"
+            f"stopped on collapse at step {self.stopped}: the effective rank of the representation was "
+            f"{' and '.join(self._low[-IN_A_ROW:])}, below the threshold of {100 * self.args.spectra_threshold:g} %"
         )
 
     def selected(self, encoder: Encoder) -> Encoder:
@@ -152,7 +152,7 @@ class Watch:
                 f"measurements on {self.args.spectra_images} training images)"
             )
         if self.stopped is not None:
-            said["stopped"] = self.reason()
+            said["stopped"] = self.reason().removeprefix("stopped ")
         return said
 
     def save(self, checkpoint: Path) -> None:

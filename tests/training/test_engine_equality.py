@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from engines_on_cpu import ddp, fsdp2
+from safetensors.torch import load_file
 from survival_runs import digits, tiny_arguments, tiny_model
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -162,6 +163,22 @@ def test_every_process_measures_the_same_gamma(engine, front, two_processes, tmp
     assert gammas[1] == [pytest.approx(gammas[0][0], rel=1e-9)]
     for name, value in one.items():
         assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
+
+
+@pytest.mark.parametrize(("engine", "front"), [("ddp", "loop"), ("fsdp2", "trainer")])
+def test_every_process_stops_on_collapse(engine, front, two_processes, tmp_path):
+    """And the main one writes the best encoder, of whole weights."""
+    settings = {"model": {"method": "simclr"}, "spectra_steps": 1, "spectra_images": 40, "select_by": "rankme"}
+    settings |= {"stop_on_collapse": True, "spectra_threshold": 0.99, "save_strategy": "steps", "save_steps": 4}
+    fit("one", front, tmp_path / "one", **settings)
+    two_processes.run(fit_here, (engine, front, tmp_path / "two"), settings)
+    for before, after in zip(history(tmp_path / "one"), history(tmp_path / "two"), strict=True):
+        best = {name: value for name, value in before.items() if "best" in name or name == "step"}
+        assert {name: after[name] for name in best} == pytest.approx(best, rel=1e-6)
+    assert [path.name for path in (tmp_path / "two").glob("checkpoint-*")] == ["checkpoint-2"]
+    for name, value in load_file(tmp_path / "one" / "encoder" / "model.safetensors").items():
+        found = load_file(tmp_path / "two" / "encoder" / "model.safetensors")[name]
+        assert torch.allclose(found, value, rtol=1e-7, atol=1e-8), name
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])

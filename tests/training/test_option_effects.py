@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from hf_orthossl import OrthoSSLTrainer, OrthoSSLTrainingArguments, SSLConfig, SSLModel
@@ -90,6 +91,28 @@ def test_when_a_run_logs_saves_and_measures(front, source, tmp_path):
     assert [any("rank" in name for name in line) for line in log] == [False, True]
     assert [any(name.startswith("knn") for name in line) for line in log] == [True, True]
     assert [any(name.startswith("linear") for name in line) for line in log] == [False, True]
+
+
+@both
+@shows("select_by", "stop_on_collapse")
+def test_what_measurements_decide(front, source, tmp_path):
+    """The encoder that is written, and the step after which the run stops; test_watching.py has the rest."""
+    options = {"max_steps": 6, "spectra_steps": 1, "spectra_images": 12, "save_strategy": "steps", "save_steps": 1}
+    options |= {"save_total_limit": 0, "select_by": "effective_rank", "learning_rate": 5.0}
+    entries, files = run(front, source, tmp_path / "selected", **options)
+    key = "spectra/features/representation/effective_rank"
+    ranks = {entry["step"]: entry[key] for entry in entries}
+    best = max(ranks, key=lambda step: ranks[step])
+    assert checkpoints(files) == [1, 2, 3, 4, 5, 6]
+    assert best < 6
+    written = load_file(tmp_path / "selected" / "encoder" / "model.safetensors")
+    kept = load_file(tmp_path / "selected" / f"checkpoint-{best}" / "model.safetensors")
+    assert all(torch.equal(value, kept[f"encoder.backbone.{name}"]) for name, value in written.items())
+    entries, files = run(
+        front, source, tmp_path / "s", **options | {"stop_on_collapse": True, "spectra_threshold": 0.99}
+    )
+    assert ([entry["step"] for entry in entries], checkpoints(files)) == ([1, 2], [1, 2])
+    assert "encoder" in files
 
 
 @both
