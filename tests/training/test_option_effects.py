@@ -98,7 +98,7 @@ def test_when_a_run_logs_saves_and_measures(front, source, tmp_path):
 def test_what_measurements_decide(front, source, tmp_path):
     """The encoder that is written, and the step after which the run stops; test_watching.py has the rest."""
     options = {"max_steps": 6, "spectra_steps": 1, "spectra_images": 12, "save_strategy": "steps", "save_steps": 1}
-    options |= {"save_total_limit": 0, "select_by": "effective_rank", "learning_rate": 5.0}
+    options |= {"save_total_limit": 0, "select_by": "effective_rank"}
     entries, files = run(front, source, tmp_path / "selected", **options)
     key = "spectra/features/representation/effective_rank"
     ranks = {entry["step"]: entry[key] for entry in entries}

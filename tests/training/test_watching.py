@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from survival_runs import FRONTS, assert_same, digits, history, state, tiny_arguments, tiny_model, train
 from torch import nn
 
-from hf_orthossl import OrthoSSLTrainer, SpectraCallback, SSLModel
+from hf_orthossl import OrthoSSLTrainer, SpectraCallback, SSLConfig, SSLModel
 from hf_orthossl.cli import main
 from hf_orthossl.spectra import lidar
 from hf_orthossl.spectra.spectrum import FeatureSpectrum
@@ -176,7 +176,7 @@ def test_runs_that_measure_too_rarely_are_refused(tmp_path):
     ):
         begin(select_by=None, stop_on_collapse=True, spectra_steps=4)
     begin(spectra_steps=4)
-    own = SSLModel(tiny_model().config, Uncopyable())
+    own = SSLModel(SSLConfig(method="simclr"), Uncopyable())
     with pytest.raises(ValueError, match="which copies the encoder, and this one cannot be copied"):
         begin(own)
 
