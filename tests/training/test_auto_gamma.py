@@ -219,7 +219,7 @@ def test_a_loop_of_ones_own_is_told():
     model = small_model(Run("simclr", regularizer="so"))
     model.config.gamma = "auto"
     model.begin_step(Progress(0, 1, 1))
-    with pytest.raises(ValueError, match="in a loop of your own, pass a number"):
+    with pytest.raises(ValueError, match="in your own loop, pass a number"):
         model(views_of_step(0))
 
 
