@@ -27,6 +27,7 @@ _HOMES = {
     "EmbeddingRegularizer": "methods",
     "register_embedding_regularizer": "methods",
     "pretrain": "pretraining",
+    "compare": "comparison",
     "OrthoSSLTrainer": "training",
     "OrthoSSLTrainingArguments": "training",
     "OrthogonalityCallback": "training",

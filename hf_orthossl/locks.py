@@ -27,6 +27,10 @@ _held: dict[Path, int] = {}
 _registry = threading.Lock()
 
 
+class InUse(ValueError):
+    """Another command, or another thread of this process, holds the lock of a folder."""
+
+
 @contextlib.contextmanager
 def locked(folder: str | Path) -> Iterator[bool]:
     """Hold the lock of an output folder for the duration of the block; every process of a command enters it.
@@ -41,7 +45,8 @@ def locked(folder: str | Path) -> Iterator[bool]:
         `bool`: True if this block took the lock, False if a block around it holds it.
 
     Raises:
-        ValueError: Another command holds the lock, or `folder` is a file. Nothing has changed.
+        InUse: Another command holds the lock. Nothing has changed.
+        ValueError: `folder` is a file. Nothing has changed.
         OSError: The folder cannot be written.
     """
     folder = Path(folder)
@@ -68,7 +73,7 @@ class _Lock:
             if self.key in _held:
                 if _held[self.key] == threading.get_ident():
                     return False
-                raise ValueError(f"output_dir {self.folder} is in use by another thread of this process: {_REMEDY}")
+                raise InUse(f"output_dir {self.folder} is in use by another thread of this process: {_REMEDY}")
             self._create_folder()
             try:
                 self._lock_file()
@@ -127,7 +132,7 @@ class _Lock:
                         f"{self.folder} is on a file system without locks: start no second command with this folder",
                     )
                     return
-                raise ValueError(f"output_dir {self.folder} is in use by {holder}: {_REMEDY}") from error
+                raise InUse(f"output_dir {self.folder} is in use by {holder}: {_REMEDY}") from error
             # The holder before may have removed the name between the two calls above.
             if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
                 break

@@ -166,7 +166,7 @@ def run_pretraining(
     given: dict[str, Any],
     *,
     front: Front = "trainer",
-    images: datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | None = None,
+    images: datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | ImageSource | None = None,
 ) -> PretrainingRun:
     """Train, measure, and write the run folder; every process of a run must call it.
 
@@ -176,7 +176,8 @@ def run_pretraining(
         args ([`OrthoSSLTrainingArguments`]): How to train.
         given (`dict`): The options that the user set, for `config.yaml`.
         front (`str`, defaults to "trainer"): "trainer" or "loop".
-        images (data set, *optional*): A data set in memory, which replaces `data_args.dataset`.
+        images (data set or [`ImageSource`], *optional*): A data set in memory, or one that is open already, which
+            replaces that of `data_args`.
     """
     replace_characters()
     is_main = PartialState().is_main_process
@@ -464,9 +465,11 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
 
 def _load_source(
     data_args: DataArguments,
-    images: datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | None,
+    images: datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | ImageSource | None,
     folder: Path,
 ) -> ImageSource:
+    if isinstance(images, ImageSource):
+        return images
     if images is None and data_args.location == IN_MEMORY:
         raise ValueError(
             "the run was started from Python with a data set in memory: continue it with "

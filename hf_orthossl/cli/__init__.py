@@ -19,6 +19,7 @@ from ..terminal import keep_printing
 # once they are read, has the `main` that takes them.
 COMMANDS = {
     "pretrain": "train an encoder on unlabelled images, with an orthogonality penalty",
+    "compare": "find which way to prevent collapse works on your data, by runs paired by seed",
     "evaluate": "measure encoders: kNN, linear probes, fine-tuning, transfer, detection",
     "convert": "make an encoder folder of a checkpoint of another project",
     "publish": "publish the encoder of a run on the Hugging Face Hub",

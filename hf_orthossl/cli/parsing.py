@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,11 @@ def parse(
     argv: list[str],
     base: Path | None = None,
     refusal: Callable[[str], str | None] = lambda name: None,
+    without: Collection[str] = (),
 ) -> tuple[list[Any], dict[str, Any]]:
     """Return dataclasses filled from `--config FILE` and the flags, which override the file.
+
+    Of fields with the same name in several dataclasses the last one is the option, and all are filled with its value.
 
     A field with `metadata={"positional": True, "help": …}` is an argument without a flag, on the command line only:
     one value for `str`, one or more for `list[str]`.
@@ -78,6 +81,7 @@ def parse(
         argv (`list[str]`): Command-line arguments.
         base (`Path`, *optional*): File to read if the command line names none.
         refusal (callable, *optional*): Returns why an option is not taken that users may know from elsewhere.
+        without (collection of `str`, *optional*): Fields of the dataclasses that are no options of the command.
 
     Returns:
         The dataclasses, and all options that the file or the flags set to a value other than the default.
@@ -87,7 +91,7 @@ def parse(
             argument is missing, or the file is not a mapping.
         SystemExit: The help was asked for and is printed.
     """
-    options = {option.name: option for kind in kinds for option in options_of(kind)}
+    options = {option.name: option for kind in kinds for option in options_of(kind) if option.name not in without}
     asked = [word for word in argv if word in ("-h", "--help", "--help_all", "--help-all")]
     if asked:
         everything = "all" in asked[0]

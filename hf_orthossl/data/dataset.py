@@ -279,7 +279,9 @@ class ImageDataset(Dataset):
             or (choice == "auto" and not fits_in_memory(len(self), shape, self.source.num_channels))
         ):
             return None
-        return ImageCache(len(self._rows), shape, self.source.num_channels)
+        if shape not in self.source.decoded:
+            self.source.decoded[shape] = ImageCache(len(self._rows), shape, self.source.num_channels)
+        return self.source.decoded[shape]
 
     def _row(self, position: int) -> int:
         size = len(self)

@@ -17,6 +17,7 @@ from .bands import Layout
 from .columns import rows_of, sample, undecoded
 from .decoding import UnreadableImage, image_size
 from .fingerprint import fingerprint_of_files, fingerprint_of_rows, hash_of_times
+from .image_cache import ImageCache
 from .labels import Classes
 from .listing import ImageFile
 from .locations import AnyDataset, Opened, call_hub, default_split, is_local, open_splits, what_else
@@ -100,6 +101,35 @@ class ImageSource:
         if "pixels" in self.__dict__:
             source.pixels = self.pixels
         return source
+
+    def subset(self, rows: Iterable[int], what: str) -> Self:
+        """Return the source of some of the images, in the order of the data set.
+
+        Args:
+            rows (iterable of `int`): Their rows.
+            what (`str`): Which ones they are, for the name of the split.
+
+        Raises:
+            ValueError: The data are a stream.
+        """
+        if not isinstance(self.dataset, datasets.Dataset):
+            raise ValueError(f"dataset {self.name} is a stream, of which rows cannot be chosen: open it as a whole")
+        chosen = sorted(int(row) for row in rows)
+        pages = None if self.page_of_row is None else [self.page_of_row[row] for row in chosen]
+        source = dataclasses.replace(
+            self,
+            dataset=self.dataset.select(chosen),
+            num_rows=len(chosen),
+            split=f"{self.split} ({what})",
+            page_of_row=pages,
+        )
+        source.pixels = self.pixels
+        return source
+
+    @functools.cached_property
+    def decoded(self) -> dict[tuple[int, int], ImageCache]:
+        """Return the decoded images that data sets of this source keep in memory, by height and width."""
+        return {}
 
     @functools.cached_property
     def fingerprint(self) -> str | None:

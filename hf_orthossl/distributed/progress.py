@@ -16,6 +16,7 @@ class Progress:
         training (`bool`): Whether it is between the first step and the last.
         busy (`int`): How many tasks it is in that may take long without computing, such as an upload.
         remedy (`Callable`): Returns how the user can go on if it ends now.
+        resumed (`str`): How the same command continues a run that has a checkpoint.
     """
 
     command: str = "orthossl"
@@ -24,6 +25,7 @@ class Progress:
     training: bool = False
     busy: int = 0
     remedy: Callable[[], str] = lambda: "start the command again"
+    resumed: str = "with --resume"
 
     def begin(self, command: str) -> None:
         """Begin a command, without a position yet."""

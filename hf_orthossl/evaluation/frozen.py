@@ -57,6 +57,7 @@ class LabelledFeatures:
         cache: FeatureCache | None = None,
         *,
         progress: bool = False,
+        cache_images: str = "never",
         **kwargs: Any,
     ) -> "LabelledFeatures":
         """Extract the features of two splits.
@@ -67,6 +68,8 @@ class LabelledFeatures:
             test ([`ImageSource`]): The test split.
             cache ([`FeatureCache`], *optional*): A cache of extracted features.
             progress (`bool`, defaults to `False`): Show progress bars.
+            cache_images (`str`, defaults to "never"): Whether the decoded images stay in memory with their sources, as
+                for [`ImageDataset`]: for several encoders.
             kwargs: Further arguments of [`extract_features`].
 
         Raises:
@@ -80,7 +83,7 @@ class LabelledFeatures:
         features = [
             cache.features(
                 encoder,
-                ImageDataset(source, image_size=encoder.image_size, unreadable="omit"),
+                ImageDataset(source, image_size=encoder.image_size, unreadable="omit", cache_images=cache_images),
                 progress=source.split if progress else None,
                 **kwargs,
             )

@@ -1,10 +1,12 @@
-"""Handle SIGTERM, SIGHUP and Ctrl-C during training: finish the step, save a checkpoint, and end the run."""
+"""Handle SIGTERM, SIGHUP, Ctrl-C and a time limit in training: finish the step, save a checkpoint, end the run."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from ..distributed.ending import REPEAT, SIGNALS, Terminated, deferred
 from ..distributed.progress import here
 from .checkpoints import checkpoints
 
+# The number by which processes agree that the time is over; among signals it is that of timers, SIGALRM.
+OUT_OF_TIME = 14
 # Seconds for which a data loader worker continues to serve the current step after a signal.
 GRACE = 60
 
@@ -25,6 +29,24 @@ class Interrupted(SystemExit):
     def __init__(self, code: int, message: str):
         super().__init__(code)
         self.message = message
+
+
+@contextlib.contextmanager
+def time_limit(until: float) -> Iterator[None]:
+    """Let every run within the block stop with a checkpoint once a time has come, as a signal would.
+
+    Args:
+        until (`float`): The time, as `time.monotonic()` counts it.
+    """
+    global _until
+    before, _until = _until, until
+    try:
+        yield
+    finally:
+        _until = before
+
+
+_until = float("inf")
 
 
 class Interruption:
@@ -82,8 +104,11 @@ class Interruption:
         self._before.clear()
 
     def agreed(self) -> int:
-        """Return the number of a signal that any process received, else 0; call it on every process after each step."""
-        agreed = all_reduce_max(self.received)
+        """Return the number of a signal that any process received, `OUT_OF_TIME` after a time limit, else 0.
+
+        Call it on every process after each step.
+        """
+        agreed = all_reduce_max(self.received or (OUT_OF_TIME if time.monotonic() >= _until else 0))
         # One that arrived meanwhile is for the next step.
         self.received = agreed or self.received
         return agreed
@@ -96,8 +121,8 @@ class Interruption:
         """
         # From here on, each process ends by itself.
         peers.leave()
-        by = signal.Signals(self.received).name
-        message = f"stopped by {by} after step {step}: {checkpoint} is saved, continue with --resume"
+        by = "the time limit" if self.received == OUT_OF_TIME else signal.Signals(self.received).name
+        message = f"stopped by {by} after step {step}: {checkpoint} is saved, continue {here.resumed}"
         raise Interrupted(128 + self.received, message)
 
     def _note(self, number: int, frame) -> None:
@@ -117,7 +142,7 @@ class Interruption:
         newest = next(iter(checkpoints(self._folder)), None)
         if newest is None:
             return "start the command again; no checkpoint was saved yet"
-        return f"start the command again with --resume to continue from {newest.name}"
+        return f"start the command again {here.resumed} to continue from {newest.name}"
 
 
 def outlast_interruption(worker: int) -> None:

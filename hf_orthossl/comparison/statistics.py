@@ -27,16 +27,23 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """Return the verdict: "higher" or "lower" if the interval excludes 0, else "not told apart"."""
+        """Return "higher" or "lower" if the interval excludes 0, else "not told apart"."""
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "not told apart"
 
 
-def agreement(differences: Sequence[Difference]) -> str:
-    """Return whether several measures of one arm agree with the claim that it is higher, disagree, or leave it open."""
+def joint_verdict(differences: Sequence[Difference]) -> str:
+    """Return what several measures, of which higher is better, say together of an arm.
+
+    Returns:
+        `str`: "helps" if one is higher and none lower, "harms" if one is lower and none higher, "helps and harms" if
+        they disagree, "not told apart" if no interval excludes 0, "one seed" if there are no intervals.
+    """
+    if all(difference.count == 1 for difference in differences):
+        return "one seed"
     verdicts = {difference.verdict for difference in differences}
     if {"higher", "lower"} <= verdicts:
-        return "partly agrees, partly disagrees"
-    return "agrees" if "higher" in verdicts else "disagrees" if "lower" in verdicts else "is left open"
+        return "helps and harms"
+    return "helps" if "higher" in verdicts else "harms" if "lower" in verdicts else "not told apart"
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
