@@ -96,7 +96,7 @@ def evaluate(
         columns = {"name": args.dataset_name, "image_column": args.image_column}
         boxed = boxed_splits(args.location, args.image_size, box_format=detection.box_format, **splits, **columns)
         print("data     " + describe_boxes(boxed))
-    extraction = {"batch_size": args.batch_size, "num_workers": args.num_workers, "shared": True}
+    extraction: dict[str, Any] = {"batch_size": args.batch_size, "num_workers": args.num_workers, "shared": True}
     cache = FeatureCache(None if args.cache == "none" else args.cache, enabled=args.cache != "none")
     for name, encoder in encoders.items():
         measured: list[Result] = []

@@ -7,14 +7,12 @@ from typing import Any
 from ..messages import suggest
 from ..methods import EMBEDDING_REGULARIZERS
 from ..regularization import PENALTIES
-from ..training.choices import OPTIMIZERS
+from ..training.choices import MUONS
 
 # The arm without any remedy.
 NONE = "none"
 # How a penalty acts, besides as a term of the loss whose γ is chosen: after the optimizer, or with a γ that is found.
 DECOUPLED, AUTO = "decoupled", "auto"
-# Optimizers that are remedies, because they orthogonalize the update.
-ORTHOGONAL_UPDATES = ("muon", "adamuon")
 CONSTRAINT, WHITENING = "orthogonal", "whitening"
 # The steps of the paper's runs on CIFAR, for which the default γ of a penalty and of whitening is meant. What a penalty
 # achieves goes by γ times the number of steps.
@@ -59,7 +57,7 @@ class Arm:
 def known_parts() -> list[str]:
     """Return the names that an arm can be made of."""
     modes = [f"{name}:{mode}" for name in PENALTIES for mode in (DECOUPLED, AUTO)]
-    return [NONE, *PENALTIES, *modes, *ORTHOGONAL_UPDATES, CONSTRAINT, WHITENING, *EMBEDDING_REGULARIZERS]
+    return [NONE, *PENALTIES, *modes, *MUONS, CONSTRAINT, WHITENING, *EMBEDDING_REGULARIZERS]
 
 
 def parse_arm(name: str, steps: int) -> Arm:
@@ -109,7 +107,7 @@ def _part(arm: str, part: str, steps: int) -> tuple[str, dict[str, Any], dict[st
         if mode == AUTO:
             return "penalties", options | {"gamma": AUTO}, {}
         return "penalties", options, {"gamma": PENALTIES[base].default_gamma * pull}
-    if part in ORTHOGONAL_UPDATES and part in OPTIMIZERS:
+    if part in MUONS:
         return "optimizers", {"optim": part}, {}
     if part == CONSTRAINT:
         return "constraints", {"constrain": CONSTRAINT}, {}
@@ -152,7 +150,7 @@ def parse_arms(names: Sequence[str], steps: int, strengths: Mapping[str, Sequenc
             raise ValueError(f"strengths has {name!r}, which is none of the arms: {suggest(name, arms)}")
         arm = arms[name]
         # The rate of an optimizer that orthogonalizes updates is what its effect goes by.
-        option = arm.strength or ("learning_rate" if arm.options.get("optim") in ORTHOGONAL_UPDATES else None)
+        option = arm.strength or ("learning_rate" if arm.options.get("optim") in MUONS else None)
         if option is None:
             raise ValueError(f"strengths has {name}, an arm without a strength: leave it out")
         arms[name] = Arm(name, arm.options, option, tuple(values))

@@ -11,8 +11,10 @@ from typing import Any
 from ..data.fingerprint import difference
 from ..files import replace_file
 from ..messages import describe
+from ..methods import get_method
 from ..options import default_of
-from ..training.options import OPTION_CLASSES
+from ..training.choices import MUONS
+from ..training.options import OPTION_CLASSES, ModelArguments
 from ..training.settings import MOVABLE, PER_PROCESS, as_json
 from .arms import Arm, parse_arms
 from .images import ComparedImages
@@ -52,6 +54,7 @@ def make_plan(
     for given_option, part in (("regularizer_config", "regularizer"), ("embedding_config", "embedding_regularizer")):
         if shared.get(given_option) and not any(arm.options.get(part, "none") != "none" for arm in arms):
             raise ValueError(f"{given_option} is given, but no arm has a {part.replace('_', ' ')}: leave it out")
+    check_learning_rate(arms, shared)
     labels = images.held_out is not None and images.held_out.label_column is not None
     choose_by = options.choose_by or ("knn" if labels else "effective_rank")
     if images.held_out is not None and choose_by == "knn" and not labels:
@@ -59,6 +62,24 @@ def make_plan(
     share = options.tuning_steps
     tuning = max(round(share * steps), 1) if share <= 1 else int(share)
     return Plan(arms, options.seeds, shared, {"max_steps": tuning} if share else {}, choose_by, root)
+
+
+def check_learning_rate(arms: Sequence[Arm], shared: Mapping[str, Any]) -> None:
+    """Refuse a learning rate of LARS or SGD for an arm whose optimizer has one on the scale of AdamW's.
+
+    Raises:
+        ValueError: With the arm, and what to pass.
+    """
+    rate = shared.get("learning_rate")
+    optim = shared.get("optim") or get_method(shared.get("method", ModelArguments.method)).recipe.optim
+    if rate is None or optim.startswith("adam"):
+        return
+    for arm in arms:
+        if arm.options.get("optim") in MUONS and arm.strength != "learning_rate":
+            raise ValueError(
+                f"arm {arm.name}: learning_rate is {rate:g}, which is for {optim}, and that of Muon is on the scale of "
+                "AdamW's: leave it out, pass --optim adamw_torch for the other arms, or --strengths muon=1e-3"
+            )
 
 
 def begin(plan: Plan, images: ComparedImages) -> None:

@@ -97,9 +97,8 @@ class StepCosts:
 
 def peak_of(profiler: profile) -> int:
     """Return the peak of bytes allocated on the CPU while a profiler with `profile_memory` ran, above those before."""
-    kineto = profiler.profiler
-    assert kineto is not None
-    events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
+    results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]  # it has run
+    events = [event for event in results.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()

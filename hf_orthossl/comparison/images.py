@@ -34,7 +34,7 @@ class ComparedImages:
     @property
     def labelled(self) -> bool:
         """Return whether accuracies can be measured on the test split."""
-        return None not in (self.train.label_column, self.test) and self.test.label_column is not None
+        return self.test is not None and None not in (self.train.label_column, self.test.label_column)
 
     @property
     def measured(self) -> ImageSource:

@@ -1,5 +1,6 @@
 """Do the runs of a plan: share them out among processes, stop in time, and go on after any kill."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +34,8 @@ def work(plan: Plan, images: ComparedImages, minutes: float | None, done: Callab
     Raises:
         Interrupted: A signal ended the run in progress, with a checkpoint.
     """
-    until = float("inf") if minutes is None else time.monotonic() + 60 * minutes
-    with time_limit(until):
-        while time.monotonic() < until:
+    with time_limit(math.inf if minutes is None else 60 * minutes) as is_over:
+        while not is_over():
             taken, waiting = False, False
             for run in plan.in_order():
                 if run is None:
@@ -54,7 +54,7 @@ def work(plan: Plan, images: ComparedImages, minutes: float | None, done: Callab
             if not taken:
                 if not waiting:
                     return True
-                time.sleep(min(PAUSE, max(until - time.monotonic(), 0)))
+                time.sleep(PAUSE)
     return False
 
 

@@ -130,7 +130,7 @@ def transfer_suite(
     seeds: Sequence[int] = (0,),
     progress: bool = False,
     say: Callable[[str], None] | None = None,
-    extraction: Mapping[str, int] | None = None,
+    extraction: Mapping[str, Any] | None = None,
     k: int = 200,
     **settings: Any,
 ) -> Transfer:

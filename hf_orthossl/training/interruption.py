@@ -1,12 +1,13 @@
 """Handle SIGTERM, SIGHUP, Ctrl-C and a time limit in training: finish the step, save a checkpoint, end the run."""
 
 import contextlib
+import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,21 +33,29 @@ class Interrupted(SystemExit):
 
 
 @contextlib.contextmanager
-def time_limit(until: float) -> Iterator[None]:
-    """Let every run within the block stop with a checkpoint once a time has come, as a signal would.
+def time_limit(seconds: float) -> Iterator[Callable[[], bool]]:
+    """Let every run within the block stop with a checkpoint once some time has passed, as a signal would.
 
     Args:
-        until (`float`): The time, as `time.monotonic()` counts it.
+        seconds (`float`): The time from now on; infinite for no limit.
+
+    Yields:
+        `Callable`: Returns whether the time is over.
     """
-    global _until
-    before, _until = _until, until
+    until = _clock() + seconds
+    _limits.append(until)
     try:
-        yield
+        yield lambda: _clock() >= until
     finally:
-        _until = before
+        _limits.remove(until)
 
 
-_until = float("inf")
+def _clock() -> float:
+    return time.monotonic()
+
+
+# The times, by that clock, at which runs stop.
+_limits: list[float] = []
 
 
 class Interruption:
@@ -108,7 +117,7 @@ class Interruption:
 
         Call it on every process after each step.
         """
-        agreed = all_reduce_max(self.received or (OUT_OF_TIME if time.monotonic() >= _until else 0))
+        agreed = all_reduce_max(self.received or (OUT_OF_TIME if _clock() >= min(_limits, default=math.inf) else 0))
         # One that arrived meanwhile is for the next step.
         self.received = agreed or self.received
         return agreed

@@ -7,17 +7,25 @@ from pathlib import Path
 
 import jinja2
 
+from hf_orthossl.comparison.statistics import Difference, mean_and_spread, paired_difference
 from hf_orthossl.encoders import load_encoder
 from hf_orthossl.files import replace_file
 
 from .figures import plot_arms, plot_seeds
 from .plan import Plan
 from .runs import Run
-from .statistics import Difference, agreement, mean_and_spread, paired_difference
 
 TEMPLATE = Path(__file__).with_name("report_template.md")
 SCORES = {"knn": "kNN", "linear": "the linear probe"}
 MEASURES = (*SCORES, "representation_effective_rank", "weights_relative_rank", "so", "srip")
+
+
+def agreement(differences: Sequence[Difference]) -> str:
+    """Return whether several measures of one arm agree with the claim that it is higher, disagree, or leave it open."""
+    verdicts = {difference.verdict for difference in differences}
+    if {"higher", "lower"} <= verdicts:
+        return "partly agrees, partly disagrees"
+    return "agrees" if "higher" in verdicts else "disagrees" if "lower" in verdicts else "is left open"
 
 
 def write_report(plans: Sequence[Plan], folder: Path) -> Path:

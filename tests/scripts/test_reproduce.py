@@ -21,9 +21,10 @@ import reproduce
 from reproduction import presets, runs
 from reproduction.plan import Plan
 from reproduction.presets import PRESETS, Arm, Experiment
-from reproduction.statistics import agreement, paired_difference
+from reproduction.report import agreement
 
 from hf_orthossl.cli.parsing import parse
+from hf_orthossl.comparison.statistics import paired_difference
 from hf_orthossl.training.options import OPTION_CLASSES
 from hf_orthossl.training.run_folder import MARK
 
