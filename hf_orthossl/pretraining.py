@@ -22,6 +22,7 @@ from .distributed.sharding import gather_module
 from .encoders import Encoder, load_encoder
 from .evaluation import KNNMonitor, Result, read_results, write_results
 from .hub import write_encoder_folder
+from .hub.encoder_folder import SPECTRA_IMAGES
 from .hub.publish import Publication, publish_encoder
 from .locks import locked
 from .messages import suggest
@@ -167,6 +168,7 @@ def run_pretraining(
     *,
     front: Front = "trainer",
     images: datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | ImageSource | None = None,
+    brief: bool = False,
 ) -> PretrainingRun:
     """Train, measure, and write the run folder; every process of a run must call it.
 
@@ -178,6 +180,8 @@ def run_pretraining(
         front (`str`, defaults to "trainer"): "trainer" or "loop".
         images (data set or [`ImageSource`], *optional*): A data set in memory, or one that is open already, which
             replaces that of `data_args`.
+        brief (`bool`, defaults to `False`): Leave out the rehearsal and the spectra beside the encoder, which take
+            seconds: for one of many runs that are alike and measured elsewhere. The weights are the same, bit for bit.
     """
     replace_characters()
     is_main = PartialState().is_main_process
@@ -194,8 +198,9 @@ def run_pretraining(
         data = TrainingData(source, model, args.with_recipe(model.method.recipe), options)
         begin_record(model, data)
         args, trained_by = data.args, "accelerate loop" if front == "loop" else "Trainer"
-        with _without_library_bars():
-            rehearse(model, data, front=trained_by)
+        if not brief:
+            with _without_library_bars():
+                rehearse(model, data, front=trained_by)
         # Some errors appear only in training: an earlier run is kept until the first step.
         with overwriting(args), _without_library_bars():
             if is_main:
@@ -245,8 +250,17 @@ def run_pretraining(
             record = training_record(model, data, front=trained_by)
             spectra = beginning and beginning.spectra
             write_encoder_folder(
-                model, run.encoder, source=source, results=results, training=record, encoder=encoder, start=spectra
+                model,
+                run.encoder,
+                source=source,
+                results=results,
+                training=record,
+                spectra_images=None if brief else SPECTRA_IMAGES,
+                encoder=encoder,
+                start=spectra,
             )
+            if brief:
+                return run
             watched = data.watch.describe(data.record.steps)
             print(summary(run, results, penalties, model, SpectralReport.load(run.encoder), watched))
             return dataclasses.replace(run, publication=publish_run(run, args)) if args.push_to_hub else run

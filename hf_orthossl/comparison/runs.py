@@ -191,7 +191,7 @@ class Run:
             contextlib.redirect_stdout(log),
             StepCosts() as costs,
         ):
-            run_pretraining(data, model, args, self.given, front="loop", images=self._source(images))
+            run_pretraining(data, model, args, self.given, front="loop", images=self._source(images), brief=True)
         replace_file(self.folder / COSTS, json.dumps(costs.to_dict()) + "\n")
 
     def _measured(self, images: ComparedImages) -> dict[str, Any]:

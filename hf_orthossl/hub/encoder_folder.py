@@ -27,6 +27,8 @@ from .publish import FIGURES
 CARD = "README.md"
 # What describes the weights beside it, and is of no use without them.
 DESCRIBED = (CARD, RESULTS, SCALARS, ARRAYS, *FIGURES)
+# The most images whose features are measured.
+SPECTRA_IMAGES = 1024
 # The fewest that have a covariance.
 REHEARSAL_IMAGES = 2
 
@@ -38,7 +40,7 @@ def write_encoder_folder(
     source: ImageSource | None,
     results: Sequence[Result] = (),
     training: dict | None = None,
-    spectra_images: int = 1024,
+    spectra_images: int | None = SPECTRA_IMAGES,
     encoder: Encoder | None = None,
     start: SpectralReport | None = None,
 ) -> Path:
@@ -56,8 +58,8 @@ def write_encoder_folder(
             path.
         training (`dict`, *optional*): Settings of the training as [`training_record`] returns them, JSON values;
             `"pretrained"` states whether the initial weights were published ones.
-        spectra_images (`int`, defaults to 1024): Maximum number of images for the feature spectra; none are measured
-            for a stream.
+        spectra_images (`int`, *optional*, defaults to 1024): Maximum number of images for the feature spectra; none are
+            measured for a stream. `None` leaves out all spectra, of the weights too.
         encoder ([`Encoder`], *optional*): The encoder with gathered weights, from
             [`~distributed.sharding.gather_module`], if the model's are sharded.
         start ([`SpectralReport`], *optional*): Spectra of the weights that the run started from, which are then drawn
@@ -81,17 +83,22 @@ def write_encoder_folder(
         export_encoder(encoder, unfinished, metadata=record.to_dict())
         if results:
             write_results(unfinished / RESULTS, [public_result(result) for result in results])
-        report = training_spectra(encoder, source, spectra_images, metadata=_about(record))
-        report.save(unfinished)
-        report.plot(unfinished / FIGURE)
-        if start is not None:
-            plot_spectra({"start": start, "end": report}, unfinished / START_FIGURE)
+        if spectra_images is not None:
+            report = training_spectra(encoder, source, spectra_images, metadata=_about(record))
+            report.save(unfinished)
+            report.plot(unfinished / FIGURE)
+            if start is not None:
+                plot_spectra({"start": start, "end": report}, unfinished / START_FIGURE)
         _write_card(unfinished, folder)
     return folder
 
 
 def training_spectra(
-    encoder: Encoder, source: ImageSource | None, images: int = 1024, *, metadata: dict[str, Any] | None = None
+    encoder: Encoder,
+    source: ImageSource | None,
+    images: int = SPECTRA_IMAGES,
+    *,
+    metadata: dict[str, Any] | None = None,
 ) -> SpectralReport:
     """Return the spectra of an encoder, on images that it is trained on; of the weights alone for a stream.
 
@@ -164,7 +171,7 @@ def _about(record: EncoderRecord) -> dict[str, Any]:
     return {"model": record.short_name, "dataset": record.dataset, "split": record.split, "version": record.version}
 
 
-def spectra_rows(num_rows: int, images: int = 1024) -> list[int]:
+def spectra_rows(num_rows: int, images: int = SPECTRA_IMAGES) -> list[int]:
     """Return the rows of a data set from which feature spectra are measured.
 
     They are evenly spaced, so that a data set sorted by class contributes all its classes.
