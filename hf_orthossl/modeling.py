@@ -32,6 +32,7 @@ from .options import named_backbone
 from .regularization import (
     MAX_STRENGTH,
     PENALTIES,
+    OrthogonalConstraint,
     OrthogonalityRegularizer,
     check_decoupled,
     check_options,
@@ -42,6 +43,8 @@ from .regularization import (
 PENALTY_MODES = ("loss", "decoupled")
 # The γ of a penalty that the first steps of a run measure.
 AUTO = "auto"
+# What the weights can be constrained to.
+CONSTRAINTS = ("orthogonal",)
 # What an embedding regularizer can act on, the default first.
 EMBEDDING_LAYERS = ("embedding", "representation")
 
@@ -124,6 +127,10 @@ class SSLConfig(PretrainedConfig):
             with the first, multiplied by `penalty_every`: its gradient is the same on average (the lazy regularization
             of Karras et al., StyleGAN2, CVPR 2020, §3.1; the settings of the optimizer are not adapted). A decoupled
             step is then taken at these steps, with `penalty_every` times the strength, bounded all the same.
+        constrain (`str`, *optional*): "orthogonal" keeps the matrices of the encoder that penalties select orthonormal
+            on their smaller side: they are at the start, those of given weights too, and are replaced by the nearest
+            orthonormal ones after each optimizer step, see [`~regularization.OrthogonalConstraint`]. There is no
+            penalty beside it. By default weights are free.
         whitening (`float`, defaults to 0): Weight γ_vic ≥ 0 of feature whitening, the paper's baseline: VICReg's
             variance term, and its covariance term times 0.004, on the output of the predictor. The paper tuned it over
             1e-3…1e-5.
@@ -158,6 +165,7 @@ class SSLConfig(PretrainedConfig):
         gamma: float | str | None = None,
         regularizer_config: dict[str, Any] | None = None,
         penalty_every: int = 1,
+        constrain: str | None = None,
         whitening: float = 0.0,
         embedding_regularizer: str | None = None,
         embedding_weight: float | None = None,
@@ -195,6 +203,16 @@ class SSLConfig(PretrainedConfig):
                 f"penalty_every is {penalty_every}: it must be a whole number of optimizer steps, 1 or more"
             )
         self.penalty_every = int(penalty_every)
+        self.constrain = None if constrain in (None, "none") else constrain
+        if self.constrain not in (None, *CONSTRAINTS):
+            raise ValueError(f"constrain is {constrain!r}: {suggest(constrain, ['none', *CONSTRAINTS])}")
+        if self.constrain and self.regularizer:
+            raise ValueError(
+                f"regularizer is {regularizer}, but constrain is {constrain}, which leaves a penalty nothing to do: "
+                "pass regularizer none, or leave out constrain"
+            )
+        if self.constrain and gamma:
+            raise ValueError(f"gamma is {gamma}, but with constrain {constrain} there is no penalty: leave it out")
         if not whitening >= 0:
             raise ValueError(f"whitening is {whitening}: its weight must be 0 or more, as in 1e-4")
         if whitening and not get_method(method).has_predictor:
@@ -350,6 +368,12 @@ class SSLModel(PreTrainedModel):
         if config.mean is not None and config.std is not None:
             encoder.set_normalization(config.mean, config.std)
         self.encoder = encoder
+        self.constraint: OrthogonalConstraint | None = None
+        if config.constrain is not None:
+            self.constraint = OrthogonalConstraint(self.encoder)
+            # Before the method copies the encoder; the weights of a checkpoint are orthonormal already.
+            if torch.empty(0).device.type != "meta":
+                self.constraint.begin()
         self.method = build_method(config.method, self.encoder, config.method_config)
         self.regularizer: OrthogonalityRegularizer | None = None
         if config.regularizer is not None:
@@ -540,9 +564,9 @@ class SSLModel(PreTrainedModel):
         self.method.before_optimizer_step()
 
     def end_step(self, skipped: bool = False, schedule: float = 1.0) -> dict[str, Tensor]:
-        """Take the decoupled step of the penalty, if it has one, and advance target networks, queues and centres.
+        """Take the decoupled step of the penalty or apply the constraint, and advance target networks and queues.
 
-        Call it after the optimizer, on all processes. Target networks follow the weights after the decoupled step.
+        Call it after the optimizer, on all processes. Target networks follow the weights after that.
 
         Args:
             skipped (`bool`, defaults to `False`): Whether mixed precision made the optimizer skip the step.
@@ -560,6 +584,8 @@ class SSLModel(PreTrainedModel):
             strength = self.config.strength * self.config.penalty_every * schedule
             value = self.regularizer.step(strength, process=rank(), processes=world_size())
             parts["orthogonality"] = value.to(self.device)
+        if not skipped and self.constraint is not None:
+            self.constraint.apply(process=rank(), processes=world_size())
         self.method.end_step(self.encoder, skipped)
         return parts
 

@@ -267,8 +267,8 @@ def run_pretraining(
 
 
 def settled_model(model_args: ModelArguments, args: OrthoSSLTrainingArguments) -> ModelArguments:
-    """Return the options of the model with the default penalty, which depends on `adapt`, where none is given."""
-    default = ADAPTED_PENALTY if args.adapt else "so"
+    """Return the options of the model with the default penalty where none is given; constrained weights have none."""
+    default = "none" if model_args.constrain not in (None, "none") else ADAPTED_PENALTY if args.adapt else "so"
     return dataclasses.replace(model_args, regularizer=model_args.regularizer or default)
 
 
@@ -379,7 +379,7 @@ def describe(model: SSLModel, source: ImageSource, data: TrainingData, monitor: 
     size = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     changed = f" ({data.views.changes})" if data.views.changes else ""
     normalized = f"pixels   {data.measured}\n" if data.measured else ""
-    penalty = "no penalty"
+    penalty = "no penalty" if config.constrain is None else f"weights kept {config.constrain}"
     if config.regularizer is not None:
         decoupled = config.penalty_mode == "decoupled"
         weight = f"decoupled, λ = {config.strength:g}" if decoupled else f"γ = {gamma_text(config.gamma)}"
@@ -388,6 +388,9 @@ def describe(model: SSLModel, source: ImageSource, data: TrainingData, monitor: 
         penalty += f"; {config.embedding_regularizer} of the {config.embedding_layer}, w = {config.embedding_weight:g}"
     start = "" if encoder.start is None else f"\nstart    {encoder.start.describe()}"
     facts = "".join(f"\n{name:<8} {value}" for name, value in model.method.facts().items())
+    constraint = "" if model.constraint is None else f"\nweights  {model.constraint.describe()}"
+    if model.constraint is not None and encoder.start is not None and model.constraint.moved is not None:
+        constraint += f"; the given ones moved by {model.constraint.moved:.0%} of their norm"
     freezing = Freezing.of(model, data.args)
     frozen = "" if freezing is None else f"\nfrozen   {freezing.describe(model)}"
     return (
@@ -395,7 +398,8 @@ def describe(model: SSLModel, source: ImageSource, data: TrainingData, monitor: 
         f"views    {data.args.views} at {encoder.image_size} px{changed}\n"
         f"{normalized}"
         f"model    {config.backbone} ({size:.1f} M parameters), {get_method(config.method).title}, {penalty}"
-        f"{start}{facts}{frozen}" + ("" if model.regularizer is None else f"\npenalty  {model.regularizer.summary()}")
+        f"{start}{facts}{frozen}{constraint}"
+        + ("" if model.regularizer is None else f"\npenalty  {model.regularizer.summary()}")
     )
 
 

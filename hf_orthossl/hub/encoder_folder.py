@@ -204,6 +204,7 @@ def _record(model: SSLModel, source: ImageSource | None, training: dict) -> Enco
         gamma=_gamma(model),
         penalty_mode=config.penalty_mode if config.regularizer else None,
         strength=None if config.strength is None else float(config.strength),
+        constrain=config.constrain,
         whitening=float(config.whitening),
         embedding_regularizer=config.embedding_regularizer,
         embedding_weight=float(config.embedding_weight) if config.embedding_regularizer else None,

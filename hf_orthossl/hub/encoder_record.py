@@ -39,6 +39,7 @@ class EncoderRecord:
         gamma (`float`, *optional*): Weight γ of the penalty in the loss; `None` without one.
         penalty_mode (`str`, *optional*): How the penalty acted, "loss" or "decoupled"; `None` without one.
         strength (`float`, *optional*): Strength λ of a decoupled penalty.
+        constrain (`str`, *optional*): What the weights were constrained to, "orthogonal"; `None` for free ones.
         whitening (`float`, defaults to 0): Weight of the feature whitening loss.
         embedding_regularizer (`str`, *optional*): The name of an embedding regularizer; `None` without one.
         embedding_weight (`float`, *optional*): Its weight w; `None` without one.
@@ -71,6 +72,7 @@ class EncoderRecord:
     gamma: float | None = None
     penalty_mode: str | None = None
     strength: float | None = None
+    constrain: str | None = None
     whitening: float = 0.0
     embedding_regularizer: str | None = None
     embedding_weight: float | None = None

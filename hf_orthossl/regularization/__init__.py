@@ -1,5 +1,6 @@
 """Orthogonality penalties on the weights of any `torch.nn.Module`."""
 
+from .constraint import OrthogonalConstraint
 from .decoupled import check_decoupled, without_step
 from .penalties import MAX_STRENGTH, PENALTIES, Penalty, get_penalty, register_penalty
 from .regularizer import OrthogonalityRegularizer, check_options
@@ -9,6 +10,7 @@ __all__ = [
     "MAX_STRENGTH",
     "PENALTIES",
     "LeftOut",
+    "OrthogonalConstraint",
     "OrthogonalityRegularizer",
     "Penalty",
     "WeightMatrix",

@@ -66,11 +66,17 @@ def check_freezing(model: SSLModel, data: TrainingData) -> None:
     """Refuse to freeze what cannot be, or what leaves nothing of the encoder to train.
 
     Raises:
-        ValueError: A pattern names nothing, everything stays frozen, or a stream has no epochs to count.
+        ValueError: A pattern names nothing, everything stays frozen, given weights are constrained too, or a stream
+            has no epochs to count.
     """
     args, freezing = data.args, Freezing.of(model, data.args)
     if freezing is None:
         return
+    if model.constraint is not None and model.config.pretrained is not None and args.freeze and not freezing.epochs:
+        raise ValueError(
+            f"freeze is {' '.join(args.freeze)}, but constrain is {model.config.constrain}, which has moved all "
+            "matrices of the given weights: leave out one of them"
+        )
     if not freezing.epochs:
         if len(freezing.names) == sum(1 for _ in model.encoder.backbone.parameters()):
             raise ValueError(

@@ -94,6 +94,9 @@ class ModelArguments:
     penalty_every: int = field(
         default=1, metadata={"help": "compute the penalty at every N-th step, times N", "more": True}
     )
+    constrain: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "orthogonal: orthonormal weights (default: none)"}
+    )
     whitening: float = field(
         default=0.0,
         metadata={"help": "weight of feature whitening, the paper's baseline", "more": True},

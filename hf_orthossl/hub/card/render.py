@@ -253,6 +253,8 @@ def _settings(record: EncoderRecord) -> Iterator[tuple[str, Any]]:
         yield from ((f"{name} (penalty)", value) for name, value in record.regularizer_config.items())
     else:
         yield "penalty", "none"
+    if record.constrain:
+        yield "constraint", f"{record.constrain}: the nearest orthonormal matrices after each optimizer step"
     if record.whitening:
         yield "feature whitening", record.whitening
     if record.embedding_regularizer:
