@@ -1,26 +1,24 @@
-"""Does orthogonality help? The paper's comparison run again: arms × seeds, probes, spectra, one report.
+"""Does orthogonality help? The paper's comparison run again, as presets of `orthossl compare`.
 
     python scripts/reproduce.py --preset cpu --dataset path/to/cifar10      # hours on one core
     python scripts/reproduce.py --preset h200 --minutes 10                  # a piece of it; the same command goes on
 
-A run that has ended is not repeated, one that was stopped continues from its checkpoint. The report goes to
-`model_cards/reproduction/<preset>`.
+A run that has ended is not repeated, one that was stopped continues from its checkpoint, and several processes started
+with the same command share the runs out. Each experiment has its report in `<output_dir>/<preset>/<experiment>`.
 """
 
 import argparse
-import os
-import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from reproduction.plan import Plan
-from reproduction.presets import PRESETS
-from reproduction.report import write_report
+from reproduction.presets import PRESETS, Experiment
 
+from hf_orthossl.cli import run
+from hf_orthossl.comparison import ComparisonOptions, run_comparison
 from hf_orthossl.terminal import keep_printing
-
-ROOT = Path(__file__).parents[1]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -31,81 +29,64 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dataset", default="uoft-cs/cifar10", help="Hub id or folder of CIFAR-10 (default: the Hub's)"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run of each arm (default: 0 1 2)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm (default: 3)")
     parser.add_argument("--epochs", type=float, help="of every run, instead of the preset's")
     parser.add_argument("--minutes", type=float, help="stop after so long, with a checkpoint (default: run to the end)")
-    parser.add_argument("--report", action="store_true", help="only write the report, of the runs that have ended")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda for h200, else cpu")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/reproduction"), help="where runs go")
-    parser.add_argument(
-        "--report_dir",
-        type=Path,
-        help="where the report goes (default: model_cards/reproduction; with --epochs, output_dir)",
-    )
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/reproduction"), help="where runs and reports go")
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Do the runs that are left, write the report, and return the exit status."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    experiments = PRESETS[args.preset]
-    names = [experiment.name for experiment in experiments]
-    if unknown := sorted(set(args.experiments or ()) - set(names)):
-        parser.error(f"--experiments: {args.preset} has no {unknown[0]!r}, choose from {', '.join(names)}")
-    if len(set(args.seeds)) < len(args.seeds):
-        parser.error(f"--seeds {' '.join(map(str, args.seeds))}: each may be given once")
+def main(argv: list[str]) -> None:
+    """Do the runs that are left, and write the reports.
+
+    Args:
+        argv (`list[str]`): Arguments of the command line.
+
+    Raises:
+        ValueError: An option cannot be used, or a folder holds another comparison.
+        OSError: The data cannot be read, or a file cannot be written.
+    """
+    args = make_parser().parse_args(argv)
+    experiments = {experiment.name: experiment for experiment in PRESETS[args.preset]}
+    if unknown := sorted(set(args.experiments or ()) - set(experiments)):
+        raise ValueError(f"--experiments: {args.preset} has no {unknown[0]!r}, choose from {', '.join(experiments)}")
     for name in ("epochs", "minutes"):
         if getattr(args, name) is not None and getattr(args, name) <= 0:
-            parser.error(f"--{name} is {getattr(args, name):g}: it must be more than 0")
-    args.device = args.device or ("cuda" if args.preset == "h200" else "cpu")
-    if args.device == "cuda" and not args.report and not torch.cuda.is_available():
-        parser.error("--device cuda: no CUDA device is available here; use --device cpu")
-    plans = [
-        Plan(e, args.dataset, args.output_dir / args.preset / e.name, args.seeds, args.epochs, args.device)
-        for e in experiments
-        if e.name in (args.experiments or names)
-    ]
-    try:
-        if not args.report and not run_all(plans, args.minutes):
-            print(f"stopped: {sum(plan.left() for plan in plans)} runs are left, the same command goes on with them")
-            return 0
-        # A trial leaves the published report alone.
-        folder = args.report_dir or (args.output_dir if args.epochs else ROOT / "model_cards" / "reproduction")
-        print(f"report   {write_report(plans, folder / args.preset)}")
-    except (ValueError, OSError, ArithmeticError) as error:
-        print(f"reproduce.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+            raise ValueError(f"--{name} is {getattr(args, name):g}: it must be more than 0")
+    device = args.device or ("cuda" if args.preset == "h200" else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: no CUDA device is available here; use --device cpu")
+    begun = time.monotonic()
+    for name in args.experiments or experiments:
+        # One whose turn comes too late says what is left of it.
+        left = None if args.minutes is None else max(args.minutes - (time.monotonic() - begun) / 60, 1e-9)
+        experiment = experiments[name]
+        options = comparison_options(experiment, args.seeds, args.output_dir / args.preset / name, minutes=left)
+        given = shared_options(experiment, args.dataset, device=device, epochs=args.epochs)
+        run_comparison(options, given, arms=experiment.arms)
 
 
-def run_all(plans: list[Plan], minutes: float | None) -> bool:
-    """Train and measure the runs that are left, all arms of a seed before the next; return `False` if time ran out."""
-    if minutes:
-        # Training answers SIGTERM with a checkpoint; what is being measured is measured anew.
-        signal.signal(signal.SIGTERM, _leave)
-        signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
-        # Again every second: an exception in a place that ignores exceptions, such as a finalizer, stops nothing.
-        signal.setitimer(signal.ITIMER_REAL, 60 * minutes, 1)
-    try:
-        for plan in plans:
-            plan.tune()
-            for run in plan.runs():
-                run.train()
-                run.measure()
-    except SystemExit as error:
-        if minutes and error.code == 128 + signal.SIGTERM:
-            return False
-        raise
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    return True
+def comparison_options(
+    experiment: Experiment, seeds: int, folder: Path, *, minutes: float | None = None
+) -> ComparisonOptions:
+    """Return the options of `orthossl compare` for an experiment."""
+    return ComparisonOptions(
+        arms=[arm.name for arm in experiment.arms],
+        seeds=seeds,
+        tuning_steps=experiment.tuning_epochs / experiment.epochs,
+        test_split=experiment.test,
+        max_minutes=minutes,
+        output_dir=str(folder),
+    )
 
 
-def _leave(number: int, frame) -> None:
-    raise SystemExit(128 + number)
+def shared_options(experiment: Experiment, dataset: str, *, device: str, epochs: float | None = None) -> dict[str, Any]:
+    """Return the options of `orthossl pretrain` that the runs of an experiment share."""
+    own = {"num_train_epochs": epochs or experiment.epochs, "use_cpu": device == "cpu", "logging_steps": 0.02}
+    return {"dataset": [dataset], "split": experiment.train} | experiment.options | own
 
 
 if __name__ == "__main__":
     keep_printing()
-    sys.exit(main())
+    run("reproduce.py", main, sys.argv[1:])

@@ -1,14 +1,12 @@
 """What is measured of an encoder of a comparison: accuracies, label-free measures, and the ranks of its weights."""
 
-from collections.abc import Iterator
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
 
-from ..data import ImageDataset, ImageSource, Recipe, Views, collate, get_recipe, without_unreadable
+from ..data import ImageDataset, ImageSource, Recipe, Views
 from ..encoders import Encoder
 from ..evaluation import LabelledFeatures, knn_results, linear_results
 from ..evaluation.features import normalized_batches
@@ -16,13 +14,12 @@ from ..hub.encoder_folder import spectra_rows
 from ..regularization import OrthogonalityRegularizer
 from ..spectra import FeatureSpectrum, SpectralReport, spectral_report
 from ..spectra.stages import PATCH_TOKENS, REPRESENTATION
+from ..training.callbacks.watching import RandomViews
+from ..training.watching import MEASURES
 from .images import ComparedImages
 
-# Images whose features are measured without labels, as in the paper; of those, images and views of each for LiDAR.
-SPECTRA_IMAGES = 4096
-LIDAR_IMAGES, LIDAR_VIEWS = 512, 5
-# Label-free measure → attribute of a spectrum.
-LABEL_FREE = {"effective_rank": "effective_rank", "rankme": "rankme", "lidar": "lidar", "alpha_req": "alpha"}
+# Images whose features are measured without labels, as in the paper, and those of which LiDAR compares views.
+SPECTRA_IMAGES, LIDAR_IMAGES = 4096, 512
 KNN_TEMPERATURE = 0.1
 
 
@@ -88,42 +85,25 @@ def score(encoder: Encoder, images: ComparedImages, views: str | Recipe, by: str
         features = LabelledFeatures.extract(encoder, images.tuning, images.held_out, cache_images="auto")
         return knn_results(features, temperatures=[KNN_TEMPERATURE])[0].value
     report = label_free_report(encoder, images.held_out, views, name="candidate", lidar=by == "lidar")
-    value = _measures(report.features[REPRESENTATION])[by]
-    if value is None:
-        return float("-inf")
-    return -abs(value - 1) if by == "alpha_req" else value
+    measure = MEASURES[by]
+    value = measure.value(report.features[REPRESENTATION])
+    return -math.inf if value is None else -measure.badness(value)
 
 
 def label_free_report(
     encoder: Encoder, source: ImageSource, views: str | Recipe, *, name: str, lidar: bool
 ) -> SpectralReport:
-    """Return the spectra of an encoder on up to 4,096 images, with LiDAR of 512 of them in five views each if asked."""
-    rows = spectra_rows(int(source.num_rows or 0), SPECTRA_IMAGES)
+    """Return the spectra of an encoder on up to 4,096 images, with LiDAR of random views of 512 of them if asked."""
+    rows, some = (spectra_rows(int(source.num_rows or 0), images) for images in (SPECTRA_IMAGES, LIDAR_IMAGES))
     dataset = ImageDataset(source, image_size=encoder.image_size, indices=rows, unreadable="omit", cache_images="auto")
+    made = Views(views, encoder.image_size, encoder.mean, encoder.std)
     return spectral_report(
         encoder,
         normalized_batches(encoder, dataset),
-        views=_lidar_views(encoder, source, views) if lidar else None,
+        views=RandomViews(encoder, source, made, some, seed=0) if lidar else None,
         metadata={"model": name, "dataset": source.name, "split": source.split},
     )
 
 
-def _lidar_views(encoder: Encoder, source: ImageSource, views: str | Recipe) -> Iterator[Tensor]:
-    """Yield batches `(n, v, C, H, W)` of the recipe's first view, drawn v times for each image."""
-    recipe = get_recipe(views)
-    recipe = Recipe(recipe.name, recipe.views[:1] * LIDAR_VIEWS, recipe.source)
-    make = Views(recipe, encoder.image_size, encoder.mean, encoder.std)
-    rows = spectra_rows(int(source.num_rows or 0), LIDAR_IMAGES)
-    dataset = ImageDataset(source, views=recipe, image_size=encoder.image_size, indices=rows, unreadable="omit")
-    device = next(encoder.parameters()).device
-    for number, items in enumerate(DataLoader(dataset, batch_size=64, collate_fn=collate)):
-        batch = without_unreadable(items)
-        if len(batch["labels"]):
-            whole = batch.get("crops", batch.get("pixel_values"))
-            images = [part.to(device) for part in whole] if isinstance(whole, list) else whole.to(device)
-            yield torch.stack(make(images, seed=number), dim=1)
-
-
 def _measures(spectrum: FeatureSpectrum) -> dict[str, Any]:
-    values = {name: getattr(spectrum, attribute) for name, attribute in LABEL_FREE.items()}
-    return values | {"dim": spectrum.dim}
+    return {name: measure.value(spectrum) for name, measure in MEASURES.items()} | {"dim": spectrum.dim}

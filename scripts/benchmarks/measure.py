@@ -2,7 +2,6 @@
 
 import gc
 import os
-import platform
 import statistics
 import threading
 import time
@@ -11,6 +10,8 @@ from collections.abc import Callable
 import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from hf_orthossl.comparison import costs
 
 
 def measure(
@@ -61,12 +62,7 @@ def peak_memory(call: Callable[[], object], device: str) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports its own start and stop on stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return costs.peak_of(profiler)
 
 
 def peak_rss(call: Callable[[], object], device: str) -> int:
@@ -119,13 +115,8 @@ def in_unit(value: float, unit: str) -> str:
 
 
 def machine(device: str) -> str:
-    """Return one line that names the machine and the versions of the measurement."""
-    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
-    threads = f"{torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "1 thread"
-    return (
-        f"{name}, {os.cpu_count()} CPU cores, {threads}, load {os.getloadavg()[0]:.1f}, "
-        f"torch {torch.__version__}, Python {platform.python_version()}"
-    )
+    """Return one line that names the machine, the versions of the measurement, and how busy the machine is."""
+    return f"{costs.machine(device)}, load {os.getloadavg()[0]:.1f}"
 
 
 def _synchronize(device: str) -> None:
@@ -138,11 +129,3 @@ def _interquartile_range(values: list[float]) -> float:
         return 0.0
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return high - low
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

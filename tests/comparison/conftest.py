@@ -1,14 +1,9 @@
-"""Comparisons small enough for a test: digits, a narrow network, a few steps."""
+"""Run `orthossl compare` on tiny runs."""
 
 import pytest
+from tiny_comparison import TINY
 
 from hf_orthossl.cli import main
-
-TINY = [
-    *("--dataset", "digits", "--split", "train[:256]", "--test_split", "test[:64]", "--backbone", "resnet18_cifar"),
-    *("--backbone_config", "channels=[4,4,8,8]", "--method_config", "hidden_dim=16", "output_dim=8"),
-    *("--per_device_train_batch_size", "32", "--use_cpu"),
-]
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """`orthossl compare`: what it runs, measures and writes; stopped, continued, shared out and refused."""
 
-import json
 import math
 import os
 import re
@@ -14,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
+from tiny_comparison import numbers, record
 
 from hf_orthossl import compare
 from hf_orthossl.comparison import comparing
@@ -23,21 +23,6 @@ from hf_orthossl.comparison.statistics import joint_verdict, paired_difference
 from hf_orthossl.data import load_source
 from hf_orthossl.locks import locked
 from hf_orthossl.training import interruption
-
-TIMES = ("seconds_per_step", "peak_bytes", "machine")
-
-
-def record(folder):
-    return json.loads((folder / "comparison.json").read_text())
-
-
-def numbers(folder):
-    """Return all that a comparison found, without what differs from time to time."""
-    found = record(folder)
-    for row in [*found["runs"], *(row for arm in found["arms"] for row in arm["tuning"])]:
-        for name in TIMES:
-            row.pop(name, None)
-    return found
 
 
 def cells(page, arm, column):
@@ -159,7 +144,7 @@ def test_without_labels_ranks_are_compared_and_chosen_by(tmp_path, capsys):
     assert "linear" not in found.record["runs"][0]
     page = found.report.read_text()
     assert re.search(r"\*\*so\*\* (raises|lowers|is not told apart in) the effective rank of the representation", page)
-    assert "Accuracy" not in page
+    assert "## Accuracy" not in page
     with pytest.raises(ValueError, match="choose_by is knn, but the images have no labels"):
         compare(images, ["none", "so"], **options | {"choose_by": "knn", "output_dir": str(tmp_path / "d")})
 

@@ -77,7 +77,7 @@ def build_spectra(model: SSLModel, data: TrainingData) -> SpectraCallback:
         dataset = ImageDataset(source, image_size=model.encoder.image_size, indices=rows, unreadable="omit")
         images = _NormalizedImages(model.encoder, dataset)
         if args.select_by == "lidar":
-            views = _RandomViews(model.encoder, source, data.views, rows, seed=args.seed)
+            views = RandomViews(model.encoder, source, data.views, rows, seed=args.seed)
     return WatchingSpectra(data.watch, args.spectra_steps, images=images, views=views, threshold=args.spectra_threshold)
 
 
@@ -109,7 +109,7 @@ class _NormalizedImages:
         return iter(normalized_batches(self.encoder, self.dataset))
 
 
-class _RandomViews:
+class RandomViews:
     """Batches `(n, v, C, H, W)` of random views of images, equal each time they are read.
 
     Args:
