@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_orthossl.comparison import Arm
-
 from hf_orthossl.methods import METHODS
 
 # Study → its title. `measures` reads the rows of `methods`, and has no runs of its own.

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_orthossl.comparison.statistics import joint_verdict, mean_and_spread, paired_difference
-
 from hf_orthossl.files import replace_file
 
 from .figures import draw_figures

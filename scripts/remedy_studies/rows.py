@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_orthossl.comparison.record import COMPARISON
-
 from hf_orthossl.files import replace_file
 
 from .plan import PIECES

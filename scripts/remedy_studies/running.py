@@ -8,7 +8,6 @@ from pathlib import Path
 
 from hf_orthossl.comparison import ComparisonOptions, run_comparison
 from hf_orthossl.comparison.record import COMPARISON
-
 from hf_orthossl.locks import InUse, locked
 
 from .plan import Piece, Size

@@ -9,7 +9,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import remedies
-from hf_orthossl.comparison.arms import parse_arm
 from remedy_studies import plan, running
 from remedy_studies.measures import correlations
 from remedy_studies.plan import GAMMAS, METHOD_NAMES, PIECES, STRENGTHS, Piece, Size
@@ -17,6 +16,7 @@ from remedy_studies.report import write_report
 from remedy_studies.rows import collect, read_rows, write_rows
 from remedy_studies.transfer import regret, settings_of
 
+from hf_orthossl.comparison.arms import parse_arm
 from hf_orthossl.regularization import MAX_STRENGTH
 from hf_orthossl.training import OrthoSSLTrainingArguments
 from hf_orthossl.training.options import OPTION_CLASSES, forms
