@@ -69,13 +69,8 @@ def step_weights(
         else:
             whole[i] = leaf
     for indices, W in batches(matrices, whole, places):
-        X = rows(W.detach()).to(compute_dtype(W))
-        with full_precision(W):
-            values, P = penalty.decoupled_step(gram(X), strength)
-            change = like(W, product_like(X, P, X))
         members = [leaves[i] for i in indices if not matrices[i].index]
-        _subtract(members, torch.autograd.grad(W, members, change))
-        yield Group(indices, values)
+        yield Group(indices, _step_whole(penalty, W, members, strength))
 
 
 def exchange(weights: Mapping[int, Tensor], owners: Mapping[int, int]) -> None:
@@ -98,6 +93,16 @@ def exchange(weights: Mapping[int, Tensor], owners: Mapping[int, int]) -> None:
         work.wait()
         if dense.data_ptr() != weight.data_ptr():
             weight.copy_(dense)
+
+
+def _step_whole(penalty: Penalty, W: Tensor, weights: Sequence[Tensor], strength: float) -> Tensor:
+    """Step the weights that matrices `W` were read from, and return the penalties that they had before."""
+    X = rows(W.detach()).to(compute_dtype(W))
+    with full_precision(W):
+        values, P = penalty.decoupled_step(gram(X), strength)
+        change = like(W, product_like(X, P, X))
+    _subtract(weights, torch.autograd.grad(W, weights, change))
+    return values
 
 
 def _step_rows(penalty: Penalty, shard: RowShard, strength: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""One value and gradient of SO, sketched SO and SRIP: ours against plain autograd through a formed Gram matrix."""
+"""SO, sketched SO and SRIP: value and gradient against plain autograd through a Gram matrix, and the decoupled step."""
 
 import argparse
 from collections.abc import Callable
@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> list[dict]:
     if unknown := [name for name in args.models if not timm.is_model(name)]:
         raise ValueError(f"--models: timm has no {unknown[0]!r}; timm.list_models() names what it has")
     print("in place: gradients added to .grad matrix by matrix, as OrthogonalityCallback does, without a loss")
+    print("decoupled: a step of the weights outside of the loss, as --penalty_mode decoupled takes it")
     print(f"{'encoder':<24}{'penalty':<20}{'':<10}{'ms':>16}{'of autograd':>12}{'extra MB':>10}")
     rows = []
     for name in args.models:
@@ -60,7 +61,11 @@ def _speed_and_memory(name: str, encoder: nn.Module, args: argparse.Namespace) -
 
     def ours(kind: str, **more) -> dict[str, Callable[[], object]]:
         regularizer = OrthogonalityRegularizer(encoder, kind, **more)
-        return {"ours": lambda: regularizer().backward(), "in place": regularizer.add_gradients}
+        ways = {"ours": lambda: regularizer().backward(), "in place": regularizer.add_gradients}
+        if regularizer.penalty.has_decoupled_step():
+            # Of strength 0, which takes the same operations and leaves the weights to the next contender as they are.
+            ways["decoupled"] = lambda: regularizer.step(0.0)
+        return ways
 
     families = {"so": {("so", None): ours("so")}, "srip": {("srip", None): ours("srip")}}
     families["so"] |= {("sketched_so", k): ours("sketched_so", probes=k) for k in PROBES}
@@ -75,7 +80,7 @@ def _speed_and_memory(name: str, encoder: nn.Module, args: argparse.Namespace) -
             milliseconds = f"{time['median_ms']:.1f} ± {time['iqr_ms'] / 2:.1f}"
             columns = f"{milliseconds:>16}{time['ratio']:>11.2f}×{memory / 1e6:>10.1f}"
             print(f"{name:<24}{title:<20}{way:<10}{columns}", flush=True)
-            what = f"{title} of {name}" + (", in place" if way == "in place" else "")
+            what = f"{title} of {name}" + ("" if way == "ours" else f", {way}")
             rows.append({"table": "speed", **row, **time})
             if way == "ours" and kind in TARGETS[args.device]:
                 target = TARGETS[args.device][kind]

@@ -50,6 +50,8 @@ OTHERS = {
     "regularizer": "srip",
     "gamma": 0.5,
     "regularizer_config": {"probes": 8},
+    "penalty_mode": "decoupled",
+    "strength": 0.5,
     "penalty_every": 2,
     "whitening": 0.1,
     "embedding_regularizer": "koleo",

@@ -5,9 +5,10 @@ import copy
 import pytest
 import timm
 import torch
+from layouts import MoreLayouts
+from live_memory import LiveMemory
 from torch import nn
 from torch.nn.utils import parametrizations
-from transformers.pytorch_utils import Conv1D
 
 from hf_orthossl import OrthogonalityRegularizer, Penalty, SSLConfig, SSLModel, register_penalty
 from hf_orthossl.regularization import PENALTIES, get_penalty
@@ -36,30 +37,12 @@ def with_singular_values(values, larger, generator=None, dtype=torch.float64):
     return (U * values.double() @ V.T).to(dtype)
 
 
-class Layers(nn.Module):
-    """Every way in which a parameter holds matrices, some of equal shape, and a convolution in channels-last order."""
-
-    def __init__(self):
-        super().__init__()
-        self.qkv = nn.Linear(9, 27)
-        self.tall = nn.Linear(5, 33)
-        self.wide = nn.Linear(33, 5)
-        self.wide_too = nn.Linear(33, 5)
-        self.square = nn.Linear(7, 7)
-        self.grouped = nn.Conv2d(6, 12, 3, groups=3)
-        self.last = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
-        self.transposed = nn.ConvTranspose2d(10, 6, (2, 3), groups=2)
-        self.c_attn = Conv1D(30, 10)
-        self.large = nn.Linear(150, 200)
-        self.norm = nn.LayerNorm(5)
-
-
 @pytest.mark.parametrize("strength", [0.01, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_layout_against_the_formula(kind, dtype, strength):
     torch.manual_seed(0)
-    module = Layers().to(dtype)
+    module = MoreLayouts().to(dtype)
     regularizer = OrthogonalityRegularizer(module, kind)
     value = regularizer().detach()
     before = [matrix.matrix().detach().double().clone() for matrix in regularizer.matrices]
@@ -141,11 +124,20 @@ def test_ratios_of_singular_values_approach_1_and_the_scale_stays(spectrum, stre
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_matrices_become_orthogonal(kind):
-    regularizer = OrthogonalityRegularizer(Layers(), kind)
+    regularizer = OrthogonalityRegularizer(MoreLayouts(), kind)
     start = regularizer().item()
     for _ in range(100):
         value = regularizer.step(0.2).item()
     assert value < 1e-5 * start
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_needs_the_memory_of_one_matrix_and_its_gram_matrix(kind):
+    module = nn.Sequential(*(nn.Linear(300, 200, bias=False) for _ in range(4)))
+    regularizer = OrthogonalityRegularizer(module, kind)
+    with LiveMemory() as memory:
+        regularizer.step(0.1)
+    assert memory.peak <= 4 * (300 * 200 + 200**2 + 2000)
 
 
 def test_a_zero_matrix_stays_and_half_precision_is_computed_in_float32():

@@ -6,34 +6,15 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
+from layouts import Layouts, close, shard
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
-from transformers.pytorch_utils import Conv1D
 
 from hf_orthossl.regularization import PENALTIES, OrthogonalityRegularizer
 from hf_orthossl.spectra import spectral_report
-
-
-class Layouts(nn.Module):
-    """Every way in which a parameter holds matrices, with sides that 2 and 4 do not divide, and fewer rows than 4."""
-
-    def __init__(self):
-        super().__init__()
-        self.qkv = nn.Linear(9, 27)
-        self.square = nn.Linear(7, 7)
-        self.square_input_first = Conv1D(7, 7)
-        self.tall = nn.Linear(5, 33)
-        self.wide = nn.Linear(33, 5)
-        self.between = nn.Linear(9, 13)
-        self.three_rows = nn.Linear(10, 3)
-        self.one_row = nn.Conv2d(4, 1, 3)
-        self.grouped = nn.Conv2d(6, 12, 3, groups=3)
-        self.transposed = nn.ConvTranspose2d(10, 6, (2, 3), groups=2)
-        self.c_attn = Conv1D(30, 10)
-        self.input_first = Conv1D(3, 3)
 
 
 def regularized(kind, module):
@@ -44,13 +25,6 @@ def regularized(kind, module):
     # It could wait for one of FSDP's own.
     assert communication.get_total_counts() == 0
     return penalty.detach()
-
-
-def shard(module, mesh, placements):
-    for layer in module.modules():
-        for name, parameter in list(layer.named_parameters(recurse=False)):
-            if parameter.dim() > 1:
-                setattr(layer, name, nn.Parameter(distribute_tensor(parameter.detach(), mesh, placements)))
 
 
 def check_layouts(shape, placements, dtype):
@@ -70,11 +44,6 @@ def check_layouts(shape, placements, dtype):
             assert isinstance(p.grad, DTensor), name
             assert p.grad.placements == p.placements, name
             close(p.grad.full_tensor(), q.grad, f"{kind} {name}", 1e-5 if dtype == torch.float32 else 1e-10)
-
-
-def close(ours, expected, what, tolerance):
-    error = float((ours - expected).norm() / expected.norm().clamp(min=1e-12))
-    assert error <= tolerance, f"{what}: relative error {error:.1e}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

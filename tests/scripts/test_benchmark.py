@@ -25,6 +25,7 @@ def test_penalty(monkeypatch, tmp_path, capsys):
     speed, memory, error = ([row for row in rows if row["table"] == table] for table in ("speed", "memory", "error"))
     assert [(row["penalty"], row["target"]) for row in speed if "target" in row] == [("so", 0.6), ("srip", 0.2)]
     assert all(row["met"] == (row["ratio"] <= row["target"]) for row in speed if "target" in row)
+    assert {row["penalty"] for row in speed if row["way"] == "decoupled"} == {"so"}
     # The largest matrix is 4608 × 512; a small encoder keeps within twice of it in every way.
     assert {round(1e6 * row["target"]) for row in memory if "target" in row} == {4 * (2 * 4608 * 512 + 512**2)}
     assert all(row["met"] for row in memory if "target" in row)

@@ -130,6 +130,29 @@ def test_two_processes_mask_as_one(engine, method, two_processes, tmp_path):
         assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
 
 
+DECOUPLED = {
+    ("ddp", "loop"): {"model": {"method": "byol", "regularizer": "so"}, "gradient_accumulation_steps": 2},
+    ("fsdp2", "trainer"): {"model": {"method": "simclr", "regularizer": "scaled_so", "penalty_every": 2}},
+}
+
+
+@pytest.mark.parametrize(("engine", "front"), DECOUPLED)
+def test_two_processes_take_the_decoupled_steps_of_one(engine, front, two_processes, tmp_path):
+    settings = DECOUPLED[engine, front] | {"spectra_steps": 0, "warmup_steps": 0}
+    settings["model"] = settings["model"] | {"gamma": None, "penalty_mode": "decoupled", "strength": 0.2}
+    one, _, _ = fit("one", front, tmp_path / "one", **settings)
+    (two, _, _), _ = two_processes.run(fit_here, (engine, front, tmp_path / "two"), settings)
+    for before, after in zip(history(tmp_path / "one"), history(tmp_path / "two"), strict=True):
+        for name in ("loss", "orthogonality"):
+            if name in before:
+                assert after[name] == pytest.approx(before[name], rel=2e-6), (name, before["step"])
+    values = [entry["orthogonality"] for entry in history(tmp_path / "two") if "orthogonality" in entry]
+    assert len(values) == 4 // settings["model"].get("penalty_every", 1)
+    assert values[-1] < values[0]
+    for name, value in one.items():
+        assert torch.allclose(two[name].double(), value.double(), rtol=1e-9, atol=1e-9), name
+
+
 FROZEN = {
     # Two of four steps: DDP then waits for weights that it did not before.
     ("ddp", "loop"): {"freeze_epochs": 0.4, "layer_decay": 0.5, "freeze": ["conv1", "layer[1-3]"]},
