@@ -24,6 +24,7 @@ from benchmarks import (
     scaling,
     spectra,
     step,
+    updates,
     views,
 )
 from benchmarks.measure import machine
@@ -33,6 +34,7 @@ from hf_orthossl.terminal import keep_printing
 
 BENCHMARKS = {
     "penalty": penalty,
+    "updates": updates,
     "approximations": approximations,
     "views": views,
     "step": step,

@@ -39,6 +39,21 @@ def test_penalty(monkeypatch, tmp_path, capsys):
     )
 
 
+def test_updates(monkeypatch, tmp_path, capsys):
+    """Muon keeps one buffer of a matrix where AdamW and AdaMuon keep two."""
+    benchmark(f"updates --models test_vit --repeats 1 --json {tmp_path / 'out.json'}", monkeypatch)
+    rows = {row["remedy"]: row for row in json.loads((tmp_path / "out.json").read_text())["updates"]}
+    assert list(rows) == [
+        *("AdamW", "AdamW, SO in the loss", "AdamW, SO decoupled", "AdamW, orthonormal weights", "Muon", "AdaMuon"),
+    ]
+    assert rows["AdamW"]["ratio"] == 1
+    assert all(row["median_ms"] > 0 and row["bytes"] > 0 for row in rows.values())
+    state = {name: row["state_bytes"] for name, row in rows.items()}
+    assert 0.5 * state["AdamW"] < state["Muon"] < 0.8 * state["AdamW"]
+    assert state["AdaMuon"] == pytest.approx(state["AdamW"], rel=1e-3)
+    assert sum(line.startswith("test_vit") for line in capsys.readouterr().out.splitlines()) == len(rows)
+
+
 def test_masking(monkeypatch, tmp_path, capsys):
     sizes = "--method_config decoder_dim=32 decoder_depth=1 decoder_heads=2"
     arguments = f"masking --backbone test_vit --image_size 64 --batch 32 --repeats 1 {sizes}"
