@@ -16,7 +16,8 @@ class OrthogonalityCallback(ReportingCallback):
     counts once regardless of gradient accumulation, and is clipped and scaled for fp16 together with the other
     gradients. The value, with γ
     applied, is logged as `orthogonality`, as the mean over the steps that computed it. DeepSpeed, which does not expose
-    its gradients, is not supported.
+    its gradients, is not supported. It has no decoupled penalty: for that, call [`OrthogonalityRegularizer.step`] after
+    the optimizer, or train with [`OrthoSSLTrainer`].
 
     The result does not depend on the number of processes: under FSDP2 each process computes the gradient of its shard;
     under DDP each computes the whole gradient or, with `ddp_find_unused_parameters=False`, that of a share of the
