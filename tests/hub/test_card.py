@@ -101,6 +101,15 @@ def test_seeds_are_averaged_and_protocols_told_apart(tmp_path):
     assert "| 0.700 (0.650 to 0.750) | – | lbfgs |" in body
 
 
+def test_a_card_says_how_the_penalty_acted(tmp_path):
+    decoupled = {"regularizer": "so", "gamma": None, "penalty_mode": "decoupled", "strength": 0.1}
+    body = render_card(encoder_folder(tmp_path, record_of().to_dict() | decoupled))
+    assert "(soft orthogonality, SO; decoupled, λ = 0.1)" in body
+    assert "| penalty mode | decoupled: a step of λ · learning rate / peak after each optimizer step |" in body
+    assert "| λ | 0.1 |" in body
+    assert "γ" not in body.partition("orthossl:about")[2].partition("/orthossl:about")[0]
+
+
 def test_a_card_needs_a_record_of_this_package(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
         render_card(tmp_path)

@@ -145,6 +145,8 @@ def test_one_default_for_each_thing():
             OrthogonalityCallback(kind).gamma,
         }
         assert gammas == {penalty.default_gamma}
+        if penalty.has_decoupled_step():
+            assert SSLConfig(regularizer=kind, penalty_mode="decoupled").strength == penalty.default_strength
     assert SSLConfig(regularizer=None).gamma == 0
 
 
