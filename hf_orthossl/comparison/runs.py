@@ -31,11 +31,13 @@ from .measuring import measure_encoder, score
 UNTRAINED = "untrained"
 # Files of a run's folder, besides those of `orthossl pretrain`.
 MEASURED, COSTS, LOG, SPECTRA = "measured.json", "costs.json", "log.txt", "spectra"
-# Options of all runs. The collapse that a run would warn of is what the report is about.
+# Options of all runs, unless others are given. The collapse that a run would warn of is what the report is about.
 RUN_OPTIONS: dict[str, Any] = {
     "knn_images": 0,
     "save_steps": 0.25,
     "save_total_limit": 1,
+    # Ranks over time are part of log entries.
+    "logging_steps": 0.05,
     "disable_tqdm": True,
     "spectra_threshold": 0.0,
 }

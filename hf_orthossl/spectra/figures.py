@@ -163,6 +163,8 @@ def _draw_section(part: "SubFigure", title: str, panels: list[tuple[str, _Curves
             _draw_curve(axes, spectrum, COLORS[run], width=1.3 + 1.3 * (len(curves) - 1 - place) / len(curves))
         axes.set_xscale("log")
         axes.set_yscale("log")
+        # Within less than a decade matplotlib would label the marks between, one over the other.
+        axes.tick_params(which="minor", labelbottom=False, labelleft=False)
         # Let a flat spectrum look flat. The labels are at the bottom of the panel, below all curves.
         drawn = [
             float(spectrum.eigenvalues[spectrum.num_positive - 1]) for _, spectrum in curves if spectrum.num_positive
