@@ -17,7 +17,16 @@ from ..messages import Secret, first_line, suggest
 from ..methods import TrainingRecipe
 from ..options import default_of
 from .adaptation import LAYER_DECAY, WARMUP, adaptation_of
-from .choices import MUON_LEARNING_RATE, MUON_WEIGHT_DECAY, MUONS, OPTIMIZERS, OWN_OPTIMIZERS, TRACKERS
+from .choices import (
+    ADAM_RATE,
+    ADAM_SCALE,
+    ADAM_WEIGHT_DECAY,
+    MUONS,
+    OPTIMIZERS,
+    OWN_OPTIMIZERS,
+    TRACKERS,
+    rate_scale,
+)
 from .inherited import refusal
 from .options import TrainingOptions
 from .settings import option_text
@@ -44,9 +53,10 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
         optim (`str`, *optional*): "lars", "sgd", "adam", "muon", "adamuon" (see [`~training.muon.Muon`]), or a name of
             `TrainingArguments.optim`; the method's by default.
         learning_rate (`float`, *optional*): Peak learning rate, used as given. By default the method's, scaled by
-            images per step over the batch size its recipe refers to. Muon's is on the scale of AdamW's: with it, 1e-3
-            if the recipe is for LARS or SGD.
-        weight_decay (`float`, *optional*): Weight decay; the method's by default, and likewise 0.01 with Muon.
+            images per step over the batch size its recipe refers to. Where the recipe is for LARS or SGD, that of Adam
+            and its kind, Muon included, is 1e-3; any other optimizer than the recipe's needs a rate of its own.
+        weight_decay (`float`, *optional*): Weight decay; the method's by default, and likewise 0.01 for AdamW and its
+            kind.
         adapt (`bool`, defaults to `False`): Whether options that are `None` follow what is published on going on from
             foundation weights, instead of the recipe for random ones: `adaptation.py` has the values and their sources.
             The model must start from given weights; its penalty is best "so_init".
@@ -168,17 +178,26 @@ class OrthoSSLTrainingArguments(TrainingOptions, TrainingArguments):  # type: ig
         """Return a copy in which every option that is `None` has the value of the recipe, or of `adapt`.
 
         Raises:
-            ValueError: A setting has no effect on the optimizer.
+            ValueError: A setting has no effect on the optimizer, or the optimizer needs a learning rate.
         """
         args = copy.copy(self)
         if args.adapt:
             recipe = adaptation_of(recipe)
         if args.optim is None:
             args.optim = recipe.optim
-        if args.optim in MUONS and not recipe.optim.startswith("adam"):
-            # A rate of LARS or SGD says nothing about one on the scale of AdamW's.
-            rates: dict[str, Any] = {"learning_rate": MUON_LEARNING_RATE, "lr_batch_size": None, "warmup_start_lr": 0.0}
-            recipe = dataclasses.replace(recipe, weight_decay=MUON_WEIGHT_DECAY, **rates)
+        asked = option_text(args.optim)
+        # A rate of LARS or SGD says nothing about one of Adam and its kind, nor the other way round.
+        if rate_scale(asked) != rate_scale(recipe.optim):
+            if rate_scale(asked) == ADAM_SCALE:
+                rates: dict[str, Any] = {"learning_rate": ADAM_RATE, "lr_batch_size": None, "warmup_start_lr": 0.0}
+                # Plain Adam's passes through its gradient, as that of LARS and SGD does.
+                decay = recipe.weight_decay if asked == "adam" else ADAM_WEIGHT_DECAY
+                recipe = dataclasses.replace(recipe, weight_decay=decay, **rates)
+            elif args.learning_rate is None:
+                raise ValueError(
+                    f"optim is {asked} without a learning rate, and that of the recipe is for {recipe.optim}: pass "
+                    "--learning_rate"
+                )
         if args.learning_rate is None:
             scale = self.images_per_step / recipe.lr_batch_size if recipe.lr_batch_size else 1.0
             args.learning_rate = recipe.learning_rate * scale

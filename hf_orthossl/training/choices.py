@@ -68,9 +68,11 @@ OWN_OPTIMIZERS = {
     "adamuon": Optimizer((*MOMENTUM, *ADAM), (*_ADAMUON,), momentum=0.95, values=_ADAMUON),
 }
 MUONS = ("muon", "adamuon")
-# Muon's rate and weight decay, whatever the batch, where a method's recipe is for LARS or SGD: those of torch's AdamW,
-# among what methods published with AdamW take for 256 images (1.25e-4 to 2e-3). They are not tuned.
-MUON_LEARNING_RATE, MUON_WEIGHT_DECAY = 1e-3, 1e-2
+# Rate and weight decay of Adam and its kind, whatever the batch, where a method's recipe is for LARS or SGD: those of
+# torch's AdamW, among what methods published with AdamW take for 256 images (1.25e-4 to 2e-3). They are not tuned.
+ADAM_RATE, ADAM_WEIGHT_DECAY = 1e-3, 1e-2
+# The scale of their rates, Muon's included, see `rate_scale`.
+ADAM_SCALE = "adam"
 OPTIMIZERS = OWN_OPTIMIZERS | {
     "adamw_torch": Optimizer(ADAM),
     "adamw_torch_fused": Optimizer(ADAM),
@@ -119,6 +121,11 @@ TRACKERS = {
     "dvclive": ("dvclive",),
     "swanlab": ("swanlab",),
 }
+
+
+def rate_scale(name: str) -> str:
+    """Return the scale of an optimizer's learning rates, which Adam and its kind share; others have their own."""
+    return ADAM_SCALE if set(ADAM) <= set(OPTIMIZERS[name].settings) else name
 
 
 def check_optimizer(name: str) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from hf_orthossl import OrthoSSLTrainingArguments
 from hf_orthossl.data import load_source
+from hf_orthossl.methods import TrainingRecipe
 from hf_orthossl.training import TrainingData
 from hf_orthossl.training.optimizers import build_optimizer, build_schedule
 
@@ -79,8 +80,24 @@ def test_unknown_optimizer(tmp_path):
         make_args(tmp_path, optim="larss")
 
 
+@pytest.mark.parametrize(
+    ("optim", "rate"), [("adamw_torch", (1e-3, 0.01, 0.0)), ("adam", (1e-3, 1e-5, 0.0)), ("lars", (0.5, 1e-5, 3e-5))]
+)
+def test_a_rate_of_lars_is_no_rate_of_adam(optim, rate, tmp_path):
+    recipe = TrainingRecipe("lars", 1.0, 1e-5, views="cifar-asym", warmup_start_lr=3e-5)
+    args = OrthoSSLTrainingArguments(str(tmp_path), per_device_train_batch_size=128, optim=optim)
+    filled = args.with_recipe(recipe)
+    assert (filled.learning_rate, filled.weight_decay, filled.warmup_start_lr) == rate
+
+
+@pytest.mark.parametrize(("optim", "recipe"), [("sgd", "lars"), ("lars", "adamw_torch"), ("adafactor", "sgd")])
+def test_another_optimizer_than_the_recipes_needs_a_rate(optim, recipe, tmp_path):
+    args = OrthoSSLTrainingArguments(str(tmp_path), optim=optim)
+    with pytest.raises(ValueError, match=f"^optim is {optim} without .* the recipe is for {recipe}: pass --learning"):
+        args.with_recipe(TrainingRecipe(recipe, 0.1, 1e-5, views="cifar-asym"))
+
+
 def test_recipe_fills_what_is_left_open(tmp_path):
-    from hf_orthossl.methods import TrainingRecipe
 
     recipe = TrainingRecipe("lars", 1.0, 1e-5, views="cifar-asym", warmup_epochs=10, warmup_start_lr=3e-5)
     args = OrthoSSLTrainingArguments(str(tmp_path), per_device_train_batch_size=64, gradient_accumulation_steps=2)
