@@ -267,9 +267,16 @@ class TrainingOptions:
     )
     select_by: Literal["rankme", "lidar", "alpha_req", "effective_rank"] | None = field(
         default=None,
-        metadata={"metavar": "NAME", "help": "keep the best encoder, by rankme, lidar, …", "group": SAVING},
+        metadata={
+            "metavar": "NAME",
+            "help": "keep the best encoder by rankme, lidar, …",
+            "group": SAVING,
+            "more": True,
+        },
     )
-    stop_on_collapse: bool = field(default=False, metadata={"help": "stop once it has collapsed", "group": SAVING})
+    stop_on_collapse: bool = field(
+        default=False, metadata={"help": "stop once it has collapsed", "group": SAVING, "more": True}
+    )
     push_to_hub: bool = field(default=False, metadata={"help": "publish the encoder on the Hub", "group": HUB})
     hub_model_id: str | None = field(
         default=None, metadata={"metavar": "USER/NAME", "help": "repository to publish to", "group": HUB}
@@ -361,13 +368,17 @@ class TrainingOptions:
             if not value:
                 continue
             if not self.spectra_steps:
-                raise ValueError(f"{name} is {value}, but spectra_steps is 0, which measures nothing: pass 0.1")
+                raise ValueError(
+                    f"{name} is {value}, but spectra_steps is 0, which measures nothing: pass --spectra_steps 0.1"
+                )
             if not self.spectra_images:
                 raise ValueError(
                     f"{name} is {value}, which measures features of training images: pass --spectra_images 1024 too"
                 )
         if self.stop_on_collapse and not self.spectra_threshold:
-            raise ValueError("stop_on_collapse is True, but spectra_threshold is 0, which nothing is below: pass 0.1")
+            raise ValueError(
+                "stop_on_collapse is True, but spectra_threshold is 0, which nothing is below: leave it out"
+            )
         if self.select_by and self.save_strategy == "no":
             raise ValueError(
                 f"select_by is {self.select_by}, but save_strategy is no, which keeps no encoder: pass steps or epoch"

@@ -71,6 +71,13 @@ SAME_STEPS = {
     "spectra_steps": {"spectra_steps": 1},
     "spectra_threshold": {"spectra_threshold": 0},
     "spectra_images": {"spectra_images": 4, "spectra_steps": 1},
+    "stop_on_collapse": {
+        "stop_on_collapse": True,
+        "spectra_images": 4,
+        "spectra_steps": 1,
+        "spectra_threshold": 1e-3,
+        "logging_steps": 1,
+    },
     "knn_steps": {"knn_steps": 1},
     "linear_probe_steps": {"linear_probe_steps": 1},
     "save_strategy": {"save_strategy": "no"},
