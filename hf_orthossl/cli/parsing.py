@@ -66,7 +66,7 @@ def parse(
 ) -> tuple[list[Any], dict[str, Any]]:
     """Return dataclasses filled from `--config FILE` and the flags, which override the file.
 
-    Of fields with the same name in several dataclasses the last one is the option, and all are filled with its value.
+    Of fields with the same name in several dataclasses the first one is the option, and all are filled with its value.
 
     A field with `metadata={"positional": True, "help": …}` is an argument without a flag, on the command line only:
     one value for `str`, one or more for `list[str]`.
@@ -91,7 +91,10 @@ def parse(
             argument is missing, or the file is not a mapping.
         SystemExit: The help was asked for and is printed.
     """
-    options = {option.name: option for kind in kinds for option in options_of(kind) if option.name not in without}
+    options: dict[str, Option] = {}
+    for option in (option for kind in kinds for option in options_of(kind)):
+        if option.name not in without:
+            options.setdefault(option.name, option)
     asked = [word for word in argv if word in ("-h", "--help", "--help_all", "--help-all")]
     if asked:
         everything = "all" in asked[0]

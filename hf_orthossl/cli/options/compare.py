@@ -7,7 +7,7 @@ from ...training.options import OPTION_CLASSES, check_given
 from ..parsing import parse
 
 DESCRIPTION = (
-    "Compare ways to prevent collapse: penalties on the weights (so, srip:decoupled, …), orthogonal updates (muon), a "
+    "Compare ways to prevent collapse: penalties on the weights (so, so:decoupled, …), orthogonal updates (muon), a "
     "hard constraint (orthogonal), regularizers of the embedding (sigreg, …), whitening, or several joined by +, each "
     "with the same runs from the same seeds. A command that was stopped goes on when it is started again, and several "
     "share the runs out. All other options are those of orthossl pretrain."
