@@ -95,7 +95,8 @@ class ModelArguments:
         default=1, metadata={"help": "compute the penalty at every N-th step, times N", "more": True}
     )
     constrain: str | None = field(
-        default=None, metadata={"metavar": "NAME", "help": "orthogonal: orthonormal weights (default: none)"}
+        default=None,
+        metadata={"metavar": "NAME", "help": "orthogonal: orthonormal weights (default: none)", "more": True},
     )
     whitening: float = field(
         default=0.0,
