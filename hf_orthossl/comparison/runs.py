@@ -22,6 +22,7 @@ from ..training.checkpoints import checkpoints, newest_checkpoint
 from ..training.loop import STATE
 from ..training.options import OPTION_CLASSES, DataArguments, ModelArguments, check_given
 from ..training.rehearsal import check_batches
+from ..training.resume import begin_record
 from .arms import Arm
 from .costs import StepCosts, machine
 from .images import ComparedImages
@@ -138,6 +139,7 @@ class Run:
         try:
             model = build_model(model_args, source, args.views)
             data = TrainingData(source, model, args.with_recipe(model.method.recipe))
+            begin_record(model, data)
             check_batches(model, data)
             return data.planned_steps()
         except ValueError as error:
