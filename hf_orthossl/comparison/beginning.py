@@ -13,7 +13,7 @@ from ..files import replace_file
 from ..messages import describe
 from ..methods import get_method
 from ..options import default_of
-from ..training.choices import MUONS
+from ..training.choices import ADAM_SCALE, MUONS, rate_scale
 from ..training.options import OPTION_CLASSES, ModelArguments
 from ..training.settings import MOVABLE, PER_PROCESS, as_json
 from .arms import Arm, parse_arms
@@ -72,7 +72,7 @@ def check_learning_rate(arms: Sequence[Arm], shared: Mapping[str, Any]) -> None:
     """
     rate = shared.get("learning_rate")
     optim = shared.get("optim") or get_method(shared.get("method", ModelArguments.method)).recipe.optim
-    if rate is None or optim.startswith("adam"):
+    if rate is None or rate_scale(optim) == ADAM_SCALE:
         return
     for arm in arms:
         if arm.options.get("optim") in MUONS and arm.strength != "learning_rate":
