@@ -44,8 +44,29 @@ RUN_OPTIONS: dict[str, Any] = {
 }
 
 
+class MeasuredOnce:
+    """What is measured once: the row of measures is in its folder, and that it is there says that nothing is left."""
+
+    folder: Path
+
+    @property
+    def is_measured(self) -> bool:
+        """Return whether nothing is left to do."""
+        return (self.folder / MEASURED).is_file()
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Return what was measured, see `complete`."""
+        return json.loads((self.folder / MEASURED).read_text(encoding="utf-8"))
+
+    def keep(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write what was measured, and return it."""
+        replace_file(self.folder / MEASURED, json.dumps(row, indent=2) + "\n", durable=True)
+        return row
+
+
 @dataclass(frozen=True)
-class Run:
+class Run(MeasuredOnce):
     """One arm from one seed, in a folder of its own.
 
     Args:
@@ -64,16 +85,6 @@ class Run:
     options: Mapping[str, Any]
     folder: Path
     choose_by: str | None = None
-
-    @property
-    def is_measured(self) -> bool:
-        """Return whether nothing is left to do."""
-        return (self.folder / MEASURED).is_file()
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """Return what was measured, with what ran; see [`Run.complete`]."""
-        return json.loads((self.folder / MEASURED).read_text(encoding="utf-8"))
 
     @property
     def trained(self) -> PretrainingRun:
@@ -166,7 +177,7 @@ class Run:
             row = about | self._measured(images)
         except ArithmeticError as error:
             row = about | {"failed": str(error)}
-        replace_file(self.folder / MEASURED, json.dumps(row, indent=2) + "\n", durable=True)
+        self.keep(row)
         # The encoder and its history stay.
         for checkpoint in checkpoints(self.folder):
             shutil.rmtree(checkpoint, ignore_errors=True)
@@ -230,7 +241,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class UntrainedRun:
+class UntrainedRun(MeasuredOnce):
     """The encoder that all arms of a seed begin with, measured like those that they end with.
 
     Args:
@@ -241,24 +252,12 @@ class UntrainedRun:
     run: Run
     folder: Path
 
-    @property
-    def is_measured(self) -> bool:
-        """Return whether nothing is left to do."""
-        return (self.folder / MEASURED).is_file()
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """Return what was measured: `seed`, and the values of [`measure_encoder`]."""
-        return json.loads((self.folder / MEASURED).read_text(encoding="utf-8"))
-
     def complete(self, images: ComparedImages) -> dict[str, Any]:
-        """Measure the encoder, and keep the row."""
+        """Measure the encoder, and return `arm`, `seed` and the values of [`measure_encoder`]."""
         _, model_args, args = self.run.arguments()
         set_seed(self.run.seed)
         model = build_model(model_args, images.train, args.views)
         data = TrainingData(images.train, model, args.with_recipe(model.method.recipe))
         encoder = model.encoder.to(args.device).eval()
         measured = measure_encoder(encoder, images, data.args.views, self.folder / SPECTRA, name=UNTRAINED)
-        row = {"arm": UNTRAINED, "seed": self.run.seed} | measured
-        replace_file(self.folder / MEASURED, json.dumps(row, indent=2) + "\n", durable=True)
-        return row
+        return self.keep({"arm": UNTRAINED, "seed": self.run.seed} | measured)

@@ -1,6 +1,5 @@
 """Whole runs with orthonormal weights: the command, both fronts, resuming, processes, skipped steps, and refusals."""
 
-import contextlib
 import json
 import shutil
 
@@ -8,18 +7,16 @@ import numpy as np
 import pytest
 import timm
 import torch
-from engines_on_cpu import ddp, fsdp2
+from runs_in_double import assert_close, fit, fit_here
 from safetensors.torch import load_file
-from survival_runs import FRONTS, assert_same, digits, state, tiny_arguments, tiny_model, train
+from survival_runs import FRONTS, assert_same, state, tiny_model, train
 
-from hf_orthossl import OrthoSSLTrainer, SSLConfig, SSLModel
+from hf_orthossl import SSLConfig, SSLModel
 from hf_orthossl.cli import main
-from hf_orthossl.distributed.sharding import gather_module
-from hf_orthossl.encoders import Encoder, load_encoder
+from hf_orthossl.encoders import load_encoder
 from hf_orthossl.methods import Progress
 from hf_orthossl.regularization import select_matrices
 from hf_orthossl.spectra import SpectralReport
-from hf_orthossl.training import pretrain_loop
 
 CONSTRAINED = {"regularizer": "none", "gamma": None, "constrain": "orthogonal"}
 TINY = {"backbone_config": {"channels": [16, 16, 32, 32]}, "method": "byol", "method_config": None}
@@ -95,38 +92,13 @@ def test_a_skipped_step_leaves_every_bit():
     assert_orthonormal(model.encoder)
 
 
-def _in_double(module, inputs):
-    return (inputs[0].double(),)
-
-
-def fit(engine, front, folder):
-    """Return the weights of the encoder after four steps of 32 images, on the main process."""
-    engines = {"one": contextlib.nullcontext, "ddp": ddp, "fsdp2": fsdp2}
-    with engines[engine]():
-        model = tiny_model(**CONSTRAINED | TINY).double()
-        # The start was made orthonormal in float32.
-        model.constraint.begin()
-        for module in model.modules():
-            if isinstance(module, Encoder):
-                module.register_forward_pre_hook(_in_double)
-        settings = {"gradient_accumulation_steps": 1, "max_steps": 4, "logging_steps": 1, "save_strategy": "no"}
-        settings |= {"optim": "sgd", "learning_rate": 0.05, "spectra_steps": 0, "momentum": 0.9}
-        settings["per_device_train_batch_size"] = 32 if engine == "one" else 16
-        args = tiny_arguments(folder, warmup_steps=0, weight_decay=0.1, **settings)
-        if front == "loop":
-            pretrain_loop(model, digits(160), args)
-        else:
-            OrthoSSLTrainer(model=model, args=args, train_dataset=digits(160)).train()
-        encoder = gather_module(model.encoder)
-        return encoder and {name: value.clone() for name, value in encoder.state_dict().items()}
-
-
 @pytest.mark.parametrize(("engine", "front"), [("ddp", "trainer"), ("fsdp2", "loop")])
 def test_two_processes_are_one(engine, front, two_processes, tmp_path):
-    one = fit("one", front, tmp_path / "one")
-    two, _ = two_processes.run(fit, engine, front, tmp_path / "two")
-    for name, value in one.items():
-        assert torch.allclose(two[name].double(), value.double(), rtol=1e-9, atol=1e-9), name
+    settings = {"model": CONSTRAINED | TINY, "learning_rate": 0.05, "momentum": 0.9, "spectra_steps": 0}
+    settings |= {"warmup_steps": 0, "weight_decay": 0.1}
+    one, _, _ = fit("one", front, tmp_path / "one", **settings)
+    (two, _, _), _ = two_processes.run(fit_here, (engine, front, tmp_path / "two"), settings)
+    assert_close(two, one)
     model = tiny_model(**CONSTRAINED | TINY).double()
     model.encoder.load_state_dict(one)
     assert_orthonormal(model.encoder, 1e-12)

@@ -1,68 +1,14 @@
 """Two processes under accelerate's DDP and FSDP2 against one with the whole batch, through both fronts, in float64."""
 
-import contextlib
 import shutil
 
 import pytest
 import torch
-from engines_on_cpu import ddp, fsdp2
+from runs_in_double import assert_close, fit, fit_here
 from safetensors.torch import load_file
-from survival_runs import digits, tiny_arguments, tiny_model
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
-from hf_orthossl import OrthoSSLTrainer
-from hf_orthossl.distributed.sharding import gather_module
-from hf_orthossl.encoders import Encoder
-from hf_orthossl.training import pretrain_loop
 from hf_orthossl.training.auto_gamma import STEPS
 from hf_orthossl.training.callbacks.reporting import read_history
-
-ENGINES = {"one": contextlib.nullcontext, "ddp": ddp, "fsdp2": fsdp2}
-
-
-def fit(engine, front, folder, *, model, **settings):
-    """Trains a tiny model here, on this process's share of 32 images a step.
-
-    Returns:
-        Weights and buffers of the encoder, whole, on the main process; how many units FSDP made, and the share of
-        parameters that it shards.
-    """
-    with ENGINES[engine]():
-        # No stochastic depth: which samples it drops depends on the process.
-        trained = tiny_model(
-            **{"backbone_config": {"channels": [16, 16, 32, 32]}, "method_config": None} | model
-        ).double()
-        for module in trained.modules():
-            if isinstance(module, Encoder):
-                module.register_forward_pre_hook(_in_double)
-        trained.method.register_forward_pre_hook(_views_in_double)
-        batch = 32 if engine == "one" else 16
-        defaults = {"gradient_accumulation_steps": 1, "max_steps": 4, "logging_steps": 1, "save_strategy": "no"}
-        defaults |= {"optim": "sgd", "learning_rate": 0.02, "per_device_train_batch_size": batch}
-        args = tiny_arguments(folder, **defaults | settings)
-        if front == "loop":
-            pretrain_loop(trained, digits(160), args)
-        else:
-            OrthoSSLTrainer(model=trained, args=args, train_dataset=digits(160)).train()
-        encoder = gather_module(trained.encoder)
-        state = encoder and {name: value.clone() for name, value in encoder.state_dict().items()}
-        sharded = [isinstance(parameter, DTensor) for parameter in trained.parameters()]
-        units = sum(isinstance(module, FSDPModule) for module in trained.modules())
-        return state, units, sum(sharded) / len(sharded)
-
-
-def _in_double(module, inputs):
-    return (inputs[0].double(),)
-
-
-def _views_in_double(module, inputs):
-    encoder, views = inputs
-    return encoder, [view.double() for view in views]
-
-
-def fit_here(arguments, settings):
-    return fit(*arguments, **settings)
 
 
 def history(folder):
@@ -103,8 +49,7 @@ def test_two_processes_are_one(engine, front, two_processes, tmp_path):
                 close = pytest.approx(before[name], rel=1e-4 if "linear_probe" in name else 2e-6, abs=1e-7)
                 assert after[name] == close, (name, before["step"])
     assert {"knn/top1", "linear_probe/top1", "spectra/weights/relative_rank_mean"} <= found[3].keys()
-    for name, value in one.items():
-        assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
+    assert_close(two, one, rtol=1e-8)
 
 
 MASKED = {
@@ -126,8 +71,7 @@ def test_two_processes_mask_as_one(engine, method, two_processes, tmp_path):
     for before, after in zip(history(tmp_path / "one"), history(tmp_path / "two"), strict=True):
         parts = [name for name in before if name.endswith(("loss", "koleo")) and not name.startswith("train_")]
         assert {name: after[name] for name in parts} == pytest.approx({name: before[name] for name in parts}, rel=2e-6)
-    for name, value in one.items():
-        assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
+    assert_close(two, one, rtol=1e-8)
 
 
 DECOUPLED = {
@@ -149,8 +93,7 @@ def test_two_processes_take_the_decoupled_steps_of_one(engine, front, two_proces
     values = [entry["orthogonality"] for entry in history(tmp_path / "two") if "orthogonality" in entry]
     assert len(values) == 4 // settings["model"].get("penalty_every", 1)
     assert values[-1] < values[0]
-    for name, value in one.items():
-        assert torch.allclose(two[name].double(), value.double(), rtol=1e-9, atol=1e-9), name
+    assert_close(two, one)
 
 
 FROZEN = {
@@ -171,8 +114,7 @@ def test_what_is_frozen_is_so_in_every_process(engine, front, two_processes, tmp
         for name in ("loss", "orthogonality"):
             if name in before:
                 assert after[name] == pytest.approx(before[name], rel=2e-6, abs=1e-9), (name, before["step"])
-    for name, value in one.items():
-        assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
+    assert_close(two, one, rtol=1e-8)
 
 
 @pytest.mark.parametrize(("engine", "front"), [("ddp", "trainer"), ("fsdp2", "loop")])
@@ -184,8 +126,7 @@ def test_every_process_measures_the_same_gamma(engine, front, two_processes, tmp
     (two, _, _), _ = two_processes.run(fit_here, (engine, front, tmp_path / "two"), settings)
     gammas = [[entry["gamma"] for entry in history(tmp_path / run) if "gamma" in entry] for run in ("one", "two")]
     assert gammas[1] == [pytest.approx(gammas[0][0], rel=1e-9)]
-    for name, value in one.items():
-        assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
+    assert_close(two, one, rtol=1e-8)
 
 
 @pytest.mark.parametrize(("engine", "front"), [("ddp", "loop"), ("fsdp2", "trainer")])
@@ -214,8 +155,7 @@ def test_every_process_knows_the_start(engine, two_processes, tmp_path):
     assert before[0]["orthogonality"] < 1e-9 < before[-1]["orthogonality"]
     for entry, other in zip(before, after, strict=True):
         assert other["orthogonality"] == pytest.approx(entry["orthogonality"], rel=1e-5, abs=1e-12)
-    for name, value in one.items():
-        assert torch.allclose(two[name].double(), value.double(), rtol=1e-8, atol=1e-9), name
+    assert_close(two, one, rtol=1e-8)
 
 
 def test_a_sharded_run_cannot_train_later_what_is_frozen(two_processes, tmp_path):

@@ -1,24 +1,21 @@
 """Muon and AdaMuon: against timm's on plain matrices, what goes where, processes, resuming, and what is refused."""
 
-import contextlib
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
-from engines_on_cpu import ddp, fsdp2
-from survival_runs import FRONTS, digits, tiny_arguments, tiny_model, train
+from runs_in_double import assert_close, fit, fit_here
+from survival_runs import FRONTS, tiny_arguments, tiny_model, train
 from timm.optim.muon import Muon as TimmMuon
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_orthossl import OrthoSSLTrainer, SSLConfig, SSLModel
+from hf_orthossl import SSLConfig, SSLModel
 from hf_orthossl.cli import main
-from hf_orthossl.distributed.sharding import gather_module
-from hf_orthossl.encoders import Encoder, ModuleEncoder, load_encoder
+from hf_orthossl.encoders import ModuleEncoder, load_encoder
 from hf_orthossl.encoders.depth import input_layers
 from hf_orthossl.methods import TrainingRecipe
-from hf_orthossl.training import pretrain_loop
 from hf_orthossl.training.muon import hidden_matrices
 from hf_orthossl.training.optimizers import build_optimizer
 
@@ -207,45 +204,21 @@ def test_a_resumed_run_may_change_the_momentum(tmp_path, capsys):
     assert {group["momentum"] for group in saved["param_groups"] if "momentum" in group} == {0.5}
 
 
-def _in_double(module, inputs):
-    return (inputs[0].double(),)
-
-
-def fit(engine, front, folder, optim):
-    """Return the weights of the encoder after four steps of 32 images, on the main process."""
-    engines = {"one": contextlib.nullcontext, "ddp": ddp, "fsdp2": fsdp2}
-    with engines[engine]():
-        model = tiny_model(**VIT | {"regularizer": "so"}).double()
-        for module in model.modules():
-            if isinstance(module, Encoder):
-                module.register_forward_pre_hook(_in_double)
-        batch = 32 if engine == "one" else 16
-        settings = {"gradient_accumulation_steps": 1, "max_steps": 4, "logging_steps": 1, "save_strategy": "no"}
-        settings |= {"optim": optim, "learning_rate": 0.02, "spectra_steps": 0, "per_device_train_batch_size": batch}
-        # Biases that a norm removes have gradients of rounding, which AdamW would divide by their size.
-        settings |= {"adam_epsilon": 1e-2}
-        args = tiny_arguments(folder, warmup_steps=0, weight_decay=0.1, **settings)
-        if front == "loop":
-            pretrain_loop(model, digits(160), args)
-        else:
-            OrthoSSLTrainer(model=model, args=args, train_dataset=digits(160)).train()
-        encoder = gather_module(model.encoder)
-        return encoder and {name: value.clone() for name, value in encoder.state_dict().items()}
-
-
 @pytest.mark.parametrize(
     ("engine", "front", "optim"),
     [("ddp", "trainer", "muon"), ("fsdp2", "loop", "muon"), ("fsdp2", "trainer", "adamuon")],
 )
 def test_two_processes_are_one(engine, front, optim, two_processes, tmp_path):
     """A shard alone would be orthogonalized to something else: the weights are equal to 1e-9 in float64."""
-    one = fit("one", front, tmp_path / "one", optim)
-    two, _ = two_processes.run(fit, engine, front, tmp_path / "two", optim)
+    settings = {"model": VIT | {"regularizer": "so"}, "optim": optim, "spectra_steps": 0}
+    # Biases that a norm removes have gradients of rounding, which AdamW would divide by their size.
+    settings |= {"warmup_steps": 0, "weight_decay": 0.1, "adam_epsilon": 1e-2}
+    one, _, _ = fit("one", front, tmp_path / "one", **settings)
+    (two, _, _), _ = two_processes.run(fit_here, (engine, front, tmp_path / "two"), settings)
     start = tiny_model(**VIT).encoder.state_dict()
     moved = "backbone.blocks.0.attn.qkv.weight"
     assert (one[moved] - start[moved]).abs().max() > 1e-3
-    for name, value in one.items():
-        assert torch.allclose(two[name].double(), value.double(), rtol=1e-9, atol=1e-9), name
+    assert_close(two, one)
 
 
 @pytest.mark.parametrize(
