@@ -48,6 +48,8 @@ def test_entries_are_what_was_published(board_encoders, board_hub, tmp_path):
         assert entry.spectra.lengths["input"] == 3072
     collapsed, sound, _ = board.entries
     assert (sound.backbone, sound.method, sound.regularizer, sound.gamma) == ("resnet10t", "byol", "so", 1e-6)
+    assert (sound.penalty_mode, sound.strength, sound.remedies_read) == ("loss", None, True)
+    assert (collapsed.penalty_mode, collapsed.gamma, collapsed.remedies_read) == (None, None, True)
     assert (collapsed.regularizer, sound.pretrained_on, sound.image_size) == (None, "digits", 32)
     assert collapsed.spectra.summary["effective_rank"] < 2 < sound.spectra.summary["effective_rank"]
     weights = board_hub.repo("tester/sound").head["main"].files[WEIGHTS]

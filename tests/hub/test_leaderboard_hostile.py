@@ -208,3 +208,81 @@ def test_length_of_training():
     assert from_json(to_json(Board([entry], [], "2026-01-01", "http://h"))).entries == [entry]
     entry, rejected = check(published({}, training={"steps": -1, "epochs": "many"}))
     assert (entry.steps, entry.epochs, entry.images_per_step, len(rejected)) == (None, None, None, 2)
+
+
+# What `config.json` says of a remedy that acted, by field of the entry.
+ACTED = {
+    "penalty_mode": "decoupled",
+    "strength": 0.05,
+    "constrain": "orthogonal",
+    "embedding_regularizer": "sigreg",
+    "embedding_layer": "embedding",
+    "embedding_weight": 0.1,
+    "whitening": 1e-4,
+    "optimizer": "Muon",
+}
+
+
+def with_remedies(**changes):
+    """What is read of an encoder with all remedies, some of their settings changed."""
+    block = {"regularizer": "so", "gamma": 0.5} | ACTED | changes
+    training = {"optimizer": block.pop("optimizer")}
+    entry, rejected = check(published({}, training=training, **block))
+    assert from_json(to_json(Board([entry], [], "2026-01-01", "http://h"))).entries == [entry]
+    return entry, rejected
+
+
+def test_every_remedy_is_read():
+    entry, rejected = with_remedies()
+    assert {name: getattr(entry, name) for name in ACTED} == ACTED
+    # γ is that of the loss, where the penalty is not.
+    assert (entry.regularizer, entry.gamma, entry.remedies_read, rejected) == ("so", None, True, [])
+    entry, rejected = with_remedies(penalty_mode="loss")
+    assert (entry.gamma, entry.strength, entry.penalty_mode, rejected) == (0.5, None, "loss", [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "gone"),
+    [
+        ({"strength": 0}, ("regularizer", "gamma", "penalty_mode", "strength")),
+        ({"regularizer": "none"}, ("regularizer", "gamma", "penalty_mode", "strength")),
+        ({"constrain": "None"}, ("constrain",)),
+        ({"embedding_weight": 0.0}, ("embedding_regularizer", "embedding_layer", "embedding_weight")),
+        ({"embedding_regularizer": ""}, ("embedding_regularizer", "embedding_layer", "embedding_weight")),
+        ({"whitening": 0.0}, ("whitening",)),
+    ],
+)
+def test_a_remedy_that_did_not_act_is_none(changes, gone):
+    entry, rejected = with_remedies(**changes)
+    assert ([getattr(entry, name) for name in gone], entry.remedies_read, rejected) == ([None] * len(gone), True, [])
+    assert {name: getattr(entry, name) for name in ACTED if name not in gone} == {
+        name: value for name, value in ACTED.items() if name not in gone
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("regularizer", {"so": 1}, "must be a name"),
+        ("penalty_mode", "sometimes", "must be one of loss, decoupled, got 'sometimes'"),
+        ("penalty_mode", ["loss"], "must be one of loss, decoupled"),
+        ("strength", -0.1, "must be a number from 0 to"),
+        ("strength", "0.05", "got '0.05'"),
+        ("strength", 10**400, "must be a number"),
+        ("constrain", True, "must be one of orthogonal, got True"),
+        ("constrain", "<script>", "must be one of orthogonal"),
+        ("embedding_regularizer", "sigr\u0435g", "look like others"),
+        ("embedding_regularizer", "x" * 100_000, "is longer than 40"),
+        ("embedding_layer", "attic", "must be one of embedding, representation"),
+        ("embedding_weight", float("nan"), "must be a number"),
+        ("whitening", [1e-4], "must be a number"),
+        ("whitening", True, "must be a number"),
+        ("optimizer", 7, "must be a name, got 7"),
+        ("optimizer", "Muon\u202e", "look like others"),
+    ],
+)
+def test_a_malformed_remedy_is_rejected_and_the_encoder_stays_in_no_pair(name, value, reason):
+    entry, (one,) = with_remedies(**{name: value})
+    assert (one.field, getattr(entry, name), entry.remedies_read) == (name, None, False)
+    assert reason in one.reason
+    assert (entry.backbone, entry.repo_id) == ("r", "e/v")

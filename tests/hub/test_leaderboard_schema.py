@@ -47,6 +47,16 @@ CHANGES = {
     "unknown task": lambda e: e["results"][0].update(task="chess"),
     "no repository": lambda e: e.update(repo_id="../../x"),
     "no commit": lambda e: e.update(revision="main"),
+    "a negative strength": lambda e: e.update(strength=-0.1),
+    "text for a strength": lambda e: e.update(strength="0.05"),
+    "an unknown mode": lambda e: e.update(penalty_mode="sometimes"),
+    "an unknown constraint": lambda e: e.update(constrain="<b>"),
+    "an unknown layer": lambda e: e.update(embedding_layer=["embedding"]),
+    "an invisible regularizer": lambda e: e.update(embedding_regularizer="sig\u200breg"),
+    "NaN for a weight": lambda e: e.update(embedding_weight=math.nan),
+    "true for a weight": lambda e: e.update(whitening=True),
+    "an optimizer of many lines": lambda e: e.update(optimizer="Mu\non"),
+    "a word for a flag": lambda e: e.update(remedies_read="yes"),
     "no date": lambda e: e.update(last_modified="yesterday"),
     "half a parameter": lambda e: e.update(parameters=0.5),
     "a look-alike": lambda e: e.update(method="b\u0443ol"),
@@ -81,8 +91,10 @@ def test_what_is_wrong_with_one_entry_rejects_it_alone(change):
         ("[" * 100_000, "not JSON"),
         ("[]", "format"),
         ('{"format": 99}', "format"),
-        ('{"format": 4}', "rejected"),
-        ('{"format": 4, "rejected": [], "entries": [], "collected_at": 3, "endpoint": "x"}', "collected_at"),
+        # Of this form, a constrained encoder had no constraint.
+        ('{"format": 4, "rejected": [], "entries": [], "collected_at": "2026-01-31", "endpoint": "x"}', "format"),
+        ('{"format": 5}', "rejected"),
+        ('{"format": 5, "rejected": [], "entries": [], "collected_at": 3, "endpoint": "x"}', "collected_at"),
     ],
 )
 def test_what_is_no_board_is_refused_in_one_line(text, match):
@@ -278,6 +290,50 @@ def test_pairs_are_of_one_length_of_training():
     assert pair[1].repo_id == "a/so"
 
 
+OTHER_REMEDIES = {
+    "constrain": "orthogonal",
+    "embedding_regularizer": "sigreg",
+    "embedding_layer": "embedding",
+    "embedding_weight": 0.1,
+    "whitening": 1e-4,
+    "optimizer": "Muon",
+}
+
+
+@pytest.mark.parametrize("remedy", OTHER_REMEDIES)
+def test_no_side_of_a_pair_has_another_remedy(remedy):
+    """An encoder with another remedy, the best of all, is neither the plain side nor the one with the penalty."""
+    told, other = {"embedding_regularizer": "koleo", "optimizer": "LARS"}, {remedy: OTHER_REMEDIES[remedy]}
+    board = board_of(
+        entry("a/plain", value=0.6, **told),
+        entry("a/plain-other", value=0.9, **told | other),
+        entry("a/so", regularizer="so", value=0.7, **told),
+    )
+    assert [(without.repo_id, with_.repo_id) for without, with_, _ in paired(board)] == [("a/plain", "a/so")]
+    both = entry("a/so-other", regularizer="so", value=0.8, **told | other)
+    found = [(a.repo_id, b.repo_id, round(d, 6)) for a, b, d in paired(board_of(*board.entries, both))]
+    assert found == [("a/plain", "a/so", 0.1), ("a/plain-other", "a/so-other", -0.1)]
+
+
+def test_a_decoupled_penalty_is_another_kind_than_one_in_the_loss():
+    decoupled = {"regularizer": "so", "gamma": None, "penalty_mode": "decoupled"}
+    board = board_of(
+        entry("a/plain", value=0.6),
+        entry("a/loss", regularizer="so", penalty_mode="loss", value=0.8),
+        entry("a/weak", **decoupled, strength=0.01, value=0.5),
+        entry("a/strong", **decoupled, strength=0.05, value=0.7),
+    )
+    found = [(without.repo_id, with_.repo_id, round(difference, 6)) for without, with_, difference in paired(board)]
+    assert found == [("a/plain", "a/loss", 0.2), ("a/plain", "a/strong", 0.1)]
+
+
+def test_what_could_not_be_read_is_in_no_pair():
+    unread = entry("a/unread", value=0.5, remedies_read=False)
+    so = entry("a/so", regularizer="so", value=0.7)
+    assert paired(board_of(unread, so)) == []
+    assert paired(board_of(entry("a/plain"), dataclasses.replace(so, remedies_read=False))) == []
+
+
 def test_pairs_are_of_one_protocol():
     other = dataclasses.replace(measured("knn", "cifar10", "top1", 0.9), protocol={"k": 200})
     board = board_of(entry("a/plain", value=0.6), entry("a/so", regularizer="so", results=[other]))
@@ -286,6 +342,8 @@ def test_pairs_are_of_one_protocol():
 
 def test_a_snapshot_is_a_data_set(tmp_path):
     board = synthetic_board(30)
+    decoupled = entry("z/z", regularizer="so", penalty_mode="decoupled", strength=0.05, optimizer="Muon")
+    board = dataclasses.replace(board, entries=[*board.entries[:29], decoupled])
     board = dataclasses.replace(board, rejected=[Rejection("x/y", None, "config.json", "is not JSON")])
     folder = write_snapshot(board, tmp_path / "board")
     assert read_snapshot(folder) == board
@@ -294,6 +352,7 @@ def test_a_snapshot_is_a_data_set(tmp_path):
     assert [(row["repo_id"], row["value"], row["source"]) for row in rows if row["value"] is not None] == expected
     without = {e.repo_id for e in board.entries if not e.results}
     assert {row["repo_id"] for row in rows if row["value"] is None} == without
+    assert [rows[-1][name] for name in ("strength", "optimizer", "remedies_read")] == [0.05, "Muon", True]
     assert "30 encoders" in (folder / "README.md").read_text()
     assert {path.name for path in folder.iterdir()} == {"board.json", "board.parquet", "README.md"}
 

@@ -21,7 +21,7 @@ from synthetic_board import HOSTILE, entry, measured, synthetic_board
 
 from hf_orthossl.hub.leaderboard.board.snapshot import RefreshedBoard
 from hf_orthossl.hub.leaderboard.page import charts
-from hf_orthossl.hub.leaderboard.page.catalogue import COLUMNS, DETAILS, PAGES, SIZES, Catalogue, View
+from hf_orthossl.hub.leaderboard.page.catalogue import COLUMNS, DETAILS, PAGES, SIZES, Catalogue, View, remedies
 from hf_orthossl.hub.leaderboard.page.routes import badge_svg, badge_words
 from hf_orthossl.hub.leaderboard.page.space import space_files
 from hf_orthossl.hub.leaderboard.page.views import compare_page, hub_address, render_page
@@ -162,6 +162,83 @@ def test_pairs_show_the_difference_of_their_values():
     assert "With a penalty 1 of 1 pairs are better; the median difference is +0.125." in html
 
 
+def text_of(html):
+    """Text as a browser would show it."""
+    found = []
+    parser = HTMLParser()
+    parser.handle_data = found.append
+    parser.feed(html)
+    return " ".join("".join(found).split())
+
+
+DECOUPLED = {"regularizer": "so", "penalty_mode": "decoupled", "gamma": None}
+SIGREG = {"embedding_regularizer": "sigreg", "embedding_layer": "embedding", "embedding_weight": 0.1}
+IN_WORDS = [
+    ({}, "none"),
+    ({"regularizer": "so", "penalty_mode": "loss", "gamma": 1e-4}, "SO γ = 0.0001"),
+    ({"regularizer": "srip", "gamma": 1e-6}, "SRIP γ = 1e-6"),
+    (DECOUPLED | {"strength": 0.05}, "SO, decoupled, λ = 0.05"),
+    (DECOUPLED, "SO, decoupled"),
+    ({"constrain": "orthogonal"}, "orthonormal weights"),
+    (SIGREG, "SIGREG of embeddings w = 0.1"),
+    ({"constrain": "orthogonal", **SIGREG}, "orthonormal weights + SIGREG of embeddings w = 0.1"),
+    ({"whitening": 2.5e-5}, "feature whitening weight = 2.5e-5"),
+    ({"optimizer": "Muon"}, "Muon"),
+    ({"optimizer": "LARS"}, "none"),
+    (DECOUPLED | {"strength": 0.05, "optimizer": "AdaMuon"}, "SO, decoupled, λ = 0.05 + AdaMuon"),
+    ({"remedies_read": False}, "settings that could not be read"),
+]
+
+
+@pytest.mark.parametrize(("settings", "words"), IN_WORDS)
+@pytest.mark.parametrize("page", ["table", "model", "compare"])
+def test_every_remedy_is_named(page, settings, words):
+    catalogue = Catalogue(Board([entry("a/b", **settings)], [], "2026-01-01", "https://huggingface.co"))
+    html = render_page(catalogue, View(show=page, model="a/b", compare=("a/b",)).query())
+    cell = {"table": '<td role="cell" data-label="Remedies">', "model": "<dd>", "compare": "<td>"}[page]
+    heading = html if page == "table" else html[html.rindex(">Remedies<") :]
+    assert text_of(heading[heading.index(cell) :].split("</td>")[0].split("</dd>")[0]) == words
+
+
+def test_pairs_name_the_remedies_of_either_side():
+    plain = entry("a/plain", value=0.5, optimizer="Muon", **SIGREG)
+    so = entry("a/so", value=0.625, optimizer="Muon", **SIGREG, **DECOUPLED, strength=0.05)
+    other = entry("a/constrained", value=0.9, constrain="orthogonal")
+    catalogue = Catalogue(Board([other, plain, so], [], "2026-01-01", "https://huggingface.co"))
+    text = text_of(render_page(catalogue, "show=pairs"))
+    assert "1 pairs" in text
+    assert "SIGREG of embeddings w = 0.1 + Muon · 0.500" in text
+    assert "SO, decoupled, λ = 0.05 + SIGREG of embeddings w = 0.1 + Muon · 0.625" in text
+
+
+def test_the_filter_is_on_the_penalty_and_search_on_all_remedies():
+    settings = [dict(kept) for kept, _ in IN_WORDS]
+    entries = [entry(f"a/m{number:02d}", **kept) for number, kept in enumerate(settings)]
+    catalogue = Catalogue(Board(entries, [], "2026-01-01", "https://huggingface.co"))
+
+    def found(**view):
+        return [line.entry for line in catalogue.lines(View(**view))]
+
+    assert found(regularizer="none") == [one for one in entries if not one.regularizer]
+    assert found(regularizer="any") == [one for one in entries if one.regularizer]
+    assert found(q="decoupled muon") == [one for one in entries if one.optimizer == "AdaMuon"]
+    assert found(q="orthonormal") == [one for one in entries if one.constrain]
+    html = render_page(catalogue, "")
+    assert "Penalty on weights" in html
+    assert '<option value="none">no penalty</option>' in html
+    ordered = [(one.regularizer or "", one.penalty_mode or "") for one in found(sort="regularizer")]
+    assert ordered == sorted(ordered)
+    # What has no remedy at all comes before other remedies without a penalty.
+    assert [bool(remedies(one)) for one in found(sort="regularizer")] == [False] * 2 + [True] * 11
+
+
+def test_the_scatter_marks_other_remedies_apart():
+    entries = [entry("a/plain"), entry("a/so", regularizer="so", optimizer="Muon"), entry("a/muon", optimizer="Muon")]
+    html = render_page(Catalogue(Board(entries, [], "2026-01-01", "https://huggingface.co")), "show=scatter")
+    figure = html[html.index("<figure>") :]
+    assert [figure.count(f'class="mark s{style}"') for style in range(4)] == [1, 1, 1, 0]
+
+
 def test_a_claim_that_a_re_run_does_not_bear_out_is_marked():
     claim, found = measured("knn", "cifar10", "top1", 0.9), measured("knn", "cifar10", "top1", 0.6, "board")
     catalogue = Catalogue(Board([entry("a/b", results=[claim, found])], [], "2026-01-01", "https://huggingface.co"))
@@ -204,7 +281,8 @@ def test_an_empty_board_says_what_to_do():
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_strangers_words_are_text_on_every_page(text):
-    evil = entry(f"evil/{text}", method=text, pretrained_on=text, library_version=text)
+    evil = entry(f"evil/{text}", method=text, pretrained_on=text, library_version=text, optimizer=text)
+    evil = dataclasses.replace(evil, regularizer=text, constrain=text, embedding_regularizer=text, embedding_layer=text)
     evil = entry("evil/x", results=[measured("knn", text, "top1", 0.5)]) if text == HOSTILE[0] else evil
     evil.spectra.curves[text], evil.spectra.lengths[text] = [1.0, 0.5], 2
     catalogue = Catalogue(Board([evil, entry("a/b")], [], text, f"https://evil.example/{text}"))

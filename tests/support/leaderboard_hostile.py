@@ -157,6 +157,12 @@ def hostile_repos(good: Callable[[str], dict[str, bytes]], marker: str) -> Itera
     yield make("huge-float", "numbers beyond all floats", {EVAL: result("1.0e+999")}, True, "got inf")
     yield make("huge-integer", "an integer of 1,000 digits", {EVAL: result("9" * 1000)}, True, "from 0 to 1")
     yield make("huge-gamma", "a γ of 400 digits", block(gamma=10**400), True, "gamma")
+    yield make("script-in-remedy", "HTML for a regularizer", block(embedding_regularizer=SCRIPT), True, "")
+    yield make(
+        "unknown-mode", "a mode of its own", block(penalty_mode="by magic"), True, "must be one of loss, decoupled"
+    )
+    yield make("unknown-constraint", "a constraint of its own", block(constrain=[IMAGE]), True, "must be one of orthog")
+    yield make("negative-whitening", "a negative weight", block(whitening=-1.0), True, "must be a number from 0 to")
     yield make("text-as-number", "text for a number", {EVAL: result("'0.99'")}, True, "got '0.99'")
     yield make("no-protocol", "a number without its protocol", {EVAL: result(notes="")}, True, "protocol")
     card = index(0.5, args="{task: knn}")

@@ -30,7 +30,7 @@ from pydantic_core import PydanticCustomError
 from ...evaluation.results import COUNTS, METRICS, TASKS, Key, Result
 from ..escaping import clean
 
-FORMAT = 4
+FORMAT = 5
 # The author's claim; a claim that this board's own measurement confirmed; that own measurement.
 SOURCES = ("author", "verified", "board")
 MAX_POINTS, MAX_CURVES, MAX_RESULTS = 200, 24, 400
@@ -165,6 +165,10 @@ Share = Annotated[StrictFloat, _bounded(0, 1)]
 Count = Annotated[StrictInt, whole_to(2**53)]
 Size = Annotated[StrictInt, whole_to(10_000)]
 Flag = Annotated[StrictBool, _must_be("true or false")]
+# How a penalty acts, what weights are constrained to, and what an embedding regularizer acts on.
+PenaltyMode = Annotated[StrictStr, _one_of(("loss", "decoupled"))]
+Constraint = Annotated[StrictStr, _one_of(("orthogonal",))]
+EmbeddingLayer = Annotated[StrictStr, _one_of(("embedding", "representation"))]
 Curve = Annotated[list[Annotated[StrictFloat, Field(ge=0, le=1)]], _must_be("a list of numbers from 0 to 1")]
 _Endpoint = Annotated[StrictStr, _cleaned(200), _must_be("text")]
 Object = Annotated[dict[Any, Any], Strict(), _must_be("an object")]
@@ -250,7 +254,7 @@ class Entry:
     # As `config.json` names them.
     backbone: Name
     method: ShortName
-    # Penalty and its weight: `None` without one, and where its weight is 0.
+    # Penalty on the weights, `None` without one and where its weight is 0; γ is that of one in the loss.
     regularizer: Name | None
     gamma: Number | None
     pretrained_on: Name | None
@@ -271,6 +275,19 @@ class Entry:
     steps: Count | None = None
     epochs: Number | None = None
     images_per_step: Count | None = None
+    # How the penalty acted, and the strength λ of a decoupled one; `None` without a penalty.
+    penalty_mode: PenaltyMode | None = None
+    strength: Weight | None = None
+    # Other remedies, each `None` without it, and where its weight is 0.
+    constrain: Constraint | None = None
+    embedding_regularizer: Name | None = None
+    embedding_layer: EmbeddingLayer | None = None
+    embedding_weight: Weight | None = None
+    whitening: Weight | None = None
+    # Class of the optimizer, such as "AdamW"; "Muon" and "AdaMuon" are remedies too.
+    optimizer: Name | None = None
+    # `False` if one of the remedies' settings was rejected: what the encoder was trained with is then unknown.
+    remedies_read: Flag = True
 
 
 @dataclass(frozen=True)

@@ -58,24 +58,29 @@ def measurements(board: Board) -> list[Measurement]:
 
 
 def paired(board: Board, task: str = "knn", dataset: str | None = None, metric: str = "top1") -> list[Pair]:
-    """Pair encoders that agree in backbone, parameters, method, training data, image size and length of training.
+    """Pair encoders that differ in the penalty alone, as far as the board knows their training.
 
-    An unknown length of training agrees with an unknown one only. By default `dataset` is the one that most encoders
-    were measured on.
+    They agree in backbone, parameters, method, training data, image size, length of training, optimizer, and in the
+    remedies other than the penalty: constraint, embedding regularizer and whitening. An unknown length or optimizer
+    agrees with an unknown one only, and an encoder whose remedies could not be read is in no pair. By default `dataset`
+    is the one that most encoders were measured on.
 
     Returns:
-        `list`: (without, with, difference) for each kind of penalty: the best encoder of either side, and how much
+        `list`: (without, with, difference) for each kind of penalty, where a decoupled one is another kind than that in
+        the loss: the best encoder of either side, and how much
         better the one with the penalty is, over results of the same split and protocol; `None` if there are none.
         Largest difference first, those without a difference last.
     """
     if dataset is None:
         dataset = next((name for its_task, name, its in measurements(board) if (its_task, its) == (task, metric)), "")
-    groups: dict[tuple, dict[str | None, list[Entry]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple, dict[tuple[str, str] | None, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     for entry in board.entries:
-        length = (entry.steps, entry.epochs, entry.images_per_step)
         about = (entry.backbone, entry.parameters, entry.method, (entry.pretrained_on or "").lower(), entry.image_size)
-        if entry.pretrained_on:
-            groups[*about, *length][entry.regularizer].append(entry)
+        training = (entry.steps, entry.epochs, entry.images_per_step, entry.optimizer)
+        embedding = (entry.embedding_regularizer, entry.embedding_layer, entry.embedding_weight)
+        kind = (entry.regularizer, entry.penalty_mode or "loss") if entry.regularizer else None
+        if entry.pretrained_on and entry.remedies_read:
+            groups[*about, *training, *embedding, entry.constrain, entry.whitening][kind].append(entry)
     pairs = []
     for sides in groups.values():
         for kind in sorted(filter(None, sides)):

@@ -42,6 +42,11 @@ board = load_dataset("{location}", split="train")
 
 `source` tells who measured: "author", a claim of the encoder's author; "verified", a claim that this board confirmed by
 measuring the published weights again; "board", that measurement. `revision` is the commit of the encoder that was read.
+`regularizer` is the penalty on the weights: with the `penalty_mode` "loss" one of weight `gamma` in the loss, with
+"decoupled" a step of `strength` after the optimizer's. Other remedies against collapse are `constrain` (weights kept
+"orthogonal"), `embedding_regularizer` (of weight `embedding_weight`, on `embedding_layer`), the weight of feature
+`whitening`, and the `optimizer` where it is Muon or AdaMuon; none has the weight 0, which is empty. Where
+`remedies_read` is false, one of these settings could not be read, and what is empty may not be absent.
 Accuracies and average precisions are in [0, 1]. Names come from unknown authors: show them as text.
 
 {mark}
@@ -50,6 +55,12 @@ Accuracies and average precisions are in [0, 1]. Names come from unknown authors
 _COLUMNS = {
     **dict.fromkeys(("repo_id", "backbone", "method", "regularizer"), "string"),
     "gamma": "double",
+    "penalty_mode": "string",
+    "strength": "double",
+    **dict.fromkeys(("constrain", "embedding_regularizer", "embedding_layer"), "string"),
+    **dict.fromkeys(("embedding_weight", "whitening"), "double"),
+    "optimizer": "string",
+    "remedies_read": "bool",
     "pretrained_on": "string",
     **dict.fromkeys(("image_size", "parameters"), "int64"),
     **dict.fromkeys(("task", "dataset", "split", "metric"), "string"),

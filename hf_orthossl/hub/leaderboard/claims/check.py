@@ -7,9 +7,12 @@ from typing import Annotated, Any
 from ...card.sections import split_front_matter
 from ...encoder_record import library_of
 from ..schema import (
+    Constraint,
     Count,
+    EmbeddingLayer,
     Entry,
     Name,
+    PenaltyMode,
     RejectedError,
     Rejection,
     ShortName,
@@ -75,18 +78,11 @@ def _entry(published: Published, claims: Claims) -> Entry:
     training = training if isinstance(training, dict) else {}
 
     def optional(kind: Any, name: str, settings: dict = block) -> Any:
-        """Return a setting that the board can do without: a malformed one is rejected, and the encoder stays."""
-        value = settings.get(name)
-        return None if value is None else claims.attempt(checked, kind, name, value)
+        return _optional(claims, kind, name, settings)
 
     num_features = checked(_WIDTH, "num_features", block.get("num_features"))
     claims.trained_on = str(block.get("dataset") or "").lower(), str(block.get("split") or "").lower()
     _add_claims(published, claims)
-    named = block.get("regularizer")
-    is_named = not (isinstance(named, str) and named.strip().lower() in ("", "none"))
-    # A penalty of weight 0 is none, whatever it is called.
-    gamma = optional(Weight, "gamma") if is_named else None
-    regularizer = optional(ShortName, "regularizer") if is_named and gamma != 0 else None
     return Entry(
         repo_id=published.repo_id,
         revision=published.revision,
@@ -94,8 +90,6 @@ def _entry(published: Published, claims: Claims) -> Entry:
         last_modified=published.last_modified,
         backbone=checked(Name, "backbone", block.get("backbone")),
         method=checked(ShortName, "method", block.get("method")),
-        regularizer=regularizer,
-        gamma=gamma if regularizer else None,
         pretrained_on=optional(Name, "dataset"),
         image_size=checked(Size, "image_size", block.get("image_size")),
         parameters=published.parameters,
@@ -106,8 +100,49 @@ def _entry(published: Published, claims: Claims) -> Entry:
         steps=optional(Count, "steps", training),
         epochs=optional(Weight, "epochs", training),
         images_per_step=optional(Count, "images_per_step", training),
+        **_remedies(block, training, claims),
         **library_of(config),
     )
+
+
+def _remedies(block: dict, training: dict, claims: Claims) -> dict[str, Any]:
+    """Return the fields of an entry that say what acted against collapse; what has the weight 0 did not act."""
+    before = len(claims.rejected)
+    penalty = _named(block, "regularizer", "gamma", "penalty_mode", "strength")
+    mode = _optional(claims, PenaltyMode, "penalty_mode", {"penalty_mode": "loss"} | penalty)
+    # γ weighs a penalty in the loss, λ a decoupled one.
+    weight_name = "strength" if mode == "decoupled" else "gamma"
+    weight = _optional(claims, Weight, weight_name, penalty)
+    kind = _optional(claims, ShortName, "regularizer", penalty) if weight != 0 else None
+    embedding = _named(block, "embedding_regularizer", "embedding_layer", "embedding_weight")
+    embedding_weight = _optional(claims, Weight, "embedding_weight", embedding)
+    embedding_kind = _optional(claims, ShortName, "embedding_regularizer", embedding) if embedding_weight != 0 else None
+    remedies = {
+        "regularizer": kind,
+        "gamma": None,
+        **({"penalty_mode": mode, weight_name: weight} if kind else {}),
+        "embedding_regularizer": embedding_kind,
+        "embedding_layer": _optional(claims, EmbeddingLayer, "embedding_layer", embedding) if embedding_kind else None,
+        "embedding_weight": embedding_weight if embedding_kind else None,
+        "constrain": _optional(claims, Constraint, "constrain", _named(block, "constrain")),
+        "whitening": _optional(claims, Weight, "whitening", block) or None,
+        "optimizer": _optional(claims, ShortName, "optimizer", training),
+    }
+    return remedies | {"remedies_read": len(claims.rejected) == before}
+
+
+def _named(block: dict, name: str, *belonging: str) -> dict[str, Any]:
+    """Return a setting and those that belong to it, as far as they are there; nothing if its name is "none" or empty."""
+    value = block.get(name)
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none")):
+        return {}
+    return {one: block[one] for one in (name, *belonging) if block.get(one) is not None}
+
+
+def _optional(claims: Claims, kind: Any, name: str, settings: dict) -> Any:
+    """Return a setting that the board can do without: a malformed one is rejected, and the encoder stays."""
+    value = settings.get(name)
+    return None if value is None else claims.attempt(checked, kind, name, value)
 
 
 def _add_claims(published: Published, claims: Claims) -> None:

@@ -23,7 +23,7 @@ COLUMNS = {
     "model": "Model",
     "method": "Method",
     "backbone": "Backbone",
-    "regularizer": "Penalty",
+    "regularizer": "Remedies",
     "pretrained_on": "Pretrained on",
     "value": "Value",
     "effective_rank": "Effective rank",
@@ -42,6 +42,7 @@ MAX_COMPARED = 4
 # Unknown authors may publish as many names as they like; search finds those that a list leaves out.
 MAX_CHOICES = 100
 _LONGEST = 200
+_MUONS = ("Muon", "AdaMuon")
 _FILTERS = ("backbone", "method", "regularizer", "pretrained_on")
 _MAX_RANKED = 16
 
@@ -58,7 +59,8 @@ class View:
     task: str = ""
     dataset: str = ""
     metric: str = ""
-    # Only models with exactly these; the penalty may also be "any" or "none", and the size is a key of `SIZES`.
+    # Only models with exactly these; the penalty may also be "any" or "none", whatever other remedies there are, and
+    # the size is a key of `SIZES`.
     backbone: str = ""
     method: str = ""
     regularizer: str = ""
@@ -226,9 +228,34 @@ def effective_rank(entry: Entry) -> float | None:
     return value if 1 / slack <= value <= dim * slack else None
 
 
+def remedies(entry: Entry) -> list[tuple[str, str]]:
+    """Return what acted against collapse in words, each with its weight: [("SO", "γ = 1e-4"), ("Muon", "")]."""
+    found = []
+    if entry.regularizer:
+        kind, symbol, weight = entry.regularizer.upper(), "γ", entry.gamma
+        if entry.penalty_mode == "decoupled":
+            kind, symbol, weight = f"{kind}, decoupled{'' if entry.strength is None else ','}", "λ", entry.strength
+        found.append((kind, symbol, weight))
+    if entry.constrain:
+        found.append(("orthonormal weights", "", None))
+    if entry.embedding_regularizer:
+        of = f" of {entry.embedding_layer}s" if entry.embedding_layer else ""
+        found.append((f"{entry.embedding_regularizer.upper()}{of}", "w", entry.embedding_weight))
+    if entry.whitening:
+        found.append(("feature whitening", "weight", entry.whitening))
+    if entry.optimizer in _MUONS:
+        found.append((entry.optimizer, "", None))
+    if not entry.remedies_read:
+        found.append(("settings that could not be read", "", None))
+    return [
+        (name, "" if weight is None else f"{symbol} = {weight:.3g}".replace("e-0", "e-"))
+        for name, symbol, weight in found
+    ]
+
+
 def _searchable(entry: Entry) -> str:
-    parts = (entry.repo_id, entry.backbone, entry.method, entry.regularizer, entry.pretrained_on)
-    return " ".join(filter(None, parts)).casefold()
+    parts = (entry.repo_id, entry.backbone, entry.method, entry.pretrained_on)
+    return " ".join([*filter(None, parts), *(name for name, _ in remedies(entry))]).casefold()
 
 
 def _sort_key(line: Line, column: str) -> Any:
@@ -240,6 +267,8 @@ def _sort_key(line: Line, column: str) -> Any:
         case "effective_rank":
             return effective_rank(entry)
         case "regularizer":
-            return entry.regularizer or "", entry.gamma or 0.0
+            weight = entry.strength if entry.penalty_mode == "decoupled" else entry.gamma
+            others = [name for name, _ in remedies(entry)]
+            return entry.regularizer or "", entry.penalty_mode or "", weight or 0.0, others
     value = entry.repo_id if column == "model" else getattr(entry, column)
     return value.lower() if value else None

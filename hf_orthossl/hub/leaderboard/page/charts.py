@@ -68,7 +68,7 @@ class Point:
 
     x: float
     y: float
-    # 0 without a penalty, 1 with one.
+    # 0 without a remedy, 1 with a penalty, 2 with other remedies alone.
     style: int
     # Shown where the pointer rests.
     label: str

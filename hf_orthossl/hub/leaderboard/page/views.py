@@ -21,7 +21,7 @@ from ..board.rank import Measurement, best, most_trusted
 from ..claims.verify import compare
 from ..schema import BoardResult, Entry, Spectra, is_repo_id
 from . import charts
-from .catalogue import COLUMNS, DESCENDING, PAGES, SIZES, Catalogue, View, effective_rank
+from .catalogue import COLUMNS, DESCENDING, PAGES, SIZES, Catalogue, View, effective_rank, remedies
 from .rendering import environment, render
 from .routes import badge_svg, badge_words
 
@@ -127,6 +127,7 @@ def _form(catalogue: Catalogue, view: View) -> _Values:
     chosen, listed = catalogue.measurement(view), catalogue.measurements[:100]
     listed = listed if chosen is None or chosen in listed else [*listed, chosen]
     titles = {kind: title[:1].upper() + title[1:] for kind, title in catalogue.penalties.items()}
+    titles |= {"none": "no penalty", "any": "any penalty"}
 
     def choices(name: str, *special: str) -> list[tuple[str, str]]:
         values = dict.fromkeys((*special, *catalogue.choices[name], *filter(None, [getattr(view, name)])))
@@ -135,7 +136,7 @@ def _form(catalogue: Catalogue, view: View) -> _Values:
     filters = [
         ("method", "Method", choices("method")),
         ("backbone", "Backbone", choices("backbone")),
-        ("regularizer", "Penalty", choices("regularizer", "none", "any")),
+        ("regularizer", "Penalty on weights", choices("regularizer", "none", "any")),
         ("pretrained_on", "Pretrained on", choices("pretrained_on")),
         ("size", "Parameters", [("", "all"), *((size, words) for size, (words, *_) in SIZES.items())]),
     ]
@@ -180,7 +181,7 @@ def _scatter(catalogue: Catalogue, view: View) -> _Values:
         if line.result and rank is not None:
             label = f"{line.entry.repo_id}: {line.result.value:.3f}, effective rank {rank:.1f}"
             href = view.query(show="model", model=line.entry.repo_id)
-            points.append(charts.Point(rank, line.result.value, int(bool(line.entry.regularizer)), label, href))
+            points.append(charts.Point(rank, line.result.value, _style(line.entry), label, href))
     chart: str = ""
     if points and chosen:
         chart = charts.scatter(points, "effective rank", METRICS.get(chosen[2], chosen[2]))
@@ -191,6 +192,11 @@ def _scatter(catalogue: Catalogue, view: View) -> _Values:
         "as_table": view.to(show="table", sort="effective_rank", order="down"),
         "empty": _nothing(catalogue, "No model that fits these filters has both an accuracy and published spectra."),
     }
+
+
+def _style(entry: Entry) -> int:
+    """Return the mark of an encoder: 0 without a remedy, 1 with a penalty, 2 with other remedies alone."""
+    return 1 if entry.regularizer else 2 if remedies(entry) else 0
 
 
 def _pairs(catalogue: Catalogue, view: View) -> _Values:
@@ -254,6 +260,7 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
             "Training",
             ", ".join(f"{value:,g} {unit}" for value, unit in length if value is not None) or "length unknown",
         ),
+        ("Optimizer", entry.optimizer or "not recorded"),
         ("Parameters", parameters),
         ("Revision", entry.revision[:12]),
         ("Last changed", (entry.last_modified or "unknown")[:10]),
@@ -326,5 +333,6 @@ environment().globals |= {
     "pages_of": PAGES,
     "best": best,
     "effective_rank": effective_rank,
+    "remedies": remedies,
     "protocol_text": protocol_text,
 }
