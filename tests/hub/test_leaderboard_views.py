@@ -182,7 +182,7 @@ IN_WORDS = [
     ({"constrain": "orthogonal"}, "orthonormal weights"),
     (SIGREG, "SIGREG of embeddings w = 0.1"),
     ({"constrain": "orthogonal", **SIGREG}, "orthonormal weights + SIGREG of embeddings w = 0.1"),
-    ({"whitening": 2.5e-5}, "feature whitening weight = 2.5e-5"),
+    ({"whitening": 2.5e-5}, "feature whitening w = 2.5e-5"),
     ({"optimizer": "Muon"}, "Muon"),
     ({"optimizer": "LARS"}, "none"),
     (DECOUPLED | {"strength": 0.05, "optimizer": "AdaMuon"}, "SO, decoupled, λ = 0.05 + AdaMuon"),

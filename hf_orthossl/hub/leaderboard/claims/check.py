@@ -132,7 +132,7 @@ def _remedies(block: dict, training: dict, claims: Claims) -> dict[str, Any]:
 
 
 def _named(block: dict, name: str, *belonging: str) -> dict[str, Any]:
-    """Return a setting and those that belong to it, as far as they are there; nothing if its name is "none" or empty."""
+    """Return a setting and what belongs to it, as far as they are there; nothing if its name is "none" or empty."""
     value = block.get(name)
     if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none")):
         return {}

@@ -242,7 +242,7 @@ def remedies(entry: Entry) -> list[tuple[str, str]]:
         of = f" of {entry.embedding_layer}s" if entry.embedding_layer else ""
         found.append((f"{entry.embedding_regularizer.upper()}{of}", "w", entry.embedding_weight))
     if entry.whitening:
-        found.append(("feature whitening", "weight", entry.whitening))
+        found.append(("feature whitening", "w", entry.whitening))
     if entry.optimizer in _MUONS:
         found.append((entry.optimizer, "", None))
     if not entry.remedies_read:
