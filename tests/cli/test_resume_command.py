@@ -52,6 +52,7 @@ OTHERS = {
     "regularizer_config": {"probes": 8},
     "penalty_mode": "decoupled",
     "strength": 0.5,
+    "constrain": "orthogonal",
     "penalty_every": 2,
     "whitening": 0.1,
     "embedding_regularizer": "koleo",

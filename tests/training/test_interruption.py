@@ -34,14 +34,15 @@ class SignalAt:
         self.end_step, self.done = self.model.end_step, 0
         self.model.end_step = self
 
-    def __call__(self, skipped=False):
-        self.end_step(skipped)
+    def __call__(self, *arguments):
+        parts = self.end_step(*arguments)
         self.done += 1
         if self.done == self.step:
             for number in self.signals:
                 os.kill(os.getpid(), number)
                 # A signal that is repeated at once counts as one.
                 time.sleep(2 * REPEAT)
+        return parts
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
@@ -89,11 +90,12 @@ def test_signals_are_left_alone_where_they_were_ignored_and_outside_the_main_thr
 def test_an_interrupted_command_leaves_no_results_and_goes_on(tmp_path, monkeypatch, capfd):
     end_step, done = SSLModel.end_step, []
 
-    def interrupted(self, skipped=False):
-        end_step(self, skipped)
+    def interrupted(self, *arguments):
+        parts = end_step(self, *arguments)
         done.append(1)
         if len(done) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
+        return parts
 
     monkeypatch.setattr(SSLModel, "end_step", interrupted)
     options = "--backbone_config channels=[8,8,16,16] --per_device_train_batch_size 32 --knn_images 50 --use_cpu"

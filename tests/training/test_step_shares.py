@@ -23,6 +23,7 @@ class Recorder(nn.Module):
     def __init__(self):
         super().__init__()
         self.method = SimpleNamespace(progress=None)
+        self.config = SimpleNamespace(gamma=0.0)
         self.views = []
 
     def begin_step(self, progress):
