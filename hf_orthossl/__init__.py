@@ -20,7 +20,7 @@ _HOMES = {
     "ModuleEncoder": "encoders",
     "load_source": "data",
     "Views": "data",
-    "SSLConfig": "modeling",
+    "SSLConfig": "configuration",
     "SSLModel": "modeling",
     "SSLMethod": "methods",
     "register_method": "methods",

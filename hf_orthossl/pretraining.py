@@ -14,6 +14,7 @@ from torch import nn
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from .configuration import AUTO, SSLConfig, default_embedding_weight, default_gamma, default_strength
 from .data import ImageSource, Recipe, UnreadableLog, get_recipe, load_source
 from .data.listing import HELD_OUT, split_kind
 from .distributed.collectives import on_main
@@ -27,7 +28,7 @@ from .hub.publish import Publication, publish_encoder
 from .locks import locked
 from .messages import suggest
 from .methods import get_method
-from .modeling import AUTO, SSLConfig, SSLModel, default_embedding_weight, default_gamma, default_strength
+from .modeling import SSLModel
 from .options import convert, default_of, forms, overridden, read_config, unknown
 from .spectra import SpectralReport
 from .terminal import replace_characters

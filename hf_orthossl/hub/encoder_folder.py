@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..configuration import AUTO
 from ..data import ImageDataset, ImageSource
 from ..data.unreadable import Unreadable
 from ..encoders import Encoder, export_encoder
@@ -14,7 +15,7 @@ from ..encoders.export import OWN_FILES
 from ..evaluation import Result, write_results
 from ..evaluation.features import normalized_batches
 from ..files import replace_file, replacing_folder
-from ..modeling import AUTO, SSLModel
+from ..modeling import SSLModel
 from ..regularization import select_matrices
 from ..spectra import SpectralReport, last_weights, plot_spectra, spectral_report
 from ..spectra.report import ARRAYS, SCALARS

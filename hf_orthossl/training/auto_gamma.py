@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..configuration import AUTO
 from ..distributed.collectives import all_reduce_sum, world_size
 from ..distributed.sharding import full_tensor, is_sharded
-from ..modeling import AUTO, SSLModel
+from ..modeling import SSLModel
 from .data import TrainingData
 from .freezing import Freezing
 from .settings import MEASURED, RunRecord

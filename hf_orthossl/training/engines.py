@@ -15,9 +15,10 @@ from accelerate.utils import (
 )
 from accelerate.utils.constants import FSDP_MODEL_NAME
 
+from ..configuration import AUTO
 from ..distributed.launch import group_timeout
 from ..distributed.sync_batchnorm import synchronize_batchnorm
-from ..modeling import AUTO, SSLModel
+from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .freezing import Freezing
 

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..configuration import AUTO
 from ..data import UnreadableLog, Views
 from ..distributed.collectives import all_reduce_mean, all_reduce_min, rank, world_size
 from ..distributed.progress import here
 from ..messages import warn_above_bars
 from ..methods import Progress
-from ..modeling import AUTO, SSLModel
+from ..modeling import SSLModel
 from .auto_gamma import AutoGamma
 from .data import TrainingData
 from .freezing import Freezing

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hf_orthossl.configuration import SSLConfig
 from hf_orthossl.encoders import Encoder, export_encoder, load_encoder
 from hf_orthossl.messages import first_line
-from hf_orthossl.modeling import SSLConfig, SSLModel
+from hf_orthossl.modeling import SSLModel
 from hf_orthossl.regularization import OrthogonalityRegularizer
 from hf_orthossl.spectra import spectral_report
 

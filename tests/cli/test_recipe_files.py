@@ -12,9 +12,10 @@ from timm.optim import Lars
 from transformers import set_seed
 
 from hf_orthossl.cli.parsing import parse
+from hf_orthossl.configuration import SSLConfig
 from hf_orthossl.data import get_recipe, load_source
 from hf_orthossl.methods import METHODS, get_method
-from hf_orthossl.modeling import SSLConfig, SSLModel
+from hf_orthossl.modeling import SSLModel
 from hf_orthossl.options import read_config
 from hf_orthossl.pretraining import build_model
 from hf_orthossl.training import OrthoSSLTrainer, OrthoSSLTrainingArguments

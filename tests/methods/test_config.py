@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from small_models import encoder_for, required
 
+from hf_orthossl.configuration import SSLConfig
 from hf_orthossl.methods import METHODS, build_method, get_method
-from hf_orthossl.modeling import SSLConfig
 from hf_orthossl.options import parse_assignments
 
 

@@ -11,12 +11,13 @@ from small_models import required
 from tiny_teacher import tiny_teacher, write_teacher
 from torch import nn
 
+from hf_orthossl.configuration import SSLConfig
 from hf_orthossl.distributed.sync_batchnorm import synchronize_batchnorm
 from hf_orthossl.encoders import load_encoder
 from hf_orthossl.methods import Progress, build_method
 from hf_orthossl.methods.distill import TARGETS, distance_relation, matching, resampled, similarity_relation
 from hf_orthossl.methods.teachers import Teacher
-from hf_orthossl.modeling import SSLConfig, SSLModel
+from hf_orthossl.modeling import SSLModel
 
 
 def vectors(batch, width, seed=0):

@@ -5,9 +5,10 @@ import torch
 import transformers as hf
 from torch import nn
 
+from hf_orthossl.configuration import SSLConfig
 from hf_orthossl.encoders import ModuleEncoder, load_encoder
 from hf_orthossl.methods import Progress, build_method
-from hf_orthossl.modeling import SSLConfig, SSLModel
+from hf_orthossl.modeling import SSLModel
 
 SWIN = {"image_size": 16, "patch_size": 2, "embed_dim": 12, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
 SWIN |= {"drop_path_rate": 0.0}

@@ -12,11 +12,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from hf_orthossl.configuration import SSLConfig
 from hf_orthossl.distributed.collectives import all_reduce_mean, rank, world_size
 from hf_orthossl.distributed.sync_batchnorm import synchronize_batchnorm
 from hf_orthossl.encoders import load_encoder
 from hf_orthossl.methods import Progress, get_method
-from hf_orthossl.modeling import SSLConfig, SSLModel
+from hf_orthossl.modeling import SSLModel
 
 IMAGES, STEPS = 16, 4
 SIZES = {"hidden_dim": 16, "output_dim": 6, "predictor_dim": 8, "prototypes": 9, "bottleneck_dim": 6, "queue_size": 32}
