@@ -14,39 +14,35 @@ from torch import nn
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from .configuration import AUTO, SSLConfig, default_embedding_weight, default_gamma, default_strength
-from .data import ImageSource, Recipe, UnreadableLog, get_recipe, load_source
+from .configuration import AUTO
+from .data import ImageSource, load_source
 from .data.listing import HELD_OUT, split_kind
 from .distributed.collectives import on_main
 from .distributed.launch import end_processes, silence
 from .distributed.sharding import gather_module
-from .encoders import Encoder, load_encoder
 from .evaluation import KNNMonitor, Result, read_results, write_results
 from .hub import write_encoder_folder
 from .hub.encoder_folder import SPECTRA_IMAGES
 from .hub.publish import Publication, publish_encoder
 from .locks import locked
 from .messages import suggest
-from .methods import get_method
 from .modeling import SSLModel
 from .options import convert, default_of, forms, overridden, read_config, unknown
 from .spectra import SpectralReport
 from .terminal import replace_characters
 from .training import OrthoSSLTrainer, OrthoSSLTrainingArguments, TrainingData, pretrain_loop
 from .training.adaptation import OPTIONS as ADAPTED
-from .training.adaptation import PENALTY as ADAPTED_PENALTY
-from .training.auto_gamma import gamma_text
+from .training.building import build_model, check_resumed, fixed_settings, settled_model
 from .training.callbacks.reporting import read_history
-from .training.data import UNREADABLE_IMAGES
-from .training.freezing import Freezing
 from .training.inherited import refusal
 from .training.loop import STATE as LOOP_STATE
 from .training.options import OPTION_CLASSES, DataArguments, ModelArguments, TrainingOptions, check_given
+from .training.printing import describe, summarize
 from .training.publishing import training_record
 from .training.rehearsal import rehearse
 from .training.resume import begin_record, settled_arguments
 from .training.run_folder import begin_folder, check_folder, overwriting, update_settings
-from .training.settings import MOVABLE, NOT_SETTINGS, check_changes, differences, option_text
+from .training.settings import NOT_SETTINGS, option_text
 from .training.starting import drift_results, measure_start, read_start
 from .training.trainer import STATE as TRAINER_STATE
 
@@ -263,86 +259,8 @@ def run_pretraining(
             if brief:
                 return run
             watched = data.watch.describe(data.record.steps)
-            print(summary(run, results, penalties, model, SpectralReport.load(run.encoder), watched))
+            print(summarize(folder, results, penalties, model, SpectralReport.load(run.encoder), watched))
             return dataclasses.replace(run, publication=publish_run(run, args)) if args.push_to_hub else run
-
-
-def settled_model(model_args: ModelArguments, args: OrthoSSLTrainingArguments) -> ModelArguments:
-    """Return the options of the model with the default penalty where none is given; constrained weights have none."""
-    default = "none" if model_args.constrain not in (None, "none") else ADAPTED_PENALTY if args.adapt else "so"
-    return dataclasses.replace(model_args, regularizer=model_args.regularizer or default)
-
-
-def check_resumed(data_args: DataArguments, model_args: ModelArguments, args: OrthoSSLTrainingArguments) -> None:
-    """Reject options of data and model that differ from those of the run that `resume` continues.
-
-    [`~training.resume.begin_record`] compares all options with those of the checkpoint; this comparison with
-    `config.yaml` needs neither data nor model.
-
-    Raises:
-        ValueError: An option that a resumed run cannot change has another value than in its `config.yaml`.
-    """
-    saved = Path(args.output_dir) / "config.yaml"
-    if not (args.resume and saved.is_file()):
-        return
-    given, before = fixed_settings(data_args, model_args, args), read_config(saved)
-    # Where an option was left open, its value is known once data and model are there; so is whether data are the same.
-    known = {name: value for name, value in given.items() if None not in (value, before.get(name))}
-    # Without one, the weights were random, and that is known.
-    known["pretrained"] = given["pretrained"]
-    check_changes(differences(before, known), saved.parent, (MOVABLE,))
-
-
-def fixed_settings(
-    data_args: DataArguments, model_args: ModelArguments, args: OrthoSSLTrainingArguments
-) -> dict[str, Any]:
-    """Return the settings that a resumed run cannot change."""
-    settings = dataclasses.asdict(data_args) | {"dataset": data_args.location} | dataclasses.asdict(model_args)
-    weight, default = ("gamma", default_gamma) if model_args.penalty_mode == "loss" else ("strength", default_strength)
-    if settings[weight] is None:
-        settings[weight] = default(model_args.regularizer)
-    if model_args.embedding_weight is None:
-        settings["embedding_weight"] = default_embedding_weight(model_args.embedding_regularizer)
-    return settings | {"views": args.views, "seed": args.seed}
-
-
-def build_model(
-    model_args: ModelArguments, source: ImageSource, views: str | Recipe | None = None, *, resume: bool = False
-) -> SSLModel:
-    """Return the encoder with its method and penalty, sized for the images and views.
-
-    Args:
-        model_args ([`ModelArguments`]): The model.
-        source ([`ImageSource`]): The images to train on.
-        views (`str` or [`Recipe`], *optional*): The augmentation recipe, if one is named. With crops of several sizes,
-            a ViT of timm resamples its position embeddings to each of them (`dynamic_img_size`).
-        resume (`bool`, defaults to `False`): Whether to leave out the weights of the start, which checkpoints replace.
-    """
-    size = model_args.image_size
-    if size is None and source.image_size is not None and min(source.image_size) <= 224:
-        size = min(source.image_size)
-    # Check names before building or downloading a large backbone.
-    settings = {"image_size": size, "channels": source.num_channels}
-    config = SSLConfig(**dataclasses.asdict(model_args) | settings)
-
-    def load() -> Encoder:
-        return load_encoder(
-            config.backbone,
-            # The checkpoints of a run to resume hold its weights.
-            pretrained=config.pretrained is not None and not resume,
-            image_size=size,
-            in_chans=source.channels,
-            **config.backbone_config,
-        )
-
-    encoder = load()
-    several = views is not None and len(set(get_recipe(views).sizes(encoder.image_size))) > 1
-    # timm's own attribute; networks without it see every size, or none but their own.
-    if several and getattr(encoder.backbone, "dynamic_img_size", None) is False:
-        config.backbone_config.setdefault("dynamic_img_size", True)
-        encoder = load()
-    config.image_size = encoder.image_size
-    return SSLModel(config, encoder)
 
 
 def knn_monitor(
@@ -373,37 +291,6 @@ def knn_monitor(
     return KNNMonitor(source, queries, model.encoder.image_size, images=data_args.knn_images, seed=args.seed)
 
 
-def describe(model: SSLModel, source: ImageSource, data: TrainingData, monitor: KNNMonitor | None) -> str:
-    """Return lines that describe the run: what was taken of the data, the views, and the model."""
-    others = [] if monitor is None or monitor.queries_from is source else [monitor.queries_from]
-    config, encoder = model.config, model.encoder
-    size = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
-    changed = f" ({data.views.changes})" if data.views.changes else ""
-    normalized = f"pixels   {data.measured}\n" if data.measured else ""
-    penalty = "no penalty" if config.constrain is None else f"weights kept {config.constrain}"
-    if config.regularizer is not None:
-        decoupled = config.penalty_mode == "decoupled"
-        weight = f"decoupled, λ = {config.strength:g}" if decoupled else f"γ = {gamma_text(config.gamma)}"
-        penalty = f"{config.regularizer}, {weight}"
-    if config.embedding_regularizer is not None:
-        penalty += f"; {config.embedding_regularizer} of the {config.embedding_layer}, w = {config.embedding_weight:g}"
-    start = "" if encoder.start is None else f"\nstart    {encoder.start.describe()}"
-    facts = "".join(f"\n{name:<8} {value}" for name, value in model.method.facts().items())
-    constraint = "" if model.constraint is None else f"\nweights  {model.constraint.describe()}"
-    if model.constraint is not None and encoder.start is not None and model.constraint.moved is not None:
-        constraint += f"; the given ones moved by {model.constraint.moved:.0%} of their norm"
-    freezing = Freezing.of(model, data.args)
-    frozen = "" if freezing is None else f"\nfrozen   {freezing.describe(model)}"
-    return (
-        f"data     {source.describe(*others, use=' for kNN')}\n"
-        f"views    {data.args.views} at {encoder.image_size} px{changed}\n"
-        f"{normalized}"
-        f"model    {config.backbone} ({size:.1f} M parameters), {get_method(config.method).title}, {penalty}"
-        f"{start}{facts}{frozen}{constraint}"
-        + ("" if model.regularizer is None else f"\npenalty  {model.regularizer.summary()}")
-    )
-
-
 def publish_run(run: PretrainingRun, args: OrthoSSLTrainingArguments) -> Publication:
     """Publish the encoder with its results, which pushes during training do not include.
 
@@ -418,44 +305,6 @@ def publish_run(run: PretrainingRun, args: OrthoSSLTrainingArguments) -> Publica
             f"{error}. Training has ended and {run.encoder} is complete: publish it with "
             f"orthossl publish {run.output_dir} --repo_id {repo_id}"
         ) from error
-
-
-def summary(
-    run: PretrainingRun,
-    results: list[Result],
-    penalties: list[float],
-    model: SSLModel,
-    report: SpectralReport,
-    watched: dict[str, str],
-) -> str:
-    """Return a summary of the run's results and files, and of what its measurements have decided."""
-    lines = [f"collapse {' '.join(sentences)}"] if (sentences := report.complete_collapse()) else []
-    if top1 := [result for result in results if result.metric == "top1"]:
-        first, last = top1[0].value, top1[-1].value
-        lines.append(f"kNN      top-1 {first:.3f} before training, {last:.3f} after ({top1[-1].split})")
-    if drift := {result.metric: result.value for result in results if result.task == "drift"}:
-        lines.append(
-            f"drift    linear CKA {drift['linear_cka']:.3f}, mean cosine {drift['mean_cosine']:.3f} with the start"
-        )
-    if len(penalties) > 1:
-        before = " (before γ)" if model.config.penalty_mode == "loss" else ""
-        lines.append(
-            f"{model.config.regularizer:<8} {penalties[0]:.5g} before training, {penalties[-1]:.5g} after{before}"
-        )
-    if model.config.gamma == AUTO:
-        lines.append(f"gamma    {model.gamma:.3g}, measured by the first steps")
-    unreadable = run.output_dir / UNREADABLE_IMAGES
-    if count := len(UnreadableLog(unreadable)):
-        lines.append(f"images   {count:,} unreadable, left out: {unreadable}")
-    lines += [
-        f"results  {run.output_dir / 'results.json'}",
-        f"encoder  {run.encoder} (README.md shows how to load it)",
-    ]
-    if selected := watched.get("selected"):
-        lines.insert(-1, f"selected {selected}")
-    if stopped := watched.get("stopped"):
-        lines.append(f"stopped  {stopped}; --resume with --stop_on_collapse no goes on")
-    return "\n".join(lines)
 
 
 def _chosen(settings: dict[str, Any], kind: type) -> dict[str, Any]:

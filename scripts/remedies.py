@@ -1,4 +1,4 @@
-"""Which remedy against collapse works? Four studies on CIFAR-10 with a small vision transformer, as one report.
+"""Compare remedies against collapse: four studies on CIFAR-10 with a small vision transformer, as one report.
 
     python scripts/remedies.py --dataset path/to/cifar10 --minutes 30       # a piece of it; the same command goes on
     python scripts/remedies.py --report                                     # only the report, of the rows there are

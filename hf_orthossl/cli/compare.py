@@ -1,4 +1,4 @@
-"""`orthossl compare`: which way to prevent collapse works, on given data with a given method and backbone."""
+"""`orthossl compare`: find which remedy against collapse works, on given data with a given method and backbone."""
 
 import os
 from typing import Any

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from ..pretraining import Front, check_resumed, run_pretraining, settled_model
+from ..pretraining import Front, run_pretraining
 from ..training import OrthoSSLTrainingArguments
+from ..training.building import check_resumed, settled_model
 from ..training.options import DataArguments, ModelArguments, TrainingOptions
 from .publish import published
 

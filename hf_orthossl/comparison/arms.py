@@ -1,4 +1,4 @@
-"""The arms of a comparison: names such as "so", "so:decoupled" or "muon+so", as options of `orthossl pretrain`."""
+"""Read the names of arms, such as "so", "so:decoupled" or "muon+so", as options of `orthossl pretrain`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a step of a run costs: its seconds and its memory, seen from beside the training loop."""
+"""Measure what a step of a run costs, in seconds and memory, from beside the training loop."""
 
 import os
 import platform

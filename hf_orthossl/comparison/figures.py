@@ -1,4 +1,4 @@
-"""The figures of a comparison: every seed as a dot, spectra overlaid, and ranks over time."""
+"""Draw the figures of a comparison: every seed as a dot, spectra overlaid, and ranks over time."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

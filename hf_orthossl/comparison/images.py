@@ -1,4 +1,4 @@
-"""The images of a comparison: to learn from, to choose strengths on, and to measure with; opened once per process."""
+"""Open the images of a comparison: to learn from, to choose strengths on, and to measure with; once per process."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What is measured of an encoder of a comparison: accuracies, label-free measures, and the ranks of its weights."""
+"""Measure an encoder of a comparison: accuracies, label-free measures, and the ranks of its weights."""
 
 import math
 from pathlib import Path

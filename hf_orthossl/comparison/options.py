@@ -1,4 +1,4 @@
-"""The options of a comparison, without torch, and those of a run that it does not take."""
+"""Define the options of a comparison, without torch, and refuse those of a run that it does not take."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The plan of a comparison: which runs there are, in which order, and what each arm's strength is."""
+"""Plan a comparison: which runs there are, in which order, and what the strength of each arm is."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

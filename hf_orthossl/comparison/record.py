@@ -1,4 +1,4 @@
-"""`comparison.json`: every run of a comparison with the settings that ran, and how strengths were chosen."""
+"""Write `comparison.json`: every run with the settings that ran, and how strengths were chosen."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The page of a comparison: tables, differences from the first arm with their intervals, and a verdict on each arm."""
+"""Write the page of a comparison: tables, differences from the first arm with intervals, a verdict on each arm."""
 
 import math
 from collections.abc import Mapping, Sequence

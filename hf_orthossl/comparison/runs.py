@@ -1,4 +1,4 @@
-"""One run of a comparison: trained by the code of `orthossl pretrain`, then measured; each is done once."""
+"""Train a run of a comparison by the code of `orthossl pretrain`, then measure it; each is done once."""
 
 import contextlib
 import dataclasses
@@ -15,9 +15,10 @@ from ..data import ImageSource
 from ..encoders import load_encoder
 from ..files import replace_file
 from ..hub.encoder_record import EncoderRecord
-from ..pretraining import PretrainingRun, build_model, run_pretraining, settled_model
+from ..pretraining import PretrainingRun, run_pretraining
 from ..spectra.stages import REPRESENTATION
 from ..training import OrthoSSLTrainingArguments, TrainingData
+from ..training.building import build_model, settled_model
 from ..training.checkpoints import checkpoints, newest_checkpoint
 from ..training.loop import STATE
 from ..training.options import OPTION_CLASSES, DataArguments, ModelArguments, check_given
@@ -45,7 +46,7 @@ RUN_OPTIONS: dict[str, Any] = {
 
 
 class MeasuredOnce:
-    """What is measured once: the row of measures is in its folder, and that it is there says that nothing is left."""
+    """Keep what was measured as a row in a folder; that it is there says that nothing is left to do."""
 
     folder: Path
 

@@ -1,4 +1,4 @@
-"""Muon and AdaMuon: timm's orthogonalized updates for the hidden matrices of the encoder, AdamW for everything else.
+"""Step the hidden matrices of the encoder by timm's Muon or AdaMuon, and everything else by AdamW.
 
 What is stepped by which follows the advice of Muon's author (github.com/KellerJordan/Muon, README): Muon for hidden
 weights, that is the linear layers and convolutions of the encoder but the first, which reads the images; AdamW for that

@@ -1,4 +1,4 @@
-"""What the measurements of a run decide: which encoder is kept, and whether the run stops because it has collapsed."""
+"""Decide from the measurements of a run which encoder is kept, and whether the run stops because it has collapsed."""
 
 import copy
 import json

@@ -5,9 +5,10 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psutil
+import timm
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -107,6 +108,12 @@ def judged(
     bound = "≥" if at_most is None else "≤"
     met = measured >= target if at_most is None else measured <= target
     return {"what": what, "measured": measured, "unit": unit, "target": target, "bound": bound, "met": met}
+
+
+def check_models(names: Sequence[str]) -> None:
+    """Reject a name of `--models` that timm does not have."""
+    if unknown := [name for name in names if not timm.is_model(name)]:
+        raise ValueError(f"--models: timm has no {unknown[0]!r}; timm.list_models() names what it has")
 
 
 def in_unit(value: float, unit: str) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hf_orthossl.regularization import OrthogonalityRegularizer
 
-from .measure import in_unit, judged, measure, peak_memory
+from .measure import check_models, in_unit, judged, measure, peak_memory
 
 MODELS = ("resnet18", "resnet50", "vit_small_patch16_224")
 # Time of ours divided by that of plain autograd.
@@ -25,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> list[dict]:
     """Rows of three tables, speed, memory and error, with targets where there are; prints them as they are measured."""
-    if unknown := [name for name in args.models if not timm.is_model(name)]:
-        raise ValueError(f"--models: timm has no {unknown[0]!r}; timm.list_models() names what it has")
+    check_models(args.models)
     print("in place: gradients added to .grad matrix by matrix, as OrthogonalityCallback does, without a loss")
     print("decoupled: a step of the weights outside of the loss, as --penalty_mode decoupled takes it")
     print(f"{'encoder':<24}{'penalty':<20}{'':<10}{'ms':>16}{'of autograd':>12}{'extra MB':>10}")

@@ -1,10 +1,9 @@
-"""One update of the weights under each remedy: AdamW alone and with SO, Muon, AdaMuon, and the hard constraint."""
+"""Measure one update of the weights under each remedy: AdamW alone and with SO, Muon, AdaMuon, the constraint."""
 
 import argparse
 import copy
 from collections.abc import Callable
 
-import timm
 import torch
 from torch import nn
 
@@ -13,7 +12,7 @@ from hf_orthossl.encoders import load_encoder
 from hf_orthossl.regularization import OrthogonalConstraint, OrthogonalityRegularizer
 from hf_orthossl.training.optimizers import build_optimizer
 
-from .measure import measure, peak_memory
+from .measure import check_models, measure, peak_memory
 
 MODELS = ("resnet18", "resnet50", "vit_small_patch16_224")
 # Remedy → the optimizer that it goes with, the first being what the others are compared with.
@@ -34,8 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> list[dict]:
     """Return a row for each encoder and remedy; prints them as they are measured."""
-    if unknown := [name for name in args.models if not timm.is_model(name)]:
-        raise ValueError(f"--models: timm has no {unknown[0]!r}; timm.list_models() names what it has")
+    check_models(args.models)
     print("after the backward pass of the method's loss: penalty, optimizer, and what follows it")
     print(f"{'encoder':<24}{'remedy':<28}{'ms':>16}{'of AdamW':>10}{'extra MB':>10}{'state MB':>10}")
     rows = []

@@ -1,4 +1,4 @@
-"""The figures of the studies, drawn from the rows that are there."""
+"""Draw the figures of the studies from the rows that are there."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How well measures without labels rank runs: Spearman's correlation with the linear probe."""
+"""Correlate measures without labels with the linear probe, by Spearman's ρ: how well do they rank runs?"""
 
 import math
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""What the studies compare: each piece is one `orthossl compare`, with its arms and options."""
+"""List what the studies compare: each piece is one `orthossl compare`, with its arms and options."""
 
 from dataclasses import dataclass, field
 from typing import Any

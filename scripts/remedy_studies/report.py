@@ -1,4 +1,4 @@
-"""The page of the studies: tables and sentences made from the rows that are there."""
+"""Write the page of the studies: tables and sentences made from the rows that are there."""
 
 import math
 import statistics

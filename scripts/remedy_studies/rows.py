@@ -1,4 +1,4 @@
-"""The raw rows of the studies: one line of JSON for each run, small enough to be kept with the report."""
+"""Keep the raw rows of the studies: one line of JSON for each run, small enough to stand beside the report."""
 
 import json
 from collections.abc import Iterable, Mapping

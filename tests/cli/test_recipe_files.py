@@ -17,8 +17,8 @@ from hf_orthossl.data import get_recipe, load_source
 from hf_orthossl.methods import METHODS, get_method
 from hf_orthossl.modeling import SSLModel
 from hf_orthossl.options import read_config
-from hf_orthossl.pretraining import build_model
 from hf_orthossl.training import OrthoSSLTrainer, OrthoSSLTrainingArguments
+from hf_orthossl.training.building import build_model
 from hf_orthossl.training.options import OPTION_CLASSES
 
 FOLDER = Path(__file__).parents[2] / "scripts" / "recipes"

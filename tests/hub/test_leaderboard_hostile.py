@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from leaderboard_hostile import hostile_repos
 from leaderboard_repos import CIFAR, Variations, files_of
 from local_hub import LocalHub
+from synthetic_board import OTHER_REMEDIES
 
 from hf_orthossl.hub.leaderboard.board.collect import Listed, _reader, collect
 from hf_orthossl.hub.leaderboard.board.rank import rank
@@ -211,16 +212,7 @@ def test_length_of_training():
 
 
 # What `config.json` says of a remedy that acted, by field of the entry.
-ACTED = {
-    "penalty_mode": "decoupled",
-    "strength": 0.05,
-    "constrain": "orthogonal",
-    "embedding_regularizer": "sigreg",
-    "embedding_layer": "embedding",
-    "embedding_weight": 0.1,
-    "whitening": 1e-4,
-    "optimizer": "Muon",
-}
+ACTED = {"penalty_mode": "decoupled", "strength": 0.05, **OTHER_REMEDIES}
 
 
 def with_remedies(**changes):

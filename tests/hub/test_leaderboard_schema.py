@@ -8,7 +8,7 @@ import pytest
 from datasets import load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_board import entry, measured, spectra, synthetic_board
+from synthetic_board import OTHER_REMEDIES, entry, measured, spectra, synthetic_board
 
 from hf_orthossl.evaluation.results import learned_from, overlap
 from hf_orthossl.hub.leaderboard.board.rank import measurements, paired, rank
@@ -288,16 +288,6 @@ def test_pairs_are_of_one_length_of_training():
     so = entry("a/so", regularizer="so", value=0.7, **told)
     (pair,) = paired(dataclasses.replace(board, entries=[*board.entries, so]))
     assert pair[1].repo_id == "a/so"
-
-
-OTHER_REMEDIES = {
-    "constrain": "orthogonal",
-    "embedding_regularizer": "sigreg",
-    "embedding_layer": "embedding",
-    "embedding_weight": 0.1,
-    "whitening": 1e-4,
-    "optimizer": "Muon",
-}
 
 
 @pytest.mark.parametrize("remedy", OTHER_REMEDIES)

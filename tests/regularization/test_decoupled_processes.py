@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from layouts import Layouts, MoreLayouts, close, shard
+from layouts import ON_FOUR, Layouts, MoreLayouts, close, shard
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import Shard
 
 from hf_orthossl import OrthogonalityRegularizer
 
@@ -76,17 +76,7 @@ def test_every_layout_on_two_processes(two_processes, dtype):
     two_processes.run(check_layouts, (2,), [Shard(0)], dtype)
 
 
-@pytest.mark.parametrize(
-    ("shape", "placements"),
-    [
-        ((4,), [Shard(0)]),
-        ((2, 2), [Replicate(), Shard(0)]),
-        ((2, 2), [Shard(0), Shard(0)]),
-        ((4,), [Shard(1)]),
-        ((4,), [Replicate()]),
-    ],
-    ids=["fsdp", "hsdp", "twice", "columns", "replicated"],
-)
+@pytest.mark.parametrize(("shape", "placements"), ON_FOUR.values(), ids=ON_FOUR)
 def test_every_layout_on_four_processes(four_processes, shape, placements):
     four_processes.run(check_layouts, shape, placements, torch.float64)
 

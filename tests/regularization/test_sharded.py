@@ -6,11 +6,11 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-from layouts import Layouts, close, shard
+from layouts import ON_FOUR, Layouts, close, shard
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 from hf_orthossl.regularization import PENALTIES, OrthogonalityRegularizer
@@ -51,18 +51,7 @@ def test_every_layout_on_two_processes(two_processes, dtype):
     two_processes.run(check_layouts, (2,), [Shard(0)], dtype)
 
 
-@pytest.mark.parametrize(
-    ("shape", "placements"),
-    [
-        ((4,), [Shard(0)]),
-        ((2, 2), [Replicate(), Shard(0)]),
-        ((2, 2), [Shard(0), Replicate()]),
-        ((2, 2), [Shard(0), Shard(0)]),
-        ((4,), [Shard(1)]),
-        ((4,), [Replicate()]),
-    ],
-    ids=["fsdp", "hsdp", "hsdp, other way round", "twice", "columns", "replicated"],
-)
+@pytest.mark.parametrize(("shape", "placements"), ON_FOUR.values(), ids=ON_FOUR)
 def test_every_layout_on_four_processes(four_processes, shape, placements):
     four_processes.run(check_layouts, shape, placements, torch.float64)
 

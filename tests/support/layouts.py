@@ -2,8 +2,18 @@
 
 import torch
 from torch import nn
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from transformers.pytorch_utils import Conv1D
+
+# Shape of a mesh of four processes, and how they divide a weight.
+ON_FOUR = {
+    "fsdp": ((4,), [Shard(0)]),
+    "hsdp": ((2, 2), [Replicate(), Shard(0)]),
+    "hsdp, other way round": ((2, 2), [Shard(0), Replicate()]),
+    "twice": ((2, 2), [Shard(0), Shard(0)]),
+    "columns": ((4,), [Shard(1)]),
+    "replicated": ((4,), [Replicate()]),
+}
 
 
 class Layouts(nn.Module):

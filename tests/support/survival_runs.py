@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import shutil
 import sys
 from multiprocessing import forkserver
 from pathlib import Path
@@ -63,6 +64,15 @@ def train(front: str, folder, model: SSLModel | None = None, **changes) -> SSLMo
         return pretrain_loop(model, dataset, args)
     OrthoSSLTrainer(model=model, args=args, train_dataset=dataset).train()
     return model
+
+
+def resume_from(step: int, front: str, source, folder, model: SSLModel, **changes) -> SSLModel:
+    """Continues a run from a checkpoint of another folder, whose log goes on after it, as after a kill."""
+    folder.mkdir()
+    shutil.copytree(source / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+    shutil.copy(source / "history.jsonl", folder)
+    torch.manual_seed(99)
+    return train(front, folder, model, resume=True, **changes)
 
 
 def history(folder) -> list[dict]:

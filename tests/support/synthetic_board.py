@@ -17,6 +17,17 @@ HOSTILE = (
 )
 
 
+# Remedies besides penalties on the weights, by field of an entry.
+OTHER_REMEDIES = {
+    "constrain": "orthogonal",
+    "embedding_regularizer": "sigreg",
+    "embedding_layer": "embedding",
+    "embedding_weight": 0.1,
+    "whitening": 1e-4,
+    "optimizer": "Muon",
+}
+
+
 def synthetic_board(count: int = 1000, seed: int = 0) -> Board:
     """`count` encoders, one in ten without results and one in twelve without spectra, and 25 entries left out."""
     draw = random.Random(seed)

@@ -15,9 +15,10 @@ from hf_orthossl import OrthogonalityCallback, OrthoSSLTrainer, OrthoSSLTraining
 from hf_orthossl.cli import main
 from hf_orthossl.data import load_source
 from hf_orthossl.encoders import load_encoder
-from hf_orthossl.pretraining import ModelArguments, PretrainingRun, settled_model
+from hf_orthossl.pretraining import ModelArguments, PretrainingRun
 from hf_orthossl.regularization import PENALTIES
 from hf_orthossl.training import pretrain_loop
+from hf_orthossl.training.building import settled_model
 
 OPTIONS = {
     "backbone_config": {"channels": [8, 8, 16, 16]},

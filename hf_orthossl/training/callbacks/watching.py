@@ -1,4 +1,4 @@
-"""The spectra of a run, as its options ask for them, and what they decide: the best encoder, and an early stop."""
+"""Measure the spectra of a run as its options ask, and pass them on: to the best encoder, and to an early stop."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,0 +1,82 @@
+"""Say in lines what a run is about to do, before its first step, and what it came to, after the last."""
+
+from pathlib import Path
+
+from ..configuration import AUTO
+from ..data import ImageSource, UnreadableLog
+from ..evaluation import KNNMonitor, Result
+from ..methods import get_method
+from ..modeling import SSLModel
+from ..spectra import SpectralReport
+from .auto_gamma import gamma_text
+from .data import UNREADABLE_IMAGES, TrainingData
+from .freezing import Freezing
+
+
+def describe(model: SSLModel, source: ImageSource, data: TrainingData, monitor: KNNMonitor | None) -> str:
+    """Return lines that describe the run: what was taken of the data, the views, and the model."""
+    others = [] if monitor is None or monitor.queries_from is source else [monitor.queries_from]
+    config, encoder = model.config, model.encoder
+    size = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+    changed = f" ({data.views.changes})" if data.views.changes else ""
+    normalized = f"pixels   {data.measured}\n" if data.measured else ""
+    penalty = "no penalty" if config.constrain is None else f"weights kept {config.constrain}"
+    if config.regularizer is not None:
+        decoupled = config.penalty_mode == "decoupled"
+        weight = f"decoupled, λ = {config.strength:g}" if decoupled else f"γ = {gamma_text(config.gamma)}"
+        penalty = f"{config.regularizer}, {weight}"
+    if config.embedding_regularizer is not None:
+        penalty += f"; {config.embedding_regularizer} of the {config.embedding_layer}, w = {config.embedding_weight:g}"
+    start = "" if encoder.start is None else f"\nstart    {encoder.start.describe()}"
+    facts = "".join(f"\n{name:<8} {value}" for name, value in model.method.facts().items())
+    constraint = "" if model.constraint is None else f"\nweights  {model.constraint.describe()}"
+    if model.constraint is not None and encoder.start is not None and model.constraint.moved is not None:
+        constraint += f"; the given ones moved by {model.constraint.moved:.0%} of their norm"
+    freezing = Freezing.of(model, data.args)
+    frozen = "" if freezing is None else f"\nfrozen   {freezing.describe(model)}"
+    return (
+        f"data     {source.describe(*others, use=' for kNN')}\n"
+        f"views    {data.args.views} at {encoder.image_size} px{changed}\n"
+        f"{normalized}"
+        f"model    {config.backbone} ({size:.1f} M parameters), {get_method(config.method).title}, {penalty}"
+        f"{start}{facts}{frozen}{constraint}"
+        + ("" if model.regularizer is None else f"\npenalty  {model.regularizer.summary()}")
+    )
+
+
+def summarize(
+    folder: Path,
+    results: list[Result],
+    penalties: list[float],
+    model: SSLModel,
+    report: SpectralReport,
+    watched: dict[str, str],
+) -> str:
+    """Return lines that summarize the results and files of a run folder, and what its measurements have decided."""
+    lines = [f"collapse {' '.join(sentences)}"] if (sentences := report.complete_collapse()) else []
+    if top1 := [result for result in results if result.metric == "top1"]:
+        first, last = top1[0].value, top1[-1].value
+        lines.append(f"kNN      top-1 {first:.3f} before training, {last:.3f} after ({top1[-1].split})")
+    if drift := {result.metric: result.value for result in results if result.task == "drift"}:
+        lines.append(
+            f"drift    linear CKA {drift['linear_cka']:.3f}, mean cosine {drift['mean_cosine']:.3f} with the start"
+        )
+    if len(penalties) > 1:
+        before = " (before γ)" if model.config.penalty_mode == "loss" else ""
+        lines.append(
+            f"{model.config.regularizer:<8} {penalties[0]:.5g} before training, {penalties[-1]:.5g} after{before}"
+        )
+    if model.config.gamma == AUTO:
+        lines.append(f"gamma    {model.gamma:.3g}, measured by the first steps")
+    unreadable = folder / UNREADABLE_IMAGES
+    if count := len(UnreadableLog(unreadable)):
+        lines.append(f"images   {count:,} unreadable, left out: {unreadable}")
+    lines += [
+        f"results  {folder / 'results.json'}",
+        f"encoder  {folder / 'encoder'} (README.md shows how to load it)",
+    ]
+    if selected := watched.get("selected"):
+        lines.insert(-1, f"selected {selected}")
+    if stopped := watched.get("stopped"):
+        lines.append(f"stopped  {stopped}; --resume with --stop_on_collapse no goes on")
+    return "\n".join(lines)
