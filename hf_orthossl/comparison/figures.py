@@ -9,6 +9,8 @@ from ..spectra.figures import COLORS, new_figure, save_figure
 
 # Name of a figure → its file.
 FIGURES = {"seeds": "seeds.png", "spectra": "spectra.png", "over_time": "over_time.png"}
+# Arms whose spectra are drawn over each other, each in a colour of its own.
+MOST_SPECTRA = len(COLORS)
 # Title of a panel → keys of the number in a row.
 SEED_PANELS = {
     "kNN top-1": ("knn",),
@@ -37,7 +39,7 @@ def draw_figures(record: Mapping[str, Any], spectra: Mapping[str, Path], folder:
     plot_seeds(rows, arms, folder / FIGURES["seeds"])
     reports = {
         arm: SpectralReport.load(spectra[arm])
-        for arm in arms[: len(COLORS)]
+        for arm in arms[:MOST_SPECTRA]
         if (spectra[arm] / "spectra.json").is_file()
     }
     if reports:

@@ -9,7 +9,7 @@ import jinja2
 
 from ..files import replace_file
 from .arms import SYMBOLS
-from .figures import FIGURES
+from .figures import FIGURES, MOST_SPECTRA
 from .statistics import Difference, joint_verdict, mean_and_spread, paired_difference
 
 REPORT = "README.md"
@@ -105,6 +105,7 @@ def page_values(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "tuned": [arm for arm in record["arms"] if arm["tuning"]],
         "symbols": SYMBOLS,
         "edges": [arm["name"] for arm in record["arms"] if _at_edge(arm)],
+        "most_spectra": MOST_SPECTRA,
         "figures": {name: file for name, file in FIGURES.items() if (folder / file).is_file()},
     }
 

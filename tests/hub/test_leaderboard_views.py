@@ -207,6 +207,7 @@ def test_pairs_name_the_remedies_of_either_side():
     catalogue = Catalogue(Board([other, plain, so], [], "2026-01-01", "https://huggingface.co"))
     text = text_of(render_page(catalogue, "show=pairs"))
     assert "1 pairs" in text
+    assert "Pairs of models without and with a penalty, by " in text
     assert "SIGREG of embeddings w = 0.1 + Muon · 0.500" in text
     assert "SO, decoupled, λ = 0.05 + SIGREG of embeddings w = 0.1 + Muon · 0.625" in text
 
