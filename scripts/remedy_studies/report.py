@@ -231,7 +231,7 @@ def _measures(rows: Rows) -> list[str]:
     ]
     for measure, found in correlations(runs).items():
         within = list(found.within.values())
-        inside = f"{statistics.fmean(within):+.2f} ({len(within)} methods)" if within else "–"
+        inside = f"{statistics.fmean(within):+.2f} ({len(within)} method{'s' * (len(within) > 1)})" if within else "–"
         ends = f"{min(within):+.2f} to {max(within):+.2f}" if within else "–"
         lines.append(_row(measure, f"{found.overall:+.2f}", f"{found.low:+.2f} to {found.high:+.2f}", inside, ends))
     return lines
