@@ -187,6 +187,16 @@ class Encoder(SpatialFeatures):
         for key, buffer in _non_persistent_buffers(self.backbone):
             buffer.copy_(self._tables[key])
 
+    def published_name(self, name: str) -> str:
+        """Return the name that a parameter has in the weights that [`~encoders.export.export_encoder`] writes.
+
+        Spectra, penalties and cards call weights by these names.
+
+        Args:
+            name (`str`): Its qualified name in this module, `backbone.…`.
+        """
+        return name.removeprefix("backbone.")
+
     def extra_repr(self) -> str:
         """Return the name, library and sizes, for `print`."""
         channels = "" if self.channels == 3 else f"channels={self.channels}, "

@@ -10,6 +10,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from ..untrusted import Refused
@@ -46,6 +47,8 @@ class TransformersEncoder(Encoder):
 
     library = "transformers"
     pooling = ""
+    # The names of parameters that `save_pretrained` changes; read when first needed.
+    _published: dict[str, str] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the representations `(B, D)` of normalized images `(B, C, H, W)`, in any size the model supports."""
@@ -64,6 +67,13 @@ class TransformersEncoder(Encoder):
         if self.pooling == "pooler_output" and pooler is not None:
             return cast(nn.Module, pooler)(tokens)
         return tokens.mean(dim=1) if self.pooling == "mean" else tokens[:, 0]
+
+    def published_name(self, name: str) -> str:
+        """Return the name that a parameter has in the weights that are published, see [`Encoder.published_name`]."""
+        if self._published is None:
+            self._published = _published_names(cast(PreTrainedModel, self.backbone))
+        own = super().published_name(name)
+        return self._published.get(own, own)
 
     def patch_embedding(self) -> nn.Module:
         """Return the layer that embeds patches."""
@@ -137,6 +147,20 @@ class TransformersEncoder(Encoder):
 
     def _as_feature_map(self, output: Tensor, stage: str) -> Tensor:
         return output.permute(0, 3, 1, 2) if _channels_are_last(output) else output
+
+
+def _published_names(backbone: PreTrainedModel) -> dict[str, str]:
+    """Return the names in files of the parameters that transformers has under others in memory (layers of a ViT).
+
+    Each parameter is represented by its number, and is found again by it after the translation. Those that a file holds
+    joined or split keep their names.
+    """
+    keys = list(backbone.state_dict())
+    try:
+        written = revert_weight_conversion(backbone, {key: torch.tensor([i]) for i, key in enumerate(keys)})
+    except Exception:  # single numbers cannot be joined or split in every way
+        return {}
+    return {keys[int(number)]: key for key, number in written.items() if number.numel() == 1}
 
 
 def _channels_are_last(output: Tensor) -> bool:

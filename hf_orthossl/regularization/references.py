@@ -27,7 +27,7 @@ class References(nn.Module, Mapping[int, Tensor]):  # type: ignore[misc]  # nn.M
         for i, matrix in enumerate(matrices):
             if not matrix.index:
                 # A dot would end the name of a buffer.
-                name = matrix.name.partition("[")[0].replace(".", "/")
+                name = matrix.path.replace(".", "/")
                 self.names[i] = name
                 with torch.no_grad():
                     self.register_buffer(name, penalty.reference(matrix.stack()))

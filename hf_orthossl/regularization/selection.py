@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import torch
@@ -38,7 +38,8 @@ class WeightMatrix:
 
     Attributes:
         name (`str`): The qualified name of the parameter, with the part in brackets if it contains several matrices:
-            `blocks.0.attn.qkv.weight[q]`, `conv2.weight[g3]`.
+            `blocks.0.attn.qkv.weight[q]`, `conv2.weight[g3]`. That of an encoder's parameter is the one in its
+            published weights.
         module (`torch.nn.Module`): The layer that owns the parameter.
         attribute (`str`): The name of the parameter within `module`.
         group (`str`): The kind of layer: `Linear`, `Conv2d`, `qkv`, `depthwise`, …
@@ -46,6 +47,8 @@ class WeightMatrix:
         index (`int`): The index of this matrix among those of the parameter.
         count (`int`): The number of matrices in the parameter.
         layout (`Callable`): Maps the parameter and `count` to a tensor of shape `(count, input, output)`.
+        path (`str`): The qualified name of the parameter in the module that was searched; `name` differs from it for an
+            encoder, and for one of several matrices.
     """
 
     name: str
@@ -56,6 +59,7 @@ class WeightMatrix:
     index: int
     count: int
     layout: Layout
+    path: str
 
     @property
     def parameter(self) -> Tensor:
@@ -162,18 +166,28 @@ def left_out(module: nn.Module, matrices: Sequence[WeightMatrix]) -> list[LeftOu
     """
     selected = {matrix.name.partition("[")[0] for matrix in matrices}
     candidates = {candidate.name: candidate.reason for candidate in _candidates(module, split_fused=False)}
-    modules = dict(module.named_modules())
+    modules, published = dict(module.named_modules()), _published(module)
     entries = []
     for name, parameter in module.named_parameters():
         # What a parametrized weight is computed from.
-        known = re.sub(r"parametrizations\.([^.]+)\.original\d*$", r"\1", name)
+        known = published(re.sub(r"parametrizations\.([^.]+)\.original\d*$", r"\1", name))
         if known in selected or is_lazy(parameter) or parameter.ndim < 2 or not parameter.is_floating_point():
             continue
         reason = candidates.get(known) or _reason(modules[name.rpartition(".")[0]], parameter)
         if known in candidates and not candidates[known]:
             reason = "not selected by include and exclude"
-        entries.append(LeftOut(name, tuple(parameter.shape), reason))
+        entries.append(LeftOut(published(name), tuple(parameter.shape), reason))
     return entries
+
+
+def _published(module: nn.Module) -> Callable[[str], str]:
+    """Return the function from a parameter's name in a module to the one that users know it by.
+
+    An encoder has a method for it: neither its published weights nor the library's own names have the prefix
+    `backbone.`.
+    """
+    method: Callable[[str], str] | None = getattr(module, "published_name", None)
+    return method or (lambda name: name)
 
 
 def is_standardized(module: nn.Module) -> bool:
@@ -283,13 +297,17 @@ class _Candidate:
     group: str
     layout: Layout
     labels: Sequence[str] = ("",)
+    path: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.path = self.name
 
     @property
     def reason(self) -> str:
         """Return why the parameter is not selected by default; empty if it is."""
         if self.group == "depthwise":
             return DEPTHWISE
-        if _POSITION.search(self.name):
+        if _POSITION.search(self.path):
             return POSITION
         weight = getattr(self.module, self.attribute)
         return ONE_COLUMN if not is_lazy(weight) and 1 in self._shape()[1:] else ""
@@ -312,17 +330,26 @@ class _Candidate:
         for index, label in enumerate(self.labels):
             name = f"{self.name}[{label}]" if label else self.name
             yield WeightMatrix(
-                name, self.module, self.attribute, self.group, (inputs, outputs), index, len(self.labels), self.layout
+                name,
+                self.module,
+                self.attribute,
+                self.group,
+                (inputs, outputs),
+                index,
+                len(self.labels),
+                self.layout,
+                self.path,
             )
 
 
 def _candidates(root: nn.Module, split_fused: bool) -> Iterator[_Candidate]:
     embeddings = (m for m in root.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
     seen = {id(weight) for m in embeddings for weight in m.parameters(recurse=False)}
-    modules = dict(root.named_modules())
+    modules, published = dict(root.named_modules()), _published(root)
     for path, module in modules.items():
         parent = modules.get(path.rpartition(".")[0])
         for candidate in _of_layer(path, module, parent):
+            candidate.name = published(candidate.name)
             # A parametrized weight is recomputed at each access; only registered parameters can be shared.
             weight = module._parameters.get(candidate.attribute)
             if weight is not None:

@@ -138,7 +138,8 @@ def weight_spectra(
 
     Args:
         model (`nn.Module`): Any module.
-        include (`str` or sequence of `str`, *optional*): Patterns of names, as in `select_matrices`.
+        include (`str` or sequence of `str`, *optional*): Patterns of names, as in `select_matrices`, such as
+            `"layer4.*"`.
         exclude (`str` or sequence of `str`, *optional*): Patterns of names to omit.
 
     Raises:
@@ -146,7 +147,7 @@ def weight_spectra(
         ValueError: No weight is selected, or a weight holds NaN or infinity.
 
     Example:
-        >>> weight_spectra(encoder)["backbone.layer4.0.conv2.weight"].effective_rank
+        >>> weight_spectra(encoder)["layer4.0.conv2.weight"].effective_rank
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module, got {describe(model)}: pass load_encoder(…)")

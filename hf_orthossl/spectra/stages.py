@@ -75,8 +75,8 @@ def last_weights(weights: Iterable[str]) -> list[str]:
 
 
 def short_name(name: str, longest: int = 30) -> str:
-    """Return a short name of a parameter or module, without the common prefix and suffix."""
-    name = re.sub(r"^backbone\.|\.weight(?=$|\[)", "", name)
+    """Return a short name of a parameter or module, without the common suffix."""
+    name = re.sub(r"\.weight(?=$|\[)", "", name)
     return name if len(name) <= longest else f"…{name[1 - longest :]}"
 
 

@@ -170,7 +170,7 @@ def check_auto_gamma(model: SSLModel, data: TrainingData) -> None:
         return
     freezing, first = Freezing.of(model, data.args), 0
     if freezing is not None:
-        held = {name.removeprefix("backbone.").partition("[")[0] for name in model.regularizer.names}
+        held = {matrix.path.removeprefix("backbone.") for matrix in model.regularizer.matrices}
         if held <= freezing.names:
             if not freezing.epochs:
                 raise ValueError(

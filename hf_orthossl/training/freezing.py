@@ -56,8 +56,7 @@ class Freezing:
         if norms := len(frozen_norms(backbone, self.names)):
             text += f", {norms} batch norms by their running statistics"
         if model.regularizer is not None:
-            # Names of matrices begin with that of the module within the encoder, and may end in the part in brackets.
-            held = [name.removeprefix("backbone.").partition("[")[0] in self.names for name in model.regularizer.names]
+            held = [matrix.path.removeprefix("backbone.") in self.names for matrix in model.regularizer.matrices]
             text += f", no penalty on {sum(held)} of {len(held)} matrices"
         return text
 

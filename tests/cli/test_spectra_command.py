@@ -83,7 +83,7 @@ def test_several_are_compared(models, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("A: narrow (untrained)\nB: wide (untrained)\nC: resnet10t (untrained)\n")
     last = next(line for line in out.splitlines() if line.startswith("layer4.0.conv2"))
-    ranks = [report.weights["backbone.layer4.0.conv2.weight"].effective_rank for report in reports]
+    ranks = [report.weights["layer4.0.conv2.weight"].effective_rank for report in reports]
     assert last.split()[1:3] == [f"{ranks[0]:.1f}/16", f"{ranks[1]:.1f}/24"]
     assert "layer1.0.conv1 " not in out
     assert "layer1.0.conv1 " in (tmp_path / "comparison.txt").read_text()
@@ -119,7 +119,7 @@ def test_published_weights_unless_untrained(models, tmp_path):
     ranks = []
     for options in ([], ["--untrained"], ["--untrained"], ["--untrained", "--seed", "5"]):
         spectra([models / "narrow", *options, "--include", "*layer4*conv2*"], tmp_path)
-        ranks.append(SpectralReport.load(tmp_path).weights["backbone.layer4.0.conv2.weight"].effective_rank)
+        ranks.append(SpectralReport.load(tmp_path).weights["layer4.0.conv2.weight"].effective_rank)
     assert ranks[1] == ranks[2]
     assert len({*ranks}) == 3
 

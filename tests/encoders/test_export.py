@@ -12,8 +12,10 @@ import timm
 import torch
 import transformers as hf
 from PIL import Image
+from safetensors.torch import load_file
 
 from hf_orthossl.encoders import export_encoder, load_encoder
+from hf_orthossl.spectra import weight_spectra
 
 # Runs in a Python that cannot import this package and cannot reach the Hub.
 STRANGER = """
@@ -145,6 +147,21 @@ def test_round_trip_and_metadata(case, exported):
     for attribute in ("image_size", "mean", "std", "interpolation", "num_features", "stage_names"):
         assert getattr(loaded, attribute) == getattr(encoder, attribute), attribute
     assert json.loads((root / case / "config.json").read_text())["orthossl"] == METADATA
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_spectra_bear_the_names_of_the_published_weights(case, exported):
+    """Also where transformers writes other names than it has in memory (ViT, DINOv2)."""
+    root, encoders = exported
+    published = load_file(root / case / "model.safetensors")
+    spectra = weight_spectra(encoders[case])
+    assert len(spectra) > 3
+    for name, spectrum in spectra.items():
+        weight, part = published[name.partition("[")[0]], "qkv".find(name.partition("[")[2][:1] or "q")
+        rows = weight.flatten(1).double().split(spectrum.shape[1])[part]
+        torch.testing.assert_close(torch.linalg.svdvals(rows), spectrum.singular_values, atol=1e-5, rtol=1e-5)
+    first = next(iter(spectra)).partition("[")[0]
+    assert list(weight_spectra(encoders[case], include=first)) == [n for n in spectra if n.partition("[")[0] == first]
 
 
 def test_own_preprocessing_is_published(tmp_path):

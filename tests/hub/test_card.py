@@ -288,7 +288,7 @@ def test_half_of_the_variance_is_counted_right():
 def test_a_collapse_is_called_one():
     generator = torch.Generator().manual_seed(2)
     flat = torch.randn(50, 2, generator=generator) @ torch.randn(2, 6, generator=generator)
-    reading = plain_reading(report_of(flat, {"backbone.a.weight": torch.randn(9, 1) @ torch.randn(1, 5)}))
+    reading = plain_reading(report_of(flat, {"a.weight": torch.randn(9, 1) @ torch.randn(1, 5)}))
     assert "4 of the 6 have no variance" in reading
     assert "1 of the 1 weight matrices has lost directions, a.weight the most: 4 of 5." in reading
     same = plain_reading(report_of(torch.ones(10, 6)))
@@ -297,10 +297,10 @@ def test_a_collapse_is_called_one():
 
 def test_few_images_or_inputs_are_no_collapse():
     generator = torch.Generator().manual_seed(3)
-    wide = {"backbone.wide.weight": torch.randn(4, 9, generator=generator)}
+    wide = {"wide.weight": torch.randn(4, 9, generator=generator)}
     report = report_of(torch.randn(5, 6, generator=generator), wide)
     reading = plain_reading(report)
     assert "5 images can show at most 4 directions" in reading
     assert "have no variance" not in reading
     assert "None of the 1 weight matrices has lost a direction" in reading
-    assert report.weights["backbone.wide.weight"].most_positive == 3
+    assert report.weights["wide.weight"].most_positive == 3

@@ -277,8 +277,8 @@ def test_stages_and_their_last_weights_by_name():
     ]
     assert guess_stages(["a", "b"]) == []
     model = timm.create_model("resnet50")
-    weights = [f"backbone.{name}" for name, p in model.named_parameters() if p.ndim > 1]
-    last = [f"backbone.layer{i}.{n}.conv3.weight" for i, n in ((1, 2), (2, 3), (3, 5), (4, 2))]
+    weights = [name for name, p in model.named_parameters() if p.ndim > 1]
+    last = [f"layer{i}.{n}.conv3.weight" for i, n in ((1, 2), (2, 3), (3, 5), (4, 2))]
     assert last_weights(weights) == last
     assert last_weights(["a.weight", "b.weight"]) == ["a.weight", "b.weight"]
 

@@ -44,7 +44,7 @@ def covariance_of(features: torch.Tensor) -> FeatureSpectrum:
 def report_of(features: torch.Tensor | None = None, weights: dict[str, torch.Tensor] | None = None) -> SpectralReport:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(40, 6, generator=generator) if features is None else features
-    weights = weights or {"backbone.fc.weight": torch.randn(8, 6, generator=generator)}
+    weights = weights or {"fc.weight": torch.randn(8, 6, generator=generator)}
     return SpectralReport(
         weights={name: WeightSpectrum.from_matrix(matrix, "Linear") for name, matrix in weights.items()},
         features={"representation": covariance_of(features)},

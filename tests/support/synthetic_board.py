@@ -78,7 +78,7 @@ def spectra(dim: int, share: float, stages: int = 4) -> Spectra:
     curves, lengths = {}, {}
     layers = [("input", 3072)] + [(f"layer{i}", dim >> (stages - i)) for i in range(1, stages + 1)]
     layers += [("representation", dim)]
-    layers += [(f"weights/backbone.layer{i}.0.conv2.weight", dim >> (stages - i)) for i in range(1, stages + 1)]
+    layers += [(f"weights/layer{i}.0.conv2.weight", dim >> (stages - i)) for i in range(1, stages + 1)]
     for name, length in layers:
         decay = length * share if name.startswith("weights/") else length * share / 3
         curves[name] = [round(2.718281828 ** (-(r - 1) / max(decay, 0.5)), 10) for r in evenly(length, 200)]

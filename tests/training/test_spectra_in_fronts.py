@@ -108,7 +108,7 @@ def test_values_that_are_not_reported_are_named_in_a_warning(tmp_path, caplog, m
 def test_both_fronts_report_to_tensorboard_and_history(front, digits, tmp_path):
     model = pretrain(tmp_path, digits, front, report_to=["tensorboard"], spectra_steps=4)
     found = {tag.removeprefix("train/"): values for tag, values in tensorboard_scalars(tmp_path).items()}
-    name = "backbone.layer4.0.conv2.weight"
+    name = "layer4.0.conv2.weight"
     tag = f"spectra/weights/{name}/effective_rank"
     entries = history(tmp_path)
     assert list(found[tag]) == measured(entries) == [4, 6]
@@ -156,5 +156,5 @@ def test_own_callback_replaces_the_trainers(digits, tmp_path):
     entry = next(entry for entry in history(tmp_path) if measured([entry]))
     assert entry["step"] == 2
     assert [key for key in entry if key.endswith(".weight/effective_rank")] == [
-        "spectra/weights/backbone.layer3.0.conv1.weight/effective_rank"
+        "spectra/weights/layer3.0.conv1.weight/effective_rank"
     ]

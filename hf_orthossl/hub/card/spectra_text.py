@@ -29,7 +29,7 @@ def directions_for(spectrum: FeatureSpectrum, share: float) -> int | None:
 
 def collapse_notice(report: SpectralReport) -> list[Safe]:
     """Return paragraphs of Markdown on a complete collapse, the first of them in bold; empty without one."""
-    sentences = complete_collapse(report.weights, report.features, _name)
+    sentences = complete_collapse(report.weights, report.features, escape)
     if not sentences:
         return []
     if is_constant(report.features, REPRESENTATION):
@@ -64,7 +64,7 @@ def weight_rows(report: SpectralReport) -> list[tuple[str, str, str, str]]:
     chosen = {name: report.weights[name] for name in last_weights(report.weights)}
     return [
         (
-            _name(name),
+            escape(name),
             f"{w.shape[0]} × {w.shape[1]}",
             f"{w.effective_rank:.1f} of {min(w.shape)}",
             f"{w.num_positive} of {w.most_positive}",
@@ -130,17 +130,12 @@ def _of_weights(weights: dict[str, WeightSpectrum]) -> list[str]:
         worst = max(lost, key=lost.__getitem__)
         first = (
             f"{len(lost)} of the {len(weights)} weight matrices {'has' if len(lost) == 1 else 'have'} lost directions, "
-            f"{_name(worst)} the most: {lost[worst]} of {weights[worst].most_positive}."
+            f"{escape(worst)} the most: {lost[worst]} of {weights[worst].most_positive}."
         )
     else:
         first = f"None of the {len(weights)} weight matrices has lost a direction."
     return [
         first,
-        f"Their effective rank is on average {mean:.0%} of its maximum, and lowest in {_name(lowest)}: "
+        f"Their effective rank is on average {mean:.0%} of its maximum, and lowest in {escape(lowest)}: "
         f"{share[lowest]:.0%}.",
     ]
-
-
-def _name(weight: str) -> Safe:
-    # The name in timm and transformers.
-    return escape(weight.removeprefix("backbone."))

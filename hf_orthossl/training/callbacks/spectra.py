@@ -107,9 +107,8 @@ class SpectraCallback(MeasuringCallback):
         if self.include is None:
             chosen = last_weights(matrix.name for matrix in matrices)
             self._patterns = [glob.escape(name.partition("[")[0]) for name in chosen]
-        else:
-            chosen = [matrix.name for matrix in matrices]
-        self._weights = {name.partition("[")[0] for name in chosen}
+            matrices = [matrix for matrix in matrices if matrix.name in chosen]
+        self._weights = {matrix.path for matrix in matrices}
         if not self._weights <= {name for name, _ in module.named_parameters()}:
             # The parameters of parametrized weights have other names.
             self._weights = None
