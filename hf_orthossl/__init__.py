@@ -17,6 +17,7 @@ _HOMES = {
     "spectral_report": "spectra",
     "load_encoder": "encoders",
     "export_encoder": "encoders",
+    "export_program": "encoders",
     "ModuleEncoder": "encoders",
     "load_source": "data",
     "Views": "data",

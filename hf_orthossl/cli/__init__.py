@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "find which way to prevent collapse works on your data, by runs paired by seed",
     "evaluate": "measure encoders: kNN, linear probes, fine-tuning, transfer, detection",
     "convert": "make an encoder folder of a checkpoint of another project",
+    "export": "write an encoder as ONNX, TorchScript or torch.export, checked against it",
     "publish": "publish the encoder of a run on the Hugging Face Hub",
     "leaderboard": "collect, show and verify the leaderboard of published encoders",
     "spectra": "measure how many directions encoders use, and compare them",

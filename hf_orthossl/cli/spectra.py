@@ -44,6 +44,7 @@ from ..spectra.figures import COLORS, check_figures
 from ..spectra.layers import check_layers
 from ..spectra.stages import short_name
 from .evaluate import open_encoder
+from .options.export import ExportArguments
 from .options.spectra import SpectraArguments
 
 # As in LiDAR's paper.
@@ -108,12 +109,12 @@ def measure_all(args: SpectraArguments) -> None:
         print(closing(reports, folder, written))
 
 
-def open_images(args: SpectraArguments, channels: int | None) -> ImageSource:
+def open_images(args: SpectraArguments | ExportArguments, channels: int | None) -> ImageSource:
     """Return the images, of a held-out split if there is one, with the models' number of channels."""
     return load_source(args.location, split=args.split or _held_out(args), **args.reading() | {"channels": channels})
 
 
-def _held_out(args: SpectraArguments) -> str | None:
+def _held_out(args: SpectraArguments | ExportArguments) -> str | None:
     known = available_splits(args.location, args.dataset_name)
     return next((name for name in HELD_OUT_SPLITS if name in known), None)
 

@@ -18,6 +18,7 @@ from ..distributed.sharding import has_sharded_weights
 from ..files import replacing_folder
 from ..messages import describe, first_line
 from . import linear_backbone, small_images
+from .description import PROCESSOR
 from .encoder import Encoder
 
 # Modules of networks that timm lacks → the module and class names that transformers finds through `auto_map`.
@@ -34,7 +35,7 @@ class {name}(TimmWrapperModel):
 OWN_FILES = (
     "config.json",
     "model.safetensors",
-    "preprocessor_config.json",
+    PROCESSOR,
     *(f"{remote}.py" for remote, _ in OWN_CODE.values()),
 )
 
@@ -103,6 +104,18 @@ def export_encoder(
         else:
             _write_transformers(encoder, backbone, weights, unfinished, metadata, rehearsal)
     return folder
+
+
+def image_processor(encoder: Encoder) -> BitImageProcessor:
+    """Return transformers' image processor that prepares images as this package does: resized, cropped, normalized."""
+    return BitImageProcessor(
+        size={"shortest_edge": encoder.image_size},
+        crop_size={"height": encoder.image_size, "width": encoder.image_size},
+        resample=Image.Resampling[encoder.interpolation.upper()],
+        image_mean=list(encoder.mean),
+        image_std=list(encoder.std),
+        do_convert_rgb=encoder.channels == 3,
+    )
 
 
 def separate_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -186,14 +199,7 @@ def _write_transformers(
 ) -> None:
     # The original format may join or split weights, which single numbers are not fit for.
     cast(PreTrainedModel, backbone).save_pretrained(folder, state_dict=weights, save_original_format=not rehearsal)
-    BitImageProcessor(
-        size={"shortest_edge": encoder.image_size},
-        crop_size={"height": encoder.image_size, "width": encoder.image_size},
-        resample=Image.Resampling[encoder.interpolation.upper()],
-        image_mean=list(encoder.mean),
-        image_std=list(encoder.std),
-        do_convert_rgb=encoder.channels == 3,
-    ).save_pretrained(folder)
+    image_processor(encoder).save_pretrained(folder)
     _write_config(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")), metadata)
 
 
