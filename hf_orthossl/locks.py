@@ -32,7 +32,7 @@ class InUse(ValueError):
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path) -> Iterator[bool]:
+def locked(folder: str | Path, argument: str = "output_dir") -> Iterator[bool]:
     """Hold the lock of an output folder for the duration of the block; every process of a command enters it.
 
     The main process holds the lock. Within the block, its thread may enter again, which does nothing. A folder that
@@ -40,6 +40,7 @@ def locked(folder: str | Path) -> Iterator[bool]:
 
     Args:
         folder (`str` or `Path`): The folder.
+        argument (`str`, defaults to "output_dir"): The option that named it, for errors.
 
     Yields:
         `bool`: True if this block took the lock, False if a block around it holds it.
@@ -50,7 +51,7 @@ def locked(folder: str | Path) -> Iterator[bool]:
         OSError: The folder cannot be written.
     """
     folder = Path(folder)
-    lock = _Lock(folder) if rank() == 0 else None
+    lock = _Lock(folder, argument) if rank() == 0 else None
     taken = on_main(lambda: lock is not None and lock.acquire())
     try:
         yield taken
@@ -62,8 +63,8 @@ def locked(folder: str | Path) -> Iterator[bool]:
 class _Lock:
     """A POSIX record lock: unlike one of `flock`, workers that a dead process has forked do not keep it."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, argument: str):
+        self.folder, self.argument = folder, argument
         self.key = folder.resolve()
         self.handle: int | None = None
         self.created: list[Path] = []
@@ -73,7 +74,7 @@ class _Lock:
             if self.key in _held:
                 if _held[self.key] == threading.get_ident():
                     return False
-                raise InUse(f"output_dir {self.folder} is in use by another thread of this process: {_REMEDY}")
+                raise InUse(self._in_use("another thread of this process"))
             self._create_folder()
             try:
                 self._lock_file()
@@ -102,7 +103,7 @@ class _Lock:
         except (FileExistsError, NotADirectoryError) as error:
             self._remove_folder()
             raise ValueError(
-                f"output_dir {self.folder}: {error.filename} is a file: pass another --output_dir"
+                f"{self.argument} {self.folder}: {error.filename} is a file: pass another --{self.argument}"
             ) from error
         except OSError as error:
             self._remove_folder()
@@ -132,7 +133,7 @@ class _Lock:
                         f"{self.folder} is on a file system without locks: start no second command with this folder",
                     )
                     return
-                raise InUse(f"output_dir {self.folder} is in use by {holder}: {_REMEDY}") from error
+                raise InUse(self._in_use(holder)) from error
             # The holder before may have removed the name between the two calls above.
             if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
                 break
@@ -146,12 +147,15 @@ class _Lock:
 
     def _unwritable(self, error: OSError) -> OSError:
         return OSError(
-            f"output_dir {self.folder} cannot be written ({error.strerror or error}): pass another --output_dir, or "
-            "change its permissions"
+            f"{self.argument} {self.folder} cannot be written ({error.strerror or error}): pass another "
+            f"--{self.argument}, or change its permissions"
         )
 
-
-_REMEDY = "wait until that command has ended, or pass another --output_dir"
+    def _in_use(self, holder: str) -> str:
+        return (
+            f"{self.argument} {self.folder} is in use by {holder}: wait until that command has ended, or pass another "
+            f"--{self.argument}"
+        )
 
 
 def _holder(handle: int) -> str:

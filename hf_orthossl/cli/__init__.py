@@ -21,6 +21,7 @@ COMMANDS = {
     "pretrain": "train an encoder on unlabelled images, with an orthogonality penalty",
     "compare": "find which way to prevent collapse works on your data, by runs paired by seed",
     "evaluate": "measure encoders: kNN, linear probes, fine-tuning, transfer, detection",
+    "embed": "write the vectors of all images of a data set to one file",
     "convert": "make an encoder folder of a checkpoint of another project",
     "export": "write an encoder as ONNX, TorchScript or torch.export, checked against it",
     "publish": "publish the encoder of a run on the Hugging Face Hub",

@@ -12,8 +12,8 @@ from ..distributed.collectives import on_main
 from ..distributed.environment import is_main_process, is_multi_process
 from ..distributed.launch import init_processes
 from ..encoders import Encoder, load_encoder
+from ..encoders.channels import common_channels, match_channels, require_colour
 from ..evaluation import Result, Transfer, read_results, transfer_sets, transfer_suite, write_results
-from ..evaluation.channels import common_channels, match_channels, require_colour
 from ..evaluation.features import FeatureCache
 from ..evaluation.frozen import LabelledFeatures, knn_results, labelled_splits, linear_results
 from ..evaluation.labels import check_labels
@@ -31,6 +31,7 @@ from .evaluate_tasks import (
     measure_finetune,
     transfer_summary,
 )
+from .options.embed import EmbedArguments
 from .options.evaluate import (
     FROZEN,
     SHARED,
@@ -198,7 +199,7 @@ def push(models: list[str], results: list[Result], path: Path) -> None:
         print(f"published  {published.url} ({len(published.results)} results, read back)")
 
 
-def open_encoder(name: str, args: EvaluateArguments | SpectraArguments) -> Encoder:
+def open_encoder(name: str, args: EvaluateArguments | SpectraArguments | EmbedArguments) -> Encoder:
     """Return an encoder on the device, in eval mode.
 
     Raises:

@@ -17,7 +17,7 @@ from ..data.augment.recipes import for_channels
 from ..data.dataset import Shape
 from ..data.unreadable import Unreadable, check_unreadable, left_out_note
 from ..encoders import Encoder, load_encoder
-from ..evaluation.channels import common_channels, match_channels
+from ..encoders.channels import common_channels, match_channels
 from ..files import require_writable
 from ..landscape import forecast, plot_directions
 from ..landscape.covariances import check_dimension

@@ -26,8 +26,8 @@ from ..distributed.collectives import all_gather_object, all_gather_rows, on_mai
 from ..distributed.environment import is_main_process
 from ..distributed.launch import init_processes
 from ..encoders import Encoder
-from ..evaluation.channels import common_channels, match_channels
-from ..evaluation.features import normalized_batches
+from ..encoders.channels import common_channels, match_channels
+from ..encoders.embedding import normalized_batches
 from ..evaluation.frozen import HELD_OUT_SPLITS
 from ..files import replace_file, replacing_files, require_writable
 from ..locks import locked

@@ -8,8 +8,8 @@ import torch
 
 from ..data import ImageDataset, ImageSource, Recipe, Views
 from ..encoders import Encoder
+from ..encoders.embedding import normalized_batches
 from ..evaluation import LabelledFeatures, knn_results, linear_results
-from ..evaluation.features import normalized_batches
 from ..hub.encoder_folder import spectra_rows
 from ..regularization import OrthogonalityRegularizer
 from ..spectra import FeatureSpectrum, SpectralReport, spectral_report

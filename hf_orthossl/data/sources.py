@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any, Self
 
 import datasets
+import pyarrow as pa
 
 from ..messages import describe
 from .band_rule import BandRule
@@ -21,6 +22,7 @@ from .image_cache import ImageCache
 from .labels import Classes
 from .listing import ImageFile
 from .locations import AnyDataset, Opened, call_hub, default_split, is_local, open_splits, what_else
+from .opening import image_name
 from .options import MAX_UNREADABLE, check_reading
 from .pixels import PixelRule
 from .unreadable import Unreadable, check_unreadable
@@ -285,6 +287,27 @@ class ImageSource:
     def page(self, row: int) -> int:
         """Return the page of a row's file."""
         return 0 if self.page_of_row is None else self.page_of_row[row]
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """Return the path of each of some images, or the name or row of one without a file.
+
+        Args:
+            rows (`Sequence[int]`): Their rows.
+
+        Raises:
+            ValueError: The data are a stream.
+        """
+        if not isinstance(self.dataset, datasets.Dataset):
+            raise ValueError(f"dataset {self.name} is a stream, whose rows cannot be named: open it as a whole")
+        table = self.dataset.select_columns([self.image_column]).with_format("arrow")
+        names: list[str] = []
+        for start in range(0, len(rows), 4096):
+            part = list(rows[start : start + 4096])
+            column = table[part][self.image_column].combine_chunks()
+            held = isinstance(column.type, pa.StructType) and column.type.get_field_index("path") >= 0
+            paths = column.field("path").to_pylist() if held else [None] * len(part)
+            names += [image_name(path, row) for row, path in zip(part, paths, strict=True)]
+        return names
 
     @functools.cached_property
     def sampled_sizes(self) -> list[tuple[int, int]]:

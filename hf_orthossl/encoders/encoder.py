@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from .checkpointing import keep_statistics
 from .probing import unused_parameters
 from .spatial import SpatialFeatures
 from .weights import Start
+
+if TYPE_CHECKING:
+    from .embedding import Embedded
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +165,54 @@ class Encoder(SpatialFeatures):
         # In the order of the stages, because one module may be called within another.
         ordered = {stage: outputs[stage] for stage in self._stage_modules if stage in outputs}
         return {**ordered, "representation": representation}
+
+    def embed(
+        self,
+        images: Any,
+        *,
+        layer: str = "representation",
+        tokens: str | None = None,
+        batch_size: int = 256,
+        num_workers: int = 0,
+        progress: bool = False,
+        **reading: Any,
+    ) -> "Tensor | Embedded":
+        """Return the vectors of images, which are prepared as `orthossl evaluate` prepares them.
+
+        Images are decoded to 8 bits, their shorter side is resized to `image_size` (bicubic), the centre is cropped,
+        and they are normalized by `mean` and `std`. The encoder is in evaluation mode, and there are no gradients.
+
+        Args:
+            images (`Any`): A list of images (Pillow images, paths, encoded bytes, arrays or tensors of 8 bits or of
+                floats in [0, 1], before normalization), a single one, or a batch `(N, H, W, C)` or `(N, C, H, W)` of
+                them; or a data set: a folder and whatever else [`load_source`] takes, or an [`ImageSource`].
+            layer (`str`, defaults to "representation"): One of `stage_names`; a layer with positions is averaged.
+            tokens (`str`, *optional*): "patch" for a vector at each position, see
+                [`~encoders.embedding.VectorReader`].
+            batch_size (`int`, defaults to 256): Images per forward pass.
+            num_workers (`int`, defaults to 0): Number of processes that decode images.
+            progress (`bool`, defaults to `False`): Show a progress bar.
+            reading: For a data set, further arguments of [`load_source`], such as `split`; for a list, `pixel_range`.
+
+        Returns:
+            `Tensor` of shape `(N, D)`, or `(N, h, w, D)` with tokens: float32, on the CPU, row i for image i of a list.
+            For a data set an [`~encoders.embedding.Embedded`]: its `vectors`, with their `names` and `labels`, in the
+            order of the data set, without the images that cannot be read, which are its `unreadable`.
+
+        Raises:
+            TypeError: `images` is none of these.
+            ValueError: A layer does not exist, an image of a list cannot be read, or images have other channels.
+            TooManyUnreadable: More images of a data set cannot be read than `max_unreadable` allows.
+
+        Example:
+            >>> vectors = load_encoder("resnet18", pretrained=True).embed(["cat.jpg", "dog.jpg"])
+            >>> torch.nn.functional.cosine_similarity(vectors[0], vectors[1], dim=0)
+        """
+        # Imported here because reading images needs more libraries than building a network.
+        from .embedding import embed
+
+        settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
+        return embed(self, images, layer=layer, tokens=tokens, **settings, **reading)
 
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the mean and the standard deviation of each channel, on the scale [0, 1].

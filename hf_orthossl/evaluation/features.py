@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sized
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm.auto import tqdm
+from torch.utils.data import Dataset, Subset
 
-from ..data import ImageDataset, collate, without_unreadable
+from ..data import ImageDataset
 from ..data.unreadable import Unreadable, check_unreadable
 from ..distributed.collectives import all_gather_object, all_gather_rows, rank, shard_range, world_size
 from ..encoders import Encoder
+from ..encoders.embedding import normalized_batches
 from ..files import replacing
 from ..spectra.layers import evaluation_mode
 
@@ -59,41 +59,6 @@ def are_equal(*representations: Tensor, chunk: int = 4096) -> bool:
     largest = first.square().sum() * _ROUNDING**2
     rows = (rows for part in representations for rows in part.split(chunk))
     return all(bool(((part.double() - first).square().sum(1) <= largest).all()) for part in rows)
-
-
-def normalized_batches(
-    encoder: Encoder,
-    dataset: Dataset,
-    *,
-    batch_size: int = 256,
-    num_workers: int = 0,
-    progress: str | None = None,
-    unreadable: list[Unreadable] | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Yield batches of a data set with `pixel_values` as the encoder expects them: float, normalized, on its device.
-
-    Args:
-        encoder ([`Encoder`]): The encoder, whose `mean`, `std` and device are used.
-        dataset (`ImageDataset`): The images: uint8, `(C, S, S)`, of the encoder's size; those that cannot be read
-            must be omitted and not replaced.
-        batch_size (`int`, defaults to 256): Images per batch.
-        num_workers (`int`, defaults to 0): Number of processes that decode images.
-        progress (`str`, *optional*): Title of a progress bar; without it, no bar is shown.
-        unreadable (`list[Unreadable]`, *optional*): Receives the images that cannot be read.
-
-    Yields:
-        `dict`: A batch with `pixel_values` `(B, C, S, S)` and `labels` `(B,)`, of readable images only.
-    """
-    device = next(encoder.parameters()).device
-    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) * 255 for values in (encoder.mean, encoder.std))
-    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
-    for batch in tqdm(loader, desc=progress, disable=progress is None, leave=False, dynamic_ncols=True):
-        if unreadable is not None:
-            unreadable += [Unreadable(*image) for image in batch["unreadable"]]
-        batch = without_unreadable(batch)
-        if len(batch["labels"]):
-            batch["pixel_values"] = (batch["pixel_values"].to(device) - mean) / std
-            yield batch
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ from ..configuration import AUTO
 from ..data import ImageDataset, ImageSource
 from ..data.unreadable import Unreadable
 from ..encoders import Encoder, export_encoder
+from ..encoders.embedding import normalized_batches
 from ..encoders.export import OWN_FILES
 from ..evaluation import Result, write_results
-from ..evaluation.features import normalized_batches
 from ..files import replace_file, replacing_folder
 from ..modeling import SSLModel
 from ..regularization import select_matrices

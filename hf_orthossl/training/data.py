@@ -28,7 +28,7 @@ from ..data import (
 from ..data.items import is_items
 from ..data.options import MAX_UNREADABLE
 from ..distributed.collectives import on_main
-from ..evaluation.channels import common_channels, match_channels
+from ..encoders.channels import common_channels, match_channels
 from ..messages import warn_once
 from ..modeling import SSLModel
 from ..options import forms

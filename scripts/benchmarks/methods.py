@@ -12,8 +12,8 @@ from short_runs import features_rank, short_run
 
 from hf_orthossl import SSLConfig, SSLModel
 from hf_orthossl.data import ImageDataset, ImageSource, Recipe, get_recipe, load_source
+from hf_orthossl.encoders.embedding import normalized_batches
 from hf_orthossl.evaluation import KNNMonitor, accuracy, lbfgs_probe
-from hf_orthossl.evaluation.features import normalized_batches
 from hf_orthossl.methods import METHODS
 from hf_orthossl.spectra import spectral_report
 

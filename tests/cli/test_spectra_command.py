@@ -9,7 +9,7 @@ from hf_orthossl.cli import main
 from hf_orthossl.cli.spectra import names_of, spread
 from hf_orthossl.data import ImageDataset
 from hf_orthossl.encoders import export_encoder
-from hf_orthossl.evaluation.features import normalized_batches
+from hf_orthossl.encoders.embedding import normalized_batches
 from hf_orthossl.spectra import SpectralReport
 
 TINY = {"channels": [8, 8, 16, 16]}

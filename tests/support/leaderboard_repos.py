@@ -19,8 +19,8 @@ from published_encoders import written
 
 from hf_orthossl import load_encoder, spectral_report
 from hf_orthossl.data import ImageDataset, load_source
+from hf_orthossl.encoders.embedding import normalized_batches
 from hf_orthossl.evaluation import LabelledFeatures, Result, knn_results, labelled_splits, write_results
-from hf_orthossl.evaluation.features import normalized_batches
 from hf_orthossl.evaluation.results import results_json
 from hf_orthossl.hub import eval_result_files, render_card
 from hf_orthossl.hub.encoder_folder import spectra_rows

@@ -14,7 +14,7 @@ from hf_orthossl import (
     spectral_report,
 )
 from hf_orthossl.data import ImageDataset, get_recipe, load_source
-from hf_orthossl.evaluation.features import normalized_batches
+from hf_orthossl.encoders.embedding import normalized_batches
 from hf_orthossl.hub.encoder_folder import spectra_rows
 from hf_orthossl.spectra import weight_spectra
 from hf_orthossl.training import pretrain_loop

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...data import ImageDataset, ImageSource, Views, collate, without_unreadable
 from ...encoders import Encoder
-from ...evaluation.features import normalized_batches
+from ...encoders.embedding import normalized_batches
 from ...hub.encoder_folder import spectra_rows
 from ...modeling import SSLModel
 from ...spectra import SpectralReport

@@ -13,6 +13,8 @@ from .... import __version__
 from ....data import ImageDataset, ImageSource, load_source
 from ....encoders import Encoder, load_encoder
 from ....encoders.budget import deadline, image_cost
+from ....encoders.channels import common_channels
+from ....encoders.embedding import normalized_batches
 from ....evaluation import (
     FeatureCache,
     KNNMonitor,
@@ -23,8 +25,6 @@ from ....evaluation import (
     linear_results,
     transfer_sets,
 )
-from ....evaluation.channels import common_channels
-from ....evaluation.features import normalized_batches
 from ....evaluation.results import learned_from, overlap
 from ....messages import readable_size
 from ....spectra import SpectralReport, spectral_report

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from ..data.sources import ImageSource
 from ..data.statistics import channel_statistics
 from ..distributed.collectives import on_main
-from ..encoders import Encoder
+from .encoder import Encoder
 
 
 def common_channels(encoders: Mapping[str, Encoder]) -> int | None:

@@ -1,0 +1,42 @@
+"""`orthossl embed`: write the vectors of all images of a data set to one file."""
+
+from ..data import load_source
+from ..distributed.launch import init_processes
+from ..encoders.channels import common_channels, match_channels
+from ..messages import readable_size
+from ..retrieval import embed_to_file
+from .evaluate import open_encoder
+from .options.embed import EmbedArguments
+
+
+def main(args: EmbedArguments) -> None:
+    """Run the command.
+
+    Args:
+        args ([`EmbedArguments`]): The options.
+    """
+    init_processes(args.device)
+    encoder = open_encoder(args.model, args)
+    reading = args.reading() | {"channels": args.channels or common_channels({args.model: encoder})}
+    source = load_source(args.location, split=args.split, **reading)
+    print(f"data     {source.describe()}")
+    if measured_by := match_channels(encoder, source):
+        print(f"pixels   {measured_by}")
+    written = embed_to_file(
+        encoder,
+        source,
+        args.output,
+        model=args.model,
+        layer=args.layer,
+        tokens=args.tokens,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        progress=True,
+        say=print,
+    )
+    for note in written.notes:
+        print(f"Note: {note}")
+    if written.computed:
+        print(f"speed    {written.computed / written.seconds:,.0f} images/s ({written.seconds:,.0f} s)")
+    size = readable_size(written.path.stat().st_size)
+    print(f"vectors  {written.path} ({written.images:,} rows of {'×'.join(map(str, written.shape))} numbers, {size})")
