@@ -7,10 +7,10 @@ import torch
 from ..data import ImageDataset
 from ..data.unreadable import Unreadable, check_unreadable, left_out_note
 from ..encoders import load_encoder
+from ..encoders.channels import match_channels
 from ..encoders.description import PROCESSOR
+from ..encoders.embedding import normalized_batches
 from ..encoders.programs import RECORD, TOLERANCE, ProgramExport, check_format, export_program
-from ..evaluation.channels import match_channels
-from ..evaluation.features import normalized_batches
 from ..files import require_writable
 from ..messages import readable_size
 from .options.export import ExportArguments
