@@ -20,8 +20,8 @@ from hf_orthossl.spectra import SpectralReport, plot_spectra
 from hf_orthossl.terminal import keep_printing
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
-# Where `scripts/reproduce.py` puts its reports: no card of an encoder.
-REPORTS = ("reproduction", "adaptation")
+# Where studies put their reports: no card of an encoder.
+REPORTS = ("reproduction", "adaptation", "remedies")
 # The same encoder, data and seed without and with the penalty.
 COMPARED = {"without SO": "cifar10-vit-dino", "with SO": "cifar10-vit-dino-so"}
 

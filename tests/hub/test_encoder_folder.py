@@ -48,25 +48,40 @@ def snippets(folder):
 
 
 @pytest.mark.parametrize("library", ["timm", "transformers", "remote code"])
-def test_every_snippet_gives_the_encoders_representation(library, digits, vit_folder, tmp_path):
+def test_every_snippet_gives_the_encoders_representations(library, digits, vit_folder, tmp_path, monkeypatch):
     backbone = {"timm": "resnet10t", "transformers": str(vit_folder), "remote code": "wide_resnet28_2"}[library]
     encoder, folder = written(backbone, digits, tmp_path / "encoder", **(SMALL if library == "timm" else {}))
-    pixels = torch.randint(256, (32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    pixels = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.mean, encoder.std))
     with torch.no_grad():
-        expected = encoder(((pixels.permute(2, 0, 1) / 255 - mean) / std)[None])
+        expected = encoder((pixels.permute(0, 3, 1, 2) / 255 - mean) / std)
+    write_pair(tmp_path, pixels, monkeypatch)
     found = snippets(folder)
     assert len(found) == (3 if library == "timm" else 2)
+    assert ("import timm" in found[0]) == (library == "timm")
     for snippet in found:
-        scope = {"image": Image.fromarray(pixels.numpy())}
+        scope = {}
         exec(snippet, scope)
-        torch.testing.assert_close(scope["representation"].detach(), expected, rtol=1e-4, atol=1e-5)
+        if "similarity" in snippet:
+            torch.testing.assert_close(scope["representations"], expected, rtol=1e-4, atol=1e-5)
+            similarity = expected[0].double() @ expected[1].double() / expected.double().norm(dim=1).prod()
+            assert scope["similarity"].item() == pytest.approx(similarity.item(), abs=1e-5)
+        else:
+            torch.testing.assert_close(scope["representation"].detach(), expected[:1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_path_of_any_characters_is_a_valid_snippet(digits, tmp_path):
+def write_pair(folder, pixels, monkeypatch):
+    """Write the two images that the snippets open, without loss whatever their names say, and go to their folder."""
+    for name, image in zip(("first.jpg", "second.jpg"), pixels.numpy(), strict=True):
+        Image.fromarray(image).save(folder / name, "PNG")
+    monkeypatch.chdir(folder)
+
+
+def test_a_path_of_any_characters_is_a_valid_snippet(digits, tmp_path, monkeypatch):
     _, folder = written("resnet10t", digits, tmp_path / 'it\'s <b>"`x`"\n```', **SMALL)
+    write_pair(tmp_path, torch.zeros(2, 32, 32, 3, dtype=torch.uint8), monkeypatch)
     for snippet in snippets(folder):
-        exec(snippet, {"image": Image.new("RGB", (32, 32))})
+        exec(snippet, {})
 
 
 def test_the_folder_says_what_was_done(digits, tmp_path):
