@@ -17,6 +17,8 @@ from ..evaluation import Result, Transfer, read_results, transfer_sets, transfer
 from ..evaluation.features import FeatureCache
 from ..evaluation.frozen import LabelledFeatures, knn_results, labelled_splits, linear_results
 from ..evaluation.labels import check_labels
+from ..evaluation.segmentation import segmentation_splits
+from ..evaluation.segmentation.data import describe_masks
 from ..evaluation.tables import results_table
 from ..evaluation.transfer import with_earlier
 from ..files import require_writable
@@ -29,6 +31,7 @@ from .evaluate_tasks import (
     finetuning_arguments,
     measure_detection,
     measure_finetune,
+    measure_segmentation,
     transfer_summary,
 )
 from .options.embed import EmbedArguments
@@ -38,13 +41,18 @@ from .options.evaluate import (
     DetectionArguments,
     EvaluateArguments,
     FineTuneOptions,
+    SegmentationArguments,
     TransferOptions,
 )
 from .options.spectra import SpectraArguments
 
 
 def main(
-    args: EvaluateArguments, finetune: FineTuneOptions, transfer: TransferOptions, detection: DetectionArguments
+    args: EvaluateArguments,
+    finetune: FineTuneOptions,
+    transfer: TransferOptions,
+    detection: DetectionArguments,
+    segmentation: SegmentationArguments,
 ) -> None:
     """Run the command.
 
@@ -53,16 +61,21 @@ def main(
         finetune ([`FineTuneOptions`]): Those of fine-tuning.
         transfer ([`TransferOptions`]): Those of the transfer suite.
         detection ([`DetectionArguments`]): Those of detection.
+        segmentation ([`SegmentationArguments`]): Those of segmentation.
     """
     if is_multi_process() and (alone := [task for task in args.task if task not in SHARED]):
         raise ValueError(f"task {alone[0]!r} runs in one process only: start it without a launcher")
     init_processes(args.device)
     with locked(args.output_dir):
-        evaluate(args, finetune, transfer, detection)
+        evaluate(args, finetune, transfer, detection, segmentation)
 
 
 def evaluate(
-    args: EvaluateArguments, finetune: FineTuneOptions, transfer: TransferOptions, detection: DetectionArguments
+    args: EvaluateArguments,
+    finetune: FineTuneOptions,
+    transfer: TransferOptions,
+    detection: DetectionArguments,
+    segmentation: SegmentationArguments,
 ) -> None:
     """Measure, print and write the results of all models, in a folder that no other command uses."""
     seeds, path = range(args.seed, args.seed + args.seeds), Path(args.output_dir) / "results.json"
@@ -81,7 +94,7 @@ def evaluate(
     encoders = {name: open_encoder(name, args) for name in args.models}
     reading = args.reading() | {"channels": args.channels or common_channels(encoders)}
     for encoder in encoders.values():
-        for task in ("transfer", "detection"):
+        for task in ("transfer", "detection", "segmentation"):
             if task in args.task:
                 require_colour(encoder, f"task {task}")
     if frozen or runs:
@@ -97,6 +110,17 @@ def evaluate(
         columns = {"name": args.dataset_name, "image_column": args.image_column}
         boxed = boxed_splits(args.location, args.image_size, box_format=detection.box_format, **splits, **columns)
         print("data     " + describe_boxes(boxed))
+    if "segmentation" in args.task:
+        masked = segmentation_splits(
+            args.location,
+            name=args.dataset_name,
+            image_column=args.image_column,
+            mask_column=segmentation.mask_column,
+            ignore_values=segmentation.ignore_values,
+            progress=True,
+            **splits,
+        )
+        print("data     " + describe_masks(*masked))
     extraction: dict[str, Any] = {"batch_size": args.batch_size, "num_workers": args.num_workers, "shared": True}
     cache = FeatureCache(None if args.cache == "none" else args.cache, enabled=args.cache != "none")
     for name, encoder in encoders.items():
@@ -110,11 +134,17 @@ def evaluate(
             measured += tuned
             notes += [note for note in tuning_notes if note not in notes]
         if "detection" in args.task:
-            figures = Path(args.output_dir) / "detections" / re.sub(r"[^\w.-]+", "_", name).strip("_.")
+            figures = drawings(args, "detections", name)
             measured += measure_detection(
                 encoder, boxed, detection, seeds=seeds, num_workers=args.num_workers, figures=figures
             )
             notes += [note for split in boxed for note in split.notes if note not in notes]
+        if "segmentation" in args.task:
+            figures = drawings(args, "segmentations", name)
+            measured += measure_segmentation(
+                encoder, masked, segmentation, seeds=seeds, figures=figures, num_figures=detection.drawn_images
+            )
+            notes += [note for split in masked for note in split.notes if note not in notes]
         shown = f"{name} (untrained)" if args.untrained else name
         if sets:
             transferred[shown] = transfer_suite(
@@ -135,12 +165,18 @@ def evaluate(
     if not is_main_process():
         return
     complete = report(path, results, notes, transferred)
-    if "detection" in args.task and detection.drawn_images:
-        print(f"drawings {Path(args.output_dir) / 'detections'}")
+    for task, place in (("detection", "detections"), ("segmentation", "segmentations")):
+        if task in args.task and detection.drawn_images:
+            print(f"drawings {Path(args.output_dir) / place}")
     if args.push_to_hub:
         push(args.models, results + [r for outcome in transferred.values() for r in outcome.results], path)
     if not complete:
         raise SystemExit(1)
+
+
+def drawings(args: EvaluateArguments, place: str, name: str) -> Path:
+    """Return the folder for a model's drawings of a task."""
+    return Path(args.output_dir) / place / re.sub(r"[^\w.-]+", "_", name).strip("_.")
 
 
 def check_output(path: Path) -> None:

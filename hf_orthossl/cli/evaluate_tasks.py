@@ -1,4 +1,4 @@
-"""The tasks of `orthossl evaluate` with options of their own: fine-tuning, transfer, detection."""
+"""Run the tasks of `orthossl evaluate` with options of their own: fine-tuning, transfer, detection, segmentation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,8 @@ from ..evaluation import (
 )
 from ..evaluation.detection import DetectionDataset, detection_results, detection_splits
 from ..evaluation.detection.metrics import require_extra
-from .options.evaluate import DetectionArguments, FineTuneOptions
+from ..evaluation.segmentation import SegmentationDataset, segmentation_results
+from .options.evaluate import DetectionArguments, FineTuneOptions, SegmentationArguments
 
 
 def finetuning_arguments(
@@ -134,5 +135,40 @@ def measure_detection(
             progress=True,
             figures=figures if seed == seeds[0] else None,
             num_figures=args.drawn_images,
+        )
+    return results
+
+
+def measure_segmentation(
+    encoder: Encoder,
+    splits: tuple[SegmentationDataset, SegmentationDataset],
+    args: SegmentationArguments,
+    *,
+    seeds: range,
+    figures: Path,
+    num_figures: int,
+) -> list[Result]:
+    """Train and score a probe for each seed; the first one's predictions are drawn.
+
+    Args:
+        encoder ([`Encoder`]): The frozen encoder.
+        splits (`tuple[SegmentationDataset, SegmentationDataset]`): The training and the test split.
+        args (`SegmentationArguments`): The options.
+        seeds (`range`): The seeds.
+        figures (`Path`): Folder for drawings.
+        num_figures (`int`): Number of drawings.
+    """
+    results: list[Result] = []
+    for seed in seeds:
+        results += segmentation_results(
+            encoder,
+            *splits,
+            steps=args.segmentation_steps,
+            batch_size=args.segmentation_batch_size,
+            learning_rate=args.segmentation_lr,
+            seed=seed,
+            progress=True,
+            figures=figures if seed == seeds[0] else None,
+            num_figures=num_figures,
         )
     return results

@@ -20,11 +20,14 @@ from .cards import check_card, check_card_on_hub, check_saved
 from .digits import digits
 from .items import is_items, table_of_items
 from .listing import HELD_OUT, SPLITS, ImageFile, LeftOut, Listing, list_folders, readable_extensions, split_kind
+from .shapes import shapes
 from .tables import LISTS, TABLES, holds_paths, list_paths, list_table
 
 AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 Splits: TypeAlias = dict[str, AnyDataset]
 
+# Name → the data set that this package makes itself, without a network.
+EMBEDDED = {"digits": digits, "shapes": shapes}
 # The files by which a folder of `save_to_disk` is recognized.
 _SAVED = ("state.json", "dataset_dict.json")
 # The builder of `datasets` that reads shards of each kind.
@@ -74,8 +77,8 @@ def open_splits(
         dataset = dataset[0]
     if isinstance(dataset, str | os.PathLike):
         is_path, dataset = not isinstance(dataset, str), os.fspath(dataset)
-        if dataset == "digits" and not is_path:
-            opened = Opened(dict(digits()), "digits")
+        if dataset in EMBEDDED and not is_path:
+            opened = Opened(dict(EMBEDDED[dataset]()), dataset)
         elif not (is_path or is_local(dataset)):
             return Opened(
                 call_hub(datasets.load_dataset, dataset, name, streaming=streaming), dataset, within=_within([])
@@ -94,8 +97,8 @@ def open_splits(
         opened = Opened({"train": table_of_items(dataset)}, type(dataset).__name__, given=True)
     else:
         raise TypeError(
-            "dataset must be 'digits', a folder, a list or table of paths, a Hub id, a list of Pillow images, or a "
-            f"data set of the datasets library or of torchvision's kind, got {describe(dataset)}"
+            f"dataset must be {', '.join(map(repr, EMBEDDED))}, a folder, a list or table of paths, a Hub id, a list "
+            f"of Pillow images, or a data set of the datasets library or of torchvision's kind, got {describe(dataset)}"
         )
     if streaming:
         opened.splits = {split: _to_stream(data) for split, data in opened.splits.items()}
@@ -373,7 +376,7 @@ def call_hub(function: Callable[..., Any], dataset: str, name: str | None, **opt
     try:
         return function(dataset, name, **options)
     except Exception as error:  # network, access, configuration and format raise many classes, with the same remedy
-        remedy = suggest(dataset, ["digits"], otherwise="check the name and the connection, or pass a local folder")
+        remedy = suggest(dataset, EMBEDDED, otherwise="check the name and the connection, or pass a local folder")
         raise full_disk(error) or ValueError(
             f"dataset {dataset!r} is not a local folder and cannot be loaded from the Hub ({_cause(error)}): {remedy}"
         ) from error

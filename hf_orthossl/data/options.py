@@ -32,7 +32,7 @@ class ImageOptions:
         default_factory=lambda: ["digits"],
         metadata={
             "metavar": "NAME",
-            "help": "folders, Hub id, list or table of paths, tar or parquet files, or digits",
+            "help": "folders, Hub id, list or table of paths, tar or parquet files, digits, shapes",
         },
     )
     dataset_name: str | None = field(

@@ -21,7 +21,7 @@ from .fingerprint import fingerprint_of_files, fingerprint_of_rows, hash_of_time
 from .image_cache import ImageCache
 from .labels import Classes
 from .listing import ImageFile
-from .locations import AnyDataset, Opened, call_hub, default_split, is_local, open_splits, what_else
+from .locations import EMBEDDED, AnyDataset, Opened, call_hub, default_split, is_local, open_splits, what_else
 from .opening import image_name
 from .options import MAX_UNREADABLE, check_reading
 from .pixels import PixelRule
@@ -369,7 +369,7 @@ def load_source(
             - shards that hold images: parquet, arrow or tar (WebDataset) files, or a pattern such as
               `"shards/train-{000..099}.tar"`; image files, or a pattern of them;
             - a folder of parquet or other files that `datasets` reads, or one written by `save_to_disk`;
-            - a Hub id, or `"digits"`, which is embedded;
+            - a Hub id, or `"digits"` or `"shapes"`, which are embedded;
             - a `Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict`;
             - a list of Pillow images, or a data set of torchvision's kind, whose items are images or `(image, label)`.
         name (`str`, *optional*): The configuration of a Hub data set.
@@ -447,6 +447,6 @@ def available_splits(dataset: Any, name: str | None = None) -> list[str]:
         FileNotFoundError: The folder does not exist.
         ValueError: The folder cannot be read, or the Hub does not provide the data set.
     """
-    if isinstance(dataset, str) and dataset != "digits" and not is_local(dataset):
+    if isinstance(dataset, str) and dataset not in EMBEDDED and not is_local(dataset):
         return call_hub(datasets.get_dataset_split_names, dataset, name)
     return list(open_splits(dataset, name, streaming=False).splits)

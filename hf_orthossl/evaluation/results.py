@@ -19,11 +19,14 @@ TASKS = {
     "finetune": "fine-tuning",
     "transfer": "transfer",
     "detection": "object detection",
+    "segmentation": "segmentation, linear probe",
 }
 METRICS = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "mean_per_class": "mean accuracy per class",
+    "mIoU": "mean IoU",
+    "pixel_accuracy": "pixel accuracy",
     **{name: name for name in ("AP", "AP50", "AP75", "VOC07_AP50", "VOC12_AP50")},
 }
 # Those of cards only: how far the representations of a run have moved from those it started from.

@@ -23,6 +23,8 @@ from .escaping import clean
 RESULTS = "results.json"
 # The Hub's name of a metric, if it has one.
 HUB_METRICS = {"top1": "accuracy"}
+# The Hub's name of a task, if it is not the classification of images.
+HUB_TASKS = {"detection": "object-detection", "segmentation": "image-segmentation"}
 # The Hub's client drops nulls from `model-index`; a plain vote of neighbours has the temperature `None`.
 HUB_NONE = "none"
 _NOT_IN_WORDS = PER_RUN | PRIVATE | {"step", "set"}
@@ -154,7 +156,7 @@ def model_index_entry(result: Result) -> EvalResult:
             plain = HUB_NONE if value is None else value
             args[clean(name, 30)] = clean(plain, 300) if isinstance(plain, str) else plain
     return EvalResult(
-        task_type="object-detection" if result.task == "detection" else "image-classification",
+        task_type=HUB_TASKS.get(result.task, "image-classification"),
         task_name=clean(task_name, 60),
         dataset_type=dataset,
         dataset_name=dataset,

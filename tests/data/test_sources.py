@@ -275,7 +275,7 @@ def test_something_that_is_no_data_set_is_one_clear_line(given, shown):
     for call in (load_source, available_splits):
         with pytest.raises(
             TypeError,
-            match=f"^dataset must be 'digits', a folder, a list or table of paths, a Hub id, .* got .*{shown}",
+            match=f"^dataset must be 'digits', 'shapes', a folder, a list or table of paths, .* got .*{shown}",
         ) as caught:
             call(given)
         assert "\n" not in str(caught.value)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from hf_orthossl.data import TooManyUnreadable
-from hf_orthossl.evaluation.detection import collate_detection, detection_splits, shapes
+from hf_orthossl.data.shapes import shapes
+from hf_orthossl.evaluation.detection import collate_detection, detection_splits
 
 
 def png(width=40, height=20, spot=None):

@@ -10,10 +10,10 @@ from ..parsing import parse
 FROZEN = ("knn", "linear")
 # Tasks that run in several processes.
 SHARED = (*FROZEN, "transfer")
-TASKS = (*FROZEN, "finetune", "transfer", "detection")
+TASKS = (*FROZEN, "finetune", "transfer", "detection", "segmentation")
 DESCRIPTION = (
     "Measure encoders on labelled images: kNN and linear probes on features that are extracted once and cached, "
-    "fine-tuning, transfer to other data sets, and detection. "
+    "fine-tuning, transfer to other data sets, detection and segmentation. "
     "MODEL is a run folder, an encoder folder, a timm name or a Hub id; several models are compared in one table."
 )
 
@@ -148,7 +148,7 @@ class DetectionArguments:
     )
     roi_samples: int = field(default=64, metadata={"help": "proposals per image for fpn and c4"})
     fpn_channels: int = field(default=128, metadata={"help": "width of fpn"})
-    drawn_images: int = field(default=8, metadata={"help": "test images to save with their boxes"})
+    drawn_images: int = field(default=8, metadata={"help": "test images to save with boxes or masks"})
 
     def __post_init__(self):
         if min(self.steps, self.detection_batch_size, self.roi_samples, self.fpn_channels) < 1 or self.drawn_images < 0:
@@ -159,14 +159,31 @@ class DetectionArguments:
             )
 
 
+@dataclass
+class SegmentationArguments:
+    """Options of the linear probe that segments images."""
+
+    _argument_group_name = "segmentation"
+
+    mask_column: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "column of masks (default: found by name)"}
+    )
+    ignore_values: list[int] = field(
+        default_factory=lambda: [255], metadata={"help": "values in masks that do not count"}
+    )
+    segmentation_steps: int = field(default=1000, metadata={"help": "optimizer steps of the probe"})
+    segmentation_batch_size: int = field(default=16, metadata={"help": "images per step"})
+    segmentation_lr: float = field(default=1e-3, metadata={"help": "highest learning rate of the probe"})
+
+
 def read(
     argv: list[str], prog: str = "orthossl evaluate"
-) -> tuple[EvaluateArguments, FineTuneOptions, TransferOptions, DetectionArguments]:
+) -> tuple[EvaluateArguments, FineTuneOptions, TransferOptions, DetectionArguments, SegmentationArguments]:
     """Return the options.
 
     Raises:
         ValueError: An option is unknown or cannot be used.
     """
-    kinds = [EvaluateArguments, FineTuneOptions, TransferOptions, DetectionArguments]
-    (args, finetune, transfer, detection), _ = parse(prog, DESCRIPTION, kinds, argv)
-    return args, finetune, transfer, detection
+    kinds = [EvaluateArguments, FineTuneOptions, TransferOptions, DetectionArguments, SegmentationArguments]
+    (args, finetune, transfer, detection, segmentation), _ = parse(prog, DESCRIPTION, kinds, argv)
+    return args, finetune, transfer, detection, segmentation

@@ -6,7 +6,6 @@ from .drawing import draw_detections
 from .finetune import build_detector, detect, detection_results, finetune_detector
 from .metrics import coco_average_precision, detection_scores, voc_average_precision
 from .models import Detector
-from .shapes import shapes
 
 __all__ = [
     "Annotations",
@@ -24,6 +23,5 @@ __all__ = [
     "draw_detections",
     "finetune_detector",
     "read_boxes",
-    "shapes",
     "voc_average_precision",
 ]

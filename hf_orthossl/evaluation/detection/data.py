@@ -20,7 +20,6 @@ from ..frozen import held_out_split
 from .annotations import Annotations, correct_boxes, read_boxes
 from .boxes import BOX_FORMATS, BoxFormat, common_format
 from .coco import open_coco
-from .shapes import shapes
 
 # Maximum ratio of longer to shorter side: 1333 to 800 pixels, as in Detectron's recipes.
 LONGEST = 1333 / 800
@@ -194,7 +193,7 @@ def detection_splits(
         raise ValueError(f"box_format {box_format!r} is unknown: {suggest(box_format, BOX_FORMATS)}")
     title = dataset if isinstance(dataset, str) else None
     coco = open_coco(Path(dataset)) if isinstance(dataset, str) and Path(dataset).is_dir() else None
-    opened = shapes() if dataset == "shapes" else dataset if coco is None else coco.splits
+    opened = dataset if coco is None else coco.splits
     columns = {"name": name, "image_column": image_column}
     train = load_source(opened, split=train_split, **columns)
     test = train.with_split(test_split or held_out_split(train))

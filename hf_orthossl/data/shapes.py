@@ -1,4 +1,4 @@
-"""The built-in detection data set: shapes on a textured background, drawn by this module and not downloaded."""
+"""Draw the built-in data set of detection and segmentation: shapes on a textured background, without a download."""
 
 import functools
 import io
@@ -22,7 +22,8 @@ def shapes() -> datasets.DatasetDict:
 
     Each box encloses the pixels of its shape exactly, and boxes do not overlap. There are 300 `train` and 100 `test`
     images, the same on every machine, with the columns of detection data sets on the Hub: `image_id`, `image`, `width`,
-    `height` and `objects` with `id`, `area`, `bbox` (COCO's x, y, width, height in pixels) and `category`.
+    `height` and `objects` with `id`, `area`, `bbox` (COCO's x, y, width, height in pixels) and `category`. The column
+    `mask` has an image of each pixel's class: 0 for the background, 1 + the category for a shape.
     """
     boxes = {
         "id": datasets.List(datasets.Value("int64")),
@@ -37,6 +38,7 @@ def shapes() -> datasets.DatasetDict:
             "width": datasets.Value("int32"),
             "height": datasets.Value("int32"),
             "objects": boxes,
+            "mask": datasets.Image(),
         }
     )
     return datasets.DatasetDict(
@@ -53,26 +55,26 @@ def shapes() -> datasets.DatasetDict:
 
 def _row(number: int, rng: np.random.Generator) -> dict:
     pixels = _ground(rng)
-    taken = np.zeros((SIDE, SIDE), bool)
+    enclosed = np.zeros((SIDE, SIDE), bool)
+    classes = np.zeros((SIDE, SIDE), np.uint8)
     boxes, categories = [], []
     for _ in range(rng.integers(*_PLACES_TRIED)):
         category = int(rng.integers(len(CLASSES)))
         mask = _mask(CLASSES[category], rng)
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-        if taken[box].any():  # each place is tried once, so crowded images have fewer shapes
+        if enclosed[box].any():  # each place is tried once, so crowded images have fewer shapes
             continue
-        taken[box] = True
+        enclosed[box] = True
+        classes[mask] = 1 + category
         # Far from the mean of the background in every channel, so that contrast never vanishes.
         colour = (pixels[mask].mean(0) + rng.uniform(70, 185, 3)) % 255
         pixels[mask] = colour + 0.25 * (pixels[mask] - pixels[mask].mean(0))
         boxes.append([columns[0], rows[0], len(columns), len(rows)])
         categories.append(category)
-    file = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8)).save(file, "PNG", compress_level=0)
     return {
         "image_id": number,
-        "image": {"bytes": file.getvalue(), "path": f"shapes-{number:04d}.png"},
+        "image": _png(pixels.clip(0, 255).round().astype(np.uint8), f"shapes-{number:04d}.png"),
         "width": SIDE,
         "height": SIDE,
         "objects": {
@@ -81,7 +83,14 @@ def _row(number: int, rng: np.random.Generator) -> dict:
             "bbox": boxes,
             "category": categories,
         },
+        "mask": _png(classes, f"shapes-{number:04d}-mask.png"),
     }
+
+
+def _png(pixels: np.ndarray, name: str) -> dict:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=0)
+    return {"bytes": file.getvalue(), "path": name}
 
 
 def _ground(rng: np.random.Generator) -> np.ndarray:
