@@ -1,5 +1,6 @@
 """`orthossl spectra`: measure how many of its directions an encoder uses, as numbers and as figures."""
 
+import contextlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from ..encoders.channels import common_channels, match_channels
 from ..encoders.embedding import normalized_batches
 from ..evaluation.frozen import HELD_OUT_SPLITS
 from ..files import replace_file, replacing_files, require_writable
+from ..hub.encoder_record import EncoderRecord
 from ..locks import locked
 from ..regularization import select_matrices
 from ..spectra import (
@@ -85,9 +87,14 @@ def measure_all(args: SpectraArguments) -> None:
     """Measure each model, write reports and figures, and print a table, in a folder that no other command uses."""
     folder = Path(args.output_dir)
     on_main(lambda: require_writable(folder))
+    plot = None if args.plot is None else Path(args.plot)
+    if plot is not None:
+        on_main(lambda: require_free(plot))
     check_figures()
     # All models are opened first, so that a misspelt name does not cost the measurements before it.
-    encoders = {name: open_encoder(model, args) for name, model in zip(names_of(args.models), args.models, strict=True)}
+    names = dict(zip(names_of(args.models), args.models, strict=True))
+    encoders = {name: open_encoder(model, args) for name, model in names.items()}
+    titles = titles_of(names)
     source = open_images(args, args.channels or common_channels(encoders)) if args.dataset else None
     if source:
         print(f"data     {source.describe()}\n         {min(args.images, source.num_rows):,} of them are measured")
@@ -99,14 +106,14 @@ def measure_all(args: SpectraArguments) -> None:
     reports: dict[str, SpectralReport] = {}
     written: list[str] = []
     for name, encoder in encoders.items():
-        measured = measure(name, encoder, source, args)
+        measured = measure(titles[name], encoder, source, args)
         if not is_main_process():
             continue
         reports[measured.report.name] = measured.report
         where = folder / name.replace("/", "_") if len(encoders) > 1 else folder
         written = write(measured, where, source, args)
     if is_main_process():
-        print(closing(reports, folder, written))
+        print(closing(reports, folder, written, plot))
 
 
 def open_images(args: SpectraArguments | ExportArguments, channels: int | None) -> ImageSource:
@@ -158,11 +165,32 @@ def names_of(models: list[str]) -> list[str]:
     return models
 
 
+def titles_of(models: dict[str, str]) -> dict[str, str]:
+    """Return what each model is called in tables and figures, by its name.
+
+    A folder with the record of a run is called by what it holds, backbone, method and penalty, and by the name too if
+    others hold the same; any other model by its name.
+
+    Args:
+        models (`dict[str, str]`): Name → run folder, encoder folder, timm name or Hub id.
+    """
+    titles = dict(zip(models, models, strict=True))
+    for name, model in models.items():
+        for folder in (Path(model) / "encoder", Path(model)):
+            if (folder / "config.json").is_file():
+                # Folders of other programs have no record.
+                with contextlib.suppress(ValueError):
+                    titles[name] = EncoderRecord.read(folder).short_name
+                break
+    shared = [title for title in titles.values() if list(titles.values()).count(title) > 1]
+    return {name: f"{title} ({name})" if title in shared else title for name, title in titles.items()}
+
+
 def measure(name: str, encoder: Encoder, source: ImageSource | None, args: SpectraArguments) -> Measured:
     """Return the report of one encoder, from one pass over the images.
 
     Args:
-        name (`str`): The model's name.
+        name (`str`): What the model is called.
         encoder ([`Encoder`]): The model.
         source ([`ImageSource`], *optional*): The data set; without it, only the weights are measured.
         args ([`SpectraArguments`]): The options.
@@ -316,8 +344,8 @@ def write(measured: Measured, folder: Path, source: ImageSource | None, args: Sp
     return written
 
 
-def closing(reports: dict[str, SpectralReport], folder: Path, written: list[str]) -> str:
-    """Return the text for the terminal: one model's table or the comparison of several, and where the files are."""
+def closing(reports: dict[str, SpectralReport], folder: Path, written: list[str], plot: Path | None) -> str:
+    """Draw what compares models, and return the text for the terminal: tables, and where the files are."""
     first, *others = reports.values()
     if not others:
         shown, files = first.table(brief=True), written
@@ -326,4 +354,17 @@ def closing(reports: dict[str, SpectralReport], folder: Path, written: list[str]
         replace_file(folder / "comparison.txt", first.compare(*others) + "\n")
         shown = first.compare(*others, brief=True)
         files = ["comparison.txt", "comparison.png", "a folder for each model"]
-    return f"{shown}\n\nresults  {folder} ({', '.join(files)})"
+    drawn = "" if plot is None else f"\nplot     {plot_spectra(reports, plot)}"
+    return f"{shown}\n\nresults  {folder} ({', '.join(files)}){drawn}"
+
+
+def require_free(plot: Path) -> None:
+    """Check before a measurement that a figure can be written to a file that does not exist yet.
+
+    Raises:
+        ValueError: The file exists.
+        OSError: Its folder cannot be written.
+    """
+    if plot.exists():
+        raise ValueError(f"plot {plot} exists: pass the name of a new file, or remove it")
+    require_writable(plot.parent, [plot.name], "plot")

@@ -30,6 +30,8 @@ _COLUMNS = 4
 _PANEL_WIDTH, _PANEL_HEIGHT = 2.15, 1.75
 # Inches: the height of a row of labels within a panel, and of a panel's title and ticks.
 _LABEL, _MARGIN = 0.14, 0.65
+# Letters of a title that fit above a panel in one line.
+_LONG = 28
 
 _Curves = list[tuple[int, WeightSpectrum | FeatureSpectrum]]
 
@@ -37,15 +39,16 @@ _Curves = list[tuple[int, WeightSpectrum | FeatureSpectrum]]
 def plot_spectra(reports: "SpectralReport | Mapping[str, SpectralReport]", path: str | PathLike) -> Path:
     """Draw the spectra of one or several reports: index against normalized eigenvalue, both on log axes.
 
-    There is one panel for the last weight matrix of each stage, and one for each layer of features. A curve is solid if
-    as many eigenvalues are positive as possible and dashed otherwise; its label counts the positive ones, since the
-    others cannot be drawn. A panel without any says so: "no variance". Stages of different architectures are matched by
-    position.
+    There is one panel for the last weight matrix of each stage, and one for each layer of features; layers whose spectra
+    are equal, such as a ResNet's last stage and its representation, share one. The label of a curve has its effective
+    rank, and how many of its eigenvalues are positive, since the others cannot be drawn. It is dashed if these are fewer
+    than the dimensions and the number of images allow; what the images cap is said above the panels. A panel without
+    any says so: "no variance". Stages of different architectures are matched by position.
 
     Args:
         reports ([`SpectralReport`] or mapping of `str` to [`SpectralReport`]): One report, or up to seven, keyed by
             the names to show.
-        path (`str` or path): The file to write; its suffix determines the format.
+        path (`str` or path): The file to write; its suffix determines the format: `.png`, `.pdf`, `.svg`, ….
 
     Returns:
         `Path`: The file.
@@ -143,12 +146,33 @@ def _weight_panels(runs: "Sequence[SpectralReport]") -> list[tuple[str, _Curves]
 
 
 def _feature_panels(runs: "Sequence[SpectralReport]") -> list[tuple[str, _Curves]]:
-    return [(title, list(spectra.items())) for title, spectra in match_features([run.features for run in runs])]
+    """Return a panel for each layer, one for layers whose spectra are equal in all models."""
+    panels: list[tuple[list[str], _Curves]] = []
+    for title, spectra in match_features([run.features for run in runs]):
+        curves: _Curves = list(spectra.items())
+        same = next((titles for titles, others in panels if _are_equal(curves, others)), None)
+        if same is None:
+            panels.append(([title], curves))
+        else:
+            same.append(title)
+    return [((" = " if len("".join(titles)) < _LONG else "\n= ").join(titles), curves) for titles, curves in panels]
+
+
+def _are_equal(first: _Curves, second: _Curves) -> bool:
+    return [run for run, _ in first] == [run for run, _ in second] and all(
+        a.effective_rank == b.effective_rank and torch.equal(a.eigenvalues, b.eigenvalues)
+        for (_, a), (_, b) in zip(first, second, strict=True)
+    )
 
 
 def _features_title(runs: "Sequence[SpectralReport]") -> str:
-    counts = {f.num_images for run in runs for f in run.features.values()}
-    return f"Features of {counts.pop():,} images" if len(counts) == 1 else "Features"
+    spectra = [f for run in runs for f in run.features.values()]
+    counts = {f.num_images for f in spectra}
+    capped = any(f.exact and f.most_positive < f.dim - f.removed_by_norm for f in spectra)
+    if len(counts) > 1:
+        return "Features" + (", of which N images show at most N − 1 directions" if capped else "")
+    images = f"Features of {max(counts, default=0):,} images"
+    return images + (f", which can show at most {max(counts) - 1:,} directions" if capped else "")
 
 
 def _draw_section(part: "SubFigure", title: str, panels: list[tuple[str, _Curves]], rows: int, height: float) -> None:
@@ -175,7 +199,9 @@ def _draw_section(part: "SubFigure", title: str, panels: list[tuple[str, _Curves
         if not drawn:
             _draw_nothing(axes, [spectrum for _, spectrum in curves])
         axes.grid(True, color="0.9", linewidth=0.6)
-        axes.legend(loc="lower left", fontsize=7, title="positive", title_fontsize=7, framealpha=0.85)
+        axes.legend(
+            loc="lower left", fontsize=7, title="effective rank (directions)", title_fontsize=7, framealpha=0.85
+        )
         if number % _COLUMNS == 0:
             axes.set_ylabel("normalized eigenvalue", fontsize=8)
         if number + _COLUMNS >= len(panels):
@@ -184,18 +210,20 @@ def _draw_section(part: "SubFigure", title: str, panels: list[tuple[str, _Curves
 
 def _draw_curve(axes: "Axes", spectrum: WeightSpectrum | FeatureSpectrum, color: str, width: float) -> None:
     positive = spectrum.eigenvalues[: spectrum.num_positive].numpy()
-    complete = spectrum.num_positive >= spectrum.most_positive
-    label = f"{spectrum.num_positive} / {spectrum.most_positive}"
+    # Of a sketch only the leading eigenvalues are known.
+    most = spectrum.most_positive if spectrum.exact else min(spectrum.most_positive, len(spectrum.eigenvalues))
+    rank = f"{spectrum.effective_rank:.{0 if spectrum.effective_rank >= 100 else 1}f}"
+    exact = f"{rank} ({spectrum.num_positive} of {most})"
     axes.plot(
         range(1, len(positive) + 1),
         positive,
         color=color,
-        linestyle="-" if complete else "--",
+        linestyle="-" if spectrum.num_positive >= most else "--",
         linewidth=width,
         # A line of a single point is invisible.
         marker="o" if len(positive) == 1 else None,
         markersize=3,
-        label=label if spectrum.exact else f"leading {label}",
+        label=exact if spectrum.exact else f"≥ {rank} (leading {spectrum.num_positive})",
     )
 
 
@@ -221,11 +249,17 @@ def _add_key(figure: "Figure", names: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=color, linewidth=2, label=name) for color, name in zip(COLORS, names, strict=False)]
-    handles.append(Line2D([], [], color="0.4", linestyle="-", label="as many positive as possible"))
-    handles.append(Line2D([], [], color="0.4", linestyle="--", label="fewer"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), fontsize=8, frameon=False)
+    handles.append(Line2D([], [], color="0.4", linestyle="-", label="every possible direction has variance"))
+    handles.append(Line2D([], [], color="0.4", linestyle="--", label="some have none"))
+    columns = min(len(handles), 4 if sum(map(len, names)) < 3 * _LONG else 2)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
+_FILTERS_CAPTION = (
+    "Each point is the absolute correlation between two filters, columns of a layer's weight matrix.\n"
+    "Dark everywhere: every filter does something else, as orthogonal ones do. Bright blocks on the right: groups of\n"
+    "filters that do nearly the same, so that the layer uses fewer directions than it has (spectral biclustering)."
+)
 _MARKERS = "osv^DPX*<>"
 # Maximum number of classes in a legend.
 _MAX_LEGEND = 20
@@ -265,7 +299,8 @@ def plot_filter_correlation(
     """Draw heat maps of |correlation| between the filters of one or several weights, plain and biclustered.
 
     The biclustered map orders the filters by spectral biclustering, so that groups of redundant filters appear as
-    blocks. Colours range from 0 to the largest correlation of two different filters in all maps; the diagonal is 1.
+    blocks. Colours range from 0 to the largest correlation of two different filters in all maps; the diagonal is 1. The
+    picture says so itself, in a title and a caption.
 
     Args:
         matrices (`Tensor`, array or mapping of `str` to these): Weights `(input, output)` with at least two outputs:
@@ -297,17 +332,19 @@ def plot_filter_correlation(
     if empty:
         raise ValueError(f"matrix {empty[0]!r} has a single output: pass matrices with at least two")
     largest = max(values.max() for values in off.values())
-    figure = new_figure(7.6, 3.5 * len(maps) + 0.2)
+    figure = new_figure(7.6, 3.5 * len(maps) + 1.1)
+    figure.suptitle("Do filters repeat each other?", fontsize=11, fontweight="bold")
+    figure.supxlabel(_FILTERS_CAPTION, fontsize=8, linespacing=1.4)
     grid = figure.subplots(len(maps), 2, squeeze=False)
     for (plain, clustered), (name, correlation) in zip(grid, maps.items(), strict=True):
         order = _bicluster(correlation, clusters)
         for axes, kind, shown in (
-            (plain, "in order of index", correlation),
-            (clustered, "spectral biclustering", correlation[np.ix_(order, order)]),
+            (plain, f"the {len(correlation)} filters in their order", correlation),
+            (clustered, "the same, similar ones side by side", correlation[np.ix_(order, order)]),
         ):
             image = axes.imshow(shown, cmap="viridis", vmin=0, vmax=largest or 1)
             axes.set_title(f"{name}\n{kind}".strip(), fontsize=9)
-            axes.set_xlabel("filter" if plain is grid[-1, 0] else "", fontsize=8)
+            axes.set_xlabel("filter" if plain is grid[-1, 0] and axes is plain else "", fontsize=8)
             axes.tick_params(labelsize=7)
         plain.set_ylabel(f"filter (mean |correlation| {off[name].mean():.3f})", fontsize=8)
         clustered.set_xticks([])

@@ -1,12 +1,16 @@
 """`orthossl spectra`: reports, figures and tables of one encoder or several, and every bad input."""
 
+import json
+import shutil
+
 import pytest
 import torch
+from card_folders import record_of
 from PIL import Image
 
 from hf_orthossl import load_encoder, load_source, spectral_report
 from hf_orthossl.cli import main
-from hf_orthossl.cli.spectra import names_of, spread
+from hf_orthossl.cli.spectra import names_of, spread, titles_of
 from hf_orthossl.data import ImageDataset
 from hf_orthossl.encoders import export_encoder
 from hf_orthossl.encoders.embedding import normalized_batches
@@ -148,6 +152,26 @@ def test_images_without_labels_and_of_other_sizes(models, tmp_path):
     assert SpectralReport.load(tmp_path / "out").features["representation"].num_images == 9
 
 
+def test_a_run_is_called_by_what_it_holds_and_by_its_folder_where_that_is_not_enough(models, tmp_path, capsys):
+    for run in ("default", "again"):
+        (tmp_path / run).mkdir()
+        shutil.copytree(models / "narrow" / "encoder", tmp_path / run / "encoder")
+        config = json.loads((tmp_path / run / "encoder" / "config.json").read_text())
+        config["orthossl"] = record_of(backbone="resnet10t", method="byol").to_dict()
+        (tmp_path / run / "encoder" / "config.json").write_text(json.dumps(config))
+    figure = tmp_path / "new" / "all.svg"
+    spectra([tmp_path / "default", models / "wide", "--plot", figure], tmp_path / "out")
+    assert SpectralReport.load(tmp_path / "out" / "default").name == "resnet10t-byol-so"
+    printed = capsys.readouterr().out
+    assert printed.startswith("A: resnet10t-byol-so\nB: wide\n")
+    assert printed.endswith(f"plot     {figure}\n")
+    assert b"<svg" in figure.read_bytes()
+    names = {run: str(tmp_path / run) for run in ("default", "again")}
+    assert titles_of(names) == {"default": "resnet10t-byol-so (default)", "again": "resnet10t-byol-so (again)"}
+    line = refused([tmp_path / "default", "--plot", figure, "--output_dir", tmp_path / "other"], capsys)
+    assert line == f"orthossl spectra: error: plot {figure} exists: pass the name of a new file, or remove it"
+
+
 def test_names_are_as_short_as_can_be():
     assert names_of(["runs/byol/encoder", "runs/byol-so/"]) == ["byol", "byol-so"]
     assert names_of(["a/run", "b/run"]) == ["a/run", "b/run"]
@@ -188,6 +212,7 @@ def test_rows_are_spread_over_a_sorted_data_set():
         (["MODEL", "--dataset", "digits", "--device", "tpu"], "device 'tpu' cannot be used"),
         (["MODEL", "--dataset", "digits", "--image_size", "0"], "image_size=0"),
         (["MODEL", "--imges", "5"], "did you mean '--images'"),
+        (["MODEL", "--plot", "x.doc"], "plot is 'x.doc': its name must end in .png, .pdf or .svg"),
     ],
 )
 def test_bad_input_is_one_line(arguments, said, models, tmp_path, capsys):

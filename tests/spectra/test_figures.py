@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import matplotlib
@@ -11,6 +12,7 @@ from PIL import Image
 from sklearn.decomposition import PCA
 from torch import nn
 
+from hf_orthossl import load_encoder
 from hf_orthossl.spectra import (
     filter_correlation,
     plot_filter_correlation,
@@ -57,12 +59,14 @@ def test_panels_overlay_the_runs_and_dash_what_is_not_all_positive(reports, draw
     path = plot_spectra(reports, tmp_path / "new" / "spectra.png")
     assert Image.open(path).size[0] > 900
     panels = _panels(drawn[0])
-    # One weight and one feature panel share the name of each stage; the latter is later.
-    assert list(panels) == ["layer1", "layer2", "input pixels", "representation"]
-    healthy, collapsed = panels["representation"].lines
+    # One weight and one feature panel share the name of layer1; the latter is later.
+    assert list(panels) == ["layer1", "layer2", "input pixels", "layer2 = representation"]
+    healthy, collapsed = panels["layer2 = representation"].lines
     assert (healthy.get_linestyle(), collapsed.get_linestyle()) == ("-", "--")
-    assert [line.get_label() for line in panels["representation"].lines] == ["9 / 9", "4 / 9"]
-    spectrum = reports["collapsed"].features["representation"]
+    spectra = [reports[name].features["representation"] for name in ("healthy", "collapsed")]
+    labels = [f"{spectrum.effective_rank:.1f} ({count} of 9)" for spectrum, count in zip(spectra, (9, 4), strict=True)]
+    assert [line.get_label() for line in panels["layer2 = representation"].lines] == labels
+    spectrum = spectra[1]
     np.testing.assert_array_equal(collapsed.get_ydata(), spectrum.eigenvalues[:4].numpy())
     np.testing.assert_array_equal(collapsed.get_xdata(), [1, 2, 3, 4])
     for axes in panels.values():
@@ -70,7 +74,32 @@ def test_panels_overlay_the_runs_and_dash_what_is_not_all_positive(reports, draw
     assert {axes.get_xlabel() for axes in panels.values()} == {"index"}
     assert panels["input pixels"].get_ylabel() == "normalized eigenvalue"
     key = [text.get_text() for text in drawn[0].legends[0].get_texts()]
-    assert key == ["healthy", "collapsed", "as many positive as possible", "fewer"]
+    assert key == ["healthy", "collapsed", "every possible direction has variance", "some have none"]
+
+
+def test_the_cap_of_few_images_is_said_and_is_no_collapse(reports, drawn, tmp_path):
+    """40 images show at most 39 of the 192 directions of pixels; all of them vary."""
+    plot_spectra(reports["healthy"], tmp_path / "spectra.png")
+    assert drawn[0].subfigs[1]._suptitle.get_text() == "Features of 40 images, which can show at most 39 directions"
+    (line,) = _panels(drawn[0])["input pixels"].lines
+    assert (line.get_linestyle(), len(line.get_xdata())) == ("-", 39)
+    sketched = spectral_report(_model(0), torch.randn(200, 3, 8, 8), max_dim=100, layers=["input"])
+    plot_spectra(sketched, tmp_path / "spectra.png")
+    (line,) = _panels(drawn[1])["input pixels"].lines
+    rank = sketched.features["input"].effective_rank
+    assert (line.get_linestyle(), line.get_label()) == ("-", f"≥ {rank:.{0 if rank >= 100 else 1}f} (leading 96)")
+    assert drawn[1].subfigs[1]._suptitle.get_text() == "Features of 200 images"
+
+
+def test_layers_with_equal_spectra_share_a_panel(drawn, tmp_path):
+    encoder = load_encoder("resnet10t", image_size=32, channels=[8, 8, 8, 8])
+    report = spectral_report(encoder, torch.randn(20, 3, 32, 32))
+    plot_spectra(report, tmp_path / "spectra.png")
+    titles = [axes.get_title() for axes in drawn[0].axes if axes.get_title()][4:]
+    assert titles == ["input pixels", "layer1", "layer2", "layer3", "layer4 = representation"]
+    other = replace(report, features={**report.features, "layer4": report.features["layer3"]})
+    plot_spectra({"a": report, "b": other}, tmp_path / "spectra.png")
+    assert {"layer4", "representation"} <= set(_panels(drawn[1]))
 
 
 def test_no_text_of_the_figure_overlaps_another(reports, drawn, tmp_path):
@@ -90,7 +119,7 @@ def test_a_report_draws_itself_even_from_its_file_and_of_weights_only(reports, t
     report = type(reports["healthy"]).load(reports["healthy"].save(tmp_path))
     assert report.plot(tmp_path / "spectra.pdf").read_bytes().startswith(b"%PDF")
     report.features = {}
-    assert report.plot(str(tmp_path / "weights.svg")).exists()
+    assert b"<svg" in report.plot(str(tmp_path / "weights.svg")).read_bytes()
 
 
 def test_different_architectures_are_matched_by_position(reports, drawn, tmp_path):
@@ -130,6 +159,8 @@ def test_biclustering_gathers_redundant_filters(drawn, tmp_path):
     # Four blocks have three borders, where neighbours differ; in order of index most neighbours do.
     assert (np.diagonal(clustered, 1) < 0.5).sum() == 3
     assert (np.diagonal(plain, 1) < 0.5).sum() > 30
+    assert drawn[0].axes[0].get_title() == "redundant\nthe 60 filters in their order"
+    assert "absolute correlation between two filters" in drawn[0].get_supxlabel()
 
 
 @pytest.mark.parametrize("outputs", [2, 3, 10])

@@ -15,6 +15,9 @@ DESCRIPTION = (
     "terminal shows the last weight matrix of each stage; spectra.txt and spectra.json contain all of them."
 )
 
+# Suffixes of figures.
+FORMATS = (".png", ".pdf", ".svg")
+
 
 @dataclass
 class SpectraArguments(ImageOptions):
@@ -60,6 +63,9 @@ class SpectraArguments(ImageOptions):
     batch_size: int = field(default=256, metadata={"help": "images per forward pass"})
     num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: a GPU if there is one)"})
+    plot: str | None = field(
+        default=None, metadata={"metavar": "FILE", "help": "draw all spectra there too: .png, .pdf or .svg"}
+    )
     output_dir: str = field(default="runs/spectra", metadata={"metavar": "DIR", "help": "folder of report and figures"})
 
     def __post_init__(self) -> None:
@@ -78,6 +84,8 @@ class SpectraArguments(ImageOptions):
             raise ValueError("map 'umap' needs umap-learn: pip install 'hf-orthossl[umap]'")
         if self.views is not None:
             get_recipe(self.views)
+        if self.plot is not None and Path(self.plot).suffix.lower() not in FORMATS:
+            raise ValueError(f"plot is {self.plot!r}: its name must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
 
 
 def read(argv: list[str], prog: str = "orthossl spectra") -> tuple[SpectraArguments]:
