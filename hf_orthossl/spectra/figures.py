@@ -39,11 +39,11 @@ _Curves = list[tuple[int, WeightSpectrum | FeatureSpectrum]]
 def plot_spectra(reports: "SpectralReport | Mapping[str, SpectralReport]", path: str | PathLike) -> Path:
     """Draw the spectra of one or several reports: index against normalized eigenvalue, both on log axes.
 
-    There is one panel for the last weight matrix of each stage, and one for each layer of features; layers whose spectra
-    are equal, such as a ResNet's last stage and its representation, share one. The label of a curve has its effective
-    rank, and how many of its eigenvalues are positive, since the others cannot be drawn. It is dashed if these are fewer
-    than the dimensions and the number of images allow; what the images cap is said above the panels. A panel without
-    any says so: "no variance". Stages of different architectures are matched by position.
+    There is one panel for the last weight matrix of each stage, and one for each layer of features; layers of equal
+    spectra, such as a ResNet's last stage and its representation, share one. The label of a curve has its effective
+    rank, and how many of its eigenvalues are positive, since the others cannot be drawn. The curve is dashed if these
+    are fewer than dimensions and images allow; what the images cap is said above the panels. A panel without any says
+    so: "no variance". Stages of different architectures are matched by position.
 
     Args:
         reports ([`SpectralReport`] or mapping of `str` to [`SpectralReport`]): One report, or up to seven, keyed by
