@@ -27,6 +27,7 @@ COMMANDS = {
     "publish": "publish the encoder of a run on the Hugging Face Hub",
     "leaderboard": "collect, show and verify the leaderboard of published encoders",
     "spectra": "measure how many directions encoders use, and compare them",
+    "patches": "draw what an encoder makes of the places in images",
     "forecast": "predict from data and augmentations which directions training will lose",
     "methods": "list methods, regularizers, view recipes and backbones",
 }

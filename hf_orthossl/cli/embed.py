@@ -5,7 +5,7 @@ from ..distributed.launch import init_processes
 from ..encoders.channels import common_channels, match_channels
 from ..messages import readable_size
 from ..retrieval import embed_to_file
-from .evaluate import open_encoder
+from .inputs import open_encoder
 from .options.embed import EmbedArguments
 
 

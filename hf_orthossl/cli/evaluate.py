@@ -6,12 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..distributed.collectives import on_main
 from ..distributed.environment import is_main_process, is_multi_process
 from ..distributed.launch import init_processes
-from ..encoders import Encoder, load_encoder
 from ..encoders.channels import common_channels, match_channels, require_colour
 from ..evaluation import Result, Transfer, read_results, transfer_sets, transfer_suite, write_results
 from ..evaluation.features import FeatureCache
@@ -24,7 +21,6 @@ from ..evaluation.transfer import with_earlier
 from ..files import require_writable
 from ..hub.adding_results import publish_results, results_repo
 from ..locks import locked
-from ..messages import first_line
 from .evaluate_tasks import (
     boxed_splits,
     describe_boxes,
@@ -34,7 +30,7 @@ from .evaluate_tasks import (
     measure_segmentation,
     transfer_summary,
 )
-from .options.embed import EmbedArguments
+from .inputs import open_encoder
 from .options.evaluate import (
     FROZEN,
     SHARED,
@@ -44,7 +40,6 @@ from .options.evaluate import (
     SegmentationArguments,
     TransferOptions,
 )
-from .options.spectra import SpectraArguments
 
 
 def main(
@@ -233,21 +228,6 @@ def push(models: list[str], results: list[Result], path: Path) -> None:
         except (OSError, ValueError) as error:
             raise OSError(f"{error}. The results are in {path}") from error
         print(f"published  {published.url} ({len(published.results)} results, read back)")
-
-
-def open_encoder(name: str, args: EvaluateArguments | SpectraArguments | EmbedArguments) -> Encoder:
-    """Return an encoder on the device, in eval mode.
-
-    Raises:
-        ValueError: If the encoder or the device cannot be used.
-    """
-    torch.manual_seed(args.seed)
-    encoder = load_encoder(name, pretrained=not args.untrained, image_size=args.image_size, channels=args.channels)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return encoder.to(device).eval()
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} cannot be used ({first_line(error)}): pass --device cpu") from error
 
 
 def measure(features: LabelledFeatures, args: EvaluateArguments) -> list[Result]:

@@ -4,17 +4,13 @@ from pathlib import Path
 
 import torch
 
-from ..data import ImageDataset
-from ..data.unreadable import Unreadable, check_unreadable, left_out_note
 from ..encoders import load_encoder
-from ..encoders.channels import match_channels
 from ..encoders.description import PROCESSOR
-from ..encoders.embedding import normalized_batches
 from ..encoders.programs import RECORD, TOLERANCE, ProgramExport, check_format, export_program
 from ..files import require_writable
 from ..messages import readable_size
+from .inputs import sample_images
 from .options.export import ExportArguments
-from .spectra import open_images, spread
 
 
 def main(args: ExportArguments) -> None:
@@ -28,18 +24,8 @@ def main(args: ExportArguments) -> None:
     encoder = load_encoder(
         args.model, pretrained=not args.untrained, image_size=args.image_size, channels=args.channels
     ).eval()
-    source = open_images(args, None if encoder.channels == 3 else encoder.channels)
-    print(f"data     {source.describe()}")
-    if measured_by := match_channels(encoder, source):
-        print(f"pixels   {measured_by}")
-    rows = spread(source.num_rows, args.images)
-    dataset = ImageDataset(source, image_size=encoder.image_size, indices=rows, unreadable="omit")
-    unreadable: list[Unreadable] = []
-    batches = [batch["pixel_values"] for batch in normalized_batches(encoder, dataset, unreadable=unreadable)]
-    check_unreadable(unreadable, len(rows), source.max_unreadable)
-    for note in left_out_note(unreadable, len(rows), source.split):
-        print(f"note     {note}")
-    print(report(export_program(encoder, folder, torch.cat(batches), format=args.format, tokens=args.tokens)))
+    images = sample_images(encoder, args, args.split, args.images)
+    print(report(export_program(encoder, folder, images, format=args.format, tokens=args.tokens)))
 
 
 def report(export: ProgramExport) -> str:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -16,10 +15,8 @@ from ..data import (
     ImageDataset,
     ImageSource,
     Views,
-    available_splits,
     collate,
     get_recipe,
-    load_source,
     without_unreadable,
 )
 from ..data.unreadable import Unreadable, check_unreadable, left_out_note
@@ -29,7 +26,6 @@ from ..distributed.launch import init_processes
 from ..encoders import Encoder
 from ..encoders.channels import common_channels, match_channels
 from ..encoders.embedding import normalized_batches
-from ..evaluation.frozen import HELD_OUT_SPLITS
 from ..files import replace_file, replacing_files, require_writable
 from ..hub.encoder_record import EncoderRecord
 from ..locks import locked
@@ -45,8 +41,7 @@ from ..spectra import (
 from ..spectra.figures import COLORS, check_figures
 from ..spectra.layers import check_layers
 from ..spectra.stages import short_name
-from .evaluate import open_encoder
-from .options.export import ExportArguments
+from .inputs import open_encoder, open_images, spread
 from .options.spectra import SpectraArguments
 
 # As in LiDAR's paper.
@@ -95,7 +90,7 @@ def measure_all(args: SpectraArguments) -> None:
     names = dict(zip(names_of(args.models), args.models, strict=True))
     encoders = {name: open_encoder(model, args) for name, model in names.items()}
     titles = titles_of(names)
-    source = open_images(args, args.channels or common_channels(encoders)) if args.dataset else None
+    source = open_images(args, args.split, args.channels or common_channels(encoders)) if args.dataset else None
     if source:
         print(f"data     {source.describe()}\n         {min(args.images, source.num_rows):,} of them are measured")
         for name, encoder in encoders.items():
@@ -114,16 +109,6 @@ def measure_all(args: SpectraArguments) -> None:
         written = write(measured, where, source, args)
     if is_main_process():
         print(closing(reports, folder, written, plot))
-
-
-def open_images(args: SpectraArguments | ExportArguments, channels: int | None) -> ImageSource:
-    """Return the images, of a held-out split if there is one, with the models' number of channels."""
-    return load_source(args.location, split=args.split or _held_out(args), **args.reading() | {"channels": channels})
-
-
-def _held_out(args: SpectraArguments | ExportArguments) -> str | None:
-    known = available_splits(args.location, args.dataset_name)
-    return next((name for name in HELD_OUT_SPLITS if name in known), None)
 
 
 def check(name: str, encoder: Encoder, source: ImageSource | None, args: SpectraArguments) -> None:
@@ -240,11 +225,6 @@ def measure(name: str, encoder: Encoder, source: ImageSource | None, args: Spect
         measured.representations = all_gather_rows(torch.cat(representations)[: len(own)].float())
         measured.labels = all_gather_rows(own)
     return measured
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """Return rows evenly spread over a data set, so that a sorted one keeps all its classes."""
-    return np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()
 
 
 def batches_of(

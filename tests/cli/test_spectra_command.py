@@ -10,7 +10,8 @@ from PIL import Image
 
 from hf_orthossl import load_encoder, load_source, spectral_report
 from hf_orthossl.cli import main
-from hf_orthossl.cli.spectra import names_of, spread, titles_of
+from hf_orthossl.cli.inputs import spread
+from hf_orthossl.cli.spectra import names_of, titles_of
 from hf_orthossl.data import ImageDataset
 from hf_orthossl.encoders import export_encoder
 from hf_orthossl.encoders.embedding import normalized_batches
