@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "find which way to prevent collapse works on your data, by runs paired by seed",
     "evaluate": "measure encoders: kNN, linear probes, fine-tuning, transfer, detection",
     "embed": "write the vectors of all images of a data set to one file",
+    "neighbours": "show nearest images, duplicates and outliers of a data set",
     "convert": "make an encoder folder of a checkpoint of another project",
     "export": "write an encoder as ONNX, TorchScript or torch.export, checked against it",
     "publish": "publish the encoder of a run on the Hugging Face Hub",

@@ -171,12 +171,27 @@ def embed(
     listed = listed_images(images)
     if listed is not None:
         return _of_list(reader, listed, shared, **reading)
-    source = _source(encoder, images, reading)
+    return embed_source(reader, _source(encoder, images, reading), **shared)
+
+
+def embed_source(reader: VectorReader, source: ImageSource, **settings: Any) -> Embedded:
+    """Return the vectors of a data set, with what each is of, on one process.
+
+    Args:
+        reader ([`VectorReader`]): The encoder and its layer.
+        source ([`ImageSource`]): The images.
+        settings: Further arguments of [`normalized_batches`].
+
+    Raises:
+        ValueError: The encoder takes images of another number of channels.
+        TooManyUnreadable: More images cannot be read than the source allows.
+    """
+    encoder = reader.encoder
     match_channels(encoder, source)
-    vectors, labels, rows = [torch.empty(0, *reader.shape)], [torch.empty(0, dtype=torch.long)], []
+    vectors, labels, rows = [torch.empty(0, *reader.shape)], [torch.empty(0, dtype=torch.long)], list[int]()
     dataset, unreadable = ImageDataset(source, image_size=encoder.image_size, unreadable="omit"), list[Unreadable]()
     with evaluation_mode(encoder):
-        for batch in normalized_batches(encoder, dataset, unreadable=unreadable, **shared):
+        for batch in normalized_batches(encoder, dataset, unreadable=unreadable, **settings):
             vectors.append(reader(batch["pixel_values"]).cpu())
             labels.append(batch["labels"])
             rows += batch["index"].tolist()
