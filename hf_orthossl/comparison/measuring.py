@@ -20,7 +20,8 @@ from .images import ComparedImages
 
 # Images whose features are measured without labels, as in the paper, and those of which LiDAR compares views.
 SPECTRA_IMAGES, LIDAR_IMAGES = 4096, 512
-KNN_TEMPERATURE = 0.1
+# The protocol of Wu et al. 2018, by which all runs of model_cards/remedies were measured.
+NEIGHBOURS, TEMPERATURE = 200, 0.1
 # λ of the linear probe, on standardized features: not chosen for each encoder, which takes eight fits instead of one.
 LINEAR_PENALTY = 1e-3
 
@@ -68,7 +69,7 @@ def accuracies(encoder: Encoder, train: ImageSource, test: ImageSource) -> dict[
         test ([`ImageSource`]): The labelled images that are classified.
     """
     features = LabelledFeatures.extract(encoder, train, test, cache_images="auto")
-    knn = knn_results(features, temperatures=[KNN_TEMPERATURE])[0]
+    knn = knn_results(features, k=NEIGHBOURS, temperatures=[TEMPERATURE])[0]
     linear = linear_results(features, protocol="lbfgs", penalty=LINEAR_PENALTY)[0]
     return {"knn": knn.value, "linear": linear.value}
 
@@ -86,7 +87,7 @@ def score(encoder: Encoder, images: ComparedImages, views: str | Recipe, by: str
     assert images.held_out is not None
     if by == "knn":
         features = LabelledFeatures.extract(encoder, images.tuning, images.held_out, cache_images="auto")
-        return knn_results(features, temperatures=[KNN_TEMPERATURE])[0].value
+        return knn_results(features, k=NEIGHBOURS, temperatures=[TEMPERATURE])[0].value
     report = label_free_report(encoder, images.held_out, views, name="candidate", lidar=by == "lidar")
     measure = MEASURES[by]
     value = measure.value(report.features[REPRESENTATION])

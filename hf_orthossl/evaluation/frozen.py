@@ -12,7 +12,7 @@ from ..data.unreadable import left_out_note
 from ..encoders import Encoder
 from ..messages import suggest
 from .features import FeatureCache, are_equal
-from .knn import class_counts, nearest_neighbours, neighbour_votes
+from .knn import NEIGHBOURS, TEMPERATURE, class_counts, nearest_neighbours, neighbour_votes
 from .labels import imbalanced_rows, lost_classes_note, match_splits, noisy_labels, require_labels
 from .linear_probe import PROTOCOLS, LinearClassifier, lbfgs_probe, sgd_probe
 from .results import Result, unreadable_counts
@@ -166,16 +166,16 @@ def held_out_split(train: ImageSource) -> str:
 def knn_results(
     features: LabelledFeatures,
     *,
-    k: int = 200,
-    temperatures: Sequence[float | None] = (0.07, 0.1, None),
+    k: int = NEIGHBOURS,
+    temperatures: Sequence[float | None] = (TEMPERATURE,),
     shared: bool = False,
 ) -> list[Result]:
     """Return top-1 and top-5 accuracy of kNN votes, for each temperature.
 
     Args:
         features ([`LabelledFeatures`]): Bank and queries.
-        k (`int`, defaults to 200): Number of neighbours that vote.
-        temperatures (`Sequence[float | None]`, defaults to (0.07, 0.1, None)): Temperatures of the votes; with `None`,
+        k (`int`, defaults to 20): Number of neighbours that vote.
+        temperatures (`Sequence[float | None]`, defaults to (0.07,)): Temperatures of the votes; with `None`,
             all neighbours have equal weights.
         shared (`bool`, defaults to `False`): Divide the queries among the processes of the run. All of them must call
             this function, and all receive all results.

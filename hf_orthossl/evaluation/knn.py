@@ -18,6 +18,10 @@ from .results import Result, unreadable_counts
 
 logger = logging.getLogger(__name__)
 
+# The protocol of DINO, Caron et al. 2021. It is the default everywhere, so that one model has one number.
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
+
 
 def knn_scores(
     bank: Tensor,
@@ -25,8 +29,8 @@ def knn_scores(
     queries: Tensor,
     *,
     num_classes: int,
-    k: int = 200,
-    temperature: float | None = 0.1,
+    k: int = NEIGHBOURS,
+    temperature: float | None = TEMPERATURE,
     chunk: int = 4096,
     shared: bool = False,
 ) -> Tensor:
@@ -42,8 +46,8 @@ def knn_scores(
         labels (`Tensor` of shape `(N,)`): Their classes.
         queries (`Tensor` of shape `(M, D)`): Representations to classify.
         num_classes (`int`): Number of classes C.
-        k (`int`, defaults to 200): Number of neighbours that vote; the whole bank if it is smaller.
-        temperature (`float`, *optional*, defaults to 0.1): Temperature T > 0 of the weights; `None` gives all
+        k (`int`, defaults to 20): Number of neighbours that vote; the whole bank if it is smaller.
+        temperature (`float`, *optional*, defaults to 0.07): Temperature T > 0 of the weights; `None` gives all
             neighbours equal weights.
         chunk (`int`, defaults to 4096): Number of queries and of bank entries compared at a time. Memory is O(chunk²),
             so that a bank of the size of ImageNet fits.
@@ -74,14 +78,14 @@ def class_counts(labels: Tensor, num_classes: int, queries: int) -> Tensor:
 
 
 def nearest_neighbours(
-    bank: Tensor, queries: Tensor, *, k: int = 200, chunk: int = 4096, shared: bool = False
+    bank: Tensor, queries: Tensor, *, k: int = NEIGHBOURS, chunk: int = 4096, shared: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Find the k entries of a bank that are most similar to each query.
 
     Args:
         bank (`Tensor` of shape `(N, D)`): Representations to choose from.
         queries (`Tensor` of shape `(M, D)`): Representations whose neighbours to find.
-        k (`int`, defaults to 200): Number of neighbours; the whole bank if it is smaller.
+        k (`int`, defaults to 20): Number of neighbours; the whole bank if it is smaller.
         chunk (`int`, defaults to 4096): See [`knn_scores`].
         shared (`bool`, defaults to `False`): Divide the queries among the processes of the run. All of them must call
             this function with the same bank and queries, and all receive all neighbours.
@@ -94,7 +98,7 @@ def nearest_neighbours(
         ValueError: If k < 1.
     """
     if k < 1:
-        raise ValueError(f"k is {k}: it must be at least 1, as in 200")
+        raise ValueError(f"k is {k}: it must be at least 1, as in 20")
     if shared and world_size() > 1:
         own = shard_range(len(queries))
         part = nearest_neighbours(bank, queries[own.start : own.stop], k=k, chunk=chunk)
@@ -116,7 +120,7 @@ def nearest_neighbours(
 
 
 def neighbour_votes(
-    similarity: Tensor, classes: Tensor, *, num_classes: int, temperature: float | None = 0.1
+    similarity: Tensor, classes: Tensor, *, num_classes: int, temperature: float | None = TEMPERATURE
 ) -> Tensor:
     """Return class scores `(M, C)` by a vote of neighbours, see [`knn_scores`].
 
@@ -124,14 +128,14 @@ def neighbour_votes(
         similarity (`Tensor` of shape `(M, k)`): Cosine similarities of the neighbours.
         classes (`Tensor` of shape `(M, k)`): Their classes.
         num_classes (`int`): Number of classes C.
-        temperature (`float`, *optional*, defaults to 0.1): Temperature T > 0 of the weights; `None` gives all
+        temperature (`float`, *optional*, defaults to 0.07): Temperature T > 0 of the weights; `None` gives all
             neighbours equal weights.
 
     Raises:
         ValueError: If T ≤ 0.
     """
     if temperature is not None and not temperature > 0:
-        raise ValueError(f"temperature is {temperature}: it must be above 0, as in 0.1")
+        raise ValueError(f"temperature is {temperature}: it must be above 0, as in 0.07")
     weights = torch.ones_like(similarity) if temperature is None else (similarity / temperature).exp()
     return weights.new_zeros(len(similarity), num_classes).scatter_add_(1, classes, weights)
 
@@ -141,8 +145,8 @@ def knn_accuracy(
     queries: Features,
     *,
     num_classes: int | None = None,
-    k: int = 200,
-    temperature: float | None = 0.1,
+    k: int = NEIGHBOURS,
+    temperature: float | None = TEMPERATURE,
 ) -> dict[str, float]:
     """Return top-1 and top-5 accuracy of [`knn_scores`], in [0, 1].
 
@@ -150,8 +154,8 @@ def knn_accuracy(
         bank ([`Features`]): Representations that vote; those without a label (−1) are excluded.
         queries ([`Features`]): Representations to classify; those without a label (−1) are excluded.
         num_classes (`int`, *optional*): Number of classes; those that occur by default.
-        k (`int`, defaults to 200): See [`knn_scores`].
-        temperature (`float`, *optional*, defaults to 0.1): See [`knn_scores`].
+        k (`int`, defaults to 20): See [`knn_scores`].
+        temperature (`float`, *optional*, defaults to 0.07): See [`knn_scores`].
 
     Raises:
         ValueError: If bank or queries have no labels.
@@ -186,8 +190,7 @@ class KNNMonitor:
             queries instead.
         image_size (`int`): Side of the encoder's input in pixels.
         images (`int`, defaults to 2048): Maximum number of images in the bank; the number of queries is half of it.
-        k (`int`, defaults to 20): Number of neighbours that vote. It is small because a few thousand images have only
-            a few per class.
+        k (`int`, defaults to 20): Number of neighbours that vote.
         temperature (`float`, defaults to 0.07): Temperature of their votes.
         seed (`int`, defaults to 0): Seed that selects the images.
         progress (`bool`, defaults to `True`): Show a progress bar.
@@ -200,8 +203,8 @@ class KNNMonitor:
         image_size: int,
         *,
         images: int = 2048,
-        k: int = 20,
-        temperature: float = 0.07,
+        k: int = NEIGHBOURS,
+        temperature: float = TEMPERATURE,
         seed: int = 0,
         progress: bool = True,
     ):

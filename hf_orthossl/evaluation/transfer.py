@@ -16,6 +16,7 @@ from ..encoders import Encoder
 from ..messages import suggest
 from .features import FeatureCache, encoder_key
 from .frozen import LabelledFeatures, knn_results, labelled_splits, linear_results
+from .knn import NEIGHBOURS
 from .results import Result, read_results, write_results
 
 TABLE = Path(__file__).with_name("transfer_sets.yaml")
@@ -131,7 +132,7 @@ def transfer_suite(
     progress: bool = False,
     say: Callable[[str], None] | None = None,
     extraction: Mapping[str, Any] | None = None,
-    k: int = 200,
+    k: int = NEIGHBOURS,
     **settings: Any,
 ) -> Transfer:
     """Probe an encoder on every set, one after the other; a set that fails does not stop the suite.
@@ -150,7 +151,7 @@ def transfer_suite(
         extraction (`Mapping`, *optional*): Further arguments of [`extract_features`], such as `batch_size`. With
             `shared`, all processes of the run must call this function; only the main one probes, writes and returns
             results.
-        k (`int`, defaults to 200): Number of neighbours that vote.
+        k (`int`, defaults to 20): Number of neighbours that vote.
         settings: Further arguments of [`linear_results`], such as `protocol` and `epochs`.
 
     Raises:
@@ -210,7 +211,7 @@ def _probed(
     """Return the top-1 result of each probe and seed."""
     results = linear_results(features, seeds=seeds, progress=progress, **settings) if "linear" in probes else []
     if "knn" in probes:
-        results += knn_results(features, k=k, temperatures=(0.07,))
+        results += knn_results(features, k=k)
     return [result for result in results if result.metric == "top1"]
 
 

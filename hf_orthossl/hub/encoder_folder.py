@@ -218,6 +218,7 @@ def _record(model: SSLModel, source: ImageSource | None, training: dict) -> Enco
         training={name: value for name, value in training.items() if name != "base_model"},
         version=__version__,
         commit=package_commit(),
+        parameters=sum(weight.numel() for weight in encoder.parameters()),
     )
 
 

@@ -27,6 +27,7 @@ class EncoderRecord:
         backbone (`str`): Name of the architecture: a timm name, a Hub id, or the last part of a folder's path.
         backbone_config (`dict`, *optional*): Arguments of the architecture that differ from its defaults.
         num_features (`int`): Dimension D of the representation.
+        parameters (`int`, *optional*): Number of the encoder's parameters.
         image_size (`int`): Height and width of the input images, in pixels.
         mean (`list[float]`): Mean of each of the C channels, for normalizing images in [0, 1].
         std (`list[float]`): Standard deviation of each channel.
@@ -85,6 +86,7 @@ class EncoderRecord:
     training: dict = field(default_factory=dict)
     version: str | None = None
     commit: str | None = None
+    parameters: int | None = None
     # Determined from the rest of config.json.
     library: str = "timm"
     remote_code: bool = False

@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, constants, eval_result_entries_to_yaml
 
 from ..evaluation import Result, read_results
-from ..evaluation.results import METRICS, PER_RUN, PRIVATE, TASKS, UNRANKED_METRICS, UNRANKED_TASKS
+from ..evaluation.results import COUNTS, METRICS, PER_RUN, PRIVATE, TASKS, UNRANKED_METRICS, UNRANKED_TASKS
 from .client import hub_id, public_name
 from .escaping import clean
 
@@ -36,9 +36,9 @@ class CardRow:
 
     Args:
         task_name, dataset, split, metric_name (`str`): What was measured.
-        value (`float`): The number, the mean over seeds if there are several.
-        spread (`str`): "± 0.003 (3 seeds)", "(0.910 to 0.940)" for a 95 % interval, or empty.
-        when (`str`): "before training", "after training", "after 100 steps", or empty.
+        before (`str`): The number before training, for the same images and protocol; empty if it was not measured.
+        value (`str`): The number, the mean over seeds if there are several, with "± 0.003 (3 seeds)" or a 95 %
+            interval; empty if only the start was measured.
         protocol (`str`): The protocol, such as "k = 20, temperature = 0.07".
     """
 
@@ -46,9 +46,8 @@ class CardRow:
     dataset: str
     split: str
     metric_name: str
-    value: float
-    spread: str
-    when: str
+    before: str
+    value: str
     protocol: str
 
 
@@ -88,20 +87,54 @@ def average_seeds(results: Iterable[Result]) -> list[Result]:
 
 
 def card_rows(results: list[Result]) -> list[CardRow]:
-    """Return the rows of a card's table, one for each result of [`average_seeds`]."""
-    return [
-        CardRow(
-            (TASKS | UNRANKED_TASKS).get(result.task, result.task),
-            public_name(result.dataset),
-            result.split,
-            (METRICS | UNRANKED_METRICS).get(result.metric, result.metric),
-            result.value,
-            spread_text(result),
-            when_text(result),
-            protocol_text(result),
-        )
-        for result in results
-    ]
+    """Return the rows of a card's table: each measurement once, in the order of `TASKS`, `METRICS` and data sets.
+
+    What was measured before training in the same way stands beside what was measured after it. Of equal measurements on
+    fewer and on more images, the one on more images comes first.
+
+    Args:
+        results (`list[Result]`): From [`average_seeds`].
+    """
+    groups: dict[tuple, dict[str, Result]] = defaultdict(dict)
+    for result in results:
+        at_start = result.protocol.get("step") == 0
+        timeless = {name: value for name, value in result.protocol.items() if name != "step"}
+        key = dataclasses.replace(result, protocol=timeless).key if at_start else result.key
+        groups[key]["before" if at_start else "after"] = result
+    ordered = sorted(groups.values(), key=lambda group: _place(group.get("after") or group["before"]))
+    return [_card_row(group.get("before"), group.get("after")) for group in ordered]
+
+
+def _card_row(before: Result | None, after: Result | None) -> CardRow:
+    result = after or before
+    assert result is not None
+    when = when_text(result) if result.protocol.get("step") not in (None, "end", 0) else ""
+    return CardRow(
+        (TASKS | UNRANKED_TASKS).get(result.task, result.task),
+        public_name(result.dataset),
+        result.split,
+        (METRICS | UNRANKED_METRICS).get(result.metric, result.metric),
+        "" if before is None else _number_text(before),
+        "" if after is None else _number_text(after),
+        ", ".join(part for part in (when, protocol_text(result)) if part),
+    )
+
+
+def _number_text(result: Result) -> str:
+    return " ".join(part for part in (f"{result.value:.3f}", spread_text(result)) if part)
+
+
+def _place(result: Result) -> tuple:
+    """Return what a card's table is sorted by; unknown tasks and metrics come last."""
+    tasks, metrics = ([*names] for names in (TASKS | UNRANKED_TASKS, METRICS | UNRANKED_METRICS))
+    counted = [value for name, value in result.protocol.items() if name in COUNTS and isinstance(value, int | float)]
+    return (
+        tasks.index(result.task) if result.task in tasks else len(tasks),
+        result.dataset,
+        result.split,
+        metrics.index(result.metric) if result.metric in metrics else len(metrics),
+        -sum(counted),
+    )
 
 
 def protocol_text(result: Result) -> str:

@@ -59,8 +59,7 @@ def test_what_a_reader_finds(folder):
     for text in (
         "Chosen by the owner: mit.",
         "50,000 images of uoft-cs/cifar10",
-        "| kNN classification | uoft-cs/cifar10 | test | top-1 accuracy | 0.250 | before training | k = 20 |",
-        "| kNN classification | uoft-cs/cifar10 | test | top-1 accuracy | 0.750 | after training | k = 20 |",
+        "| kNN classification | uoft-cs/cifar10 | test | top-1 accuracy | 0.250 | 0.750 | k = 20 |",
         "| γ | 1e-06 |",
         "he2024preventing",
         "ziyin2023what",
@@ -97,8 +96,8 @@ def test_seeds_are_averaged_and_protocols_told_apart(tmp_path):
     ]
     results.append(Result("linear", "digits", "test", "top1", 0.7, {"protocol": "lbfgs", "interval": [0.65, 0.75]}))
     body = render_card(encoder_folder(tmp_path, results=results))
-    assert "| 0.850 ± 0.071 (2 seeds) | – | sgd |" in body
-    assert "| 0.700 (0.650 to 0.750) | – | lbfgs |" in body
+    assert "| – | 0.850 ± 0.071 (2 seeds) | sgd |" in body
+    assert "| – | 0.700 (0.650 to 0.750) | lbfgs |" in body
 
 
 def test_a_card_says_how_the_penalty_acted(tmp_path):

@@ -44,7 +44,7 @@ class EvaluateArguments(ImageOptions):
         metadata={"help": "side of the input; detection: shorter side (default: the model's or the images')"},
     )
     untrained: bool = field(default=False, metadata={"help": "use random weights, for comparison"})
-    k: int = field(default=200, metadata={"help": "number of neighbours that vote"})
+    k: int = field(default=20, metadata={"help": "number of neighbours that vote"})
     protocol: Literal["sgd", "lbfgs"] = field(
         default="sgd",
         metadata={"help": "how linear probes are trained"},

@@ -10,6 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined
 
 from ...evaluation import Result
+from ...messages import readable_size
 from ...methods import EMBEDDING_REGULARIZERS
 from ...regularization import PENALTIES
 from ...spectra import SpectralReport
@@ -134,6 +135,8 @@ def render_card(
             embedding_regularizer=_embedding_title(record.embedding_regularizer),
             embedding_weight="not recorded" if record.embedding_weight is None else record.embedding_weight,
             license=_licence(metadata),
+            parameters=None if record.parameters is None else f"{record.parameters:,}",
+            size=readable_size(4 * (record.parameters or 0)),
             started_from=record.training.get("started_from") or record.base_model,
             teacher=record.training.get("teacher"),
             **loading_calls(

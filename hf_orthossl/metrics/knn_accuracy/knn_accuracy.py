@@ -20,8 +20,8 @@ Args:
     references (list of int): their M classes; rows with class -1 are left out.
     bank (array of shape `(N, D)`): the labelled representations that vote.
     bank_references (list of int): their N classes; rows with class -1 are left out.
-    k (int, defaults to 200): the number of neighbours that vote.
-    temperature (float, defaults to 0.1): the temperature T > 0; with None all neighbours have the same weight.
+    k (int, defaults to 20): the number of neighbours that vote.
+    temperature (float, defaults to 0.07): the temperature T > 0; with None all neighbours have the same weight.
 
 Returns:
     `top1` and `top5` (float, in [0, 1]).
@@ -67,8 +67,8 @@ class KNNAccuracy(evaluate.Metric):
         references: Any,
         bank: Any = None,
         bank_references: Any = None,
-        k: int = 200,
-        temperature: float | None = 0.1,
+        k: int = 20,
+        temperature: float | None = 0.07,
     ) -> dict[str, float]:
         if bank is None or bank_references is None:
             raise ValueError("bank and bank_references are missing: pass the labelled representations that vote")

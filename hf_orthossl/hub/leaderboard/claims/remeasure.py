@@ -25,6 +25,7 @@ from ....evaluation import (
     linear_results,
     transfer_sets,
 )
+from ....evaluation.knn import NEIGHBOURS, TEMPERATURE
 from ....evaluation.results import learned_from, overlap
 from ....messages import readable_size
 from ....spectra import SpectralReport, spectral_report
@@ -53,7 +54,7 @@ _REAL = ("temperature", "learning_rate", "weight_decay", "label_noise", "imbalan
 _PROBE = ("protocol", "epochs", "batch_size", "learning_rate", "weight_decay", "label_noise", "imbalance")
 # What L-BFGS takes of these; it chooses the rest on the training images again.
 _LBFGS = ("protocol", "label_noise", "imbalance")
-_DEFAULT = {"k": 20, "temperature": 0.07}
+_DEFAULT = {"k": NEIGHBOURS, "temperature": TEMPERATURE}
 # Tasks with their protocols.
 _Wanted = list[tuple[str, dict[str, Any]]]
 
