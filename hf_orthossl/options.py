@@ -245,6 +245,35 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     return values
 
 
+def read_yaml(path: str | Path, argument: str, example: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Args:
+        path (`str` or `Path`): The file.
+        argument (`str`): The option that named it, for errors.
+        example (`str`): An entry of such a file, for errors.
+
+    Returns:
+        `dict`: Its content; values such as 1e-3, which YAML 1.1 reads as text, become numbers.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not UTF-8, not YAML or not a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{argument} {path}: no such file")
+    try:
+        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{argument} {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{argument} {path} is not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{argument} {path} must be a mapping, as in '{example}'")
+    return settings
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
     """Read a YAML recipe, or the `config.yaml` of a run, into flat settings.
 
@@ -260,17 +289,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: There is no such file.
         ValueError: The file is not UTF-8, not YAML or not a mapping.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"--config {path}: no such file")
-    try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--config {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is not valid YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"--config {path} must be a mapping of options to values, as in 'method: byol'")
+    settings = read_yaml(path, "--config", "method: byol")
     method = settings.get("method")
     if isinstance(method, dict):
         method = dict(method)

@@ -20,6 +20,7 @@ from .data.listing import HELD_OUT, split_kind
 from .distributed.collectives import on_main
 from .distributed.launch import end_processes, silence
 from .distributed.sharding import gather_module
+from .encoders import Encoder
 from .evaluation import KNNMonitor, Result, read_results, write_results
 from .hub import write_encoder_folder
 from .hub.encoder_folder import SPECTRA_IMAGES
@@ -28,11 +29,13 @@ from .locks import locked
 from .messages import suggest
 from .modeling import SSLModel
 from .options import convert, default_of, forms, overridden, read_config, unknown
+from .reporting import write_report
 from .spectra import SpectralReport
 from .terminal import replace_characters
 from .training import OrthoSSLTrainer, OrthoSSLTrainingArguments, TrainingData, pretrain_loop
 from .training.adaptation import OPTIONS as ADAPTED
 from .training.building import build_model, check_resumed, fixed_settings, settled_model
+from .training.callbacks.measuring import error_text
 from .training.callbacks.reporting import read_history
 from .training.inherited import refusal
 from .training.loop import STATE as LOOP_STATE
@@ -41,7 +44,7 @@ from .training.printing import describe, summarize
 from .training.publishing import training_record
 from .training.rehearsal import rehearse
 from .training.resume import begin_record, settled_arguments
-from .training.run_folder import begin_folder, check_folder, overwriting, update_settings
+from .training.run_folder import REPORT, begin_folder, check_folder, overwriting, update_settings
 from .training.settings import NOT_SETTINGS, option_text
 from .training.starting import drift_results, measure_start, read_start
 from .training.trainer import STATE as TRAINER_STATE
@@ -76,6 +79,11 @@ class PretrainingRun:
     def encoder(self) -> Path:
         """Return the encoder folder: weights, card, spectra and results, loadable without this package."""
         return self.output_dir / "encoder"
+
+    @property
+    def report(self) -> Path:
+        """Return the page that says what the run came to, for a browser."""
+        return self.output_dir / REPORT
 
     @property
     def config(self) -> dict[str, Any]:
@@ -260,6 +268,7 @@ def run_pretraining(
                 return run
             watched = data.watch.describe(data.record.steps)
             print(summarize(folder, results, penalties, model, SpectralReport.load(run.encoder), watched))
+            print(_report(run, encoder, source))
             return dataclasses.replace(run, publication=publish_run(run, args)) if args.push_to_hub else run
 
 
@@ -289,6 +298,14 @@ def knn_monitor(
             queries = held_out
             break
     return KNNMonitor(source, queries, model.encoder.image_size, images=data_args.knn_images, seed=args.seed)
+
+
+def _report(run: PretrainingRun, encoder: Encoder, source: ImageSource) -> str:
+    """Write the report of a run that has ended, and return the line that says where it is, or why there is none."""
+    try:
+        return f"report   {write_report(run.output_dir, encoder=encoder, source=source)}"
+    except Exception as error:  # whatever a picture fails by, the run is complete
+        return f"report   not written ({error_text(error)}); orthossl report {run.output_dir} writes it"
 
 
 def publish_run(run: PretrainingRun, args: OrthoSSLTrainingArguments) -> Publication:

@@ -27,6 +27,8 @@ COMMANDS = {
     "export": "write an encoder as ONNX, TorchScript or torch.export, checked against it",
     "publish": "publish the encoder of a run on the Hugging Face Hub",
     "leaderboard": "collect, show and verify the leaderboard of published encoders",
+    "report": "write a page that says what a run came to, and what to try",
+    "views": "draw the augmented views that a run would see",
     "spectra": "measure how many directions encoders use, and compare them",
     "patches": "draw what an encoder makes of the places in images",
     "forecast": "predict from data and augmentations which directions training will lose",

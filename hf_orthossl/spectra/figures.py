@@ -458,10 +458,11 @@ def _projection(method: str | None) -> tuple[str, Callable[[Tensor], tuple[Tenso
                 torch.as_tensor(UMAP(random_state=0).fit_transform(points.float().numpy())),
                 ("UMAP 1", "UMAP 2"),
             )
-    return "PCA", _principal_components
+    return "PCA", principal_components
 
 
-def _principal_components(points: Tensor) -> tuple[Tensor, tuple[str, str]]:
+def principal_components(points: Tensor) -> tuple[Tensor, tuple[str, str]]:
+    """Return the places `(N, 2)` of points `(N, D)` on their two leading components, and labels of the two axes."""
     left, values, _ = torch.linalg.svd(points - points.mean(0), full_matrices=False)
     places = torch.zeros(len(points), 2, dtype=points.dtype)
     leading = (left * values)[:, :2]

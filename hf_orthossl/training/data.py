@@ -25,6 +25,7 @@ from ..data import (
     get_recipe,
     load_source,
 )
+from ..data.augment.recipes import is_recipe_file
 from ..data.items import is_items
 from ..data.options import MAX_UNREADABLE
 from ..distributed.collectives import on_main
@@ -294,6 +295,9 @@ class TrainingData:
             options |= {name: getattr(self.source, name) for name in SOURCE_OPTIONS}
         options |= {name: getattr(model.config, name) for name in forms(ModelArguments) if hasattr(model.config, name)}
         options |= {name: getattr(self.args, name) for name in forms(TrainingOptions)}
+        if is_recipe_file(self.args.views):
+            # Of a file the content counts, which may change until the run is resumed.
+            options["views"] = self.views.recipe.to_dict()
         return as_json({name: value for name, value in options.items() if name not in NOT_SETTINGS})
 
     @property

@@ -36,7 +36,7 @@ def describe(model: SSLModel, source: ImageSource, data: TrainingData, monitor: 
     frozen = "" if freezing is None else f"\nfrozen   {freezing.describe(model)}"
     return (
         f"data     {source.describe(*others, use=' for kNN')}\n"
-        f"views    {data.args.views} at {encoder.image_size} px{changed}\n"
+        f"views    {data.views.recipe.name} at {encoder.image_size} px{changed}\n"
         f"{normalized}"
         f"model    {config.backbone} ({size:.1f} M parameters), {get_method(config.method).title}, {penalty}"
         f"{start}{facts}{frozen}{constraint}"

@@ -77,8 +77,8 @@ def check_batches(model: SSLModel, data: TrainingData) -> None:
         if len(set(data.views.sizes)) > 1 and getattr(model.encoder.backbone, "dynamic_img_size", None) is False:
             remedy = "pass --backbone_config dynamic_img_size=true"
         raise ValueError(
-            f"views {args.views!r} ({sizes}) cannot be trained on with backbone {model.config.backbone!r} at "
-            f"image_size={model.encoder.image_size} and method {model.config.method!r} ({reason}): {remedy}"
+            f"views {data.views.recipe.name!r} ({sizes}) cannot be trained on with backbone {model.config.backbone!r} "
+            f"at image_size={model.encoder.image_size} and method {model.config.method!r} ({reason}): {remedy}"
         )
     if last == 1:
         output, reason = _rehearsed(model, data, 1)

@@ -23,7 +23,12 @@ from .settings import MEASURED, RunRecord
 OVERWRITTEN, REMOVING = ".overwritten", ".overwritten.removing"
 # The files of a run, the only ones that --overwrite_output may remove. The first two identify a run: they are moved
 # away first, and removed or restored last.
-RUN_FILES = ("config.yaml", "history.jsonl", "encoder", "results.json", "unreadable_images.txt", "start")
+RUN_FILES = (
+    *("config.yaml", "history.jsonl", "encoder", "results.json", "unreadable_images.txt"),
+    *("report.html", "start"),
+)
+# The page that says what a run came to, and how it begins; distinguishes it from a user's file of the same name.
+REPORT, REPORT_MARK = "report.html", "<!DOCTYPE html>\n<!-- Report of an orthossl run"
 EXCLUSIVE = "resume and overwrite_output exclude each other: pass one of them"
 # First line of a run's config.yaml; distinguishes it from a user's file of the same name. The second is the run's id.
 MARK = "# Settings of an orthossl run; `orthossl pretrain --config` starts it again.\n"
@@ -105,7 +110,7 @@ def run_of(folder: Path) -> str | None:
 
 def holds_run(folder: Path) -> bool:
     """Return whether a folder contains output of a run; settings, a history without entries, `start` do not count."""
-    produced = any((folder / name).exists() for name in RUN_FILES[2:-1]) or bool(checkpoints(folder))
+    produced = any((folder / name).exists() for name in RUN_FILES[2:-2]) or bool(checkpoints(folder))
     return produced or ((folder / "history.jsonl").exists() and (not history_run(folder) or bool(read_history(folder))))
 
 
@@ -118,6 +123,14 @@ def size_of_run(folder: Path) -> int:
 def is_run(folder: Path) -> bool:
     """Return whether a run wrote into a folder, which may therefore be cleared."""
     return _is_config(folder) or history_run(folder) is not None
+
+
+def is_report(path: Path) -> bool:
+    """Return whether a file is a report of a run, which may therefore be replaced."""
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(len(REPORT_MARK)) == REPORT_MARK
 
 
 def _is_config(folder: Path) -> bool:
@@ -178,5 +191,6 @@ def put_back(folder: Path) -> None:
 
 def _written_by_run(folder: Path) -> list[Path]:
     damaged = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*{DAMAGED}")
-    named = (folder / name for name in (*RUN_FILES, STAGING) if name != "config.yaml" or _is_config(folder))
+    theirs = {"config.yaml": not _is_config(folder), REPORT: not is_report(folder / REPORT)}
+    named = (folder / name for name in (*RUN_FILES, STAGING) if not theirs.get(name))
     return [*(path for path in named if path.exists()), *checkpoints(folder), *damaged]

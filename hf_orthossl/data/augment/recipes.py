@@ -3,11 +3,15 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from ...messages import describe, suggest
+from ...options import read_yaml
 
 _INTERPOLATIONS = ("bicubic", "bilinear")
+# Views of one kind in a recipe; a file could ask for any number.
+MAX_REPEAT = 64
 _PROBABILITIES = ("flip", "jitter", "grayscale", "blur", "solarize")
 
 
@@ -158,24 +162,42 @@ class Recipe:
         for entry in entries:
             changes = dict(entry)
             base, repeat = changes.pop("base", None), changes.pop("repeat", 1)
-            if not isinstance(repeat, int) or repeat < 1:
-                raise ValueError(f"repeat in recipe {name} is {repeat!r}: it must be a positive number of views")
-            start = get_recipe(str(base)).views[0] if base is not None else ViewSpec()
+            if type(repeat) is not int or not 1 <= repeat <= MAX_REPEAT:
+                raise ValueError(f"repeat in recipe {name} is {repeat!r}: it must be a number from 1 to {MAX_REPEAT}")
+            start = _published(str(base)).views[0] if base is not None else ViewSpec()
             views += [_replace_fields(start, changes, name)] * repeat
         return cls(name, tuple(views), str(values.get("source", "")))
 
 
 def get_recipe(name: str | Recipe) -> Recipe:
-    """Return the recipe of this name; a recipe is returned unchanged.
+    """Return the recipe of this name, or in this YAML file; a recipe is returned unchanged.
+
+    A file is read as [`Recipe.from_dict`] says; its name without the suffix is that of the recipe unless it gives one.
 
     Raises:
         TypeError: `name` is neither a string nor a recipe.
-        ValueError: There is no recipe of this name.
+        FileNotFoundError: There is no such file.
+        ValueError: There is no recipe of this name, or the file does not hold one.
     """
     if isinstance(name, Recipe):
         return name
     if not isinstance(name, str):
         raise TypeError(f"views must be a recipe or the name of one, such as 'digits', got {describe(name)}")
+    if not is_recipe_file(name):
+        return _published(name)
+    values = read_yaml(name, "views", "views: [{jitter: 0.5, repeat: 2}]")
+    try:
+        return Recipe.from_dict({"name": Path(name).stem, **values})
+    except ValueError as error:
+        raise ValueError(f"views {name}: {error}") from error
+
+
+def is_recipe_file(name: Any) -> bool:
+    """Return whether `views` names a YAML file instead of a published recipe."""
+    return isinstance(name, str) and name.lower().endswith((".yaml", ".yml"))
+
+
+def _published(name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"views {name!r} is unknown: {suggest(name, RECIPES)}")
     return RECIPES[name]

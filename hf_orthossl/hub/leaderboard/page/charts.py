@@ -92,7 +92,7 @@ def spectrum(title: str, curves: Sequence[Curve]) -> Markup:
         height=220,
         x=x,
         y=y,
-        tick=_tick,
+        tick=tick,
         points=[],
         x_label="rank of the eigenvalue",
         y_label="normalized eigenvalue",
@@ -119,7 +119,7 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
         height=380,
         x=x,
         y=y,
-        tick=_tick,
+        tick=tick,
         points=points,
         x_label=x_label,
         y_label=y_label,
@@ -154,7 +154,10 @@ def _describe(curve: Curve) -> str:
     return f"{curve.name}, {curve.length:,} eigenvalues, {falls}"
 
 
-def _tick(value: float) -> Markup:
+def tick(value: float) -> Markup:
+    """Return the label of a tick: a number, or a power of ten."""
+    if value < 0:
+        return Markup("−{}").format(tick(-value))
     if value and not 0.01 <= value < 10_000:
         exponent = math.floor(math.log10(value) + 1e-9)
         digit = round(value / 10.0**exponent)
