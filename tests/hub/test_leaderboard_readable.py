@@ -9,6 +9,8 @@ pytestmark = pytest.mark.browser
 def test_by_keyboard_alone(visitor):
     page = visitor.open()
     page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "?"  # the title leads home
+    page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "tab-table"
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
     assert float(outline.removesuffix("px")) >= 2

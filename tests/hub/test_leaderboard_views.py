@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_board import HOSTILE, entry, measured, synthetic_board
 
+from hf_orthossl.hub.leaderboard.board.rank import best, rank
 from hf_orthossl.hub.leaderboard.board.snapshot import RefreshedBoard
 from hf_orthossl.hub.leaderboard.page import charts
 from hf_orthossl.hub.leaderboard.page.catalogue import COLUMNS, DETAILS, PAGES, SIZES, Catalogue, View, remedies
@@ -314,13 +315,49 @@ def test_ticks_lie_on_the_axis_and_are_few(low, ratio, log):
 
 
 def test_marks_lie_where_the_numbers_are():
-    points = [charts.Point(x, y, 0, "", "?") for x, y in ((10, 0.2), (100, 0.6), (1000, 0.4))]
+    points = [charts.Point(x, y, 0, "", "?") for x, y in ((0.1, 0.2), (0.5, 0.6), (0.9, 0.4))]
     root = ElementTree.fromstring(charts.scatter(points, "x", "y"))
     places = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("circle")]
     (x0, y0), (x1, y1), (x2, y2) = places
-    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)  # log axis
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)  # the share of all dimensions
     assert (y2 - y1) == pytest.approx((y0 - y2), abs=0.2)
     assert y1 < y2 < y0  # up is more
+
+
+def test_a_model_ranks_below_another_only_beyond_its_interval():
+    """a .90, b .895 (within .01 of a), c .85; d .70 claims an interval from 0 to 1 and rises by nothing."""
+    wide = dataclasses.replace(measured("knn", "cifar10", "top1", 0.7), low=0.0, high=1.0)
+    entries = [entry("u/a", value=0.9), entry("u/b", value=0.895), entry("u/c", value=0.85)]
+    entries.append(entry("u/d", results=[wide]))
+    rows = rank(Board(entries, [], "2026-01-01", "https://huggingface.co"), "knn", "cifar10", "top1")
+    assert [(row.entry.repo_id, row.rank) for row in rows] == [("u/a", 1), ("u/b", 1), ("u/c", 3), ("u/d", 4)]
+
+
+def test_all_tasks_together_are_those_of_a_plain_loop(catalogue):
+    tasks = catalogue.tasks
+    assert len(tasks) == 2
+    results = {task: {e.repo_id: best(e, *task) for e in catalogue.board.entries if best(e, *task)} for task in tasks}
+    expected = {}
+    for name in {name for own in results.values() for name in own}:
+        total = 0.0
+        for own in results.values():
+            mine = own.get(name)
+            others = [other for key, other in own.items() if key != name] if mine else []
+            for other in others:
+                below, above = other.value < mine.low, mine.value < other.low
+                total += (1.0 if below else 0.0 if above else 0.5) / len(others)
+        expected[name] = total / len(tasks)
+    found = {standing.entry.repo_id: standing for standing in catalogue.standings}
+    assert found.keys() == expected.keys()
+    assert all(found[name].borda == pytest.approx(value) for name, value in expected.items())
+    for standing in catalogue.standings:
+        values = [own[standing.entry.repo_id].value for own in results.values() if standing.entry.repo_id in own]
+        assert standing.mean == (pytest.approx(sum(values) / 2) if len(values) == 2 else None)
+        assert standing.rank == 1 + sum(other > standing.borda + 1e-12 for other in expected.values())
+    few = Catalogue(Board([entry("a/b")], [], "2026-01-01", "https://huggingface.co"))
+    assert "No model that fits these filters was measured on a task that others share" in render_page(
+        few, "show=overall"
+    )
 
 
 def test_rank_correlation_by_hand():

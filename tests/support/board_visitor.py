@@ -13,6 +13,7 @@ CATALOGUE = Catalogue(BOARD)
 FIRST, SECOND = (BOARD.entries[number].repo_id for number in (7, 8))
 ALL_VIEWS = {
     "table": "",
+    "overall": "?show=overall",
     "scatter": "?show=scatter",
     "pairs": "?show=pairs",
     "rejected": "?show=rejected",

@@ -1,6 +1,8 @@
-"""The order of the board: encoders by one number, and pairs that differ in the penalty alone."""
+"""Order the board: encoders by one number, by all tasks together, and pairs that differ in the penalty alone."""
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ....evaluation.results import Key, learned_from
@@ -11,32 +13,91 @@ from ..schema import Board, BoardResult, Entry
 _TRUST = ("board", "verified", "author")
 Measurement = tuple[str, str, str]
 Pair = tuple[Entry, Entry, float | None]
+# Of each task the metrics by which all tasks are compared; others, such as top-5, say the same once more.
+MAIN_METRICS = ("top1", "mean_per_class", "AP", "mIoU")
 
 
 @dataclass(frozen=True)
 class Row:
     """The place of one encoder, and the number it is ranked by."""
 
-    # From 1; encoders with the same value share it.
+    # From 1: one more than the encoders that are better beyond doubt.
     rank: int
     entry: Entry
     result: BoardResult
+
+    @property
+    def low(self) -> float:
+        """Return the lower end of the 95 % interval of the number, or the number where none was published."""
+        return _low(self.result)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The place of one encoder in all tasks together.
+
+    Args:
+        rank (`int`): From 1, by `borda`; encoders of the same count share it.
+        entry ([`Entry`]): The encoder.
+        borda (`float`): The mean over tasks of the share of other ranked encoders that it beats, in [0, 1]: those whose
+            number lies below its 95 % interval, and half of those that are not told apart from it. A task that it was
+            not measured on counts 0.
+        mean (`float`, *optional*): The mean of its numbers; `None` unless it was measured on every task.
+        rows (mapping): Measurement → its place there, for those that it was measured on.
+    """
+
+    rank: int
+    entry: Entry
+    borda: float
+    mean: float | None
+    rows: Mapping[Measurement, Row]
 
 
 def rank(board: Board, task: str, dataset: str, metric: str) -> list[Row]:
     """Rank encoders by one measurement, best first.
 
     An encoder is ranked by the number that this board measured, if there is one; else by a claim that this board
-    confirmed; else by a claim; of several by the best. A refuted claim therefore never ranks. Equal values are in order
-    of the repository's name. The name of the data may be in upper or lower case.
+    confirmed; else by a claim; of several by the best. A refuted claim therefore never ranks. Its rank is one more than
+    the number of encoders whose 95 % interval lies above its number: nobody rises by claiming a wide interval. They are
+    listed by value, equal ones by the repository's name. The name of the data may be in upper or lower case.
     """
     ranked = [(entry, result) for entry in board.entries if (result := best(entry, task, dataset, metric))]
     ranked.sort(key=lambda pair: (-pair[1].value, pair[0].repo_id))
-    rows: list[Row] = []
-    for place, (entry, result) in enumerate(ranked, 1):
-        is_tie = rows and rows[-1].result.value == result.value
-        rows.append(Row(rows[-1].rank if is_tie else place, entry, result))
-    return rows
+    lows = sorted(_low(result) for _, result in ranked)
+    return [Row(1 + len(lows) - bisect_right(lows, result.value), entry, result) for entry, result in ranked]
+
+
+def standings(rankings: Mapping[Measurement, Mapping[str, Row]]) -> list[Standing]:
+    """Return the place of every encoder in several measurements together, by Borda's count.
+
+    Args:
+        rankings (mapping): Measurement → rows by repository, as [`rank`] gives them.
+    """
+    shares: dict[str, float] = defaultdict(float)
+    own: dict[str, dict[Measurement, Row]] = defaultdict(dict)
+    for measurement, ranked in rankings.items():
+        values = sorted(row.result.value for row in ranked.values())
+        for name, row in ranked.items():
+            beaten = bisect_left(values, row.low)
+            level = len(ranked) - 1 - beaten - (row.rank - 1)
+            shares[name] += (beaten + level / 2) / max(len(ranked) - 1, 1)
+            own[name][measurement] = row
+    found = []
+    for name, rows in own.items():
+        entry = next(iter(rows.values())).entry
+        numbers = [row.result.value for row in rows.values()]
+        mean = sum(numbers) / len(numbers) if len(rows) == len(rankings) else None
+        found.append((shares[name] / len(rankings), mean, name, entry, rows))
+    found.sort(key=lambda one: (-one[0], -(one[1] or 0), one[2]))
+    counts = [-borda for borda, *_ in found]
+    return [
+        Standing(1 + bisect_left(counts, -borda), entry, borda, mean, rows) for borda, mean, _, entry, rows in found
+    ]
+
+
+def _low(result: BoardResult) -> float:
+    # A published interval may miss its value by a rounding error.
+    return result.value if result.low is None else min(result.low, result.value)
 
 
 def best(entry: Entry, task: str, dataset: str, metric: str) -> BoardResult | None:

@@ -22,7 +22,7 @@ from .routes import routes
 from .views import render_page
 
 TITLE = "Self-supervised encoders: accuracy and spectra"
-_SHELL = """<style>{css}</style><header><h1>{title}</h1>\
+_SHELL = """<style>{css}</style><header><h1><a href="?" data-go>{title}</a></h1>\
 <p>Image encoders published with <code>orthossl</code>: how accurate they are, and how many dimensions of their \
 representation they use. A collapsed representation shows in its spectrum.</p></header>\
 <p id="board-status" role="status" class="sr">Loading the board.</p>\

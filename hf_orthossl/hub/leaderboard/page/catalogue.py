@@ -7,15 +7,22 @@ import dataclasses
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from threading import Lock
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlencode
 
-from ..board.rank import Measurement, Pair, Row, measurements, paired, rank
+from ..board.rank import MAIN_METRICS, Measurement, Pair, Row, Standing, measurements, paired, rank, standings
 from ..schema import Board, BoardResult, Entry
 
-PAGES = {"table": "Table", "scatter": "Accuracy and rank", "pairs": "With and without", "rejected": "Rejected"}
+PAGES = {
+    "table": "Table",
+    "overall": "All tasks",
+    "scatter": "Accuracy and rank",
+    "pairs": "With and without",
+    "rejected": "Rejected",
+}
 # Reached from a row, not from the menu.
 DETAILS = ("model", "compare")
 COLUMNS = {
@@ -45,6 +52,8 @@ _LONGEST = 200
 _MUONS = ("Muon", "AdaMuon")
 _FILTERS = ("backbone", "method", "regularizer", "pretrained_on")
 _MAX_RANKED = 16
+# Measurements side by side; more would not fit beside each other.
+_MAX_TASKS = 6
 
 
 @dataclass(frozen=True)
@@ -190,6 +199,25 @@ class Catalogue:
         keyed = [(_sort_key(line, view.sort), line) for line in lines]
         known = sorted((pair for pair in keyed if pair[0] is not None), key=itemgetter(0), reverse=view.order == "down")
         return [line for _, line in known] + [line for key, line in keyed if key is None]
+
+    @cached_property
+    def tasks(self) -> list[Measurement]:
+        """Return the measurements of most encoders, of at least two: one metric for each task and data set."""
+        found: dict[tuple[str, str], Measurement] = {}
+        for measurement in self.measurements:
+            task, dataset, metric = measurement
+            if metric in MAIN_METRICS and self.count(measurement) > 1:
+                found.setdefault((task, dataset.lower()), measurement)
+        return list(found.values())[:_MAX_TASKS]
+
+    @cached_property
+    def standings(self) -> list[Standing]:
+        """Return the places of all encoders in `tasks` together, best first."""
+        return standings({measurement: self.ranked(measurement) for measurement in self.tasks})
+
+    def fitting_standings(self, view: View) -> list[Standing]:
+        """Return the places, among all encoders, of those that fit a view."""
+        return [standing for standing in self.standings if self._fits(standing.entry, view)]
 
     def pairs(self, view: View) -> list[Pair]:
         """Return encoders without and with a penalty that both fit a view, apart from the penalty it asks for."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -101,15 +101,13 @@ def spectrum(title: str, curves: Sequence[Curve]) -> Markup:
 
 
 def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
-    """Draw accuracy over effective rank (log axis), one mark for each model, with its name where the pointer rests.
+    """Draw accuracy over the share of dimensions in use, a mark for each model, with its name where the pointer rests.
 
-    An encoder that has collapsed completely uses no direction, which a log axis cannot show: it is drawn at 1, the
-    lowest rank of all others.
+    The share makes models of different backbones comparable: the axis is that of all, from 0 to 1.
     """
-    points = [replace(point, x=max(point.x, 1.0)) for point in points]
-    xs, ys = [point.x for point in points], [point.y for point in points]
+    ys = [point.y for point in points]
     pad = max((max(ys) - min(ys)) * 0.05, 0.005)
-    x = Scale(min(xs) * 0.9, max(xs) * 1.1, 62, 508, log=True)
+    x = Scale(0, 1, 62, 508)
     y = Scale(max(0.0, min(ys) - pad), min(1.0, max(ys) + pad), 338, 14)
     return render(
         "chart.svg",

@@ -60,7 +60,7 @@ def render_page(catalogue: Catalogue, query: str, base_url: str = "") -> str:
         values = make(catalogue, view, base_url)
     else:
         pages: dict[str, Callable[[Catalogue, View], _Values]]
-        pages = {"table": _table, "scatter": _scatter, "pairs": _pairs, "rejected": _rejected}
+        pages = {"table": _table, "overall": _overall, "scatter": _scatter, "pairs": _pairs, "rejected": _rejected}
         values = _form(catalogue, view) | pages[view.show](catalogue, view)
     return render(f"{view.show}.html", **common, **values)
 
@@ -173,18 +173,46 @@ def _table(catalogue: Catalogue, view: View) -> _Values:
     }
 
 
+def _overall(catalogue: Catalogue, view: View) -> _Values:
+    standings, tasks = catalogue.fitting_standings(view), catalogue.tasks
+    measured = len(catalogue.standings)
+    return {
+        **_cut(standings, view),
+        "all_tasks": [(measurement, _short(measurement), in_words(measurement)) for measurement in tasks],
+        "best_of": {m: max((r.result.value for r in catalogue.ranked(m).values()), default=None) for m in tasks},
+        "status": f"{len(standings):,} of {measured:,} models that were measured on one of {len(tasks)} tasks or more.",
+        "empty": _nothing(catalogue, "No model that fits these filters was measured on a task that others share."),
+    }
+
+
+def _short(measurement: Measurement) -> str:
+    """Return a column's title, such as "kNN, cifar10"."""
+    task, dataset, metric = measurement
+    words = {"knn": "kNN", "linear": "linear"}.get(task, task)
+    return f"{words}, {dataset.rpartition('/')[2]}" + ("" if metric == "top1" else f", {METRICS.get(metric, metric)}")
+
+
+def parameters_in_words(entry: Entry) -> str:
+    """Return a number of parameters, such as "21.7 M"."""
+    count = entry.parameters
+    if count is None:
+        return "unknown"
+    return f"{count / 1e6:,.1f} M" if count >= 1e5 else f"{count:,}"
+
+
 def _scatter(catalogue: Catalogue, view: View) -> _Values:
     lines, chosen = catalogue.lines(view), catalogue.measurement(view)
     points = []
     for line in lines:
         rank = effective_rank(line.entry)
-        if line.result and rank is not None:
-            label = f"{line.entry.repo_id}: {line.result.value:.3f}, effective rank {rank:.1f}"
+        if line.result and rank is not None and line.entry.spectra:
+            dim = line.entry.spectra.summary["dim"]
+            label = f"{line.entry.repo_id}: {line.result.value:.3f}, effective rank {rank:.1f} of {dim:,.0f}"
             href = view.query(show="model", model=line.entry.repo_id)
-            points.append(charts.Point(rank, line.result.value, _style(line.entry), label, href))
+            points.append(charts.Point(rank / dim, line.result.value, _style(line.entry), label, href))
     chart: str = ""
     if points and chosen:
-        chart = charts.scatter(points, "effective rank", METRICS.get(chosen[2], chosen[2]))
+        chart = charts.scatter(points, "effective rank, share of the dimensions", METRICS.get(chosen[2], chosen[2]))
     return {
         "chart": chart,
         "correlation": charts.rank_correlation([point.x for point in points], [point.y for point in points]),
@@ -248,9 +276,6 @@ def _nothing(catalogue: Catalogue, otherwise: str) -> str:
 def _facts(entry: Entry) -> list[tuple[str, str]]:
     """Return the settings of an entry in words."""
     length = [(entry.steps, "steps"), (entry.epochs, "epochs"), (entry.images_per_step, "images per step")]
-    count, parameters = entry.parameters, "unknown"
-    if count is not None:
-        parameters = f"{count / 1e6:,.1f} M" if count >= 1e5 else f"{count:,}"
     return [
         ("Method", entry.method),
         ("Backbone", entry.backbone),
@@ -261,7 +286,7 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
             ", ".join(f"{value:,g} {unit}" for value, unit in length if value is not None) or "length unknown",
         ),
         ("Optimizer", entry.optimizer or "not recorded"),
-        ("Parameters", parameters),
+        ("Parameters", parameters_in_words(entry)),
         ("Revision", entry.revision[:12]),
         ("Last changed", (entry.last_modified or "unknown")[:10]),
         ("hf_orthossl", entry.library_version or "not recorded"),
@@ -333,6 +358,7 @@ environment().globals |= {
     "pages_of": PAGES,
     "best": best,
     "effective_rank": effective_rank,
+    "parameters_in_words": parameters_in_words,
     "remedies": remedies,
     "protocol_text": protocol_text,
 }
