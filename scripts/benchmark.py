@@ -16,6 +16,7 @@ from benchmarks import (
     approximations,
     costs,
     distillation,
+    embed,
     everything,
     masking,
     methods,
@@ -44,6 +45,7 @@ BENCHMARKS = {
     "distillation": distillation,
     "costs": costs,
     "spectra": spectra,
+    "embed": embed,
     "scaling": scaling,
     "all": everything,
 }

@@ -301,8 +301,9 @@ class ImageSource:
             raise ValueError(f"dataset {self.name} is a stream, whose rows cannot be named: open it as a whole")
         table = self.dataset.select_columns([self.image_column]).with_format("arrow")
         names: list[str] = []
-        for start in range(0, len(rows), 4096):
-            part = list(rows[start : start + 4096])
+        # A few at a time, because their images are read with them.
+        for start in range(0, len(rows), 256):
+            part = list(rows[start : start + 256])
             column = table[part][self.image_column].combine_chunks()
             held = isinstance(column.type, pa.StructType) and column.type.get_field_index("path") >= 0
             paths = column.field("path").to_pylist() if held else [None] * len(part)

@@ -14,7 +14,7 @@ from hf_orthossl import load_encoder, load_source
 from hf_orthossl.cli import main
 from hf_orthossl.data import ImageDataset
 from hf_orthossl.encoders import export_encoder
-from hf_orthossl.retrieval import embed_to_file, embedding_file
+from hf_orthossl.retrieval import embed_to_file, embedding_file, formats
 
 SIDE, WIDTH = 32, 24
 
@@ -107,30 +107,45 @@ def test_one_row_per_image(name, model, images, tmp_path, capsys, small_parts):
     assert {*output.parent.iterdir()} == left
 
 
-def test_a_killed_run_goes_on(model, images, tmp_path, capsys, monkeypatch, small_parts):
-    """No row is missing or doubled: the file is that of a run which was not killed."""
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_killed_at_random_goes_on(seed, model, images, tmp_path, capsys, monkeypatch, small_parts):
+    """Killed again and again, in any batch and while the output is written: no row is missing or doubled."""
     whole, output = tmp_path / "whole.parquet", tmp_path / "killed.parquet"
     embed(model, "--dataset", images, "--output", whole)
-    write, writes = embedding_file._write_part, []
+    rng = np.random.default_rng(seed)
+    read_vectors, write = embedding_file.VectorReader.__call__, formats.WRITERS[".parquet"]
+    left = 0
 
-    def killed(folder, number, *rest):
-        if len(writes) == 2:
+    def killed(reader, pixels):
+        nonlocal left
+        left -= 1
+        if left < 0:
             raise KeyboardInterrupt
-        writes.append(number)
-        write(folder, number, *rest)
+        return read_vectors(reader, pixels)
 
-    monkeypatch.setattr(embedding_file, "_write_part", killed)
-    with pytest.raises(SystemExit) as stop:
-        embed(model, "--dataset", images, "--output", output)
-    assert stop.value.code == 130
-    assert not output.exists()
-    monkeypatch.setattr(embedding_file, "_write_part", write)
-    # A part that a full disk or a power failure has cut is computed again.
-    (folder,) = tmp_path.glob(".killed*")
-    (folder / "part-000001.parquet").write_bytes(b"PAR1")
+    def killed_writing(file, *rest):
+        write(file, *rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedding_file.VectorReader, "__call__", killed)
+    monkeypatch.setitem(formats.WRITERS, ".parquet", killed_writing)
+    (folder, done) = (tmp_path / ".killed.parquet.parts", [])
+    while len(done) < 4:
+        # One batch is that which finds the shape of the vectors.
+        left = int(rng.integers(3, 6))
+        with pytest.raises(SystemExit) as stop:
+            embed(model, "--dataset", images, "--output", output)
+        assert stop.value.code == 130
+        assert not output.exists()
+        before, done = done, sorted(path.name for path in folder.glob("part-*"))
+        assert {*before} <= {*done}
+        # As a power failure leaves it.
+        if len(done) == 2:
+            (folder / done[0]).write_bytes(b"PAR1")
+    monkeypatch.undo()
     capsys.readouterr()
     embed(model, "--dataset", images, "--output", output)
-    assert "resumed  8 of 30 images were embedded before" in capsys.readouterr().out
+    assert "resumed  30 of 30 images were embedded before" in capsys.readouterr().out
     assert pq.read_table(output).equals(pq.read_table(whole), check_metadata=True)
     assert not folder.exists()
 

@@ -65,6 +65,18 @@ def test_masking(monkeypatch, tmp_path, capsys):
     assert "4 of 16" in capsys.readouterr().out
 
 
+def test_embed(monkeypatch, tmp_path, capsys):
+    arguments = f"embed --backbone test_vit --images 40 80 --batch 16 --repeats 1 --json {tmp_path / 'out.json'}"
+    benchmark(arguments, monkeypatch)
+    timed, other = json.loads((tmp_path / "out.json").read_text())["embed"]
+    assert timed["times"]["forward"]["ratio"] == 1
+    assert timed["times"]["embed"]["median_ms"] > 0
+    assert (timed["images"], other["images"], "times" in other) == (40, 80, False)
+    assert "embed, from the data set to Parquet" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        benchmark("embed --images 5000", monkeypatch)
+
+
 def test_methods(monkeypatch, tmp_path):
     arguments = f"methods --methods nnclr --images 64 --batch 16 --steps 2 --json {tmp_path / 'out.json'}"
     benchmark(arguments, monkeypatch)
