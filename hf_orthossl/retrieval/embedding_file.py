@@ -25,6 +25,7 @@ from ..data import ImageDataset, ImageSource
 from ..data.fingerprint import difference
 from ..data.unreadable import TooManyUnreadable, Unreadable, allowed, check_unreadable, left_out_note
 from ..distributed.collectives import on_main, rank, shard_range, wait_for_all
+from ..distributed.progress import here
 from ..encoders import Encoder
 from ..encoders.channels import match_channels
 from ..encoders.embedding import VectorReader, normalized_batches
@@ -123,7 +124,9 @@ def embed_to_file(
         _compute(reader, source, folder, own, size, settings)
         wait_for_all()
         seconds = time.monotonic() - started
-        images, notes = on_main(lambda: _finish(folder, output, source, parts))
+        # The other processes wait while the main one copies, which may be long without computing.
+        with here.waiting_elsewhere():
+            images, notes = on_main(lambda: _finish(folder, output, source, parts))
     with contextlib.suppress(OSError):  # the lock removes only a folder that it has made
         folder.rmdir()
     return EmbeddingFile(output, images, reader.shape, todo, seconds, notes)

@@ -18,14 +18,14 @@ from .pictures import Picture, check_queries, query_source, thumbnails
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Inches: the side of a picture, the space beside it, that for the two lines of text below it, and after the first one.
-_SIDE, _GAP, _TEXT, _AFTER = 0.95, 0.09, 0.34, 0.22
+# Inches: the side of a picture, the space beside it, a line of text below it, and the space after the first column.
+_SIDE, _GAP, _LINE, _AFTER = 0.95, 0.09, 0.125, 0.22
 # The queries of a sheet: image libraries take no pictures of 65,536 pixels and more.
 _MOST_QUERIES = 40
 # The side of a picture in pixels is at least that of the encoder's input, and at most this.
 _PIXELS = 160
 # Characters of a caption that fit below a picture.
-_LETTERS = 16
+_LETTERS = 14
 # Columns of a sheet of outliers, the pictures of a group that are drawn, and the neighbours of a query.
 _COLUMNS, _MEMBERS, _NEAREST = 8, 8, 16
 # The frame of a neighbour of the query's class, and of another one: by line style too, for whoever sees no colours.
@@ -36,7 +36,7 @@ _OTHER: _Frame = (COLORS[1], (0, (2, 1)))
 
 @dataclass
 class Cell:
-    """A picture of a sheet, with up to two lines below it.
+    """A picture of a sheet, with lines of text below it.
 
     Args:
         image (`np.ndarray`): Pixels `(S, S, 3)` or `(S, S)`, uint8.
@@ -90,10 +90,9 @@ def draw_duplicates(found: Neighbours, source: ImageSource, image_size: int, pat
         what = group.kind if group.kind == "exact" else f"near, {group.similarity:.3f}"
         what += f", 1 of {len(group.images)}" if len(group.images) > len(members) else ""
         images = thumbnails(source, [one.row for one in members if one.row is not None], _pixels(image_size))
-        lines = [what, *[""] * (len(members) - 1)]
-        rows.append(
-            [Cell(image, (line or "same", _name(one))) for one, image, line in zip(members, images, lines, strict=True)]
-        )
+        firsts = [what, *["same"] * (len(members) - 1)]
+        cells = zip(members, images, firsts, strict=True)
+        rows.append([Cell(image, (first, *_names(one))) for one, image, first in cells])
     count = len(found.duplicates)
     title = f"Duplicates, {len(rows)} of {count:,} groups" if count > len(rows) else f"Duplicates, {count:,} groups"
     return _draw(rows, f"{title}: {_about(found)}", path)
@@ -103,7 +102,7 @@ def draw_outliers(found: Neighbours, source: ImageSource, image_size: int, path:
     """Draw the images that are farthest from all others; see [`draw_neighbours`]."""
     farthest = found.outliers[: 2 * shown]
     images = thumbnails(source, [one.row for one in farthest if one.row is not None], _pixels(image_size))
-    cells = [Cell(image, (f"{one.distance:.3f}", _name(one))) for one, image in zip(farthest, images, strict=True)]
+    cells = [Cell(image, (f"{one.distance:.3f}", *_names(one))) for one, image in zip(farthest, images, strict=True)]
     rows = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
     title = f"Outliers, by mean cosine distance to the {found.about['k']} nearest images: {_about(found)}"
     return _draw(rows, title, path)
@@ -132,9 +131,14 @@ def _last_part(name: str) -> str:
 
 
 def _name(picture: Picture) -> str:
-    """Return what to write below a picture: its class, or the end of its path."""
-    text = picture.label if picture.label is not None else Path(picture.path).name
-    return text if len(text) <= _LETTERS else f"…{text[1 - _LETTERS :]}"
+    """Return what to write below a picture: its class, or the name of its file."""
+    return _names(picture)[-1]
+
+
+def _names(picture: Picture) -> list[str]:
+    """Return the name of a picture's file and, if it is known, its class, as far as they fit below it."""
+    names = [Path(picture.path).name, *([] if picture.label is None else [picture.label])]
+    return [text if len(text) <= _LETTERS else f"…{text[1 - _LETTERS :]}" for text in names]
 
 
 def _draw(
@@ -145,12 +149,13 @@ def _draw(
     width = columns * (_SIDE + _GAP) + after + _GAP
     lines = textwrap.wrap(title, round(width * 14.5), break_on_hyphens=False)
     top, bottom = 0.12 + 0.16 * len(lines), 0.3 if framed else 0.06
-    height = top + len(rows) * (_SIDE + _TEXT + _GAP) + bottom
+    row = _SIDE + _LINE * max(len(cell.lines) for cells in rows for cell in cells) + 2 * _GAP
+    height = top + len(rows) * row + bottom
     figure = new_figure(width, height)
     figure.set_layout_engine("none")
     figure.text(_GAP / width, 1 - 0.08 / height, "\n".join(lines), fontsize=8, fontweight="bold", va="top")
     for number, cells in enumerate(rows):
-        below = height - top - number * (_SIDE + _TEXT + _GAP) - _SIDE
+        below = height - top - number * row - _SIDE
         for place, cell in enumerate(cells):
             left = _GAP + place * (_SIDE + _GAP) + (after if place else 0)
             _draw_cell(figure, cell, (left / width, below / height, _SIDE / width, _SIDE / height))

@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": ["evaluate", *MODEL, "--cache", "none"],
     "spectra": ["spectra", *MODEL, "--dataset", "digits"],
     "forecast": ["forecast"],
+    "neighbours": ["neighbours", *MODEL, "--cache", "none"],
 }
 
 
@@ -33,7 +34,7 @@ def test_a_folder_that_cannot_be_written(command, tmp_path, capsys):
     assert "output_dir /proc/orthossl cannot be written" in line
 
 
-@pytest.mark.parametrize("command", ["spectra", "forecast"])
+@pytest.mark.parametrize("command", ["spectra", "forecast", "neighbours"])
 def test_figures_that_cannot_be_drawn(command, tmp_path, capsys, monkeypatch):
     def fail(*args):
         raise RuntimeError("no font can be found")
