@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..evaluation import Result, read_results, write_results
-from .card.render import FIGURE, render_card
+from .card.render import render_card
 from .client import HubRepo, RepoState, hub_id, require_token
 from .measurements import RESULTS, eval_result_files, merge_results, public_result
-from .publish import FILES, refuse_tokens
+from .publish import FIGURES, FILES, refuse_tokens
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def publish_results(model: str, results: list[Result], *, token: str | None = No
     added = [public_result(result) for result in results]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        repo.download({*FILES, FIGURE} & found.files - {"model.safetensors"}, found.sha, folder)
+        repo.download({*FILES, *FIGURES} & found.files - {"model.safetensors"}, found.sha, folder)
         earlier = read_results(folder / RESULTS) if (folder / RESULTS).is_file() else []
         merged = merge_results(earlier, added)
         write_results(folder / RESULTS, merged)

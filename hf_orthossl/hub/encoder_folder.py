@@ -2,13 +2,17 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import torch
+from torch import Tensor
 
 from .. import __version__
 from ..configuration import AUTO
 from ..data import ImageDataset, ImageSource
+from ..data.locations import EMBEDDED
 from ..data.unreadable import Unreadable
 from ..encoders import Encoder, export_encoder
 from ..encoders.embedding import normalized_batches
@@ -17,10 +21,10 @@ from ..evaluation import Result, write_results
 from ..files import replace_file, replacing_folder
 from ..modeling import SSLModel
 from ..regularization import select_matrices
-from ..spectra import SpectralReport, last_weights, plot_spectra, spectral_report
+from ..spectra import SpectralReport, last_weights, plot_representations, plot_spectra, spectral_report
 from ..spectra.report import ARRAYS, SCALARS
-from .card.render import FIGURE, START_FIGURE, render_card
-from .client import public_name
+from .card.render import FIGURE, MAP, START_FIGURE, render_card
+from .client import hub_id, public_name
 from .encoder_record import EncoderRecord, package_commit
 from .measurements import RESULTS, public_result
 from .publish import FIGURES
@@ -48,7 +52,8 @@ def write_encoder_folder(
     """Write the encoder of a trained model with its origin, results, spectra and card.
 
     The folder contains `config.json`, `model.safetensors` and other files needed for loading, `results.json`,
-    `spectra.json`, `spectra.safetensors`, `spectra.png`, and the card, `README.md`.
+    `spectra.json`, `spectra.safetensors`, `spectra.png`, for labelled images a map of the classes
+    (`representations.png`), and the card, `README.md`.
 
     Args:
         model ([`SSLModel`]): The trained model; only its encoder is exported.
@@ -85,9 +90,11 @@ def write_encoder_folder(
         if results:
             write_results(unfinished / RESULTS, [public_result(result) for result in results])
         if spectra_images is not None:
-            report = training_spectra(encoder, source, spectra_images, metadata=_about(record))
+            with _Seen(encoder) as seen:
+                report = training_spectra(encoder, source, spectra_images, metadata=_about(record), seen=seen)
             report.save(unfinished)
             report.plot(unfinished / FIGURE)
+            seen.draw(source, unfinished / MAP)
             if start is not None:
                 plot_spectra({"start": start, "end": report}, unfinished / START_FIGURE)
         _write_card(unfinished, folder)
@@ -100,6 +107,7 @@ def training_spectra(
     images: int = SPECTRA_IMAGES,
     *,
     metadata: dict[str, Any] | None = None,
+    seen: "_Seen | None" = None,
 ) -> SpectralReport:
     """Return the spectra of an encoder, on images that it is trained on; of the weights alone for a stream.
 
@@ -108,13 +116,59 @@ def training_spectra(
         source ([`ImageSource`], *optional*): The images.
         images (`int`, defaults to 1024): Maximum number of images.
         metadata (`dict`, *optional*): What the report says of itself.
+        seen (`_Seen`, *optional*): Keeps the labels of the images.
     """
     unreadable: list[Unreadable] = []
-    report = spectral_report(encoder, _images(encoder, source, images, unreadable), metadata=metadata or {})
+    batches = _images(encoder, source, images, unreadable)
+    batches = batches if seen is None or batches is None else seen.labelled(batches)
+    report = spectral_report(encoder, batches, metadata=metadata or {})
     if unreadable:
         # Their names are those of local files, which are not published.
         report.notes.append(f"{len(unreadable):,} further images cannot be read and were left out.")
     return report
+
+
+class _Seen:
+    """Keep representations and labels of the images that pass an encoder within this context, for a map of them.
+
+    The map shows points, and no image: training images may be private.
+
+    Args:
+        encoder ([`Encoder`]): The encoder.
+    """
+
+    def __init__(self, encoder: Encoder):
+        self._encoder = encoder
+        self._representations: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    def __enter__(self) -> Self:
+        self._handle = self._encoder.register_forward_hook(
+            lambda module, inputs, output: self._representations.append(output.detach().float().cpu())
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._handle.remove()
+
+    def labelled(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the batches, and keep their labels."""
+        for batch in batches:
+            self._labels.append(batch["labels"])
+            yield batch
+
+    def draw(self, source: ImageSource | None, path: Path) -> None:
+        """Draw the first two principal components of the representations, if two classes or more are labelled."""
+        if not self._labels or source is None or source.label_column is None:
+            return
+        labels = torch.cat(self._labels)
+        known = labels >= 0
+        representations = torch.cat(self._representations)[: len(labels)][known]
+        if len(labels[known].unique()) < 2 or not torch.isfinite(representations).all():
+            return
+        # Names of a user's own classes stay here, as paths do.
+        names = source.class_names if source.name in EMBEDDED or hub_id(source.name) else None
+        plot_representations(representations, labels[known], path, class_names=names, method="pca")
 
 
 def rehearse_encoder_folder(

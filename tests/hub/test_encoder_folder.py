@@ -1,5 +1,6 @@
 """The folder a run leaves: its card's snippets run and give the encoder's own representation."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,9 +10,9 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 from hf_orthossl import SSLConfig, SSLModel, load_encoder
-from hf_orthossl.data import load_source
-from hf_orthossl.evaluation import Result, read_results
-from hf_orthossl.hub import render_card, write_encoder_folder
+from hf_orthossl.data import ImageDataset, load_source
+from hf_orthossl.evaluation import Result, extract_features, read_results
+from hf_orthossl.hub import encoder_folder, render_card, write_encoder_folder
 from hf_orthossl.hub.encoder_record import EncoderRecord
 
 SMALL = {"channels": [8, 8, 16, 16]}
@@ -147,3 +148,33 @@ def test_broken_markers_cost_neither_the_run_nor_the_text(digits, tmp_path):
 def test_no_data_set_gives_spectra_of_the_weights(tmp_path):
     _, folder = written("resnet10t", None, tmp_path / "encoder", **SMALL)
     assert "only the spectra of the weights" in (folder / "README.md").read_text()
+
+
+def test_labelled_images_give_a_map_and_private_classes_keep_their_names(digits, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(encoder_folder, "plot_representations", lambda *args, **kwargs: drawn.append((args, kwargs)))
+    encoder, _ = written("resnet10t", digits, tmp_path / "named", **SMALL)
+    (representations, labels, path), options = drawn[0]
+    assert options["class_names"] == [str(number) for number in range(10)]
+    assert path.name == "representations.png"
+    assert torch.equal(labels, torch.tensor(digits.dataset["label"]))
+    expected = extract_features(encoder, ImageDataset(digits, image_size=32, unreadable="omit")).representations
+    torch.testing.assert_close(representations, expected)
+    private = dataclasses.replace(digits, name=str(tmp_path / "patients"))
+    written("resnet10t", private, tmp_path / "private", **SMALL)
+    assert drawn[1][1]["class_names"] is None
+    unlabelled = dataclasses.replace(digits, label_column=None)
+    written("resnet10t", unlabelled, tmp_path / "unlabelled", **SMALL)
+    assert len(drawn) == 2
+
+
+def test_the_card_shows_the_map_even_of_a_collapsed_encoder(digits, tmp_path):
+    torch.manual_seed(0)
+    encoder = load_encoder("resnet10t", image_size=32, **SMALL)
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.zero_()
+    model = SSLModel(SSLConfig("resnet10t", image_size=32, backbone_config=SMALL), encoder)
+    folder = write_encoder_folder(model, tmp_path / "encoder", source=digits)
+    assert (folder / "representations.png").is_file()
+    assert "](representations.png)" in (folder / "README.md").read_text()

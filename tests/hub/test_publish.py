@@ -88,6 +88,7 @@ def test_one_commit_of_the_encoder_and_nothing_else(folder, hub_here):
         "README.md",
         "config.json",
         "model.safetensors",
+        "representations.png",
         "results.json",
         "spectra.json",
         "spectra.png",
@@ -186,7 +187,7 @@ def test_only_pictures_of_ours_or_in_the_card_go_out(folder, hub_here):
     card.write_text(card.read_text() + '\n![mine](shown.png) <img src="./html.jpg"> ![up](../desk.png) desk.png\n')
     publish_encoder(folder, REPO)
     pictures = {name for name in hub_here.files(REPO) if name.endswith((".png", ".jpg"))}
-    assert pictures == {"spectra.png", "filters.png", "shown.png", "html.jpg"}
+    assert pictures == {"spectra.png", "representations.png", "filters.png", "shown.png", "html.jpg"}
 
 
 def test_which_owners_text_won_is_said(folder, hub_here):

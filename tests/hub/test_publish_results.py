@@ -66,7 +66,7 @@ def test_from_the_command_line_by_hub_id(folder, hub_here, tmp_path, capsys):
     assert "results, read back" in capsys.readouterr().out
     pushed = json.loads(there("results.json"))
     measured = json.loads((tmp_path / "results.json").read_text())
-    assert len(pushed) == 1 + 6
+    assert len(pushed) == 1 + 2
     assert [entry["value"] for entry in pushed[1:]] == [entry["value"] for entry in measured]
     assert "digits" in there("README.md")
 

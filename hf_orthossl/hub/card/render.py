@@ -23,6 +23,8 @@ from .spectra_text import collapse_notice, feature_rows, plain_reading, weight_r
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 SPECTRA, FIGURE, START_FIGURE = "spectra.json", "spectra.png", "spectra_from_start.png"
+# A map of training images by their representations, coloured by class.
+MAP = "representations.png"
 # `EncoderRecord.pooling` → Python that extracts the representation from the output of AutoModel, and of the pipeline.
 _MEAN = "features.mean(dim=1) if features.ndim == 3 else features.mean(dim=(2, 3))"
 _FROM_OUTPUTS = {
@@ -135,6 +137,7 @@ def render_card(
             embedding_regularizer=_embedding_title(record.embedding_regularizer),
             embedding_weight="not recorded" if record.embedding_weight is None else record.embedding_weight,
             license=_licence(metadata),
+            map=(folder / MAP).is_file(),
             parameters=None if record.parameters is None else f"{record.parameters:,}",
             size=readable_size(4 * (record.parameters or 0)),
             started_from=record.training.get("started_from") or record.base_model,
