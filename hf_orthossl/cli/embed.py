@@ -1,10 +1,14 @@
 """`orthossl embed`: write the vectors of all images of a data set to one file."""
 
+from pathlib import Path
+
 from ..data import load_source
+from ..distributed.collectives import on_main
 from ..distributed.launch import init_processes
 from ..encoders.channels import common_channels, match_channels
 from ..messages import readable_size
 from ..retrieval import embed_to_file
+from ..retrieval.embedding_file import require_new
 from .inputs import open_encoder
 from .options.embed import EmbedArguments
 
@@ -16,6 +20,8 @@ def main(args: EmbedArguments) -> None:
         args ([`EmbedArguments`]): The options.
     """
     init_processes(args.device)
+    # First, so that an output that exists costs no download.
+    on_main(lambda: require_new(Path(args.output)))
     encoder = open_encoder(args.model, args)
     reading = args.reading() | {"channels": args.channels or common_channels({args.model: encoder})}
     source = load_source(args.location, split=args.split, **reading)

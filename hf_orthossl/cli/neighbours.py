@@ -98,10 +98,10 @@ def told(found: Neighbours) -> list[str]:
     exact = sum(group.kind == "exact" for group in found.duplicates)
     differ = sum(group.disagrees for group in found.duplicates)
     if images:
-        near = len(found.duplicates) - exact
+        groups = len(found.duplicates)
         lines.append(
-            f"copies   {images:,} images in {len(found.duplicates):,} groups: {exact:,} of equal pixels, {near:,} of "
-            f"nearly equal ones" + (f"; {differ:,} with different classes" if differ else "")
+            f"copies   {images:,} images in {groups:,} group{'s' if groups > 1 else ''}: {exact:,} of equal pixels, "
+            f"{groups - exact:,} of nearly equal ones" + (f"; {differ:,} with different classes" if differ else "")
         )
     else:
         lines.append("copies   no duplicates found")

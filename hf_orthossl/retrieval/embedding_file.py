@@ -106,7 +106,7 @@ def embed_to_file(
     """
     output = Path(output)
     folder = output.with_name(f".{output.name}.parts")
-    on_main(lambda: _require_new(output))
+    on_main(lambda: require_new(output))
     if source.num_rows is None:
         raise ValueError(f"dataset {source.name} is a stream, whose rows have no numbers: open it as a whole")
     match_channels(encoder, source)
@@ -132,8 +132,16 @@ def embed_to_file(
     return EmbeddingFile(output, images, reader.shape, todo, seconds, notes)
 
 
-def _require_new(output: Path) -> None:
-    """Refuse an output that exists, or that cannot be written."""
+def require_new(output: Path) -> None:
+    """Check that an output does not exist yet and can be written.
+
+    Args:
+        output (`Path`): The file.
+
+    Raises:
+        ValueError: It or a file beside it exists, or its name does not end in that of a format.
+        OSError: Its folder cannot be written.
+    """
     for file in output_files(output):
         if file.is_symlink() or file.exists():
             raise ValueError(f"output {file} exists: remove it, or pass another --output")

@@ -236,6 +236,8 @@ def test_bad_input_is_one_line(model, images, tmp_path, capsys):
     assert f"output {there} exists: remove it, or pass another --output" in refused(
         capsys, model, *data, "--output", there
     )
+    # Before anything is opened or downloaded.
+    assert f"output {there} exists" in refused(capsys, "no/such-model", "--dataset", "no/data", "--output", there)
     assert there.read_bytes() == b"mine"
     (tmp_path / "a.csv").write_bytes(b"mine")
     assert "a.csv exists" in refused(capsys, model, *data, "--output", tmp_path / "a.npy")
