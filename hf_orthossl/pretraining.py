@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import set_seed
@@ -30,7 +32,8 @@ from .messages import suggest
 from .modeling import SSLModel
 from .options import convert, default_of, forms, overridden, read_config, unknown
 from .reporting import write_report
-from .spectra import SpectralReport
+from .spectra import FeatureSpectrum, SpectralReport
+from .spectra.covariance import MAX_DIM, covariance_for
 from .terminal import replace_characters
 from .training import OrthoSSLTrainer, OrthoSSLTrainingArguments, TrainingData, pretrain_loop
 from .training.adaptation import OPTIONS as ADAPTED
@@ -40,7 +43,7 @@ from .training.callbacks.reporting import read_history
 from .training.inherited import refusal
 from .training.loop import STATE as LOOP_STATE
 from .training.options import OPTION_CLASSES, DataArguments, ModelArguments, TrainingOptions, check_given
-from .training.printing import describe, summarize
+from .training.printing import Spent, describe, next_command, summarize
 from .training.publishing import training_record
 from .training.rehearsal import rehearse
 from .training.resume import begin_record, settled_arguments
@@ -219,21 +222,25 @@ def run_pretraining(
             if is_main:
                 print(describe(model, source, data, monitor))
             beginning = None
+            ranks: list[tuple[float, int]] = []
             if model.config.pretrained is not None and args.resume:
                 # The model that was built here does not have the weights of the start.
                 beginning = read_start(folder)
                 results = beginning.results if beginning else []
                 penalties = [beginning.penalty] if beginning and beginning.penalty is not None else []
             else:
-                results = monitor.measure(model.encoder, step=0) if monitor else []
+                results, ranks = _measured(monitor, model.encoder, 0)
                 penalties = [float(model.penalty().detach())] if model.regularizer else []
                 if model.config.pretrained is not None and is_main:
                     penalty = penalties[0] if penalties else None
                     beginning = measure_start(folder, model.encoder, source, results=results, penalty=penalty)
+            began, done = time.monotonic(), data.record.steps
             if front == "loop":
                 pretrain_loop(model, data, write_encoder=False)
             else:
                 OrthoSSLTrainer(model, train_dataset=data, write_encoder=False).train()
+        images = (data.record.steps - done) * args.images_per_step
+        spent = Spent.of(time.monotonic() - began, images)
         # Each process holds a part of sharded weights, so all processes must take part in reading them.
         if model.regularizer:
             penalties.append(float(model.penalty().detach()))
@@ -245,8 +252,8 @@ def run_pretraining(
         encoder = data.watch.selected(encoder)
 
         with _without_library_bars():
-            if monitor:
-                results = results + monitor.measure(encoder, step="end")
+            measured, last = _measured(monitor, encoder, "end")
+            results, ranks = results + measured, [*ranks, *last]
             if beginning:
                 results = results + drift_results(encoder, source, beginning)
             write_results(folder / "results.json", results)
@@ -267,8 +274,11 @@ def run_pretraining(
             if brief:
                 return run
             watched = data.watch.describe(data.record.steps)
-            print(summarize(folder, results, penalties, model, SpectralReport.load(run.encoder), watched))
+            report = SpectralReport.load(run.encoder)
+            print(summarize(folder, results, penalties, model, report, watched, ranks, spent))
             print(_report(run, encoder, source))
+            named = None if data_args.location == IN_MEMORY else data_args.dataset
+            print(next_command(folder, named, bool(report.complete_collapse())))
             return dataclasses.replace(run, publication=publish_run(run, args)) if args.push_to_hub else run
 
 
@@ -298,6 +308,25 @@ def knn_monitor(
             queries = held_out
             break
     return KNNMonitor(source, queries, model.encoder.image_size, images=data_args.knn_images, seed=args.seed)
+
+
+def _measured(
+    monitor: KNNMonitor | None, encoder: Encoder, step: int | str
+) -> tuple[list[Result], list[tuple[float, int]]]:
+    """Return kNN accuracies, and the effective rank of the representations that they are of, with the largest one.
+
+    Both are empty without labels; the rank too if the representations are not finite.
+    """
+    if monitor is None:
+        return [], []
+    bank, queries = monitor.features(encoder)
+    results, vectors = monitor.results(bank, queries, step), bank.representations
+    if len(vectors) < 2 or not torch.isfinite(vectors).all():
+        return results, []
+    covariance = covariance_for(vectors.shape[1], MAX_DIM, vectors.device)
+    covariance.update(vectors)
+    spectrum = FeatureSpectrum.from_covariance(covariance)
+    return results, [(spectrum.effective_rank, spectrum.most_positive)]
 
 
 def _report(run: PretrainingRun, encoder: Encoder, source: ImageSource) -> str:

@@ -15,17 +15,17 @@ from accelerate.utils import (
 )
 from accelerate.utils.constants import RNG_STATE_NAME
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm.auto import tqdm
 
 from ..distributed.collectives import wait_for_all
 from ..locks import locked
 from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks.probes import build_probes
-from .callbacks.reporting import append_history, bar_text, begin_history
+from .callbacks.reporting import append_history, begin_history
 from .callbacks.watching import build_spectra
 from .checkpoints import remove_old_checkpoints, staged
 from .data import TrainingData
+from .display import Display
 from .engines import check_engine, engine_settings, prepare_model
 from .interruption import Interruption
 from .intervals import steps_between
@@ -126,12 +126,14 @@ def _train(model: SSLModel, data: TrainingData, output: EncoderOutput, write_enc
     begin_steps(data, optimizer, scheduler, done)
     for callback in callbacks:
         callback.begin(model, history)
-    quiet = args.disable_tqdm or not accelerator.is_main_process
+    quiet = not accelerator.is_main_process
     wrapped.train()
     epoch, steps_into_epoch = divmod(done, epoch_steps)
     with (
         Interruption(args.output_dir) as interruption,
-        tqdm(total=max_steps, initial=done, disable=quiet, dynamic_ncols=True) as bar,
+        contextlib.closing(
+            Display(max_steps, done, args.images_per_step, bar=not args.disable_tqdm, quiet=quiet)
+        ) as display,
     ):
         while done < max_steps and data.watch.stopped is None:
             skipped = steps_into_epoch * args.gradient_accumulation_steps
@@ -161,14 +163,14 @@ def _train(model: SSLModel, data: TrainingData, output: EncoderOutput, write_enc
                         scheduler.step()
                     optimizer.zero_grad()
                 done, stops = done + 1, False
-                bar.update()
+                display.step()
                 if done % steps_between(args.logging_steps, max_steps) == 0 or done == max_steps:
                     passes = epoch + (index + 1) / epoch_batches
                     logs = {**step.drain(), "learning_rate": rate, "epoch": passes}
                     for callback in callbacks:
                         logs |= callback.measure(done, max_steps)
                     if accelerator.is_main_process:
-                        bar.set_postfix_str(bar_text(logs))
+                        display.log(logs)
                         append_history(args.output_dir, {"step": done, **logs})
                     accelerator.log(logs, step=done)
                     stops = data.watch.agreed_to_stop(done, max_steps)

@@ -244,7 +244,7 @@ class TrainingOptions:
         metadata={"metavar": "NAME", "help": "tensorboard, wandb, … (default: none)", "group": SAVING},
     )
     disable_tqdm: bool | None = field(
-        default=None, metadata={"help": "show no progress bar", "group": SAVING, "more": True}
+        default=None, metadata={"help": "dated lines instead of a progress bar", "group": SAVING, "more": True}
     )
     save_strategy: Literal["steps", "epoch", "no"] = field(
         default="steps", metadata={"help": "when to save checkpoints", "group": SAVING, "more": True}

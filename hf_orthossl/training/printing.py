@@ -1,16 +1,59 @@
 """Say in lines what a run is about to do, before its first step, and what it came to, after the last."""
 
+import resource
+import shlex
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+import torch
 
 from ..configuration import AUTO
 from ..data import ImageSource, UnreadableLog
 from ..evaluation import KNNMonitor, Result
+from ..messages import readable_size
 from ..methods import get_method
 from ..modeling import SSLModel
 from ..spectra import SpectralReport
 from .auto_gamma import gamma_text
 from .data import UNREADABLE_IMAGES, TrainingData
+from .display import duration
 from .freezing import Freezing
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a training took, in this process.
+
+    Args:
+        seconds (`float`): From its begin to its end, with the measurements in between.
+        images (`int`): Images that were trained on, in all processes.
+        memory (`int`): Most bytes of this process in memory so far, of the GPU if it trained there.
+        where (`str`): "memory", or "memory of the GPU".
+    """
+
+    seconds: float
+    images: int
+    memory: int
+    where: str
+
+    @classmethod
+    def of(cls, seconds: float, images: int) -> Self:
+        """Return what was spent, with the memory that this process needed at most."""
+        if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+            return cls(seconds, images, torch.cuda.max_memory_allocated(), "memory of the GPU")
+        # In bytes on macOS, else in KiB.
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return cls(seconds, images, most, "memory")
+
+    def describe(self) -> str:
+        """Return duration, speed and memory in words."""
+        speed = self.images / max(self.seconds, 1e-9)
+        return (
+            f"{duration(self.seconds)}, {speed:,.{0 if speed >= 10 else 1}f} images/s, at most "
+            f"{readable_size(self.memory)} of {self.where}"
+        )
 
 
 def describe(model: SSLModel, source: ImageSource, data: TrainingData, monitor: KNNMonitor | None) -> str:
@@ -51,12 +94,32 @@ def summarize(
     model: SSLModel,
     report: SpectralReport,
     watched: dict[str, str],
+    ranks: list[tuple[float, int]],
+    spent: Spent,
 ) -> str:
-    """Return lines that summarize the results and files of a run folder, and what its measurements have decided."""
-    lines = [f"collapse {' '.join(sentences)}"] if (sentences := report.complete_collapse()) else []
+    """Return lines that summarize the results and files of a run folder, and what its measurements have decided.
+
+    Args:
+        folder (`Path`): The folder.
+        results (`list[Result]`): kNN accuracies and drift.
+        penalties (`list[float]`): Σ OR(W) before and after.
+        model ([`SSLModel`]): The trained model.
+        report ([`SpectralReport`]): The spectra of the encoder that was written.
+        watched (`dict[str, str]`): Which encoder was selected, and why the run stopped.
+        ranks (`list[tuple[float, int]]`): Effective rank of the representation and its largest possible value, before
+            and after training, of the same images.
+        spent ([`Spent`]): What the training took.
+    """
+    lines = [f"training {spent.describe()}"]
+    lines += [f"collapse {' '.join(sentences)}"] if (sentences := report.complete_collapse()) else []
     if top1 := [result for result in results if result.metric == "top1"]:
         first, last = top1[0].value, top1[-1].value
         lines.append(f"kNN      top-1 {first:.3f} before training, {last:.3f} after ({top1[-1].split})")
+    if len(ranks) > 1:
+        (first, _), (last, most) = ranks[0], ranks[-1]
+        lines.append(
+            f"rank     {first:.1f} before training, {last:.1f} after (effective, of the representation, ≤ {most})"
+        )
     if drift := {result.metric: result.value for result in results if result.task == "drift"}:
         lines.append(
             f"drift    linear CKA {drift['linear_cka']:.3f}, mean cosine {drift['mean_cosine']:.3f} with the start"
@@ -80,3 +143,19 @@ def summarize(
     if stopped := watched.get("stopped"):
         lines.append(f"stopped  {stopped}; --resume with --stop_on_collapse no goes on")
     return "\n".join(lines)
+
+
+def next_command(folder: Path, dataset: list[str] | None, collapsed: bool) -> str:
+    """Return the line that says which command to type next.
+
+    Args:
+        folder (`Path`): The folder of the run.
+        dataset (`list[str]`, *optional*): The images, as the command names them; `None` for a data set in memory.
+        collapsed (`bool`): Whether the encoder has collapsed completely, so that it is of no use.
+    """
+    images = "" if dataset is None else f" --dataset {shlex.join(dataset)}"
+    if collapsed and images:
+        return f"next     orthossl compare{images} (which remedy works on these images)"
+    if not images:
+        return f"next     orthossl spectra {shlex.quote(str(folder))} (how many directions it uses)"
+    return f"next     orthossl embed {shlex.quote(str(folder))}{images} (a vector for each image)"

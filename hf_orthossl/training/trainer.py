@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from ..distributed.collectives import wait_for_all
@@ -23,9 +23,10 @@ from ..modeling import SSLModel
 from .arguments import OrthoSSLTrainingArguments
 from .callbacks import SpectraCallback
 from .callbacks.probes import build_probes
-from .callbacks.reporting import HistoryCallback, LossBar, ReportingCallback
+from .callbacks.reporting import HistoryCallback, ReportingCallback
 from .callbacks.watching import build_spectra, check_own_spectra
 from .checkpoints import remove_old_checkpoints, staged
+from .display import DisplayCallback
 from .engines import check_engine, prepare_model
 from .interruption import Interrupted, Interruption
 from .optimizers import GivenSettings, build_optimizer, build_schedule, schedule_factor
@@ -127,8 +128,8 @@ class OrthoSSLTrainer(Trainer):
             self.add_callback(build_spectra(model, self.data))
         for probe in build_probes(model, self.data):
             self.add_callback(probe)
-        if self.pop_callback(ProgressCallback):
-            self.add_callback(LossBar())
+        if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
+            self.add_callback(DisplayCallback(args.images_per_step))
 
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         """Add a callback; one that adds to log entries goes before the integrations that report them."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -181,12 +182,16 @@ def test_precision_trackers_and_bar(front, source, tmp_path, monkeypatch, capsys
     run(front, source, tmp_path / "quiet", max_steps=1, bf16=True, report_to=["tensorboard"], disable_tqdm=True)
     # The rehearsal before the first step and measurements are not in bfloat16.
     assert torch.bfloat16 in {output.dtype for output in seen}
-    assert "it/s" not in capsys.readouterr().err
+    line = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  step 1/1  [\d.,]+ images/s  0:00 left  loss \S+  lr \S+  ssl \S+"
+    assert len(re.findall(line, capsys.readouterr().err)) == 1
     assert list((tmp_path / "quiet").rglob("events.out.tfevents*"))
     seen.clear()
+    monkeypatch.setattr("hf_orthossl.training.display.in_terminal", lambda: True)
     run(front, source, tmp_path / "loud", max_steps=1, disable_tqdm=False)
     assert {output.dtype for output in seen} == {torch.float32}
-    assert "it/s" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert re.search(r"100%\|[█#]+\| 1/1 \[.*\], [\d.,]+ images/s, loss \S+", err)
+    assert not re.search(line, err)
 
 
 class Stop(Exception):

@@ -1,4 +1,4 @@
-"""Report training progress: scalars in log entries, the history file, and the progress bar."""
+"""Report training progress: scalars in log entries, and the history file."""
 
 import json
 import logging
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.trainer_callback import ProgressCallback
 
 from ...files import append_lines, read_lines, replace_file
 from ...messages import warn_once
@@ -20,8 +19,6 @@ HISTORY = "history.jsonl"
 RUN = "run"
 # Key of an entry that holds the options that a resumed run changed, each with its values before and now.
 CHANGED = "changed"
-# The values shown next to the progress bar, in this order; the history file contains everything that is logged.
-SHOWN = ("loss", "ssl", "orthogonality", "embedding_std")
 
 
 class ReportingCallback(TrainerCallback):
@@ -103,20 +100,6 @@ class HistoryCallback(TrainerCallback):
         """Append one entry."""
         if state.is_world_process_zero:
             append_history(args.output_dir, {"step": state.global_step, **logs})
-
-
-class LossBar(ProgressCallback):
-    """The Trainer's progress bar, which shows the parts of the loss instead of printing a line per log entry."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Show the parts of the loss next to the bar."""
-        if self.training_bar is not None and "loss" in logs:
-            self.training_bar.set_postfix_str(bar_text(logs))
-
-
-def bar_text(logs: Mapping[str, float]) -> str:
-    """Format the parts of the loss in a log entry for the progress bar."""
-    return ", ".join(f"{name}={logs[name]:.4g}" for name in SHOWN if name in logs)
 
 
 def append_history(folder: str | Path, entry: Mapping[str, Any]) -> None:
