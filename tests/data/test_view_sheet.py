@@ -106,7 +106,7 @@ def test_images_of_any_number_of_channels_can_be_looked_at():
         (["--views", "none.yaml"], "views none.yaml: no such file"),
         (["--views", "BAD"], "views of recipe bad is 3: it must be a list of mappings"),
         (["--views", "KEY"], "has no key 'jiter': did you mean 'jitter'"),
-        (["--views", "MANY"], "repeat in recipe many is 100000: it must be a number from 1 to 64"),
+        (["--views", "MANY"], "repeat in recipe many is 100000: it must be 1 to 64 views"),
         (["--views", "digits", "--images", "0"], "images is 0: it must be 1 or more"),
         (["--views", "digits", "--output", "sheet.doc"], "its name must end in .png, .pdf or .svg"),
         (["--views", "digits", "--output", "THERE"], "exists: pass the name of a new file"),

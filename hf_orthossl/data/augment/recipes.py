@@ -163,7 +163,7 @@ class Recipe:
             changes = dict(entry)
             base, repeat = changes.pop("base", None), changes.pop("repeat", 1)
             if type(repeat) is not int or not 1 <= repeat <= MAX_REPEAT:
-                raise ValueError(f"repeat in recipe {name} is {repeat!r}: it must be a number from 1 to {MAX_REPEAT}")
+                raise ValueError(f"repeat in recipe {name} is {repeat!r}: it must be 1 to {MAX_REPEAT} views")
             start = _published(str(base)).views[0] if base is not None else ViewSpec()
             views += [_replace_fields(start, changes, name)] * repeat
         return cls(name, tuple(views), str(values.get("source", "")))
