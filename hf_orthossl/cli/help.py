@@ -32,7 +32,7 @@ def help_text(prog: str, description: str, options: Sequence["Option"], *, every
         ("--help", "show this help"),
     ]
     if rare:
-        general.append(("--help_all", f"show {len(rare)} more options"))
+        general.append(("--help_all", f"show {len(rare)} more option{'s' if len(rare) > 1 else ''}"))
     if positional:
         lines += ["", "arguments"]
         lines += [line for one in positional for line in _entry(value_name(one), one.metadata["help"], width)]

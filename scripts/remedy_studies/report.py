@@ -37,8 +37,8 @@ def write_report(rows: Rows, folder: Path) -> Path:
         f"Made by `python scripts/remedies.py --report` from [{ROWS}]({ROWS}), one line for each run. "
         "Every run trains a small vision transformer (32 px in 8 px patches, 96 channels, 4 blocks, 0.5 M parameters) "
         f"on {_sizes(rows)}, 64 images a step, by AdamW at 1e-3 unless a table says otherwise. Accuracies are "
-        "top-1 on the 10,000 test images, kNN with k = 200 and T = 0.1; strengths are chosen on held-out training images, by kNN after a third of "
-        "the steps. Differences are paired by seed, with 95 % intervals by Student's t.",
+        "top-1 on the 10,000 test images, kNN with k = 200 and T = 0.1; strengths are chosen on held-out training "
+        "images, by kNN after a third of the steps. Differences are paired by seed, with 95 % intervals (Student's t).",
     ]
     for study, title in STUDIES.items():
         page += ["", f"## {title}", "", *parts[study](rows)]
@@ -72,8 +72,8 @@ def _methods(rows: Rows) -> list[str]:
         lines.append("")
     lines += ["Over methods: the mean of each method's difference from none in points of the linear probe, with the "]
     lines[-1] += (
-        "interval over methods, and for how many methods the arm helps, harms, or is not told apart by both probes, which "
-        "takes two seeds or more"
+        "interval over methods, and for how many methods the arm helps, harms, or is not told apart by both probes, "
+        "which takes two seeds or more"
     )
     lines += ["", _row("arm", "mean difference", "methods", "helps", "harms", "not told apart"), "| --- " * 6 + "|"]
     lines += [_over_methods(runs, arm) for arm in ARMS[1:]]

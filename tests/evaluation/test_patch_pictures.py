@@ -114,3 +114,10 @@ def test_the_command_draws_a_sheet_and_refuses_what_it_cannot(tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             main([*command, *more])
         assert line in capsys.readouterr().err
+
+
+def test_a_seed_without_effect_is_refused(tmp_path, capsys):
+    for command in ("patches", "embed", "neighbours"):
+        with pytest.raises(SystemExit, match="2"):
+            main([command, str(tmp_path), "--seed", "3"])
+        assert "seed is 3, and weights are loaded: pass --untrained too" in capsys.readouterr().err

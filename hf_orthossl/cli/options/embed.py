@@ -6,6 +6,7 @@ from typing import Literal
 
 from ...data.options import ImageOptions
 from ..parsing import parse
+from . import check_seed
 
 DESCRIPTION = (
     "Write the vectors of all images of a data set to one file: a row per image with path, label if there is one, and "
@@ -43,6 +44,7 @@ class EmbedArguments(ImageOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_seed(self.seed, self.untrained)
         if Path(self.output).suffix.lower() not in FORMATS:
             raise ValueError(f"output is {self.output!r}: its name must end in {', '.join(FORMATS)}")
         if self.batch_size < 1:

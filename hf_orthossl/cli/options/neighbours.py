@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from ...data.options import ImageOptions
 from ..parsing import parse
+from . import check_seed
 
 # The rows of a sheet: image libraries take no pictures of 65,536 pixels and more.
 MOST_ROWS = 40
@@ -44,6 +45,7 @@ class NeighboursArguments(ImageOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_seed(self.seed, self.untrained)
         for name in ("k", "shown", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")

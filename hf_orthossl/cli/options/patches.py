@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ...data.options import ImageOptions
 from ..parsing import parse
+from . import check_seed
 
 DESCRIPTION = (
     "Draw images beside what an encoder makes of their places: the first three principal components of patch tokens, "
@@ -41,6 +42,7 @@ class PatchesArguments(ImageOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_seed(self.seed, self.untrained)
         if Path(self.output).suffix.lower() not in FORMATS:
             raise ValueError(f"output is {self.output!r}: its name must end in {', '.join(FORMATS)}")
         if not 1 <= self.images <= 64:
