@@ -115,8 +115,9 @@ def holds_run(folder: Path) -> bool:
 
 
 def size_of_run(folder: Path) -> int:
-    """Return the bytes of everything that `overwrite_output` removes from a folder."""
-    files = (file for path in _written_by_run(folder) for file in (path.rglob("*") if path.is_dir() else (path,)))
+    """Return the bytes that `overwrite_output` frees in a folder, without the report, which the new run writes too."""
+    written = (path for path in _written_by_run(folder) if path.name != REPORT)
+    files = (file for path in written for file in (path.rglob("*") if path.is_dir() else (path,)))
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
