@@ -18,7 +18,7 @@ COLORS = 6
 # The part of the loss that is the penalty's.
 PENALTY = "orthogonality"
 # Parts of a log entry that are no part of the loss.
-_NO_LOSS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "train_loss", "train_runtime", "embedding_std")
+_NO_LOSS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "total_flos", "embedding_std")
 
 
 @dataclass(frozen=True)

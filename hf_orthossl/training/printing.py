@@ -126,6 +126,7 @@ def summarize(
         )
     if len(penalties) > 1:
         before = " (before γ)" if model.config.penalty_mode == "loss" else ""
+        before += " of the last step" if watched.get("selected") else ""
         lines.append(
             f"{model.config.regularizer:<8} {penalties[0]:.5g} before training, {penalties[-1]:.5g} after{before}"
         )
