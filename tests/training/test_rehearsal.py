@@ -88,9 +88,9 @@ def test_an_earlier_run_survives_the_refusal_of_its_replacement(tmp_path, capsys
     # What it replaces is removed before its own first checkpoint, and a run of one checkpoint fits in its place.
     main(["pretrain", *RUN, *TINY, "--output_dir", str(folder), "--knn_images", "0", "--overwrite_output"])
     capsys.readouterr()
-    line = refused(folder, capsys, "--overwrite_output", "--max_steps", "9", "--save_steps", "1")
+    line = refused(folder, capsys, "--overwrite_output", "--max_steps", "3", "--save_steps", "1")
     assert f"output_dir {folder} has " in line
-    assert "for up to 9 checkpoints of " in line
+    assert "for up to 3 checkpoints of " in line
     assert "lower --save_total_limit" in line
 
 
