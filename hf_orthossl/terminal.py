@@ -8,14 +8,38 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from .messages import without_secrets
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # What to show instead, in an encoding without these characters.
 PLAIN = {"γ": "gamma", "α": "alpha", "β": "beta", "ε": "eps", "σ": "sigma", "×": "x", "·": ".", "…": "...", "–": "-"}
 PLAIN |= {"−": "-", "±": "+-", "≥": ">=", "≤": "<=", "→": "->", "°": " deg", "‖": "||", "é": "e", "’": "'"}
 # The reader of a pipe has ended, or the terminal is gone.
 GONE = (errno.EPIPE, errno.EIO)
+
+
+def shows_bars() -> bool:
+    """Return whether somebody sees a bar move: in a terminal or a notebook, and not in the file of a batch system."""
+    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+
+
+def progress_bar(rows: Iterable[Any] | None, title: str, shown: bool = True, **settings: Any) -> "tqdm":
+    """Return a bar over some rows, which disappears at its end; none is shown where nobody sees it move.
+
+    Args:
+        rows (iterable, *optional*): What is counted.
+        title (`str`): What is done with them.
+        shown (`bool`, defaults to `True`): Whether a bar is wanted.
+        settings: Further arguments of `tqdm`.
+    """
+    from tqdm.auto import tqdm  # imports IPython's widgets where they are
+
+    return tqdm(rows, desc=title, disable=not (shown and shows_bars()), leave=False, dynamic_ncols=True, **settings)
 
 
 def keep_printing() -> None:

@@ -1,7 +1,6 @@
 """`orthossl forecast`: predict before training which directions an augmentation pipeline will collapse."""
 
 import dataclasses
-from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from ..data import ImageDataset, ImageSource, Recipe, Views, collate, get_recipe, load_source, without_unreadable
 from ..data.augment.recipes import for_channels
@@ -25,6 +23,7 @@ from ..locks import locked
 from ..methods import METHODS, SSLMethod, get_method
 from ..spectra import SpectralReport
 from ..spectra.figures import check_figures
+from ..terminal import progress_bar
 from .options.forecast import ForecastArguments
 
 # For each augmentation, the fields of a view that disable it.
@@ -276,8 +275,3 @@ def read_images(
     check_unreadable(unreadable, count, source.max_unreadable)
     images, labels = (torch.cat([batch[key] for batch in batches]) for key in ("pixel_values", "labels"))
     return images, labels if (labels >= 0).any() else None, left_out_note(unreadable, count, source.split)
-
-
-def progress_bar(batches: Iterable[Any], title: str) -> tqdm:
-    """Return a progress bar over batches."""
-    return tqdm(batches, desc=title, leave=False, dynamic_ncols=True)

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from ..hub.client import check_repo_id, require_token
 from ..hub.leaderboard.board.build import add_verification, build, check_folder, publish_verification
 from ..hub.leaderboard.page.space import PACKAGE, deploy
 from ..hub.measurements import protocol_text
+from ..terminal import progress_bar
 from .options.leaderboard import DEFAULT_BOARD, BuildArguments, DeployArguments, ServeArguments, VerifyArguments
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def main(action: str, args: Any) -> None:
 
 def build_board(args: BuildArguments) -> None:
     """Build a board, and publish it if asked to."""
-    with tqdm(desc="encoders", dynamic_ncols=True, leave=False) as bar:
+    with progress_bar(None, "encoders") as bar:
 
         def progress(done: int, count: int) -> None:
             bar.total, bar.n = count, done

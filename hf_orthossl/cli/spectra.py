@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data import (
@@ -41,6 +40,7 @@ from ..spectra import (
 from ..spectra.figures import COLORS, check_figures
 from ..spectra.layers import check_layers
 from ..spectra.stages import short_name
+from ..terminal import progress_bar
 from .inputs import open_encoder, open_images, spread
 from .options.spectra import SpectraArguments
 
@@ -270,9 +270,7 @@ def views_of(encoder: Encoder, source: ImageSource, name: str, args: SpectraArgu
     device = next(encoder.parameters()).device
     parts = torch.arange(len(rows)).split(max(args.batch_size // LIDAR_VIEWS, 1))
     numbers = shard_range(len(parts))
-    for number in tqdm(
-        numbers, desc=f"views of {name}", disable=not is_main_process(), leave=False, dynamic_ncols=True
-    ):
+    for number in progress_bar(numbers, f"views of {name}", is_main_process()):
         part = parts[number]
         views: list[Tensor] = []
         for turn in range(-(-LIDAR_VIEWS // len(whole))):

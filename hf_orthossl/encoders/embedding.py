@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from ..data import ImageDataset, ImageSource, collate, load_source, without_unreadable
 from ..data.image_list import ImageList, listed_images
@@ -15,6 +14,7 @@ from ..data.unreadable import Unreadable, check_unreadable
 from ..messages import suggest
 from ..spectra.layers import as_vectors, evaluation_mode
 from ..spectra.stages import REPRESENTATION
+from ..terminal import progress_bar
 from .channels import match_channels
 
 if TYPE_CHECKING:
@@ -137,9 +137,7 @@ def normalized_batches(
     loader = DataLoader(dataset, collate_fn=collate, num_workers=num_workers, **sampling)
     assert isinstance(dataset, Sized)
     total = len(dataset) if batches is None else sum(map(len, batches))
-    # With None, tqdm shows a bar in a terminal only.
-    bar = {"desc": progress, "disable": True if progress is None else None, "leave": False, "dynamic_ncols": True}
-    with tqdm(total=total, unit=" images", **bar) as shown:
+    with progress_bar(None, progress or "", progress is not None, total=total, unit=" images") as shown:
         for batch in loader:
             count = len(batch["labels"])
             if unreadable is not None:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from ..terminal import progress_bar
 from .features import are_equal
 
 PROTOCOLS = ("sgd", "lbfgs")
@@ -85,7 +85,7 @@ def sgd_probe(
     targets = F.one_hot(labels, num_classes).T.to(inputs)
     velocity = torch.zeros_like(weight)
     drops = (int(0.6 * epochs), int(0.8 * epochs))
-    for epoch in tqdm(range(epochs), desc="linear probe", disable=not progress, leave=False, dynamic_ncols=True):
+    for epoch in progress_bar(range(epochs), "linear probe", progress):
         rate = learning_rate * 0.1 ** sum(epoch >= drop for drop in drops)
         for rows in torch.randperm(len(inputs), generator=generator).to(inputs.device).split(batch_size):
             batch = inputs[rows]
@@ -145,7 +145,7 @@ def lbfgs_probe(
         best, weights = -1.0, None
         penalty = PENALTIES[-1]
         # From large to small λ: each fit starts at the minimum of the previous one.
-        for value in tqdm(PENALTIES[::-1], desc="choosing λ", disable=not progress, leave=False, dynamic_ncols=True):
+        for value in progress_bar(PENALTIES[::-1], "choosing λ", progress):
             weights = _minimize(inputs[rest], labels[rest], num_classes, value, weights)
             scores = inputs[validation] @ weights[:-1] + weights[-1]
             right = (scores.argmax(1) == labels[validation]).double().mean().item()

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from ..spectra.stages import REPRESENTATION
+from ..terminal import shows_bars
 
 # Key of a log entry → what it is called, in the order in which they are shown. The history file has all that is logged.
 SHOWN = {
@@ -27,11 +28,6 @@ SHOWN = {
 _KEPT = ("kNN", "linear", "rank")
 # The bar has a fixed width, so that text beside it is cut at the edge of the terminal and does not squeeze it.
 _BAR = "{percentage:3.0f}%|{bar:14}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
-
-
-def in_terminal() -> bool:
-    """Return whether progress is shown to somebody who sees it change."""
-    return sys.stderr is not None and sys.stderr.isatty()
 
 
 class Display:
@@ -53,7 +49,7 @@ class Display:
         self._kept: dict[str, str] = {}
         self._began = self._since = self._now = time.monotonic()
         self._logged = done
-        shown = bar and in_terminal() and not quiet
+        shown = bar and shows_bars() and not quiet
         self.bar = tqdm(total=total, initial=done, dynamic_ncols=True, bar_format=_BAR) if shown else None
 
     def step(self) -> None:

@@ -14,6 +14,7 @@ from hf_orthossl.cli import main
 from hf_orthossl.files import replace_file
 from hf_orthossl.options import read_config
 from hf_orthossl.pretraining import pretrain as _  # noqa: F401  # its loggers must not be born in a test below
+from hf_orthossl.terminal import progress_bar
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for folder in ("hf_orthossl", "scripts") for path in (ROOT / folder).rglob("*.py"))
@@ -149,3 +150,11 @@ def test_a_run_on_a_terminal_without_greek(encoding, tmp_path, monkeypatch):
         )
         sys.stdout.flush()
     assert "so, gamma = 1e-06" in (tmp_path / "screen").read_text(encoding=encoding)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_are_shown_where_somebody_sees_them_move(terminal, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    for shown in (True, False):
+        assert list(progress_bar(range(3), "counting", shown)) == [0, 1, 2]
+        assert ("counting" in capsys.readouterr().err) == (terminal and shown)

@@ -51,7 +51,7 @@ def test_a_file_gets_a_dated_line_for_each_entry(clock, capsys):
 
 def test_the_bar_keeps_its_width_whatever_is_beside_it(clock, monkeypatch):
     text = io.StringIO()
-    monkeypatch.setattr(display, "in_terminal", lambda: True)
+    monkeypatch.setattr(display, "shows_bars", lambda: True)
     monkeypatch.setattr(sys, "stderr", text)
     shown = Display(total=4, done=0, images_per_step=32, bar=True)
     for _ in range(4):

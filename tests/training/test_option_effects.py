@@ -186,7 +186,7 @@ def test_precision_trackers_and_bar(front, source, tmp_path, monkeypatch, capsys
     assert len(re.findall(line, capsys.readouterr().err)) == 1
     assert list((tmp_path / "quiet").rglob("events.out.tfevents*"))
     seen.clear()
-    monkeypatch.setattr("hf_orthossl.training.display.in_terminal", lambda: True)
+    monkeypatch.setattr("hf_orthossl.training.display.shows_bars", lambda: True)
     run(front, source, tmp_path / "loud", max_steps=1, disable_tqdm=False)
     assert {output.dtype for output in seen} == {torch.float32}
     err = capsys.readouterr().err

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ...data import ImageSource, UnreadableImage
 from ...data.decoding import image_size
 from ...data.opening import image_name
 from ...data.unreadable import Unreadable, check_unreadable
+from ...terminal import progress_bar
 from .boxes import BoxFormat, recognize_format, to_corners
 
 _CATEGORY_NAMES = ("category", "categories", "category_id", "label", "labels")
@@ -110,7 +110,7 @@ def read_boxes(source: ImageSource, *, progress: bool = False) -> RawBoxes:
     raw = RawBoxes([], [], [], [], getattr(parts[key], "names", None), key, 0)
     unreadable = []
     columns = source.dataset.select_columns([source.image_column, "objects"]).with_format(None)
-    rows = tqdm(columns, desc="boxes", disable=not progress, leave=False, dynamic_ncols=True)
+    rows = progress_bar(columns, "boxes", progress)
     for row, record in enumerate(rows):
         try:
             height, width = image_size(record[source.image_column], page=source.page(row), within=source.within)

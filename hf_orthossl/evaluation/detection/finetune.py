@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, RandomSampler
-from tqdm.auto import tqdm
 
 from ...encoders import Encoder
 from ...messages import suggest
+from ...terminal import progress_bar
 from ..results import Result
 from .data import DetectionBatch, DetectionDataset, collate_detection
 from .drawing import chosen_images, draw_detections
@@ -165,7 +165,7 @@ def _train(
     schedule = LambdaLR(optimizer, lambda step: _factor(step, len(loader)))
     detector.train()
     average = None
-    for step, batch in enumerate(bar := _bar(loader, "fine-tuning", progress)):
+    for step, batch in enumerate(bar := progress_bar(loader, "fine-tuning", progress)):
         train.note_unreadable(batch.unreadable)
         if not batch.images:
             continue
@@ -211,7 +211,7 @@ def detect(
         dataset, batch_size, collate_fn=collate_detection, num_workers=num_workers, generator=torch.Generator()
     )
     positions, predictions = [], []
-    for batch in _bar(loader, "detecting", progress):
+    for batch in progress_bar(loader, "detecting", progress):
         dataset.note_unreadable(batch.unreadable)
         if not batch.images:
             continue
@@ -231,10 +231,6 @@ def _on_device(batch: DetectionBatch, detector: Detector) -> tuple[list[Tensor],
     device = next(detector.parameters()).device
     targets = [{key: target[key].to(device) for key in ("boxes", "labels")} for target in batch.targets]
     return [image.to(device) for image in batch.images], targets
-
-
-def _bar(loader: DataLoader, title: str, progress: bool) -> tqdm:
-    return tqdm(loader, desc=title, disable=not progress, leave=False, dynamic_ncols=True)
 
 
 def detection_results(

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ...data import ImageSource, UnreadableImage, decode_image, load_source
 from ...data.opening import image_name, open_image
 from ...data.shapes import CLASSES
 from ...data.unreadable import Unreadable, check_unreadable, left_out_note
 from ...messages import suggest
+from ...terminal import progress_bar
 from ..frozen import held_out_split
 
 # Columns that hold masks, by the usual names, and folders that do.
@@ -201,7 +201,7 @@ def _values(source: ImageSource, column: str, ignored: Sequence[int], progress: 
     found: set[int] = set()
     unreadable: list[Unreadable] = []
     rows = _undecoded(source, column).select_columns([column])
-    for number, row in enumerate(tqdm(rows, desc="masks", disable=not progress, leave=False, dynamic_ncols=True)):
+    for number, row in enumerate(progress_bar(rows, "masks", progress)):
         try:
             mask = _read_mask(row[column], source.within)
         except UnreadableImage as error:

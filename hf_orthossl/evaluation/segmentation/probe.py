@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ...data.decoding import to_tensor
 from ...encoders import Encoder
 from ...spectra.layers import evaluation_mode
+from ...terminal import progress_bar
 from ..detection.drawing import chosen_images
 from ..results import Result
 from .data import SegmentationDataset
@@ -161,7 +161,7 @@ def train_probe(
     generator = torch.Generator().manual_seed(seed)
     probe = optimizer = None
     order = _batches(len(train), batch_size, generator)
-    for step in tqdm(range(steps), desc="segmentation probe", disable=not progress, leave=False, dynamic_ncols=True):
+    for step in progress_bar(range(steps), "segmentation probe", progress):
         batch = maps(next(order))
         if batch is None:
             continue
@@ -221,7 +221,7 @@ def confusion_matrix(
     maps, classes = _Maps(encoder, test), test.num_classes
     matrix = np.zeros((classes, classes), np.int64)
     drawn = set(chosen_images(num_figures, len(test))) if figures is not None else set()
-    for index in tqdm(range(len(test)), desc="segmenting", disable=not progress, leave=False, dynamic_ncols=True):
+    for index in progress_bar(range(len(test)), "segmenting", progress):
         item = test[index]
         if item is None:
             continue
