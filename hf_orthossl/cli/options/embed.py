@@ -4,9 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ...data.options import ImageOptions
 from ..parsing import parse
-from . import check_seed
+from .encoder import EncoderArguments
 
 DESCRIPTION = (
     "Write the vectors of all images of a data set to one file: a row per image with path, label if there is one, and "
@@ -17,15 +16,11 @@ FORMATS = (".parquet", ".npz", ".npy")
 
 
 @dataclass
-class EmbedArguments(ImageOptions):
+class EmbedArguments(EncoderArguments):
     """Options of `orthossl embed`; the help of each option describes it."""
 
     _argument_group_name = "vectors"
 
-    model: str = field(
-        kw_only=True,
-        metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"},
-    )
     split: str | None = field(
         default=None,
         metadata={"metavar": "NAME", "help": "split, as in train+test (default: train)", "group": "data"},
@@ -35,16 +30,11 @@ class EmbedArguments(ImageOptions):
     )
     layer: str = field(default="representation", metadata={"metavar": "NAME", "help": "stage of the encoder"})
     tokens: Literal["patch"] | None = field(default=None, metadata={"help": "a vector per patch, or position of a map"})
-    image_size: int | None = field(default=None, metadata={"help": "side of the input (default: the model's)"})
-    untrained: bool = field(default=False, metadata={"help": "use random weights, for comparison"})
-    seed: int = field(default=0, metadata={"help": "seed of untrained weights"})
     batch_size: int = field(default=256, metadata={"help": "images per forward pass"})
     num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: a GPU if there is one)"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_seed(self.seed, self.untrained)
         if Path(self.output).suffix.lower() not in FORMATS:
             raise ValueError(f"output is {self.output!r}: its name must end in {', '.join(FORMATS)}")
         if self.batch_size < 1:

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from ...data.options import ImageOptions
 from ..parsing import parse
-from . import check_seed
+from .encoder import EncoderArguments
 
 # The rows of a sheet: image libraries take no pictures of 65,536 pixels and more.
 MOST_ROWS = 40
@@ -16,15 +15,11 @@ DESCRIPTION = (
 
 
 @dataclass
-class NeighboursArguments(ImageOptions):
+class NeighboursArguments(EncoderArguments):
     """Options of `orthossl neighbours`; the help of each option describes it."""
 
     _argument_group_name = "neighbours"
 
-    model: str = field(
-        kw_only=True,
-        metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"},
-    )
     split: str | None = field(
         default=None,
         metadata={"metavar": "NAME", "help": "split, as in train+test (default: train)", "group": "data"},
@@ -34,18 +29,13 @@ class NeighboursArguments(ImageOptions):
     )
     k: int = field(default=8, metadata={"help": "neighbours of each image"})
     shown: int = field(default=8, metadata={"help": "rows of a sheet of pictures"})
-    image_size: int | None = field(default=None, metadata={"help": "side of the input (default: the model's)"})
-    untrained: bool = field(default=False, metadata={"help": "use random weights, for comparison"})
-    seed: int = field(default=0, metadata={"help": "seed of untrained weights"})
     batch_size: int = field(default=256, metadata={"help": "images per forward pass"})
     num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: a GPU if there is one)"})
     cache: str | None = field(default=None, metadata={"help": "folder of features, or none (default: in HF_HOME)"})
     output_dir: str = field(default="runs/neighbours", metadata={"metavar": "DIR", "help": "folder of sheets and JSON"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_seed(self.seed, self.untrained)
         for name in ("k", "shown", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...data.options import ImageOptions
 from ..parsing import parse
-from . import check_seed
+from .encoder import EncoderArguments
 
 DESCRIPTION = (
     "Draw images beside what an encoder makes of their places: the first three principal components of patch tokens, "
@@ -17,15 +16,11 @@ FORMATS = (".png", ".pdf", ".svg", ".jpg")
 
 
 @dataclass
-class PatchesArguments(ImageOptions):
+class PatchesArguments(EncoderArguments):
     """Options of `orthossl patches`; the help of each option describes it."""
 
     _argument_group_name = "sheet"
 
-    model: str = field(
-        kw_only=True,
-        metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"},
-    )
     output: str = field(
         default="patches.png", metadata={"metavar": "FILE", "short": "o", "help": "new file: .png, .pdf, .svg or .jpg"}
     )
@@ -35,14 +30,9 @@ class PatchesArguments(ImageOptions):
         metadata={"metavar": "NAME", "help": "split (default: test, validation or train)", "group": "data"},
     )
     heads: bool = field(default=False, metadata={"help": "draw each head's attention, not their mean"})
-    image_size: int | None = field(default=None, metadata={"help": "side of the input (default: the model's)"})
-    untrained: bool = field(default=False, metadata={"help": "use random weights, for comparison"})
-    seed: int = field(default=0, metadata={"help": "seed of untrained weights"})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: a GPU if there is one)"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_seed(self.seed, self.untrained)
         if Path(self.output).suffix.lower() not in FORMATS:
             raise ValueError(f"output is {self.output!r}: its name must end in {', '.join(FORMATS)}")
         if not 1 <= self.images <= 64:
