@@ -61,7 +61,7 @@ test -s run/encoder/README.md
 
 cd "$checkout"
 "$work/venv/bin/pytest" -p no:cacheprovider \
-  tests/encoders/test_loading.py tests/encoders/test_export.py \
+  tests/encoders/test_loading.py tests/encoders/test_export.py tests/encoders/test_programs.py \
   tests/data/test_decoding.py tests/data/test_sources.py \
   tests/hub/test_publish.py tests/hub/test_leaderboard_views.py \
   tests/metrics tests/spectra/test_figures.py \
