@@ -277,8 +277,11 @@ def run_pretraining(
             report = SpectralReport.load(run.encoder)
             print(summarize(folder, results, penalties, model, report, watched, ranks, spent))
             print(_report(run, encoder, source))
-            named = None if data_args.location == IN_MEMORY else data_args.dataset
-            print(next_command(folder, named, bool(report.complete_collapse())))
+            if stopped := watched.get("stopped"):
+                print(f"stopped  {stopped}; --resume with --stop_on_collapse no goes on")
+            else:
+                named = None if data_args.location == IN_MEMORY else data_args.dataset
+                print(next_command(folder, named, bool(report.complete_collapse())))
             return dataclasses.replace(run, publication=publish_run(run, args)) if args.push_to_hub else run
 
 

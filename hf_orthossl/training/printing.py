@@ -105,7 +105,7 @@ def summarize(
         penalties (`list[float]`): Σ OR(W) before and after.
         model ([`SSLModel`]): The trained model.
         report ([`SpectralReport`]): The spectra of the encoder that was written.
-        watched (`dict[str, str]`): Which encoder was selected, and why the run stopped.
+        watched (`dict[str, str]`): Which encoder was selected.
         ranks (`list[tuple[float, int]]`): Effective rank of the representation and its largest possible value, before
             and after training, of the same images.
         spent ([`Spent`]): What the training took.
@@ -141,8 +141,6 @@ def summarize(
     ]
     if selected := watched.get("selected"):
         lines.insert(-1, f"selected {selected}")
-    if stopped := watched.get("stopped"):
-        lines.append(f"stopped  {stopped}; --resume with --stop_on_collapse no goes on")
     return "\n".join(lines)
 
 

@@ -211,7 +211,8 @@ def _left_out(encoder: Encoder) -> dict[str, int]:
     regularizer = OrthogonalityRegularizer(encoder, "so")
     taken = {id(matrix.parameter) for matrix in regularizer.matrices}
     named = {entry.name for entry in regularizer.left_out}
-    silent = [n for n, p in encoder.named_parameters() if p.ndim > 1 and id(p) not in taken and n not in named]
+    others = {encoder.published_name(n): p for n, p in encoder.named_parameters() if p.ndim > 1 and id(p) not in taken}
+    silent = sorted(others.keys() - named)
     _require(not silent, f"neither penalized nor listed: {', '.join(silent[:4])}")
     return dict(Counter(entry.reason for entry in regularizer.left_out))
 

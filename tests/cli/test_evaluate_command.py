@@ -29,8 +29,8 @@ def test_a_run_folder_an_encoder_folder_and_worse_labels(folder, tmp_path, capsy
         tmp_path, capsys, str(folder.parent), str(folder), "--seeds", "2", "--label_noise", "0.3", "--imbalance", "5"
     )
     assert {result["model"] for result in results} == {str(folder.parent), str(folder)}
-    # Per model: three votes, and two seeds of each of three linear probes, each with top-1 and top-5.
-    assert len(results) == 2 * 2 * (3 + 3 * 2)
+    # Per model: one vote, and two seeds of each of three linear probes, each with top-1 and top-5.
+    assert len(results) == 2 * 2 * (1 + 3 * 2)
     first, second = (
         [result["value"] for result in results if result["model"] == str(name)] for name in (folder.parent, folder)
     )

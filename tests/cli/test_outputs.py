@@ -69,4 +69,4 @@ def test_more_neighbours_than_images_are_noted(tmp_path, capsys):
     save_classes(tmp_path / "few", train=["cat", "dog"], test=["cat", "dog"])
     data = ["--dataset", str(tmp_path / "few"), "--output_dir", str(tmp_path / "out"), "--image_size", "32"]
     main([*COMMANDS["evaluate"], *data, "--task", "knn"])
-    assert "k is 200 and train has 8 labelled images: all of them vote" in " ".join(capsys.readouterr().out.split())
+    assert "k is 20 and train has 8 labelled images: all of them vote" in " ".join(capsys.readouterr().out.split())

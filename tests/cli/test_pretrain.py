@@ -75,12 +75,18 @@ def test_the_exported_encoder_is_the_trained_one(run_folder):
     torch.testing.assert_close(exported(images), trained(images))
 
 
-def test_the_cards_timm_snippet_runs(run_folder):
+def test_the_cards_timm_snippet_runs(run_folder, tmp_path, monkeypatch):
     card = (run_folder / "encoder" / "README.md").read_text()
     snippet = card.split("```python")[1].split("```")[0]
-    scope = {"image": Image.new("RGB", (32, 32))}
+    for name in ("first.jpg", "second.jpg"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    location = str(run_folder / "encoder")
+    assert location in snippet
+    monkeypatch.chdir(tmp_path)
+    scope = {}
     exec(snippet, scope)
-    assert scope["representation"].shape == (1, 16)
+    assert scope["representations"].shape == (2, 16)
+    assert scope["similarity"].item() == pytest.approx(1, abs=1e-5)
 
 
 def test_the_runs_config_starts_the_same_run(tmp_path):

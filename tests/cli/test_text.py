@@ -26,7 +26,7 @@ TERMINALS = [
 ]
 SMALL = "--backbone_config channels=[8,8,16,16] --per_device_train_batch_size 32 --use_cpu"
 # `open` of these reads no text.
-OTHER_OPEN = {"Image", "os", "entry"}
+OTHER_OPEN = {"Image", "os", "entry", "archive"}
 
 
 def without_encoding(tree):

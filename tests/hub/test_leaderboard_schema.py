@@ -186,14 +186,13 @@ def test_alpha_is_that_of_the_curve(length, claimed):
 def test_rank_is_brute_force_order():
     board = synthetic_board(200, seed=3)
     rows = rank(board, "knn", "CIFAR10", "top1")
-    best = {
-        e.repo_id: max(r.value for r in e.results if (r.task, r.dataset, r.metric) == ("knn", "cifar10", "top1"))
-        for e in board.entries
-        if any((r.task, r.metric) == ("knn", "top1") for r in e.results)
-    }
-    assert {row.entry.repo_id: row.result.value for row in rows} == best
+    measure = ("knn", "cifar10", "top1")
+    fitting = {e.repo_id: [r for r in e.results if (r.task, r.dataset, r.metric) == measure] for e in board.entries}
+    best = {name: max(results, key=lambda result: result.value) for name, results in fitting.items() if results}
+    assert {row.entry.repo_id: row.result.value for row in rows} == {name: r.value for name, r in best.items()}
+    assert [row.result.value for row in rows] == sorted((r.value for r in best.values()), reverse=True)
     for row in rows:
-        assert row.rank == 1 + sum(value > row.result.value for value in best.values())
+        assert row.rank == 1 + sum(result.low > row.result.value for result in best.values())
 
 
 def test_the_boards_own_number_counts_before_the_claim():

@@ -31,7 +31,7 @@ def test_a_destination_is_checked_as_publishing_will(folder, hub_here):
         check_destination(REPO, private=True)
     broken = hub_here.files(REPO)["README.md"].replace(b"<!-- /orthossl:about -->", b"")
     hub_here.change(hub_here.repo(REPO), {"README.md": broken})
-    with pytest.raises(ValueError, match="cannot be updated: line 22"):
+    with pytest.raises(ValueError, match="cannot be updated: line 30"):
         check_destination(REPO)
 
 
