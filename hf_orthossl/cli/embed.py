@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-from ..data import load_source
 from ..distributed.collectives import on_main
 from ..distributed.launch import init_processes
-from ..encoders.channels import common_channels, match_channels
 from ..messages import readable_size
 from ..retrieval import embed_to_file
 from ..retrieval.embedding_file import require_new
-from .inputs import open_encoder
+from .inputs import open_encoder, open_source
 from .options.embed import EmbedArguments
 
 
@@ -23,11 +21,7 @@ def main(args: EmbedArguments) -> None:
     # First, so that an output that exists costs no download.
     on_main(lambda: require_new(Path(args.output)))
     encoder = open_encoder(args.model, args)
-    reading = args.reading() | {"channels": args.channels or common_channels({args.model: encoder})}
-    source = load_source(args.location, split=args.split, **reading)
-    print(f"data     {source.describe()}")
-    if measured_by := match_channels(encoder, source):
-        print(f"pixels   {measured_by}")
+    source = open_source(encoder, args, args.split)
     written = embed_to_file(
         encoder,
         source,

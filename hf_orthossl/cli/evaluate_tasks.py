@@ -1,6 +1,6 @@
 """Run the tasks of `orthossl evaluate` with options of their own: fine-tuning, transfer, detection, segmentation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..data import ImageSource
@@ -117,9 +117,10 @@ def measure_detection(
         num_workers (`int`): Number of processes that decode images.
         figures (`Path`): Folder for drawings.
     """
-    results: list[Result] = []
-    for seed in seeds:
-        results += detection_results(
+    return _for_each(
+        seeds,
+        figures,
+        lambda **repeated: detection_results(
             encoder,
             *splits,
             head=args.detector,
@@ -130,13 +131,12 @@ def measure_detection(
             batch_size=args.detection_batch_size,
             optimizer=args.detection_optimizer,
             learning_rate=args.detection_lr,
-            seed=seed,
             num_workers=num_workers,
             progress=True,
-            figures=figures if seed == seeds[0] else None,
             num_figures=args.drawn_images,
-        )
-    return results
+            **repeated,
+        ),
+    )
 
 
 def measure_segmentation(
@@ -158,17 +158,22 @@ def measure_segmentation(
         figures (`Path`): Folder for drawings.
         num_figures (`int`): Number of drawings.
     """
-    results: list[Result] = []
-    for seed in seeds:
-        results += segmentation_results(
+    return _for_each(
+        seeds,
+        figures,
+        lambda **repeated: segmentation_results(
             encoder,
             *splits,
             steps=args.segmentation_steps,
             batch_size=args.segmentation_batch_size,
             learning_rate=args.segmentation_lr,
-            seed=seed,
             progress=True,
-            figures=figures if seed == seeds[0] else None,
             num_figures=num_figures,
-        )
-    return results
+            **repeated,
+        ),
+    )
+
+
+def _for_each(seeds: range, figures: Path, measure: Callable[..., list[Result]]) -> list[Result]:
+    """Return the results of all seeds; the first one's outputs are drawn."""
+    return [r for seed in seeds for r in measure(seed=seed, figures=figures if seed == seeds[0] else None)]

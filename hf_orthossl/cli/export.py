@@ -20,7 +20,7 @@ def main(args: ExportArguments) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"output_dir {folder} exists and is not an empty folder: pass another")
     require_writable(folder, [RECORD])
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     encoder = load_encoder(
         args.model, pretrained=not args.untrained, image_size=args.image_size, channels=args.channels
     ).eval()

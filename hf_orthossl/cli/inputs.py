@@ -1,6 +1,6 @@
 """Open what a command measures or shows: an encoder, and a sample of images that is spread evenly over a split."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -41,6 +41,34 @@ def open_encoder(name: str, args: EncoderOptions) -> Encoder:
         raise ValueError(f"device {device!r} cannot be used ({first_line(error)}): pass --device cpu") from error
 
 
+def open_source(encoder: Encoder, args: ImageOptions, split: str | None, **exclude: Any) -> ImageSource:
+    """Return the images of a split with the channels of an encoder, and print what was taken.
+
+    Args:
+        encoder ([`Encoder`]): The encoder.
+        args ([`ImageOptions`]): What the user named.
+        split (`str`, *optional*): The split; by default the training images.
+        exclude: Folders to leave out, as for [`load_source`].
+
+    Raises:
+        ValueError: The images have another number of channels.
+    """
+    channels = args.channels or (None if encoder.channels == 3 else encoder.channels)
+    source = load_source(args.location, split=split, **exclude, **args.reading() | {"channels": channels})
+    print(f"data     {source.describe()}")
+    if measured_by := match_channels(encoder, source):
+        print(f"pixels   {measured_by}")
+    return source
+
+
+def held_out_split(args: ImageOptions, split: str | None) -> str | None:
+    """Return the split that the user named or, without one, a held-out split if there is one."""
+    if split is not None:
+        return split
+    known = available_splits(args.location, args.dataset_name)
+    return next((name for name in HELD_OUT_SPLITS if name in known), None)
+
+
 def open_images(args: ImageOptions, split: str | None, channels: int | None) -> ImageSource:
     """Return the images of a split or, without one, of a held-out split if there is one.
 
@@ -49,10 +77,7 @@ def open_images(args: ImageOptions, split: str | None, channels: int | None) -> 
         split (`str`, *optional*): The split.
         channels (`int`, *optional*): The channels of the encoder; `None` for RGB.
     """
-    if split is None:
-        known = available_splits(args.location, args.dataset_name)
-        split = next((name for name in HELD_OUT_SPLITS if name in known), None)
-    return load_source(args.location, split=split, **args.reading() | {"channels": channels})
+    return load_source(args.location, split=held_out_split(args, split), **args.reading() | {"channels": channels})
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -72,10 +97,7 @@ def sample_images(encoder: Encoder, args: ImageOptions, split: str | None, count
     Raises:
         ValueError: The images do not fit the encoder, or more than allowed cannot be read.
     """
-    source = open_images(args, split, None if encoder.channels == 3 else encoder.channels)
-    print(f"data     {source.describe()}")
-    if measured_by := match_channels(encoder, source):
-        print(f"pixels   {measured_by}")
+    source = open_source(encoder, args, held_out_split(args, split))
     rows = spread(source.num_rows, count)
     dataset = ImageDataset(source, image_size=encoder.image_size, indices=rows, unreadable="omit")
     unreadable: list[Unreadable] = []

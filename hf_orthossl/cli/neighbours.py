@@ -3,17 +3,16 @@
 import json
 from pathlib import Path
 
-from ..data import ImageSource, load_source
+from ..data import ImageSource
 from ..distributed.collectives import on_main
 from ..distributed.environment import is_main_process
 from ..distributed.launch import init_processes
-from ..encoders.channels import common_channels, match_channels
 from ..evaluation.features import FeatureCache
 from ..files import replace_file, replacing_files, require_writable
 from ..locks import locked
 from ..retrieval import Neighbours, draw_duplicates, draw_neighbours, draw_outliers, find_neighbours
 from ..spectra.figures import check_figures
-from .inputs import open_encoder
+from .inputs import open_encoder, open_source
 from .options.neighbours import NeighboursArguments
 
 # What the command writes, in the order in which it is named.
@@ -37,11 +36,7 @@ def show(args: NeighboursArguments) -> None:
     on_main(lambda: require_writable(folder, FILES))
     check_figures()
     encoder = open_encoder(args.model, args)
-    reading = args.reading() | {"channels": args.channels or common_channels({args.model: encoder})}
-    source = load_source(args.location, split=args.split, exclude=[folder], **reading)
-    print(f"data     {source.describe()}")
-    if measured_by := match_channels(encoder, source):
-        print(f"pixels   {measured_by}")
+    source = open_source(encoder, args, args.split, exclude=[folder])
     found = find_neighbours(
         encoder,
         source,

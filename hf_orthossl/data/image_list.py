@@ -1,4 +1,4 @@
-"""A Python list of images of any kind, as a torch data set with the items of [`ImageDataset`]."""
+"""Read a Python list of images of any kind as a torch data set with the items of [`ImageDataset`]."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Where this process is: what its peers are told while they wait for it, and what a user is told when it ends."""
+"""Keep where this process is: what its peers are told while they wait for it, and what a user is told when it ends."""
 
 import contextlib
 from collections.abc import Callable, Iterator

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MapLayout:
-    """What a mask token replaces, and what one position of the last feature map sees.
+    """Say what a mask token replaces, and what one position of the last feature map sees.
 
     Args:
         cell (`int`): The side in pixels of what one mask token replaces: of a patch, or 1 for a pixel.

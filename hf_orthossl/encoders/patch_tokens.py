@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PatchLayout:
-    """How a vision transformer divides an image into patches, and orders their tokens.
+    """Say how a vision transformer divides an image into patches, and orders their tokens.
 
     Args:
         patch (`int`): The side of a patch in pixels.

@@ -66,7 +66,7 @@ class EncoderProgram(nn.Module):
 
 @dataclass(frozen=True)
 class ProgramExport:
-    """What was written.
+    """Describe a program that was written.
 
     Args:
         folder (`Path`): Its folder.

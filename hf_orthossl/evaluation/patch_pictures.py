@@ -68,7 +68,7 @@ def patch_components(maps: Tensor) -> PatchComponents:
 
 @dataclass(frozen=True)
 class PatchSheet:
-    """What a sheet shows.
+    """Describe a sheet that was drawn.
 
     Args:
         path (`Path`): The file.

@@ -122,7 +122,7 @@ PatchDistillationT = TypeVar("PatchDistillationT", bound=PatchDistillationConfig
 
 
 class MaskedPatches(NamedTuple):
-    """Which patches of a batch of views are masked.
+    """Say which patches of a batch of views are masked.
 
     Args:
         mask (`Tensor` of shape `(B, N)`): `True` where a patch is masked.

@@ -30,7 +30,7 @@ SIDE = 96
 
 @dataclass
 class Pictures:
-    """What a sample of a run's images shows.
+    """Hold what a sample of a run's images shows.
 
     Args:
         source (`str`): Which images, in words.

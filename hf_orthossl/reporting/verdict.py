@@ -15,7 +15,7 @@ FALL = 0.02
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run came to.
+    """Say what a run came to.
 
     Args:
         kind (`str`): "good", "mixed", "bad" or "open" (nothing was measured).

@@ -52,7 +52,7 @@ class Group:
 
 
 class _Look(NamedTuple):
-    """What of an image is compared: a hash of its decoded pixels, and its small version `(16, 16, C)`, uint8."""
+    """Hold what of an image is compared: a hash of its decoded pixels, and its small version `(16, 16, C)`, uint8."""
 
     digest: bytes
     small: np.ndarray

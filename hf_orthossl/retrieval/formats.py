@@ -1,4 +1,4 @@
-"""The files of vectors: Parquet, NumPy's archive, or a NumPy array beside a table, each written from parts in order.
+"""Write vectors to files: Parquet, NumPy's archive, or a NumPy array beside a table, each written from parts in order.
 
 No format holds more than a part of the vectors in memory while it is written.
 """

@@ -44,7 +44,7 @@ class Outlier(Picture):
 
 @dataclass
 class Neighbours:
-    """What the representations of a data set say about its images.
+    """Hold what the representations of a data set say about its images.
 
     Args:
         about (`dict`): What was measured: model, data set, split, number of images, k.

@@ -24,7 +24,7 @@ from .freezing import Freezing
 
 @dataclass(frozen=True)
 class Spent:
-    """What a training took, in this process.
+    """Hold what a training took, in this process.
 
     Args:
         seconds (`float`): From its begin to its end, with the measurements in between.

@@ -19,7 +19,7 @@ from .measure import measure, peak_rss
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
-    parser.add_argument("--backbone", default="resnet18_cifar", help="name as in load_encoder, untrained")
+    parser.add_argument("--backbone", default="resnet10t", help="name as in load_encoder, untrained")
     parser.add_argument("--dataset", default="digits", help="images, such as a folder with CIFAR-10")
     parser.add_argument("--split", default="train+test", help="their split")
     parser.add_argument("--images", type=int, nargs="+", default=[360, 1797], help="memory is measured with each")

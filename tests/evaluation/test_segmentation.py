@@ -183,6 +183,10 @@ def test_what_cannot_be_read_is_named():
     masks[3] = masks[3].resize((SIDE, SIDE // 2))
     data["test"] = columns(images, masks)
     _, test = segmentation_splits(data)
+    train, _ = segmentation_splits(splits())
+    for result in segmentation_results(encoder(), train, test, steps=2, batch_size=4):
+        counted = {name: result.protocol[name] for name in ("test_images", "unreadable_test_images", "ignored_values")}
+        assert counted == {"test_images": 7, "unreadable_test_images": 1, "ignored_values": "255"}
     assert test[3] is None
     assert "7 of 8 images of test were used: 1 cannot be read" in test.notes[0]
 

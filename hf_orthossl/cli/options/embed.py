@@ -1,4 +1,4 @@
-"""Options of `orthossl embed`."""
+"""Read the options of `orthossl embed`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ class EmbedArguments(EncoderArguments):
     tokens: Literal["patch"] | None = field(default=None, metadata={"help": "a vector per patch, or position of a map"})
     batch_size: int = field(default=256, metadata={"help": "images per forward pass"})
     num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: a GPU if there is one)"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""The options of commands that read the images of a data set with one encoder."""
+"""Share the options of commands that read the images of a data set with one encoder."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from ...data.options import ImageOptions
 
 @dataclass
 class EncoderArguments(ImageOptions):
-    """Which encoder, at which size and where it runs."""
+    """Name the encoder of a command, the size of its input, and the seed of weights that are not loaded."""
 
     _argument_group_name = "encoder"
 
@@ -18,7 +18,6 @@ class EncoderArguments(ImageOptions):
     image_size: int | None = field(default=None, metadata={"help": "side of the input (default: the model's)"})
     untrained: bool = field(default=False, metadata={"help": "use random weights, for comparison"})
     seed: int = field(default=0, metadata={"help": "seed of untrained weights"})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: a GPU if there is one)"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

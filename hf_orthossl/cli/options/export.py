@@ -1,10 +1,10 @@
-"""Options of `orthossl export`."""
+"""Read the options of `orthossl export`."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ...data.options import ImageOptions
 from ..parsing import parse
+from .encoder import EncoderArguments
 
 DESCRIPTION = (
     "Write an encoder as a program that runs without its Python code: ONNX, TorchScript or torch.export. MODEL is a "
@@ -14,15 +14,11 @@ DESCRIPTION = (
 
 
 @dataclass
-class ExportArguments(ImageOptions):
+class ExportArguments(EncoderArguments):
     """Options of `orthossl export`; the help of each option describes it."""
 
     _argument_group_name = "program"
 
-    model: str = field(
-        kw_only=True,
-        metadata={"positional": True, "metavar": "MODEL", "help": "run folder, encoder folder, timm name or Hub id"},
-    )
     format: Literal["onnx", "torchscript", "torch.export"] = field(
         default="onnx", metadata={"help": "format of the program"}
     )
@@ -30,13 +26,11 @@ class ExportArguments(ImageOptions):
     output_dir: str | None = field(
         default=None, metadata={"metavar": "DIR", "short": "o", "help": "folder to write, also -o"}
     )
-    image_size: int | None = field(default=None, metadata={"help": "side of the input (default: the model's)"})
     split: str | None = field(
         default=None,
         metadata={"metavar": "NAME", "help": "split (default: test, validation or train)", "group": "data"},
     )
     images: int = field(default=16, metadata={"help": "images that outputs are compared on", "group": "data"})
-    untrained: bool = field(default=False, metadata={"help": "use random weights, from seed 0"})
 
 
 def read(argv: list[str], prog: str = "orthossl export") -> tuple[ExportArguments]:

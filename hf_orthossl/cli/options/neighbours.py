@@ -1,4 +1,4 @@
-"""Options of `orthossl neighbours`."""
+"""Read the options of `orthossl neighbours`."""
 
 from dataclasses import dataclass, field
 
@@ -33,6 +33,7 @@ class NeighboursArguments(EncoderArguments):
     num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
     cache: str | None = field(default=None, metadata={"help": "folder of features, or none (default: in HF_HOME)"})
     output_dir: str = field(default="runs/neighbours", metadata={"metavar": "DIR", "help": "folder of sheets and JSON"})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: a GPU if there is one)"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Options of `orthossl patches`."""
+"""Read the options of `orthossl patches`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ class PatchesArguments(EncoderArguments):
         metadata={"metavar": "NAME", "help": "split (default: test, validation or train)", "group": "data"},
     )
     heads: bool = field(default=False, metadata={"help": "draw each head's attention, not their mean"})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: a GPU if there is one)"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

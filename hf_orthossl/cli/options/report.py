@@ -1,4 +1,4 @@
-"""Options of `orthossl report`."""
+"""Read the options of `orthossl report`."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""Options of `orthossl views`."""
+"""Read the options of `orthossl views`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

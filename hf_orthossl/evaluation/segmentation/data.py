@@ -88,6 +88,11 @@ class SegmentationDataset:
         return image, self._classes(index, mask)
 
     @property
+    def num_unreadable(self) -> int:
+        """Return how many images or masks could not be read so far."""
+        return len(self._unreadable)
+
+    @property
     def notes(self) -> list[str]:
         """Return a sentence for each way in which images or pixels have been left out so far."""
         notes = left_out_note(list(self._unreadable.values()), len(self), self.split)

@@ -16,7 +16,7 @@ from ...encoders import Encoder
 from ...spectra.layers import evaluation_mode
 from ...terminal import progress_bar
 from ..detection.drawing import chosen_images
-from ..results import Result
+from ..results import Result, unreadable_counts
 from .data import SegmentationDataset
 from .drawing import draw_segmentation
 
@@ -279,7 +279,9 @@ def segmentation_results(
     if not matrix.sum():
         raise ValueError(f"split {test.split} of {test.name} has no pixel that counts: pass another test_split")
     found = intersection_over_union(matrix)
-    settings |= {"train_images": len(train), "test_images": len(test)}
+    settings |= {"ignored_values": " ".join(map(str, test.ignored))} if test.ignored else {}
+    settings |= {"train_images": len(train), "test_images": len(test) - test.num_unreadable}
+    settings |= unreadable_counts(train.num_unreadable, test.num_unreadable)
     named = {n: round(float(v), 4) for n, v in zip(test.class_names, found, strict=True) if not np.isnan(v)}
     mean, accuracy = float(np.nanmean(found)), float(matrix.trace() / matrix.sum())
     about = (test.name, test.split)
