@@ -100,6 +100,19 @@ def test_seeds_are_averaged_and_protocols_told_apart(tmp_path):
     assert "| – | 0.700 (0.650 to 0.750) | lbfgs |" in body
 
 
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({}, ""),
+        ({"pretrained": False}, " Before training it had random weights."),
+        ({"pretrained": True, "started_from": "runs/a"}, " Before training it had the weights of runs/a."),
+    ],
+)
+def test_what_was_before_training_is_said_where_it_is_known(training, said, tmp_path):
+    body = render_card(encoder_folder(tmp_path, record_of().to_dict() | {"training": training, "base_model": None}))
+    assert f"are between 0 and 1.{said}\nThe same numbers" in body
+
+
 def test_a_card_says_how_the_penalty_acted(tmp_path):
     decoupled = {"regularizer": "so", "gamma": None, "penalty_mode": "decoupled", "strength": 0.1}
     body = render_card(encoder_folder(tmp_path, record_of().to_dict() | decoupled))
