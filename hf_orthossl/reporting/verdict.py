@@ -62,9 +62,9 @@ def judge(run: Run) -> Verdict:
     fell = len(run.accuracies) > 1 and run.accuracies[-1] < run.accuracies[0] - FALL
     if fell or any(sentence.startswith("Effective rank below") for sentence in lost) or report.complete_collapse():
         headline = (
-            f"The representation is alive ({rank}), but kNN accuracy fell during training."
+            f"The representation has not collapsed ({rank}), but kNN accuracy fell during training."
             if fell
-            else f"The representation is alive ({rank}), but parts of the encoder use few."
+            else f"The representation has not collapsed ({rank}), but parts of the encoder use few."
         )
         return Verdict("mixed", headline, [*lost, *_over_time(run), *knn, *about], _advice(run))
     headline = f"Healthy: the representation uses {rank}."
